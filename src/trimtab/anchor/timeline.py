@@ -413,6 +413,11 @@ class Reactive:
         """Change of the velocity a step."""
         return self._now[2]
 
+    def start(self, value: float, velocity: float = 0.0, acceleration: float = 0.0) -> None:
+        """Be somewhere, moving, with no target ahead."""
+        self._now = (self._in(value), velocity, acceleration)
+        self._target, self._at, self._duration = self._now[0], 0, 0
+
     def set(self, target: float, duration: int) -> None:
         """Head for `target`, to be reached at rest after `duration` steps."""
         goal = self._in(target)
