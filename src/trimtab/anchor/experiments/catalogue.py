@@ -72,7 +72,7 @@ class Experiment:
     title: str
     about: str
     shape: Shape = field(default_factory=Shape)
-    data: Literal["hues", "phases", "focus", "hsv", "rgb8", "rgb10"] = "rgb8"
+    data: Literal["hues", "phases", "focus", "hsv", "rgb8", "rgb10", "no red"] = "rgb8"
     batch: int = 64
     """Samples a step and seed; 0: all of them."""
     labels: Mapping[str, NoisyLabel] = field(default_factory=dict)

@@ -223,7 +223,7 @@ class _Source:
 
 def _points(kind: str) -> Float[Tensor, "n 3"]:
     """The colours that an experiment trains on."""
-    if kind == "rgb8":
+    if kind in ("rgb8", "no red"):
         return colours.rgb_grid(8)
     if kind == "rgb10":
         return colours.rgb_grid(10)
@@ -244,6 +244,8 @@ def _weights(
     """Sampling weights; None for uniform."""
     if kind in ("rgb8", "rgb10", "hues"):
         return None
+    if kind == "no red":
+        return (colours.redness(points) < 0.5).float()
     hsv = colours.to_hsv(points)
     h, _, v = hsv.unbind(-1)
     if kind == "phases":
