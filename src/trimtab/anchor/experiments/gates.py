@@ -82,7 +82,7 @@ def _recon(v: View) -> list[Gate]:
 def _same(v: View) -> list[Gate]:
     return [
         Gate(
-            "pruned and ablated outputs, largest difference",
+            "pruned and ablated outputs in float64, largest difference",
             v.seeds("prune_is_ablate").max(),
             high=1e-6,
         ),
@@ -217,7 +217,7 @@ def _two_six(result: Result) -> list[Gate]:
             "error of cyan after ablation, median", np.median(v.colour("ablation", "cyan")), low=0.1
         ),
         Gate(
-            "pruned and ablated outputs, largest difference",
+            "pruned and ablated outputs in float64, largest difference",
             v.seeds("prune_is_ablate").max(),
             high=1e-6,
         ),
@@ -239,7 +239,7 @@ def _two_seven(result: Result) -> list[Gate]:
             high=0.02,
         ),
         Gate(
-            "pruned and ablated outputs, largest difference",
+            "pruned and ablated outputs in float64, largest difference",
             v.seeds("prune_is_ablate").max(),
             high=1e-6,
         ),
@@ -324,7 +324,7 @@ def _hue(result: Result) -> list[Gate]:
     return [
         *_recon(v),
         Gate(
-            "pruned and ablated outputs, largest difference",
+            "pruned and ablated outputs in float64, largest difference",
             v.seeds("prune_is_ablate").max(),
             high=1e-6,
         ),
