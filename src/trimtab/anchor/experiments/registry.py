@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.anchor.experiments import colour, gates, recovery, results
+from trimtab.anchor.experiments import colour, gates, mixing, recovery, results
 from trimtab.anchor.experiments.catalogue import COLOUR
 from trimtab.anchor.experiments.gates import Gate
 from trimtab.errors import ConfigError, near
@@ -44,6 +44,9 @@ ENTRIES: dict[str, Entry] = {name: _colour(name) for name in sorted(COLOUR, key=
 ENTRIES |= {
     recovery.NAME: Entry(
         recovery.NAME, recovery.TITLE, recovery.ABOUT, recovery.SEEDS, recovery.run, recovery.gates
+    ),
+    mixing.NAME: Entry(
+        mixing.NAME, mixing.TITLE, mixing.ABOUT, mixing.SEEDS, mixing.run, mixing.gates
     ),
 }
 """In the order of the series."""

@@ -40,6 +40,17 @@ def write(folder: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) ->
     return folder
 
 
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """One JSON file, written aside and renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(_text(value), encoding="utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The result of an experiment that was run.
 
