@@ -65,10 +65,13 @@ class AntiSubspace:
 
     axes: tuple[int, ...] = (0,)
     """The reserved dimensions."""
+    relative: bool = False
+    """Of states divided by their length: for layers whose states have any."""
 
     def __call__(self, z: Float[Tensor, "... sample d"]) -> Float[Tensor, "... sample"]:
         """The loss of each sample."""
-        return (z[..., list(_within(self.axes, z))] ** 2).sum(-1)
+        energy = (z[..., list(_within(self.axes, z))] ** 2).sum(-1)
+        return energy / ((z**2).sum(-1) + EPS) if self.relative else energy
 
 
 # ---- places for concepts ------------------------------------------------------------------------

@@ -40,6 +40,27 @@ def _order(name: str) -> list[int]:
     return [int(part) for part in name.split(".")]
 
 
+_STORIES = (
+    "stories",
+    "A language model with a landmark and a lie anchored",
+    "A language model trained from scratch on generated stories; a landmark and dishonesty are "
+    "anchored by sparse, noisy labels, then projected out.",
+    1,
+)
+
+
+def _stories(out: Path, seeds: Sequence[int], **options: Any) -> Path:
+    from trimtab.anchor.experiments import stories  # it brings transformers
+
+    return stories.run(out, seeds, **options)
+
+
+def _stories_gates(result: dict[str, Any]) -> list[Gate]:
+    from trimtab.anchor.experiments import stories
+
+    return stories.gates(result)
+
+
 ENTRIES: dict[str, Entry] = {name: _colour(name) for name in sorted(COLOUR, key=_order)}
 ENTRIES |= {
     recovery.NAME: Entry(
@@ -48,6 +69,7 @@ ENTRIES |= {
     mixing.NAME: Entry(
         mixing.NAME, mixing.TITLE, mixing.ABOUT, mixing.SEEDS, mixing.run, mixing.gates
     ),
+    "stories": Entry(*_STORIES, _stories, _stories_gates),
 }
 """In the order of the series."""
 
