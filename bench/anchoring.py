@@ -9,7 +9,7 @@ from typing import Any
 from bench import data, results
 
 
-def run_seeds() -> results.Found:
+def run_seeds(quick: bool) -> results.Found:
     """`anchor_60_seeds_seconds`: experiment 2.9.1 on one thread, training alone."""
     import torch
 
@@ -20,14 +20,14 @@ def run_seeds() -> results.Found:
     torch.set_num_threads(1)
     try:
         start = time.perf_counter()
-        train(find("2.9.1"), range(60))
+        train(find("2.9.1"), range(6 if quick else 60), steps=60 if quick else None)
         took = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
     return {"anchor_60_seeds_seconds": (took, {"seeds": 60, "steps": 1501})}
 
 
-def run_mixing() -> results.Found:
+def run_mixing(quick: bool) -> results.Found:
     """`anchor_mixing_seconds`: one anchored run of the mixing transformer, two threads."""
     import torch
 
@@ -37,14 +37,14 @@ def run_mixing() -> results.Found:
     torch.set_num_threads(2)
     try:
         start = time.perf_counter()
-        mixing.train(mixing.ARMS["pooling"], 0, mixing.data())
+        mixing.train(mixing.ARMS["pooling"], 0, mixing.data(), 20 if quick else mixing.STEPS)
         took = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
     return {"anchor_mixing_seconds": (took, {"steps": mixing.STEPS})}
 
 
-def run_callback(repeats: int) -> results.Found:
+def run_callback(repeats: int, quick: bool) -> results.Found:
     """`anchor_callback_over_step`: training steps of the real model with terms at three blocks, over
     the same steps without; interleaved, so that both see the same machine."""
     import torch
@@ -78,7 +78,7 @@ def run_callback(repeats: int) -> results.Found:
         return time.perf_counter() - start
 
     took: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(2 * (repeats + 1)):
+    for number in range(4 if quick else 2 * (repeats + 1)):
         anchored = bool(number % 2)
         if anchored:
             anchors.attach(model)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
 from trimtab.report import figures, wording
-from trimtab.report.anchoring_figures import Run
+from trimtab.report.anchoring_canvas import Run
 from trimtab.report.files import write_text
 from trimtab.report.markdown import _plain, _table
 

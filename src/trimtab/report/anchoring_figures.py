@@ -4,42 +4,30 @@ stand for; everything else follows the page's theme."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trimtab.report import figures
-from trimtab.report.figures import GRID, INK, MUTED, NICE, RULE, Panel
-
-SHADES = [figures._PLACEHOLDER[f"m{i}"] for i in range(8)]
-DPI = 200
-"""Resolution of clouds of points, which are pictures within the drawing."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """An experiment's result and arrays."""
-
-    name: str
-    result: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Section:
-    """Drawings under one heading, with what they show."""
-
-    title: str
-    caption: str
-    panels: Sequence[Panel]
-    kind: str = "three"
+from trimtab.report.anchoring_canvas import (
+    DPI,
+    SHADES,
+    Run,
+    Section,
+    circle,
+    grid_colours,
+    hue_strip,
+    plane,
+    short,
+    slice_colours,
+    square_axes,
+    titled,
+)
+from trimtab.report.anchoring_others import OTHERS
+from trimtab.report.figures import GRID, INK, MUTED, NICE, Panel
 
 
 def sections(run: Run) -> list[Section]:
@@ -47,9 +35,7 @@ def sections(run: Run) -> list[Section]:
     if run.result["kind"] == "colour":
         found = [_seeds(run), _errors(run), _slices(run), _latents(run), _training(run)]
         return [s for s in found if s.panels]
-    return {"1.1": _data, "1.4": _transitions, "2.1": _lobes, "healing": _healing}.get(
-        run.name, lambda _: []
-    )(run)
+    return OTHERS[run.name](run) if run.name in OTHERS else []
 
 
 def overview(run: Run) -> list[Panel]:
@@ -117,7 +103,7 @@ def boxes(
 ) -> Panel:
     """A row a group: every seed as a dot, quartiles as a box."""
     width, top, bottom, pitch = 340, 36, 42, 30 if len(rows) < 12 else 15
-    left = min(150, 20 + round(6.6 * max(len(_short(r)) for r in rows)))
+    left = min(150, 20 + round(6.6 * max(len(short(r)) for r in rows)))
     height = top + pitch * len(rows) + bottom
     with figures._figure(width, height) as figure:
         ax = figure.add_axes(
@@ -134,7 +120,7 @@ def boxes(
             jitter = (rng.random(len(x)) - 0.5) * 0.4
             ax.plot(x, y + jitter, ls="none", marker="o", ms=2.6, color=SHADES[0], alpha=0.6, mew=0)
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), [_short(r) for r in rows])
+        ax.set_yticks(range(len(rows)), [short(r) for r in rows])
         small = 11 if len(rows) < 12 else 8
         ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=small)
         ax.tick_params(axis="x", labelsize=11)
@@ -145,7 +131,7 @@ def boxes(
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
         ax.grid(axis="x")
-        _titled(figure, title, unit)
+        titled(figure, title, unit)
         return figures._panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
@@ -166,7 +152,7 @@ def _errors(run: Run) -> Section:
     ):
         if f"line/{axis}/baseline" not in run.arrays:
             continue
-        with _plane(f"Error by {what}", "MSE") as (figure, ax):
+        with plane(f"Error by {what}", "MSE") as (figure, ax):
             for i, cut in enumerate(shown):
                 y = run.arrays[f"line/{axis}/{cut}"].astype(float)
                 x = np.linspace(0, 360 if axis == "hue" else 1, len(y))
@@ -177,7 +163,7 @@ def _errors(run: Run) -> Section:
                     lw=1.6,
                     label=cut,
                 )
-            _hue_strip(ax, axis)
+            hue_strip(ax, axis)
             ax.set_xlabel({"hue": "hue, degrees"}.get(axis, axis))
             if axis == "hue":
                 ax.set_xticks([0, 60, 120, 180, 240, 300, 360])
@@ -204,9 +190,9 @@ def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
         if f"r2_fine/{cut}" in run.arrays
         else math.nan
     )
-    with _plane(f"After {cut}", f"R² {r2:.2f}") as (figure, ax):
+    with plane(f"After {cut}", f"R² {r2:.2f}") as (figure, ax):
         figure.set_dpi(DPI)
-        ax.scatter(base, error, c=_grid_colours(8), s=14, lw=0, rasterized=True)
+        ax.scatter(base, error, c=grid_colours(8), s=14, lw=0, rasterized=True)
         slope, offset = np.polyfit(base, error, 1)
         ax.plot([0, 1], [offset, slope + offset], color=MUTED, lw=1, dashes=(3, 3))
         ax.set_xlabel(
@@ -221,7 +207,7 @@ def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
 def _slices(run: Run) -> Section:
     """Patches: what the model makes of each colour, with the truth inside."""
     panels = []
-    truth = _slice_colours()
+    truth = slice_colours()
     for cut in run.result["cuts"]:
         key = f"slice/{cut}"
         if key not in run.arrays or "pruning" in cut or "renormalised" in cut:
@@ -241,7 +227,7 @@ def _slices(run: Run) -> Section:
                 figure.text(
                     (4 + k * 104) / width, 84 / height, f"S = {s:.2g}", size=10, color=MUTED
                 )
-            _titled(figure, cut, "")
+            titled(figure, cut, "")
             panels.append(figures._panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
     return Section(
         "What it shows instead",
@@ -287,11 +273,11 @@ def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Pan
     with figures._figure(250, 270) as figure:
         figure.set_dpi(DPI)
         ax = figure.add_axes((30 / 250, 30 / 270, 208 / 250, 208 / 270))
-        _circle(ax)
+        circle(ax)
         order = np.argsort(z[:, 3 - a - b] if z.shape[1] > 2 and a + b < 4 else z[:, 0])
-        ax.scatter(z[order, a], z[order, b], c=_grid_colours(8)[order], s=16, lw=0, rasterized=True)
-        _square_axes(ax, f"dimension {a}", f"dimension {b}")
-        _titled(figure, title, "")
+        ax.scatter(z[order, a], z[order, b], c=grid_colours(8)[order], s=16, lw=0, rasterized=True)
+        square_axes(ax, f"dimension {a}", f"dimension {b}")
+        titled(figure, title, "")
         return figures._panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
 
 
@@ -305,9 +291,9 @@ def _history(run: Run) -> Panel:
         for k, index in enumerate(chosen):
             x, y = 8 + (k % 4) * 106, 122 if k < 4 else 4
             ax = figure.add_axes((x / width, y / height, 98 / width, 98 / height))
-            _circle(ax)
+            circle(ax)
             points = history[index]
-            ax.scatter(points[:, 0], points[:, 1], c=_grid_colours(6), s=5, lw=0, rasterized=True)
+            ax.scatter(points[:, 0], points[:, 1], c=grid_colours(6), s=5, lw=0, rasterized=True)
             most = max(1.15, 1.1 * float(np.abs(points[:, :2]).max()))
             ax.set_xlim(-most, most)
             ax.set_ylim(-most, most)
@@ -315,7 +301,7 @@ def _history(run: Run) -> Panel:
             figure.text(
                 x / width, (y + 100) / height, f"step {frames[index]:,}", size=9, color=MUTED
             )
-        _titled(figure, "On the way", "dimensions 0 and 1")
+        titled(figure, "On the way", "dimensions 0 and 1")
         return figures._panel(figure, "States during training", f"{run.name}-history")
 
 
@@ -324,7 +310,7 @@ def animation(run: Run) -> str | None:
     if "history" not in run.arrays:
         return None
     history = run.arrays["history"].astype(float)[..., :2]  # frame point 2
-    colours = _grid_colours(6)
+    colours = grid_colours(6)
     keep = np.arange(0, len(colours), 1)
     most = max(1.15, 1.05 * float(np.abs(history[-10:]).max()))
     place = np.clip(history / most, -1.2, 1.2) * 100
@@ -362,7 +348,7 @@ def _training(run: Run) -> Section:
     for title, lines in (("Weights", weights), ("Learning rate", {"lr": schedule["values"]["lr"]})):
         if not lines:
             continue
-        with _plane(title, "") as (figure, ax):
+        with plane(title, "") as (figure, ax):
             for i, (name, values) in enumerate(lines.items()):
                 ax.plot(schedule["step"], values, color=SHADES[i % 8], lw=1.8, label=name)
             if len(lines) > 1:
@@ -370,7 +356,7 @@ def _training(run: Run) -> Section:
             ax.set_xlabel("step")
             panels.append(figures._panel(figure, title, f"{run.name}-sheet-{title}"))
     losses = {n: v for n, v in run.result["losses"].items() if n != "step"}
-    with _plane("Loss and terms, unweighted", "mean over models") as (figure, ax):
+    with plane("Loss and terms, unweighted", "mean over models") as (figure, ax):
         for i, (name, values) in enumerate(losses.items()):
             shown = [v if v and v > 0 else math.nan for v in values]
             ax.plot(
@@ -386,224 +372,3 @@ def _training(run: Run) -> Section:
         ax.set_xlabel("step")
         panels.append(figures._panel(figure, "Loss and terms", f"{run.name}-losses"))
     return Section("Training", "The timeline, and the terms over training.", panels, "two")
-
-
-# ---- figures that are experiments ---------------------------------------------------------------
-
-
-def _data(run: Run) -> list[Section]:
-    panels = []
-    hues = np.linspace(0, 360, len(run.arrays["redness_by_hue"]))
-    rgb = _grid_colours(8)
-    for key, title in (("redness", "Redness"), ("similarity", "Likeness to red")):
-        with _plane(f"{title} by hue, vivid", "") as (figure, ax):
-            ax.plot(hues, run.arrays[f"{key}_by_hue"], color=SHADES[0], lw=1.8)
-            _hue_strip(ax, "hue")
-            ax.set_xlabel("hue, degrees")
-            panels.append(figures._panel(figure, f"{title} by hue", f"{run.name}-{key}"))
-    with _plane("The RGB cube", "redness over vibrancy") as (figure, ax):
-        figure.set_dpi(DPI)
-        x, y = run.arrays["vibrancy"].astype(float), run.arrays["redness"].astype(float)
-        ax.scatter(x, y, c=rgb, s=18, lw=0, rasterized=True)
-        ax.set_xlabel("vibrancy")
-        ax.set_ylabel("redness")
-        panels.append(figures._panel(figure, "The RGB cube", f"{run.name}-cube"))
-    return [
-        Section(
-            "Colours and their labels",
-            "Qualities from which noisy labels are drawn.",
-            panels,
-            "two",
-        )
-    ]
-
-
-def _transitions(run: Run) -> list[Section]:
-    panels = []
-    notes = run.result["figure"]
-    for k, what in enumerate(("value", "velocity", "acceleration")):
-        with _plane(f"To 1 in 50 steps: {what}", "") as (figure, ax):
-            for i, name in enumerate(notes["paths"]):
-                ax.plot(
-                    run.arrays[f"path/{i}"][:, k].astype(float), color=SHADES[i], lw=1.8, label=name
-                )
-            ax.set_xlabel("step")
-            if k == 0:
-                ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-            panels.append(figures._panel(figure, f"Transitions: {what}", f"{run.name}-{what}"))
-    with _plane("A target that changes on the way", "value") as (figure, ax):
-        ax.plot(run.arrays["moving"][:, 0].astype(float), color=SHADES[0], lw=1.8)
-        for step, goal in notes["targets"].items():
-            ax.plot([int(step)], [goal], marker="D", color=SHADES[1], ms=6)
-        ax.set_xlabel("step")
-        panels.append(figures._panel(figure, "Changing targets", f"{run.name}-moving"))
-    return [
-        Section(
-            "Transitions",
-            "Paths of least jerk from five starts, and to targets (diamonds) that change before they are "
-            "reached: value, velocity and acceleration stay continuous.",
-            panels,
-            "two",
-        )
-    ]
-
-
-def _lobes(run: Run) -> list[Section]:
-    notes, angle = run.result["figure"], np.arange(361) % 360
-    found = []
-    for kind, names in (("suppress", notes["suppressions"]), ("repel", notes["repulsions"])):
-        panels = []
-        for i, (name, start) in enumerate(names.items()):
-            out = run.arrays[f"{kind}/{i}/out"].astype(float)[angle]
-            strength = run.arrays[f"{kind}/{i}/strength"].astype(float)[angle]
-            with figures._figure(250, 420) as figure:
-                ax = figure.add_axes((14 / 250, 178 / 420, 222 / 250, 208 / 420))
-                _circle(ax)
-                theta = np.deg2rad(angle)
-                ax.plot(strength * np.sin(theta), strength * np.cos(theta), color=SHADES[1], lw=1.8)
-                for k in range(0, 360, 10):
-                    x, y = np.sin(np.deg2rad(k)), np.cos(np.deg2rad(k))
-                    if np.hypot(out[k, 0] - x, out[k, 1] - y) > 1e-3:
-                        ax.plot([x, out[k, 0]], [y, out[k, 1]], color=RULE, lw=0.8)
-                ax.plot(out[:, 0], out[:, 1], color=SHADES[0], lw=1.8)
-                edge = math.acos(start)
-                for side in (-1, 1):
-                    ax.plot(
-                        [0, side * math.sin(edge)],
-                        [0, math.cos(edge)],
-                        color=MUTED,
-                        lw=1,
-                        dashes=(3, 3),
-                    )
-                ax.set_xlim(-1.1, 1.1)
-                ax.set_ylim(-1.1, 1.1)
-                ax.set_axis_off()
-                below = figure.add_axes((40 / 250, 40 / 420, 196 / 250, 120 / 420))
-                below.plot(
-                    run.arrays["cosine"],
-                    run.arrays[f"{kind}/{i}/curve"].astype(float),
-                    color=SHADES[1],
-                    lw=1.8,
-                )
-                if kind == "repel":
-                    below.plot([0, 1], [0, 1], color=MUTED, lw=1, dashes=(3, 3))
-                    points = notes["handles"].get(name)
-                    if points:
-                        for one, other in ((0, 1), (3, 2)):
-                            xs, ys = zip(points[one], points[other], strict=True)
-                            below.plot(xs, ys, color=SHADES[2], lw=1, marker="o", ms=3)
-                below.set_xlim(-1, 1)
-                below.set_ylim(-0.02, 1.05)
-                below.set_xlabel("cosine with the concept")
-                below.tick_params(labelsize=10)
-                _titled(figure, name, "")
-                panels.append(figures._panel(figure, name, f"{run.name}-{kind}-{i}"))
-        what = (
-            ("Suppression", "strength")
-            if kind == "suppress"
-            else ("Repulsion", "change of alignment")
-        )
-        found.append(
-            Section(
-                what[0],
-                f"The concept points up. Blue: where unit vectors end; orange: {what[1]}; dashed: the "
-                "edge of the cone that is touched. Below, the same over the cosine with the concept"
-                + (", with the identity and the handles of the curve." if kind == "repel" else "."),
-                panels,
-            )
-        )
-    return found
-
-
-def _healing(run: Run) -> list[Section]:
-    panels = []
-    kinds = list(run.result["kinds"])
-    every = run.result["settings"]["every"]
-    for data in ("all colours", "reds alone"):
-        for part, title in (("red", "Error of red"), ("rest", "Mean error of what is not red")):
-            with _plane(title, data) as (figure, ax):
-                for i, kind in enumerate(kinds):
-                    curve = run.arrays[f"{part}/{i}/{data}"].astype(float)
-                    x = np.arange(len(curve)) * every
-                    shade = MUTED if kind == "untouched" else SHADES[(i - 1) % 8]
-                    ax.plot(
-                        x, np.maximum(np.median(curve, 1), 1e-6), color=shade, lw=1.6, label=kind
-                    )
-                ax.set_yscale("log")
-                ax.yaxis.set_minor_locator(NullLocator())
-                ax.set_xscale("symlog", linthresh=50)
-                ax.set_xlabel("steps of further training")
-                if part == "red" and data == "all colours":
-                    ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-                panels.append(
-                    figures._panel(figure, f"{title}, {data}", f"{run.name}-{part}-{data}")
-                )
-    return [
-        Section(
-            "Coming back", "Medians over seeds, by kind of deletion, of training on.", panels, "two"
-        )
-    ]
-
-
-# ---- helpers ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _plane(title: str, unit: str) -> Iterator[tuple[Figure, Axes]]:
-    with figures._plane(title, unit) as (figure, ax):
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
-        yield figure, ax
-
-
-def _titled(figure: Figure, title: str, unit: str) -> None:
-    width, height = (72 * x for x in figure.get_size_inches())
-    figure.text(4 / width, 1 - 16 / height, _short(title, 34), weight="bold", size=13)
-    figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
-
-
-def _circle(ax: Axes) -> None:
-    t = np.linspace(0, 2 * np.pi, 121)
-    ax.plot(np.cos(t), np.sin(t), color=RULE, lw=1, zorder=0.5)
-
-
-def _square_axes(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlim(-1.15, 1.15)
-    ax.set_ylim(-1.15, 1.15)
-    ax.set_xticks([-1, 0, 1])
-    ax.set_yticks([-1, 0, 1])
-    ax.set_xlabel(x, labelpad=1)
-    ax.set_ylabel(y, labelpad=-2)
-    ax.tick_params(labelsize=10)
-
-
-def _hue_strip(ax: Axes, axis: str) -> None:
-    """A strip of the colours themselves along the x axis."""
-    from matplotlib.colors import hsv_to_rgb
-
-    t = np.linspace(0, 1, 73)
-    one = np.ones_like(t)
-    hsv = {"hue": (t, one, one), "saturation": (0 * t, t, one), "value": (0 * t, one, t)}[axis]
-    high = 360 if axis == "hue" else 1
-    rgb = hsv_to_rgb(np.stack(hsv, -1))
-    for i in range(72):
-        ax.axvspan(t[i] * high, t[i + 1] * high, ymin=0, ymax=0.025, color=to_hex(rgb[i]), lw=0)
-    ax.set_xlim(0, high)
-
-
-def _grid_colours(n: int) -> np.ndarray:
-    axis = np.linspace(0, 1, n)
-    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-
-
-def _slice_colours() -> np.ndarray:
-    from matplotlib.colors import hsv_to_rgb
-
-    s, v, h = np.meshgrid(
-        np.linspace(0, 1, 4), np.linspace(0, 1, 5), np.arange(12) / 12, indexing="ij"
-    )
-    return hsv_to_rgb(np.stack([h, s, v], -1))
-
-
-def _short(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
