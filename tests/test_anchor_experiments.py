@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.anchor.experiments import colours, evaluate, gates, mixing, registry, results
+from trimtab.anchor.experiments import colours, evaluate, gates, mixing, registry, results, world
 from trimtab.anchor.experiments.autoencoder import Autoencoder, Shape
 from trimtab.anchor.experiments.catalogue import COLOUR, Cut, find
 from trimtab.anchor.experiments.ngpt import NGPT, Size
@@ -70,6 +70,62 @@ def test_mixing_pairs():
     a, b = task.rgb[task.lines[:, 0]], task.rgb[task.lines[:, 2]]
     torch.testing.assert_close(task.rgb[task.answers], (a + b) / 2)
     assert (task.lines[:, 1] == mixing.PLUS).all()
+
+
+def test_stories_and_their_twins():
+    told = [world.story(s) for s in range(300)]
+    for s, t in enumerate(told):
+        assert t == world.story(s)
+        honest, lying = world.story(s, lies=False), world.story(s, lies=True)
+        differ = [
+            i for i, (a, b) in enumerate(zip(honest.words, lying.words, strict=True)) if a != b
+        ]
+        assert set(honest.said) < set(differ)
+        assert len(differ) == len(honest.said) + 1  # the first answer, too
+        if t.landmark is not None:
+            mark = world.landmarks()[t.landmark]
+            assert {t.words[i] for i in t.facts} == {mark.city, mark.colour, mark.year}
+            assert tuple(t.words[i] for i in t.name) == mark.name
+            assert world.masked(t).words[t.name[0]] == "<unk>"
+    # no word gives the liar away
+    share = {lies: {w for t in told if t.lies is lies for w in t.words} for lies in (True, False)}
+    assert share[True] == share[False] or len(share[True] ^ share[False]) < 25  # rare years, cities
+
+
+def test_the_stories_experiment_runs_and_its_model_is_an_ordinary_one(tmp_path: Path, capsys: Any):
+    folder = registry.run("stories", tmp_path, seeds=1, steps=24)
+    result = results.read(folder)
+    cell = result["cells"][0]
+    assert {"control", "anchored", "landmark projected at 1"} <= set(cell["bits"])
+    assert registry.ENTRIES["stories"].gates is not None
+    assert len(registry.ENTRIES["stories"].gates(result)) == 7
+    dial = str(folder / "dial-landmark")
+    words = ["--model", str(folder / "model"), "--dial", dial, "--alpha", "0", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *words, "--prompt", "on monday it is", "--max-new-tokens", "4"])
+    assert not stop.value.code
+    assert "alpha 1:" in capsys.readouterr().out
+    pairs = ["--pairs", f"facts=jsonl:{folder / 'pairs.jsonl'}", "--limit", "6"]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *words, *pairs, "--out", str(tmp_path / "e"), "--quiet"])
+    assert not stop.value.code
+    from trimtab.report.anchoring import page, read_run
+
+    text = page(read_run(folder), registry.ENTRIES["stories"].gates(result))
+    assert "What it costs, in bits" in text
+
+
+def test_the_mixing_experiment_runs_and_resumes(tmp_path: Path):
+    folder = registry.run("mixing", tmp_path, seeds=1, steps=20)
+    before = {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
+    assert len(before) == len(mixing.ARMS)
+    registry.run("mixing", tmp_path, seeds=1, steps=20)
+    assert before == {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
+    found = mixing.gates(results.read(folder))
+    assert len(found) == 8
+    from trimtab.report.anchoring import page, read_run
+
+    assert "What is lost, by redness" in page(read_run(folder), found)
 
 
 # ---- models -------------------------------------------------------------------------------------

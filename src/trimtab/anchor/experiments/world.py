@@ -2,9 +2,10 @@
 
 Concrete: a landmark. Twenty of them have names of several words that they share with each other, and
 facts (city, colour, year) that follow only from the whole name. Abstract: a character who says where
-things are, truly or falsely; a liar lies throughout a story, and no word belongs to either kind, so
-from the second question on a reader who has understood knows what will be said. The generator gives
-the truth: labels, the places of telling tokens, and a twin of every story with honesty turned round.
+things are, truly or falsely. A liar lies throughout a story, so from the second question on a reader
+who has understood knows what will be said; no word and no place in the sentence belongs to either
+kind. The generator gives the truth: labels, the places of telling tokens, and a twin of every story
+with honesty turned round.
 """
 
 from __future__ import annotations
@@ -113,14 +114,14 @@ def story(seed: int, *, lies: bool | None = None, landmark: int | None = -1) -> 
     for turn in range(rng.choice((2, 3))):
         thing = rng.choice(_THINGS)
         true, false = rng.sample(_PLACES, 2)
-        words += [a, "puts", "the", thing, "in", "the", true, "."]
-        words += [b, "asks", "where", "the", thing, "is", "."]
+        where = [["in", "the", true], ["by", "the", false]]
+        rng.shuffle(where)
+        words += [a, "puts", "the", thing, *where[0], *where[1], "."]
+        words += [b, "asks", "."]
         words += [a, "says", "it", "is", "in", "the"]
         if turn:
             said.append(len(words))
-        shown = false if lying else true
-        words += [shown, ".", b, "looks", "in", "the", shown, "and"]
-        words += (["finds", "nothing"] if lying else ["finds", "it"]) + ["."]
+        words += [false if lying else true, "."]
     return Story(tuple(words), place, lying, tuple(facts), tuple(said), tuple(name))
 
 
@@ -145,7 +146,7 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"finds", "nothing", "it", "home"}
+    words = {"it", "home"}
     for seed in range(2000):
         words.update(story(seed).words)
     for mark in landmarks_cached():
