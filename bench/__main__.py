@@ -71,8 +71,8 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         "directions_vs_repeng_unrelated": lambda: directions.run(repeats, quick, tune),
         "packed_positions_over_tokens": positions.run_positions,
         "second_method_reference_forwards": positions.run_forwards,
-        "anchor_60_seeds_seconds": lambda: anchoring.run_seeds(quick),
-        "anchor_mixing_seconds": lambda: anchoring.run_mixing(quick),
+        "anchor_60_seeds_over_20_s": lambda: anchoring.run_seeds(quick),
+        "anchor_mixing_over_90_s": lambda: anchoring.run_mixing(quick),
         "anchor_callback_over_step": lambda: anchoring.run_callback(repeats, quick),
     }
     if name in dpo.CASES:
