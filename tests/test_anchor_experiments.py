@@ -305,3 +305,29 @@ def test_list_and_damaged_results(tmp_path: Path, capsys: Any):
     file = tmp_path / "x.json"
     results.write_json(file, {"a": [1.23456789, float("nan")]})
     assert json.loads(file.read_text()) == {"a": [1.23457, None]}
+
+
+COMMITTED = Path(__file__).resolve().parents[1] / "docs" / "results" / "anchoring"
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="no committed results of anchoring")
+def test_the_committed_page_is_what_its_results_give(tmp_path: Path):
+    """`trimtab anchor report --all --runs docs/results/anchoring` makes it again."""
+    import shutil
+
+    from trimtab.report.anchoring import write_anchoring
+
+    root = tmp_path / "anchoring"
+    shutil.copytree(COMMITTED, root, ignore=shutil.ignore_patterns("*.svg"))
+    names = [n for n in registry.ENTRIES if (root / n / "result.json").is_file()]
+    judged = {n: registry.judge(n, root) for n in names}
+    page = write_anchoring(root, names, judged, tmp_path / "anchoring.md")
+    assert page.read_text() == (COMMITTED.parent / "anchoring.md").read_text()
+    for figure in root.glob("*.svg"):
+        assert figure.read_bytes() == (COMMITTED / figure.name).read_bytes(), figure.name
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="no committed results of anchoring")
+@pytest.mark.parametrize("name", ["1.7", "2.8", "2.4.1", "2.5.1", "2.7.1", "2.9.1", "2.10.1"])
+def test_the_committed_headline_experiments_pass_their_gates(name: str):
+    assert all(g.passed for g in registry.judge(name, COMMITTED) if not g.stretch)

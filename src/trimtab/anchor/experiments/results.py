@@ -100,7 +100,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _text(result: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
