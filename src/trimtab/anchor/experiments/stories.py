@@ -32,6 +32,7 @@ from trimtab.anchor.timeline import Row, Sheet
 from trimtab.dials import ConceptDial
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
+from trimtab.states import module_at
 
 NAME, TITLE = "stories", "A language model with a landmark and a lie anchored"
 ABOUT = (
@@ -277,16 +278,28 @@ def difference(model: Any, tokenizer: Any, concept: str, sites: Sequence[int]) -
     """A dial along the difference of means in a trained model: what one does without anchoring."""
     told = [world.story(s) for s in world.seeds("train", TESTED)]
     batch = encode(told, tokenizer)
-    with torch.no_grad():
-        hidden = model(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True
-        ).hidden_states
     has = torch.tensor([s.landmark == 0 if concept == "landmark" else s.lies for s in told])
     found = {}
-    for k in sites:
-        mean = (hidden[k + 1] * batch.mask[..., None]).sum(1) / batch.mask.sum(1, keepdim=True)
+    for k, h in _states(model, batch, sites).items():
+        mean = (h * batch.mask[..., None]).sum(1) / batch.mask.sum(1, keepdim=True)
         found[k] = mean[has].mean(0) - mean[~has].mean(0)
     return ConceptDial(dict(found), "project")
+
+
+def _states(model: Any, batch: Batch, sites: Sequence[int]) -> dict[int, Tensor]:
+    """The residual stream after blocks."""
+    found: dict[int, Tensor] = {}
+    handles = [
+        module_at(model, k)[0].register_forward_hook(lambda _, __, out, k=k: found.update({k: out}))
+        for k in sites
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=batch.ids, attention_mask=batch.mask.long())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def relearn(model: Any, tokenizer: Any, p: Probes, limit: int) -> list[float]:
