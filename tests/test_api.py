@@ -24,7 +24,7 @@ def alone(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names():
-    assert set(trimtab.__all__) == {*FUNCTIONS, "Dial", "Pair", "PairSet"}
+    assert set(trimtab.__all__) == {*FUNCTIONS, "Anchors", "Dial", "Pair", "PairSet"}
     assert set(trimtab.__all__) <= set(dir(trimtab))
     for name in trimtab.__all__:
         thing = getattr(trimtab, name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from conftest import TINY, count_calls, random_rows
 from trimtab import models
 from trimtab.batching import collate
-from trimtab.dials import AdapterDial, Dial, Edit, VectorDial
+from trimtab.dials import AdapterDial, ConceptDial, Dial, Edit, VectorDial
 from trimtab.dials import dial as dial_module
 from trimtab.dials.adapter import linear_modules, linear_shape
 from trimtab.dials.attach import ADAPTER, VECTOR, attach
@@ -28,7 +28,7 @@ from trimtab.states import read
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 IDS = torch.randint(2, 320, (3, 14), generator=torch.Generator().manual_seed(7))
-KINDS = ("vector", "adapter", "composed")
+KINDS = ("vector", "adapter", "concept", "composed")
 
 
 def vector(model: Any, seed: int = 0, sites: tuple = (1, 2)) -> VectorDial:
@@ -53,10 +53,17 @@ def adapter(
     return dial.eval()
 
 
+def concept(model: Any, seed: int = 0, sites: tuple = (1, 2)) -> ConceptDial:
+    """Random directions, reflected: a large change whatever the states."""
+    g = torch.Generator().manual_seed(seed)
+    width = model.config.hidden_size
+    return ConceptDial({s: torch.randn(width, generator=g) for s in sites}, "reflect")
+
+
 def make(kind: str, model: Any, seed: int = 0) -> Dial:
     if kind == "composed":
         return adapter(model, seed) + 0.5 * vector(model, seed)
-    return {"vector": vector, "adapter": adapter}[kind](model, seed)
+    return {"vector": vector, "adapter": adapter, "concept": concept}[kind](model, seed)
 
 
 def logits(model: Any, ids: Tensor = IDS, **options: Any) -> Tensor:

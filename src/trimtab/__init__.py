@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trimtab.anchor.callback import Anchors
     from trimtab.dials import Dial
     from trimtab.evaluate import generate
     from trimtab.fit import fit
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Anchors": "trimtab.anchor.callback",
     "Dial": "trimtab.dials",
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",
@@ -32,7 +34,17 @@ _HOME = {
     "read_pairs": "trimtab.pairs",
 }
 
-__all__ = ["Dial", "Pair", "PairSet", "evaluate", "fit", "generate", "load", "read_pairs"]
+__all__ = [
+    "Anchors",
+    "Dial",
+    "Pair",
+    "PairSet",
+    "evaluate",
+    "fit",
+    "generate",
+    "load",
+    "read_pairs",
+]
 
 
 class _Package(ModuleType):

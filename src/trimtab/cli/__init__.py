@@ -16,6 +16,7 @@ VERBS = {
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",
+    "anchor": "experiments with concepts whose direction is chosen before training",
 }
 
 USAGE = """\

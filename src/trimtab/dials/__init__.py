@@ -2,7 +2,8 @@
 
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Alpha, Edit
+from trimtab.dials.concept import ConceptDial
 from trimtab.dials.dial import Dial, DialInfo
 from trimtab.dials.vector import VectorDial
 
-__all__ = ["AdapterDial", "Alpha", "Dial", "DialInfo", "Edit", "VectorDial"]
+__all__ = ["AdapterDial", "Alpha", "ConceptDial", "Dial", "DialInfo", "Edit", "VectorDial"]
