@@ -10,9 +10,9 @@ import pytest
 from trimtab.study.statistics import (
     POWER_FACTOR,
     Difference,
-    cluster_bootstrap,
     dose_response,
     holm,
+    mean_interval,
     paired_difference,
     verdict,
 )
@@ -20,7 +20,7 @@ from trimtab.study.statistics import (
 
 def test_interval_of_a_mean_matches_theory():
     values = np.random.default_rng(1).normal(2.0, 3.0, size=400)
-    value, low, high = cluster_bootstrap(values)
+    value, low, high = mean_interval(values)
     half = 1.96 * values.std() / math.sqrt(400)
     assert value == pytest.approx(values.mean(), abs=1e-12)
     assert low == pytest.approx(value - half, abs=0.05)
@@ -29,11 +29,11 @@ def test_interval_of_a_mean_matches_theory():
 
 def test_two_items_have_three_resampled_means():
     # Means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 2.5 % and 97.5 % points are the extremes.
-    assert cluster_bootstrap([0.0, 1.0]) == (0.5, 0.0, 1.0)
+    assert mean_interval([0.0, 1.0]) == (0.5, 0.0, 1.0)
 
 
 def test_one_item_has_no_interval():
-    value, low, high = cluster_bootstrap([0.25])
+    value, low, high = mean_interval([0.25])
     assert value == 0.25
     assert math.isnan(low)
     assert math.isnan(high)
@@ -41,32 +41,32 @@ def test_one_item_has_no_interval():
 
 def test_the_same_scores_give_the_same_interval():
     values = np.random.default_rng(3).random((3, 50))
-    assert cluster_bootstrap(values) == cluster_bootstrap(values.copy())
+    assert mean_interval(values) == mean_interval(values.copy())
     assert paired_difference(values, values[:1]) == paired_difference(values, values[:1])
-    assert cluster_bootstrap(values, seed=1) != cluster_bootstrap(values, seed=2)
+    assert mean_interval(values, seed=1) != mean_interval(values, seed=2)
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
     values = np.random.default_rng(3).random(50)
-    whole = cluster_bootstrap(values)
+    whole = mean_interval(values)
     monkeypatch.setattr("trimtab.study.statistics.CHUNK", 1000)
-    assert cluster_bootstrap(values) == whole
+    assert mean_interval(values) == whole
 
 
 def test_weights_are_a_weighted_mean():
-    assert cluster_bootstrap([1.0, 0.0, 0.0], [2, 1, 1]).value == 0.5
+    assert mean_interval([1.0, 0.0, 0.0], [2, 1, 1]).value == 0.5
     rng = np.random.default_rng(2)
     values = rng.random(80)
-    assert cluster_bootstrap(values, np.full(80, 3.0)) == pytest.approx(cluster_bootstrap(values))
+    assert mean_interval(values, np.full(80, 3.0)) == pytest.approx(mean_interval(values))
     # An item of weight 0 counts as absent.
-    low, high = cluster_bootstrap([0.2, 0.2, 0.9], [1, 1, 0])[1:]
+    low, high = mean_interval([0.2, 0.2, 0.9], [1, 1, 0])[1:]
     assert (low, high) == pytest.approx((0.2, 0.2))
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])
 def test_bad_weights_are_refused(weights):
     with pytest.raises(ValueError, match="weights"):
-        cluster_bootstrap([0.0, 1.0], weights)
+        mean_interval([0.0, 1.0], weights)
 
 
 def test_seeds_that_disagree_widen_the_interval():
@@ -74,9 +74,9 @@ def test_seeds_that_disagree_widen_the_interval():
     items = rng.random(200)
     agreeing = np.stack([items] * 5)
     differing = agreeing + rng.normal(0, 0.2, size=(5, 1))
-    narrow, wide = cluster_bootstrap(agreeing), cluster_bootstrap(differing)
+    narrow, wide = mean_interval(agreeing), mean_interval(differing)
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
-    one = cluster_bootstrap(items)
+    one = mean_interval(items)
     assert narrow.high - narrow.low == pytest.approx(one.high - one.low, rel=0.1)
 
 
@@ -143,9 +143,9 @@ def test_values_that_are_not_finite_are_named():
     with pytest.raises(ValueError, match="a holds nan at row 1, item 2"):
         paired_difference([[0, 0, 0], [0, 0, math.nan]], np.zeros((2, 3)))
     with pytest.raises(ValueError, match="values holds inf"):
-        cluster_bootstrap([0.0, math.inf])
+        mean_interval([0.0, math.inf])
     with pytest.raises(ValueError, match="shape"):
-        cluster_bootstrap([])
+        mean_interval([])
 
 
 def test_items_and_seeds_must_fit():

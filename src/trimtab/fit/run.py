@@ -84,7 +84,7 @@ def fit(
         base_model=source.name,
         base_digest=source.digest,
         data={data.name: data.digest},
-        seed=seed if named.trained else None,
+        seed=seed if named.seeded else None,
         config={
             **_plain(named.recipe),
             "limit": limit,
@@ -110,7 +110,9 @@ def fit(
         )
     history: list[dict[str, Any]] = []
     if isinstance(named.recipe, DirectionRecipe):
-        dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
+        dial: Dial = fit_direction(
+            named.recipe, model, encoded, seed=seed, store=store, progress=progress
+        )
     elif folder is not None:
         dial, history = _fit_adapter(
             named, model, encoded, seed, _work(folder), folder, store, progress
