@@ -18,7 +18,7 @@ from trimtab.pairs import PairSet, check_disjoint, read_pairs, unseen
 INSTRUCTION = "Answer truthfully and helpfully, and say only what is right."
 """Leads the prompts of the control `prompt` where a suite has no instruction of its own."""
 
-KEYS = ("description", "train", "evaluate", "dose", "instruction", "published")
+KEYS = ("description", "train", "evaluate", "dose", "instruction", "validation", "published")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Suite:
         evaluate: specs of the evaluation splits by name, e.g. `test`, `oos`, `rnd`.
         dose: spec of the held-out pairs on whose first items dose–response is measured.
         instruction: leads the prompts of the control `prompt`.
+        validation: spec of held-out pairs of the training distribution, for tuning; without one, a
+            part of the training items is held out.
         published: rows of an earlier publication.
         capability: by split, the distribution on which a model is trained and tested to know what
             it could reach there (GENIES): specs of its training pairs and of its test.
@@ -57,6 +59,7 @@ class Suite:
     evaluate: dict[str, str]
     dose: str
     instruction: str = INSTRUCTION
+    validation: str | None = None
     published: Published | None = None
     capability: dict[str, tuple[str, str]] = field(default_factory=dict)
     drop_seen: bool = False
@@ -111,7 +114,7 @@ def read_suite(name: str | Path) -> Suite:
         raise ConfigError(f"{file}: not YAML: {error}") from error
     expected = (
         "expected the keys train (a spec), evaluate (name: spec), and optionally description, "
-        "dose, instruction, published"
+        "dose, instruction, validation, published"
     )
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: {expected}")
@@ -136,6 +139,11 @@ def read_suite(name: str | Path) -> Suite:
     instruction = values.get("instruction", INSTRUCTION)
     if not isinstance(instruction, str) or not instruction.strip():
         raise ConfigError(f"{file}: instruction: expected a sentence")
+    validation = values.get("validation")
+    if validation is not None and not isinstance(validation, str):
+        raise ConfigError(f"{file}: validation: expected a spec")
+    if validation in splits.values():
+        raise ConfigError(f"{file}: validation: {validation} is an evaluation split, too")
     return Suite(
         text,
         values.get("description", ""),
@@ -143,6 +151,7 @@ def read_suite(name: str | Path) -> Suite:
         dict(splits),
         dose,
         instruction.strip(),
+        validation,
         _published(values.get("published"), file),
     )
 
