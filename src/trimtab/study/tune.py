@@ -2,10 +2,12 @@
 
 The evaluation splits of the suite are never read here: whatever chooses settings may not see what
 they will be judged on. The held-out items are the suite's `validation`, of the distribution that is
-trained on, or else a quarter of the training items, by item; the same for every method and trial. Trials are proposed by Optuna's TPE sampler (Bergstra et al. 2011,
-*Algorithms for Hyper-Parameter Optimization*, section 4), the first one being the method as it
-stands, and kept in a journal file, so that a search goes on where it was stopped: the n-th proposal
-depends on the finished trials and on n alone.
+trained on, or else a quarter of the training items, by item; the same for every method and trial.
+
+Trials are proposed by Optuna's TPE sampler (Bergstra et al. 2011, *Algorithms for Hyper-Parameter
+Optimization*, section 4), the first one being the method as it stands, and kept in a journal file,
+so that a search goes on where it was stopped: the n-th proposal depends on the finished trials and
+on n alone.
 """
 
 from __future__ import annotations
