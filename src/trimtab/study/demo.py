@@ -10,7 +10,8 @@ from trimtab.fit import METHODS, Method
 from trimtab.fit.recipes import TrainingRecipe
 from trimtab.progress import SILENT, Progress
 from trimtab.study.cell import Measuring
-from trimtab.study.compare import Comparison, compare
+from trimtab.study.compare import compare
+from trimtab.study.grid import Comparison
 
 FULL = Comparison(
     suite="facts",

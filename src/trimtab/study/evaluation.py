@@ -21,9 +21,9 @@ from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
 from trimtab.study import tables
 from trimtab.study.cell import BASE
-from trimtab.study.compare import commit
 from trimtab.study.files import Rows, free_folder, write_json, write_lines, write_rows
 from trimtab.study.measure import damage_rows, score_rows, sizes
+from trimtab.study.output import commit
 
 
 def evaluate(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Task:
         return f"{self.setting.data.suite.name}: {self.cell.label}{at}"
 
 
-Runner = Callable[[Sequence[Task]], Iterator[tuple[Task, Reply]]]
+Replies = Generator[tuple[Task, Reply], None, None]
+Runner = Callable[[Sequence[Task]], Replies]
 """Takes tasks, yields each with how it ended, in any order."""
 
 
@@ -66,7 +67,7 @@ def runner(jobs: int, ray: bool, threads: int, progress: Progress) -> Runner:
     return lambda tasks: in_turn(tasks, stages)
 
 
-def in_turn(tasks: Sequence[Task], stages: Stages) -> Iterator[tuple[Task, Reply]]:
+def in_turn(tasks: Sequence[Task], stages: Stages) -> Replies:
     """One after the other in this process."""
     for task in tasks:
         write_job(task.cell, task.setting)
@@ -122,7 +123,7 @@ class Worker:
             self.process.send_signal(number)
 
 
-def in_processes(tasks: Sequence[Task], jobs: int, threads: int) -> Iterator[tuple[Task, Reply]]:
+def in_processes(tasks: Sequence[Task], jobs: int, threads: int) -> Replies:
     """Several at once, each in a process that is started once and kept."""
     waiting: queue.Queue[Task] = queue.Queue()
     ended: queue.Queue[tuple[Task, Reply]] = queue.Queue()
@@ -138,9 +139,13 @@ def in_processes(tasks: Sequence[Task], jobs: int, threads: int) -> Iterator[tup
                 task = waiting.get_nowait()
             except queue.Empty:
                 return
-            if number not in workers or workers[number].process.poll() is not None:
-                workers[number] = Worker(threads)
-            ended.put((task, workers[number].run(task)))
+            try:
+                if number not in workers or workers[number].process.poll() is not None:
+                    workers[number] = Worker(threads)
+                reply = workers[number].run(task)
+            except (OSError, ValueError) as error:  # no process to be had, or half an answer
+                reply = Reply(error=f"its process: {error}", fatal=False)
+            ended.put((task, reply))
 
     hands = [
         threading.Thread(target=serve, args=(n,), daemon=True) for n in range(min(jobs, len(tasks)))
@@ -175,9 +180,7 @@ def _wait(workers: list[Worker]) -> None:
 # ---- Ray -----------------------------------------------------------------------------------------
 
 
-def on_cluster(
-    tasks: Sequence[Task], threads: int, progress: Progress
-) -> Iterator[tuple[Task, Reply]]:
+def on_cluster(tasks: Sequence[Task], threads: int, progress: Progress) -> Replies:
     """Spread over a Ray cluster: the one at RAY_ADDRESS, or one on this machine. Ray is told that a
     cell takes `threads` CPUs, and a GPU where it runs on one. Every node has to see `--out`, the
     data and the model under the same paths."""
