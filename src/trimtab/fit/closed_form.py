@@ -21,11 +21,15 @@ def fit_direction(
     model: nn.Module,
     encoded: Encoded,
     *,
+    seed: int = 0,
     store: Store | None = None,
     budget: int = 2048,
     progress: Progress = SILENT,
 ) -> VectorDial:
     """A vector dial from the differences of chosen and rejected states.
+
+    Args:
+        seed: of a random direction; the others have none.
 
     Raises:
         DataError: the differences at a site are all zero.
@@ -48,11 +52,15 @@ def fit_direction(
             ).norms
     chosen, rejected = pair_answers(encoded)
     directions, scales = {}, {}
+    generator = torch.Generator().manual_seed(seed)
     for site in sites:
         h = found.states[site]
         differences = h[chosen] - h[rejected]
         try:
-            if recipe.estimator == "mean":
+            if recipe.estimator == "random":
+                v = torch.randn(h.shape[-1], generator=generator)
+                directions[site] = (v / v.norm()).to(h.device)
+            elif recipe.estimator == "mean":
                 directions[site] = mean_difference(differences)
             else:
                 directions[site] = principal_direction(differences, centred=recipe.centred)

@@ -117,8 +117,8 @@ class InnerDPORecipe(InnerRecipe):
 class DirectionRecipe:
     """A vector in closed form: one pass over the pairs, no training."""
 
-    estimator: Literal["mean", "pca"] = "mean"
-    """Mean of the differences, or their first principal component."""
+    estimator: Literal["mean", "pca", "random"] = "mean"
+    """Mean of the differences, their first principal component, or none of that: the control."""
     sites: str = "0.5"
     """Where the vector is read and added: one block in the middle, or several (see sites)."""
     pool: Pool = "completion"
@@ -143,8 +143,13 @@ class Method:
 
     @property
     def trained(self) -> bool:
-        """Whether it has a seed; closed-form methods run once."""
+        """Whether it takes training steps."""
         return isinstance(self.recipe, TrainingRecipe)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it depends on a seed; methods that do not run once."""
+        return self.trained or getattr(self.recipe, "estimator", None) == "random"
 
     @property
     def equivalent(self) -> str | None:
@@ -255,6 +260,12 @@ METHODS: dict[str, Method] = {
             DirectionRecipe(estimator="pca"),
             "vector at the middle block",
             "first principal component of the differences, no training",
+        ),
+        Method(
+            "random",
+            DirectionRecipe(estimator="random"),
+            "vector at the middle block",
+            "a random direction as long as the others: the control of vectors",
         ),
     )
 }

@@ -94,7 +94,7 @@ def fit(
         base_model=source.name,
         base_digest=source.digest,
         data={data.name: data.digest},
-        seed=seed if named.trained else None,
+        seed=seed if named.seeded else None,
         config={
             **_plain(named.recipe),
             "limit": limit,
@@ -120,7 +120,9 @@ def fit(
         )
     extra: dict[str, str | bytes] = {}
     if isinstance(named.recipe, DirectionRecipe):
-        dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
+        dial: Dial = fit_direction(
+            named.recipe, model, encoded, seed=seed, store=store, progress=progress
+        )
     elif folder is not None:
         dial, extra = _fit_adapter(
             named, model, encoded, seed, _work(folder), folder, store, progress
