@@ -21,13 +21,16 @@ from trimtab.batching.batches import (
     row_cost,
     row_length,
 )
-from trimtab.batching.masks import attention_mask, packed_mask, sliding_window
+from trimtab.batching.contrast import Contrast, batches, gradient_batches, node_batches
+from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
+from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
 from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode
 
 __all__ = [
     "Batch",
+    "Contrast",
     "Encoded",
     "Layout",
     "PromptStyle",
@@ -35,9 +38,15 @@ __all__ = [
     "Row",
     "Schedule",
     "attention_mask",
+    "batches",
     "collate",
     "encode",
+    "encode_contrast",
+    "gradient_batches",
+    "is_contrast",
     "layout_of",
+    "make_contrast",
+    "node_batches",
     "packed_mask",
     "packing_proof",
     "plan_batches",
@@ -45,4 +54,5 @@ __all__ = [
     "row_cost",
     "row_length",
     "sliding_window",
+    "tree_mask",
 ]

@@ -40,6 +40,7 @@ class Batch:
     pair_rejected: Int[Tensor, "P"]
     pair_ids: Int[Tensor, "P"]  # index in the pair set
     items: tuple[str, ...]  # of each row, for error messages
+    ends: Int[Tensor, "B T"] | None = None  # of tree rows: one past a token's last descendant
 
     @property
     def n_answers(self) -> int:

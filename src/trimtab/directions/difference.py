@@ -13,7 +13,7 @@ def mean_difference(differences: Float[Tensor, "pair d"]) -> Float[Tensor, "d"]:
     Raises:
         ValueError: the mean difference is zero, so that there is no direction.
     """
-    return _unit(differences.mean(0))
+    return unit(differences.mean(0))
 
 
 def principal_direction(
@@ -51,11 +51,16 @@ def principal_direction(
     # Deviations from a mean are seldom exactly 0: what equal differences leave is rounding.
     if not values > 1e-24 * D.square().sum():
         raise ValueError("the differences are all zero: there is no principal direction")
-    v = _unit(v)
-    along = D @ v
+    return signed(unit(v), D).to(differences.dtype)
+
+
+def signed(v: Float[Tensor, "d"], rows: Float[Tensor, "pair d"]) -> Float[Tensor, "d"]:
+    """v or -v: the one that the majority of the rows project to positively; the mean projection
+    decides a tie."""
+    along = rows @ v
     votes = (along > 0).sum() - (along < 0).sum()
-    sign = torch.sign(votes.double()) if votes != 0 else torch.sign(along.mean())
-    return (v * (sign if sign != 0 else 1.0)).to(differences.dtype)
+    sign = torch.sign(votes.to(v.dtype)) if votes != 0 else torch.sign(along.mean())
+    return v * (sign if sign != 0 else 1.0)
 
 
 def _leading(gram: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -74,7 +79,8 @@ def _leading(gram: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor
     return values[-1], block[:, -1]
 
 
-def _unit(v: Tensor) -> Tensor:
+def unit(v: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
+    """v at length 1. Raises ValueError where it is zero."""
     length = v.norm()
     if not length > 0:
         raise ValueError("the mean difference is zero: there is no direction")

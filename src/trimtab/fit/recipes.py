@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
 from trimtab.errors import ConfigError, near
+from trimtab.fit.steering import PUBLISHED, STEERING, DirectionRecipe, SteeringRecipe, published
 from trimtab.objectives import DPO, InnerDPO, Objective
-from trimtab.readout import Pool
+
+__all__ = ["METHODS", "DirectionRecipe", "Method", "Recipe", "TrainingRecipe", "method"]
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,7 @@ class InnerDPORecipe(TrainingRecipe):
     """The loss on hidden states, with an outer DPO term."""
 
 
-@dataclass(frozen=True)
-class DirectionRecipe:
-    """A vector in closed form: one pass over the pairs, no training."""
-
-    estimator: Literal["mean", "pca"] = "mean"
-    """Mean of the differences, or their first principal component."""
-    sites: str = "0.5"
-    """Where the vector is read and added: one block in the middle, or several (see sites)."""
-    pool: Pool = "completion"
-    """Which answer positions are averaged."""
-    centred: bool = False
-    """For pca: remove the mean difference first (repeng's `pca_diff`)."""
-
-
-Recipe = DPORecipe | InnerDPORecipe | DirectionRecipe
+Recipe = DPORecipe | InnerDPORecipe | SteeringRecipe
 
 
 @dataclass(frozen=True)
@@ -148,26 +136,18 @@ METHODS: dict[str, Method] = {
             "LoRA on all linear layers",
             "hidden states apart along the reference's preference direction, plus DPO",
         ),
-        Method(
-            "mean",
-            DirectionRecipe(),
-            "vector at the middle block",
-            "mean difference of hidden states, no training",
-        ),
-        Method(
-            "pca",
-            DirectionRecipe(estimator="pca"),
-            "vector at the middle block",
-            "first principal component of the differences, no training",
-        ),
     )
 }
+METHODS |= {name: Method(name, *given) for name, given in STEERING.items()}
 
 
 def method(name: str) -> Method:
-    """The method of that name. Raises ConfigError with the near names."""
+    """The method of that name, published names among them. Raises ConfigError with the near names."""
+    if (given := published(name)) is not None:
+        return Method(name, *given)
     if name not in METHODS:
         raise ConfigError(
-            f"unknown method {name!r}{near(name, METHODS)} (known: {', '.join(METHODS)})"
+            f"unknown method {name!r}{near(name, [*METHODS, *PUBLISHED])} "
+            f"(known: {', '.join(METHODS)})"
         )
     return METHODS[name]

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, PromptStyle, encode, layout_of, plan_training
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode, layout_of, plan_training
 from trimtab.cache import Store, reference
 from trimtab.dials import AdapterDial, Dial, DialInfo
 from trimtab.dials.adapter import linear_modules
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction, pair_answers
 from trimtab.fit.estimate import estimate_training
-from trimtab.fit.recipes import DirectionRecipe, Method, Recipe, TrainingRecipe, method
+from trimtab.fit.recipes import Method, Recipe, TrainingRecipe, method
+from trimtab.fit.steering import SteeringRecipe, encode_poles
 from trimtab.objectives import InnerDPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
@@ -39,10 +40,10 @@ FLOOR_QUANTILE = 0.1
 
 
 def fit(
-    recipe: str | Recipe,
+    recipe: str | Recipe | Method,
     model: nn.Module,
     tokenizer: Any,
-    pairs: PairSet | str,
+    pairs: PairSet | Contrast | str,
     *,
     out: str | Path | None = None,
     seed: int = 0,
@@ -57,8 +58,8 @@ def fit(
     """Make a dial for a model from preference pairs.
 
     Args:
-        recipe: a method's name (`dpo`, `innerdpo`, `mean`, `pca`), or a recipe with other settings.
-        pairs: a pair set, or the spec string of one.
+        recipe: a method's name (`dpo`, `innerdpo`, `mean`, `pca`, …), or a recipe with other settings.
+        pairs: a pair set, the spec string of one, or, for methods without training, a contrast.
         out: folder to save the dial in; what a run needs to be resumed lies beside it, under the
             same name with a dot before and `.training` behind it, until the dial is saved.
         seed: initialisation, data order and dropout; closed-form methods have none.
@@ -76,7 +77,13 @@ def fit(
         TrainingError: the loss is not finite, or no checkpoint can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
-    named = method(recipe) if isinstance(recipe, str) else _method_of(recipe)
+    named = (
+        recipe
+        if isinstance(recipe, Method)
+        else method(recipe)
+        if isinstance(recipe, str)
+        else _method_of(recipe)
+    )
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
@@ -102,14 +109,24 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+    steering = isinstance(named.recipe, SteeringRecipe)
+    if steering:
+        encoded = encode_poles(
+            named.recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
+        )
+    elif isinstance(data, Contrast):
+        raise ConfigError(
+            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
+        )
+    else:
+        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
     if encoded.dropped_pairs:
         progress.say(
             f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
             "dropped"
         )
     history: list[dict[str, Any]] = []
-    if isinstance(named.recipe, DirectionRecipe):
+    if steering:
         dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
     elif folder is not None:
         dial, history = _fit_adapter(
@@ -354,7 +371,11 @@ def _main_process() -> bool:
 def _method_of(recipe: Recipe) -> Method:
     """A recipe with other settings, under the name of the method it varies."""
     from trimtab.fit.recipes import METHODS
+    from trimtab.fit.steering import PUBLISHED
 
+    for name, same in PUBLISHED.items():
+        if recipe == same:
+            return method(name)
     for known in METHODS.values():
         estimator = getattr(recipe, "estimator", None)
         if (
