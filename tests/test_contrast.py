@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, VOCAB
 
+from conftest import TINY, VOCAB
 from trimtab.batching import (
     Contrast,
     batches,
@@ -99,7 +100,7 @@ def test_rows_stay_within_the_limit_and_repeat_the_path():
     for (row, path), ids in zip(places, sequences, strict=True):
         line = lines[row]
         assert tuple(line.ids[at] for at in path) == ids
-        assert all(a < b < line.ends[a] for a, b in zip(path, path[1:], strict=False))
+        assert all(a < b < line.ends[a] for a, b in pairwise(path))
 
 
 def test_each_distinct_prefix_is_computed_once():
@@ -154,12 +155,16 @@ def test_gradient_batches_read_the_same_states_and_the_next_token(tiny, layout):
             for k, pole in enumerate((c.chosen[i], c.rejected[i])):
                 ids = c.ids(pole)
                 follows = c.sequences[pole[0]][pole[1]]
-                assert torch.allclose(found.states[1][2 * n + k], separate(model, ids, 1), atol=1e-4)
+                assert torch.allclose(
+                    found.states[1][2 * n + k], separate(model, ids, 1), atol=1e-4
+                )
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
                 logp = torch.log_softmax(logits, -1)[follows]
                 assert found.logps[2 * n + k].item() == pytest.approx(logp.item(), abs=1e-4)
                 assert found.tokens[2 * n + k] == 1
-    assert sorted(i for _, p in gradient_batches(c, 96, layout) for i in p) == list(range(c.n_pairs))
+    assert sorted(i for _, p in gradient_batches(c, 96, layout) for i in p) == list(
+        range(c.n_pairs)
+    )
 
 
 def test_every_token_of_the_tree_is_scored_once(tiny):

@@ -63,5 +63,7 @@ def test_questions_share_nothing_with_the_suffixes():
 
 @pytest.mark.parametrize("spec", ["personas:honest", "personas:honesty/test", "traits:honesty"])
 def test_unknown_names_have_near_ones(spec):
-    with pytest.raises(DataError, match="did you mean" if spec != "personas:honesty/test" else "all"):
+    with pytest.raises(
+        DataError, match="did you mean" if spec != "personas:honesty/test" else "all"
+    ):
         read_pairs(spec)

@@ -85,11 +85,9 @@ def read_gradients(
             if before is not None:
                 policy = _longer(policy, before[pairs])
             loss, _ = objective(policy, _detached(policy))
-            grads = torch.autograd.grad(loss.sum(), [probes[s] for s in sites], allow_unused=True)
-        for site, grad in zip(sites, grads, strict=True):
-            if grad is None:
-                raise ConfigError(f"site {site!r}: no gradient of the loss reaches it")
-            found[site].append(torch.stack([grad[chosen], grad[rejected]]).cpu())
+            each = _each(loss, [probes[s] for s in sites], chosen, rejected)
+        for site, grad in zip(sites, each, strict=True):
+            found[site].append(grad.cpu())
         numbers += pairs
         if progress:
             progress(len(numbers), encoded.n_pairs)
@@ -189,6 +187,37 @@ def _probe(
         yield
     finally:
         handle.remove()
+
+
+def _each(
+    loss: Tensor, probes: Sequence[Tensor], chosen: Tensor, rejected: Tensor
+) -> list[Float[Tensor, "two pair d"]]:
+    """The gradient of every pair's loss at its own two probes. Pairs that share an answer take turns,
+    since one backward pass would sum their gradients there."""
+    turns = _turns(chosen.tolist(), rejected.tolist())
+    found = [probe.new_zeros(2, len(loss), probe.shape[1]) for probe in probes]
+    for number, pairs in enumerate(turns):
+        grads = torch.autograd.grad(
+            loss[pairs].sum(), probes, retain_graph=number + 1 < len(turns), allow_unused=True
+        )
+        for into, grad in zip(found, grads, strict=True):
+            if grad is not None:  # else nothing that the loss reads depends on it
+                into[:, pairs] = torch.stack([grad[chosen[pairs]], grad[rejected[pairs]]])
+    return found
+
+
+def _turns(chosen: Sequence[int], rejected: Sequence[int]) -> list[list[int]]:
+    """Pairs in groups within which no answer occurs twice."""
+    turns: list[list[int]] = []
+    taken: list[set[int]] = []
+    for pair, answers in enumerate(zip(chosen, rejected, strict=True)):
+        turn = next((n for n, used in enumerate(taken) if not used & set(answers)), len(turns))
+        if turn == len(turns):
+            turns.append([])
+            taken.append(set())
+        turns[turn].append(pair)
+        taken[turn] |= set(answers)
+    return turns
 
 
 def _longer(readout: Readout, before: Tensor) -> Readout:

@@ -197,7 +197,7 @@ The waiter recommended the soup because
 The pond behind the mill is home to
 The keys were hanging on the nail where
 The kite got caught in
-The accountant found a mistake in
+The accountant added up the
 The blanket was knitted by
 The sign at the crossing says that
 The gallery opens at ten, and
