@@ -3,6 +3,8 @@ site."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,23 @@ def fit_direction(
         ConfigError: a site that the model does not have, or that no gradient reaches.
     """
     sites = find_sites(model, recipe.sites)
+    found, norms = estimate(
+        recipe, model, encoded, sites, store=store, budget=budget, progress=progress
+    )
+    return VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
+
+
+def estimate(
+    recipe: SteeringRecipe,
+    model: nn.Module,
+    encoded: Encoded | Contrast,
+    sites: Sequence[Site],
+    *,
+    store: Store | None = None,
+    budget: int = 2048,
+    progress: Progress = SILENT,
+) -> tuple[dict[Site, Tensor], dict[Site, float]]:
+    """A unit direction a site, and the mean norm of the states there. Raises as `fit_direction`."""
     pool = getattr(recipe, "pool", "completion") if isinstance(encoded, Encoded) else "completion"
     with progress.bar("reading states", encoded.n_answers, "answers") as update:
         found = reference(
@@ -57,26 +76,25 @@ def fit_direction(
             norms = reference(
                 model, encoded, sites=sites, store=store, budget=budget, progress=update
             ).norms
-    scales = {site: STRENGTH * norms[site].mean().item() for site in sites}
     if isinstance(recipe, GradientRecipe):
         gradients, lengths = _gradients(recipe, model, encoded, sites, budget, progress)
 
-        def estimate(site: Site) -> Tensor:
+        def direction(site: Site) -> Tensor:
             return from_gradients(recipe, gradients.chosen[site], gradients.rejected[site], lengths)
     else:
         chosen, rejected = pair_answers(encoded)
 
-        def estimate(site: Site) -> Tensor:
+        def direction(site: Site) -> Tensor:
             h = found.states[site]
             return from_states(recipe, h[chosen], h[rejected])
 
     directions = {}
     for site in sites:
         try:
-            directions[site] = estimate(site)
+            directions[site] = direction(site)
         except ValueError as error:
             raise DataError(f"{encoded.name}: at site {site!r}, {error}") from error
-    return VectorDial(directions, scales)
+    return directions, {site: norms[site].mean().item() for site in sites}
 
 
 def from_states(recipe: DirectionRecipe, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -119,7 +137,7 @@ def _gradients(
     recipe: GradientRecipe,
     model: nn.Module,
     encoded: Encoded | Contrast,
-    sites: tuple[Site, ...],
+    sites: Sequence[Site],
     budget: int,
     progress: Progress,
 ) -> tuple[Gradients, Tensor | None]:
