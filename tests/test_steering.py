@@ -628,6 +628,32 @@ def test_a_step_along_a_gradient_direction_lowers_the_loss(tiny, tokenizer, stor
     assert score(0.01) > score(0.0) > score(-0.01)
 
 
+def test_the_command_line(saved_model, tmp_path, monkeypatch):
+    """From a spec to a saved dial, and again: nothing to do. Published names and modules, too."""
+    from helpers_study import trimtab
+    from trimtab.dials import Dial
+
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    model = str(saved_model())
+    given = ["--model", model, "--pairs", "personas:honesty[:6 items]", "--quiet"]
+    for name, more in {
+        "pca": [],
+        "fisher": ["--damping", "0.5", "--loss", "dpo", "--truncations"],
+        "fisher_steer_cov_reg1": ["--sites", "1,2"],
+        "mean": ["--sites", r"layers\.[12]\.mlp$", "--no-truncations"],
+    }.items():
+        words = ["fit", name, *given, "--out", str(tmp_path / name), *more]
+        for _ in range(2):
+            done = trimtab(*words)
+            assert done.code == 0, done.err
+        assert Dial.from_pretrained(tmp_path / name).info.method == name
+    done = trimtab("fit", "pca", *given, "--out", str(tmp_path / "x"), "--sites", r"\.nowhere$")
+    assert done.code == 2
+    assert "no module's path matches" in done.err
+    assert trimtab("inspect", "personas:honesty").code == 0
+    assert trimtab("inspect", "traits:honesty/test").code == 0
+
+
 # ---- traps of reading ---------------------------------------------------------------------------
 
 
@@ -674,6 +700,40 @@ def test_trap_a_dial_that_is_on_while_extracting_is_seen_and_never_stored(tiny, 
         steered = collect(model, c, sites=(2,)).states[2]
     assert (bare - steered).abs().max() > 1e-2
     assert torch.equal(collect(model, c, sites=(2,)).states[2], bare)
+
+
+def test_trap_modules_that_give_tuples_are_read_and_differentiated_like_others(tiny):
+    """Attention gives (states, weights); its first part is read, and probed without a change in place."""
+    from trimtab.cache import collect
+
+    model, c = tiny("llama"), contrast(n=2)
+    site = "model.layers.1.self_attn:out"
+    kept: list[Tensor] = []
+    attention = model.model.layers[1].self_attn
+    handle = attention.register_forward_hook(lambda _, __, out: kept.append(out[0]))
+    separate(model, c.ids(c.poles[0]), 1)
+    handle.remove()
+    assert torch.allclose(
+        collect(model, c, sites=(site,)).states[site][0], kept[0][0, -1], atol=1e-4
+    )
+    tuples = read_gradients(model, c, NLL(), (site,)).chosen[site]
+    behind = read_gradients(model, c, NLL(), (1,)).chosen[1]
+    assert (
+        tuples.shape == behind.shape
+    )  # the residual stream after it sees all that it adds, and more
+    assert tuples.abs().max() > 0
+
+
+def test_trap_padding_reaches_no_recurrent_state(tiny):
+    """Models with recurrent or convolutional layers: padding comes after all that is read."""
+    from trimtab.batching import contrast_batches, layout_of
+
+    model, c = tiny("lfm2"), contrast()
+    assert layout_of(model) == "padded"
+    for batch in contrast_batches(c, 256, "padded"):
+        real = (batch.segments >= 0).int()
+        assert (real.cummin(1).values == real).all()
+        assert (batch.token_at < real.sum(1)[batch.token_row]).all()
 
 
 def test_trap_hooks_are_gone_after_an_error(tiny):

@@ -39,7 +39,10 @@ def main(file: Path) -> None:
 
     change = np.linspace(-0.35, 0.15, 400)
     one = np.ones_like(change)
-    for objective, colour, name in ((sound, SOUND, "sound"), (published, PUBLISHED, "published / 500")):
+    for objective, colour, name in (
+        (sound, SOUND, "sound"),
+        (published, PUBLISHED, "published / 500"),
+    ):
         barrier = loss(objective, one, BEFORE + change) + 1
         barrier = barrier / (500 if objective is published else 1)
         left.plot(change, barrier, color=colour, label=name)
@@ -56,13 +59,17 @@ def main(file: Path) -> None:
     z = loss(sound, x, BEFORE + y)
     lines = right.contour(x, y, z, levels=14, cmap="viridis", linewidths=0.9)
     right.clabel(lines, fontsize=6)
-    slope = 1 / (1 + np.e) / sound.margin  # of the loss down the log-prob; along the separation it is 1
+    slope = (
+        1 / (1 + np.e) / sound.margin
+    )  # of the loss down the log-prob; along the separation it is 1
     right.plot(1, 0, "o", color=POINT)
     arrow = {"arrowstyle": "->", "color": POINT}
     right.annotate("", (1 + 0.06, 0.06 * slope), (1, 0), arrowprops=arrow)
     right.axhline(-sound.margin, color=SOUND, linestyle=":", linewidth=1)
     right.set(
-        xlabel="separation, in units of the reference's", ylabel="change of mean log-prob", title="sound"
+        xlabel="separation, in units of the reference's",
+        ylabel="change of mean log-prob",
+        title="sound",
     )
     left.set_title("the barrier")
     plt.rcParams["svg.hashsalt"] = "trimtab"

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trimtab.batching import make_contrast
     from trimtab.dials import Dial
     from trimtab.evaluate import generate
     from trimtab.fit import fit
@@ -29,10 +30,21 @@ _HOME = {
     "fit": "trimtab.fit",
     "generate": "trimtab.evaluate",
     "load": "trimtab.models",
+    "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
 }
 
-__all__ = ["Dial", "Pair", "PairSet", "evaluate", "fit", "generate", "load", "read_pairs"]
+__all__ = [
+    "Dial",
+    "Pair",
+    "PairSet",
+    "evaluate",
+    "fit",
+    "generate",
+    "load",
+    "make_contrast",
+    "read_pairs",
+]
 
 
 class _Package(ModuleType):

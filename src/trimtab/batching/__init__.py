@@ -21,7 +21,13 @@ from trimtab.batching.batches import (
     row_cost,
     row_length,
 )
-from trimtab.batching.contrast import Contrast, batches, gradient_batches, node_batches
+from trimtab.batching.contrast import (
+    Contrast,
+    batches,
+    contrast_batches,
+    gradient_batches,
+    node_batches,
+)
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
 from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.proof import Proof, layout_of, packing_proof
@@ -40,6 +46,7 @@ __all__ = [
     "attention_mask",
     "batches",
     "collate",
+    "contrast_batches",
     "encode",
     "encode_contrast",
     "gradient_batches",
