@@ -4,7 +4,10 @@ differences, and whole fits."""
 from __future__ import annotations
 
 import dataclasses
+import re
+import runpy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -316,6 +319,18 @@ def test_the_loss_site_and_its_margin():
     assert ReprPOMargin().needs(2).sites == (0,)
     with pytest.raises(ConfigError, match="above 0"):
         ReprPOMargin(margin=0)
+
+
+def test_the_loss_geometry_is_drawn_from_the_loss(tmp_path):
+    """The committed figure is what the script draws."""
+    script = Path(__file__).resolve().parents[1] / "docs" / "assets" / "loss_geometry.py"
+    drawn = tmp_path / "drawn.svg"
+    runpy.run_path(str(script))["main"](drawn)
+
+    def paths(file: Path) -> list[str]:
+        return re.findall(r'<path d="([^"]+)"', file.read_text())
+
+    assert paths(drawn) == paths(script.with_suffix(".svg"))
 
 
 # ---- gradients at sites -------------------------------------------------------------------------
@@ -689,8 +704,8 @@ def test_trap_the_last_block_is_read_before_the_final_norm(tiny):
     assert (found.states[3][0] - post).abs().max() > 1e-2
 
 
-def test_trap_a_dial_that_is_on_while_extracting_is_seen_and_never_stored(tiny, tokenizer, store):
-    """Extraction goes through the same hooks; a stored reading is of the bare model alone."""
+def test_trap_a_dial_that_is_on_while_extracting_is_seen_and_leaves_nothing(tiny, tokenizer, store):
+    """Extraction goes through the same hooks, and afterwards reads the bare model again."""
     from trimtab.cache import collect
 
     model, c = tiny("llama"), contrast()

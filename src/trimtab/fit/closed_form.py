@@ -4,13 +4,14 @@ site."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Contrast, Encoded
-from trimtab.cache import Store, reference
+from trimtab.cache import Store, collect, reference
 from trimtab.dials.vector import STRENGTH, VectorDial
 from trimtab.directions import (
     fisher_direction,
@@ -31,6 +32,9 @@ from trimtab.states import find_sites
 
 PUBLISHED_SCALE = 2 / 16
 """Published losses are means over the 8 pairs of a batch of 16, and absolute damping counts on it."""
+
+STORED_BYTES = 1 << 28
+"""States up to this size are kept for the next method; more are read anew."""
 
 
 def fit_direction(
@@ -67,15 +71,13 @@ def estimate(
 ) -> tuple[dict[Site, Tensor], dict[Site, float]]:
     """A unit direction a site, and the mean norm of the states there. Raises as `fit_direction`."""
     pool = getattr(recipe, "pool", "completion") if isinstance(encoded, Encoded) else "completion"
+    size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
+    read = partial(reference, store=store) if size <= STORED_BYTES else collect
     with progress.bar("reading states", encoded.n_answers, "answers") as update:
-        found = reference(
-            model, encoded, sites=sites, pool=pool, store=store, budget=budget, progress=update
-        )
+        found = read(model, encoded, sites=sites, pool=pool, budget=budget, progress=update)
         norms = found.norms
         if pool != "completion":  # the scale is defined on all answer tokens
-            norms = reference(
-                model, encoded, sites=sites, store=store, budget=budget, progress=update
-            ).norms
+            norms = read(model, encoded, sites=sites, budget=budget, progress=update).norms
     if isinstance(recipe, GradientRecipe):
         gradients, lengths = _gradients(recipe, model, encoded, sites, budget, progress)
 
