@@ -3,13 +3,14 @@ computed than is read."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import TINY, count_calls, random_rows
+from conftest import TINY, VOCAB, WINDOW, count_calls, random_rows
 from trimtab import models, states
 from trimtab.batching import Encoded, Row, attention_mask, collate
 from trimtab.dials import AdapterDial, VectorDial
@@ -72,13 +73,18 @@ def one_by_one(model: Any, encoded: Encoded) -> dict[str, Any]:
 
 
 def ordered(
-    model: Any, encoded: Encoded, batches: list[list[int]], layout: str, **options: Any
+    model: Any,
+    encoded: Encoded,
+    batches: list[list[int]],
+    layout: str,
+    share_least: int = 64,
+    **options: Any,
 ) -> Any:
     """Read in these batches; entries in the order of the encoded set's answers."""
     found, places = [], []
     with torch.no_grad():
         for rows in batches:
-            batch = collate(encoded, rows, layout)
+            batch = collate(encoded, rows, layout, share_least=share_least)
             found.append(read(model, batch, **options))
             places.append(batch.answer_ids)
     back = torch.cat(places).argsort()
@@ -108,6 +114,67 @@ def test_packed_is_padded_is_one_by_one(tiny, rows, name, attention):
                 assert found.tokens.tolist() == truth["tokens"].tolist()
                 for site in (0, 1, 2, "final"):
                     close(found.states[site], truth[site, pool])
+
+
+def common_start(length: int = WINDOW + 5) -> Encoded:
+    """Rows whose prompts begin alike, one of them with nothing but one token of its own behind."""
+    draw = random.Random(5)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, VOCAB) for _ in range(n))
+
+    start = ids(length)
+    rows = (
+        Row("a", (*start, 7), (ids(4), ids(6)), ((0, 1),), (0,)),
+        Row("b", (*start, 9, *ids(3)), (ids(2), ids(5), ids(3)), ((0, 1), (0, 2)), (1, 2)),
+        Row("c", (*start, 8, *ids(1)), (ids(1), ids(3)), ((0, 1),), (3,)),
+    )
+    return Encoded(rows, 0, 0, "common")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*TINY, *AFTER_THE_HEAD])
+def test_a_prefix_computed_once_changes_nothing(tiny, name, attention):
+    if name in AFTER_THE_HEAD and attention == "sdpa":
+        pytest.skip("one kernel is enough here")
+    model, encoded = tiny(name, attention), common_start()
+    sites = (0, 2, "final")
+    plain = ordered(model, encoded, [[0, 1, 2]], "packed", logps=True, sites=sites)
+    for cut in ([[0, 1, 2]], [[2, 0], [1]]):
+        batch = collate(encoded, cut[0], "shared", share_least=1)
+        assert batch.prefix is not None
+        assert len(batch.prefix) == WINDOW + 5
+        shared = ordered(model, encoded, cut, "shared", share_least=1, logps=True, sites=sites)
+        close(shared.logps, plain.logps)
+        assert shared.tokens.tolist() == plain.tokens.tolist()
+        for site in sites:
+            close(shared.states[site], plain.states[site])
+    # a pass that ends early, with nothing above its site
+    for site in (0, 1, "embed"):
+        early = ordered(model, encoded, [[0, 1, 2]], "shared", share_least=1, sites=(site,))
+        whole = ordered(model, encoded, [[0, 1, 2]], "packed", sites=(site,))
+        close(early.states[site], whole.states[site])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_gradients_flow_through_a_shared_prefix(tiny, name):
+    model, encoded = tiny(name, dtype=torch.float64), common_start()
+    found = []
+    for layout in ("packed", "shared"):
+        weight = models.layers(model)[0]
+        parameter = next(p for p in weight.parameters() if p.ndim == 2)
+        parameter.requires_grad_(True)
+        try:
+            batch = collate(encoded, [0, 1, 2], layout, share_least=1)
+            got = read(model, batch, logps=True, sites=(2,))
+            loss = got.logps.sum() + got.states[2].square().sum()
+            found.append(torch.autograd.grad(loss, parameter)[0])
+        finally:
+            parameter.requires_grad_(False)
+    # Rotary angles are in float32 whatever the model.
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < (
+        1e-12 if name == "gpt2" else 1e-6
+    )
 
 
 @pytest.mark.parametrize("name", [*RECURRENT, *AFTER_THE_HEAD])

@@ -144,6 +144,7 @@ def collect(
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
     budget: int = 2048,
     progress: Progress | None = None,
@@ -158,7 +159,15 @@ def collect(
         for batch in batches(encoded, budget, layout):
             batch = batch.to(device)
             parts.append(
-                read(model, batch, logps=logps, sites=sites, pool=pool, token_map=token_map)
+                read(
+                    model,
+                    batch,
+                    logps=logps,
+                    sites=sites,
+                    pool=pool,
+                    sinks=sinks,
+                    token_map=token_map,
+                )
             )
             places.append(batch.answer_ids)
             done += batch.n_answers
@@ -184,6 +193,7 @@ def reference(
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
     store: Store | None = None,
     budget: int = 2048,
@@ -206,6 +216,8 @@ def reference(
     }
     logps_key = {**base, "read": "logps"}
     states_key = {**base, "read": "states", "pool": pool, "token_map": token_map}
+    if not sinks:
+        states_key["sinks"] = False
     have = store.get(logps_key) if logps else None
     stored = {site: store.get({**states_key, "site": site}) for site in sites}
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
@@ -216,6 +228,7 @@ def reference(
             logps=logps and have is None,
             sites=missing,
             pool=pool,
+            sinks=sinks,
             token_map=token_map,
             budget=budget,
             progress=progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from trimtab import models
-from trimtab.batching import Batch, attention_mask
+from trimtab.batching import Batch, forward, run_prefix
 from trimtab.errors import ConfigError, DataError, near
-from trimtab.readout import Pool, Readout, TokenMap
+from trimtab.readout import Pool, Readout, TokenMap, last_tokens
 from trimtab.sites import Site, block_index, parse_sites
 
 SINK_RATIO = 10.0
@@ -61,16 +62,18 @@ REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
 def find_sites(model: nn.Module, spec: str | int | Sequence[Site]) -> tuple[Site, ...]:
-    """Sites by name, as `parse_sites` has them, or by a regular expression over module paths.
+    """Sites by name, as `parse_sites` and `expand_sites` have them, or by a regular expression over
+    all module paths.
 
-    `"0.5"`, `"3,-2"`, `"0.3..0.9"`; `r"\.self_attn\.k_proj$"` is the output of every module whose
-    path it is found in, a decoder layer among them as its block.
+    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"\.self_attn\.k_proj$"` is the output
+    of every module whose path it is found in, a decoder layer among them as its block.
 
     Raises:
         ConfigError: nothing matches; a block out of range; not a regular expression.
     """
-    if not isinstance(spec, str) or not REGEX.search(spec):
-        return parse_sites(spec, models.n_layers(model))
+    sided = isinstance(spec, str) and re.search(r":(in|out)(@|$)", spec)
+    if not isinstance(spec, str) or sided or not REGEX.search(spec):
+        return expand_sites(model, parse_sites(spec, models.n_layers(model)))
     blocks = {path: k for k, path in enumerate(models.layer_paths(model))}
     found = available_layers(model, spec)[1]
     if not found:
@@ -124,6 +127,54 @@ def available_layers(
     return sorted({re.sub(r"\d+", "{N}", n) for n in full}), full
 
 
+def expand_sites(model: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Sites with patterns resolved. `PATTERN:in` and `PATTERN:out` stand for every module in whose
+    path the regular expression is found, `PATTERN:in@0.3..0.9` for those within these blocks; the
+    path of a module stands for itself.
+
+    Raises:
+        ConfigError: no module matches; the near names are listed.
+    """
+    found: list[Site] = []
+    for site in sites:
+        if isinstance(site, int) or site in ("embed", "final"):
+            found.append(site)
+            continue
+        pattern, _, rest = site.rpartition(":")
+        side, _, where = rest.partition("@")
+        if not where and pattern in dict(model.named_modules()):
+            found.append(site)
+        else:
+            found += [f"{path}:{side}" for path in _matching(model, site, pattern, where)]
+    return tuple(dict.fromkeys(found))
+
+
+def _matching(model: nn.Module, site: str, pattern: str, where: str) -> list[str]:
+    """Paths of the modules inside decoder layers in which a pattern is found."""
+    count = models.n_layers(model)
+    blocks = parse_sites(where, count) if where else range(count)
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ConfigError(f"site {site!r}: not a regular expression ({error})") from error
+    names: dict[str, None] = {}
+    paths = []
+    for k, (layer, prefix) in enumerate(
+        zip(models.layers(model), models.layer_paths(model), strict=True)
+    ):
+        for name, _ in layer.named_modules():
+            if name:
+                names.setdefault(name)
+                if k in blocks and search(f"{prefix}.{name}"):
+                    paths.append(f"{prefix}.{name}")
+    if not paths:
+        plain = pattern.rstrip("$").rpartition(".")[2]
+        last = {n.rpartition(".")[2]: n for n in names}
+        hint = near(plain, last) or f"; a block has {', '.join(names)}"
+        raise ConfigError(f"site {site!r}: no module of the model matches{hint}")
+    return paths
+
+
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden states that a module is called with, by position or by name."""
     if args:
@@ -158,12 +209,19 @@ class Readings:
         tokens: how many were scored.
         states: pooled hidden states, a tensor a site.
         norms: mean L2 norm of the pooled tokens, attention sinks left out.
+        confidence: mean over each answer's scored tokens of log p(token) - log(sum of squared
+            probs), in nats.
+        kl: mean over each answer's scored tokens of KL(this model || another), in nats.
+        logits: of the scored tokens, `[M, V]`, where they were asked for.
     """
 
     logps: Float[Tensor, "answer"] | None = None
     tokens: Int[Tensor, "answer"] | None = None
     states: dict[Site, Float[Tensor, "answer d"]] = field(default_factory=dict)
     norms: dict[Site, Float[Tensor, "answer"]] = field(default_factory=dict)
+    confidence: Float[Tensor, "answer"] | None = None
+    kl: Float[Tensor, "answer"] | None = None
+    logits: Float[Tensor, "M V"] | None = None
 
 
 def read(
@@ -173,7 +231,12 @@ def read(
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
+    spaces: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
+    confidence: bool = False,
+    keep_logits: bool = False,
+    against: Tensor | None = None,
 ) -> Readings:
     """One pass over a batch, as deep as is asked for.
 
@@ -181,44 +244,49 @@ def read(
         logps: read log-probs, which takes every block and the LM head.
         sites: where to read hidden states.
         pool: the answer positions to average.
+        sinks: average attention sinks, too.
         token_map: a map of each token's state before averaging.
+        spaces: maps of each token's state before that one, by site.
+        confidence: along with log-probs, how sure the model was.
+        keep_logits: along with log-probs, the logits of the scored tokens.
+        against: another model's such logits, to take the KL divergence from.
 
     Raises:
         DataError: an answer has no token at the pooled positions.
         ConfigError: a site that the model does not have, or does not compute.
     """
     found = Readings()
+    last = models.n_layers(model) - 1
+    deepest = last if logps else min(last, max((depth(model, s) for s in sites), default=last))
+    past = _prefix_of(model, batch, deepest)
     with ExitStack() as stack:
         if sites:
             where = pooled_tokens(batch, pool)
             for site in sites:
-                stack.enter_context(_tap(model, site, batch, where, token_map, found))
+                change = _token_change(token_map, spaces.get(site) if spaces else None)
+                stack.enter_context(_tap(model, site, batch, where, sinks, change, found))
         if logps:
-            found.logps, found.tokens = stack.enter_context(_at_scored(model, batch))(
-                lambda: forward(model, batch)
+            logits = stack.enter_context(_at_scored(model, batch))(
+                lambda: forward(model, batch, past)
             )
+            _score(batch, logits, found, confidence, against)
+            found.logits = logits if keep_logits else None
         elif sites:
             stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
             with suppress(_Stop):
-                forward(model, batch)
+                forward(model, batch, past)
     for site in sites:
         if site not in found.states:
             raise ConfigError(f"site {site!r}: the model computes nothing there before its LM head")
     return found
 
 
-def forward(model: nn.Module, batch: Batch) -> Any:
-    """The model's own output for a batch, with the mask and positions of its layout."""
-    extra = {"position_ids": batch.positions} if batch.layout == "packed" else {}
-    return model(
-        input_ids=batch.input_ids,
-        attention_mask=attention_mask(batch, model),
-        use_cache=False,
-        **extra,
-    )
-
-
-def pair_up(readings: Readings, batch: Batch, floor: dict[Site, float] | None = None) -> Readout:
+def pair_up(
+    readings: Readings,
+    batch: Batch,
+    floor: dict[Site, float] | None = None,
+    direction: dict[Site, Tensor] | None = None,
+) -> Readout:
     """Readings of a batch's answers (C) as a readout of its pairs (P)."""
     c, r = batch.pair_chosen, batch.pair_rejected
     return Readout(
@@ -229,11 +297,27 @@ def pair_up(readings: Readings, batch: Batch, floor: dict[Site, float] | None = 
         chosen={s: h[c] for s, h in readings.states.items()},
         rejected={s: h[r] for s, h in readings.states.items()},
         floor=floor or {},
+        direction=direction or {},
+        chosen_confidence=None if readings.confidence is None else readings.confidence[c],
+        rejected_confidence=None if readings.confidence is None else readings.confidence[r],
+        chosen_kl=None if readings.kl is None else readings.kl[c],
+        rejected_kl=None if readings.kl is None else readings.kl[r],
     )
 
 
 class _Stop(Exception):
     """Ends a forward pass once everything asked for has been read."""
+
+
+def _prefix_of(model: nn.Module, batch: Batch, block: int) -> DynamicCache | None:
+    """Keys and values of a batch's shared prefix for its rows, as deep as they are needed."""
+    if batch.prefix is None:
+        return None
+    past = DynamicCache()
+    with _stop_after(model, block), suppress(_Stop):
+        run_prefix(model, batch, past)
+    past.batch_repeat_interleave(len(batch.input_ids))
+    return past
 
 
 @contextmanager
@@ -259,8 +343,8 @@ def _stop_after(model: nn.Module, block: int) -> Iterator[None]:
 @contextmanager
 def _at_scored(
     model: nn.Module, batch: Batch
-) -> Iterator[Callable[[Callable[[], Any]], tuple[Tensor, Tensor]]]:
-    """Let the LM head see only the positions that predict a scored token.
+) -> Iterator[Callable[[Callable[[], Any]], Float[Tensor, "M V"]]]:
+    """Let the LM head see only the positions that predict a scored token: logits of M tokens.
 
     The head's input is gathered in a pre-hook, so that whatever the model does to its logits
     (scaling, soft-capping) stays its own business.
@@ -271,13 +355,9 @@ def _at_scored(
         lambda _, args: (args[0][row, at][None], *args[1:])
     )
 
-    def run(call: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    def run(call: Callable[[], Any]) -> Tensor:
         logits = call().logits[0]  # M V
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        token = _TokenLogps.apply(logits, batch.token_id[keep])
-        answer = batch.token_answer[keep]
-        total = token.new_zeros(batch.n_answers).index_add(0, answer, token)
-        return total, torch.bincount(answer, minlength=batch.n_answers)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     try:
         yield run
@@ -285,11 +365,34 @@ def _at_scored(
         handle.remove()
 
 
+def _score(
+    batch: Batch, logits: Tensor, found: Readings, confidence: bool, against: Tensor | None
+) -> None:
+    """Log-probs of the answers, and what else is asked of the logits of their tokens."""
+    keep = batch.token_scored
+    ids, answer = batch.token_id[keep], batch.token_answer[keep]
+    token = _TokenLogps.apply(logits, ids)
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(batch.n_answers).index_add(0, answer, values)
+
+    found.logps = total(token)
+    found.tokens = torch.bincount(answer, minlength=batch.n_answers)
+    if confidence:
+        with torch.no_grad():
+            squares = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+            found.confidence = total(token.detach() - squares) / found.tokens.clamp(min=1)
+    if against is not None:
+        own, other = logits.log_softmax(-1), against.log_softmax(-1)
+        found.kl = total((own.exp() * (own - other)).sum(-1)) / found.tokens.clamp(min=1)
+
+
 class _TokenLogps(torch.autograd.Function):
     """Log-probs of given tokens, `[M, V]` logits to `[M]`.
 
     torch's log-softmax on a CPU leaves a gradient of some 2e-5 relative error in float32 (measured on
     SmolLM2 against float64); exp(logits - logsumexp) leaves 5e-6, and keeps one [M, V] tensor less.
+    The gradient takes the logits' place: a second backward pass is refused by autograd.
     """
 
     @staticmethod
@@ -302,7 +405,7 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, total, ids = ctx.saved_tensors
         (grad,) = grads
-        down = (logits - total[:, None]).exp_().mul_(-grad[:, None])
+        down = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
         return down.scatter_add_(-1, ids[:, None], grad[:, None]), None
 
 
@@ -322,19 +425,33 @@ def pooled_tokens(batch: Batch, pool: Pool) -> PooledTokens:
     at = batch.token_at
     if pool == "predicting":
         keep, at = keep & batch.token_scored, batch.token_from
-    elif pool == "last":
-        after = torch.zeros_like(keep)  # the next kept token belongs to the same answer
+    elif k := last_tokens(pool):
+        after = torch.zeros_like(keep)  # the k-th kept token from here belongs to the same answer
         kept = keep.nonzero()[:, 0]
-        after[kept[:-1]] = batch.token_answer[kept[:-1]] == batch.token_answer[kept[1:]]
+        after[kept[:-k]] = batch.token_answer[kept[:-k]] == batch.token_answer[kept[k:]]
         keep = keep & ~after
     answer = batch.token_answer[keep]
     count = torch.bincount(answer, minlength=batch.n_answers)
     if (count == 0).any():
-        bare = batch.items[
-            int(batch.token_row[batch.token_answer == (count == 0).nonzero()[0, 0]][0])
-        ]
+        bare = batch.items[int((count == 0).nonzero()[0, 0])]
         raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
     return PooledTokens(batch.token_row[keep], at[keep], answer, count)
+
+
+def _token_change(
+    token_map: TokenMap, space: Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    """What is done to each token's state before averaging: a space, then the map."""
+
+    def change(tokens: Tensor) -> Tensor:  # T d
+        tokens = tokens if space is None else space(tokens)
+        if token_map == "l2":
+            return nn.functional.normalize(tokens, dim=-1)
+        if token_map == "softmax":
+            return tokens.softmax(-1)
+        return tokens.log_softmax(-1) if token_map == "log_softmax" else tokens
+
+    return change
 
 
 @contextmanager
@@ -343,7 +460,8 @@ def _tap(
     site: Site,
     batch: Batch,
     where: PooledTokens,
-    token_map: TokenMap,
+    sinks: bool,
+    change: Callable[[Tensor], Tensor],
     found: Readings,
 ) -> Iterator[None]:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
@@ -353,10 +471,9 @@ def _tap(
         tokens = by_row(h, batch, site)[where.row, where.at]  # T d
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
         length = tokens.detach().norm(dim=-1)
-        found.norms[site] = _mean(length, where, length <= SINK_RATIO * _median(length, where))
-        if token_map == "l2":
-            tokens = nn.functional.normalize(tokens, dim=-1)
-        found.states[site] = _mean(tokens, where)
+        ordinary = length <= SINK_RATIO * _median(length, where)
+        found.norms[site] = _mean(length, where, ordinary)
+        found.states[site] = _mean(change(tokens), where, None if sinks else ordinary)
 
     def at_input(_: nn.Module, args: Any, kwargs: Any) -> None:
         pool(input_of(args, kwargs))

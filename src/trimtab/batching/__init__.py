@@ -11,6 +11,9 @@ and states as the answers run one by one, while the prompt is computed once.
 The masks that make this true are built per layer type, a sliding window counted in positions. The
 layout proves itself on each model's first use (`packing_proof`); a model that fails, and one whose
 attention cannot be masked so (ALiBi, recurrent, hybrid), gets padded rows of one answer each.
+
+What all prompts of a batch begin with (an instruction, a chat template) is computed once: its keys
+and values, gradients included, stand before every row (layout `shared`, proved likewise).
 """
 
 from trimtab.batching.batches import (
@@ -20,6 +23,7 @@ from trimtab.batching.batches import (
     plan_batches,
     row_cost,
     row_length,
+    trimmed,
 )
 from trimtab.batching.contrast import (
     Contrast,
@@ -28,6 +32,7 @@ from trimtab.batching.contrast import (
     gradient_batches,
     node_batches,
 )
+from trimtab.batching.forward import forward, run_prefix
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
 from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.proof import Proof, layout_of, packing_proof
@@ -49,6 +54,7 @@ __all__ = [
     "contrast_batches",
     "encode",
     "encode_contrast",
+    "forward",
     "gradient_batches",
     "is_contrast",
     "layout_of",
@@ -60,6 +66,8 @@ __all__ = [
     "plan_training",
     "row_cost",
     "row_length",
+    "run_prefix",
     "sliding_window",
     "tree_mask",
+    "trimmed",
 ]

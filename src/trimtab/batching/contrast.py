@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from trimtab.batching.batches import Batch, Layout, collate, plan_batches
-from trimtab.batching.tokens import Encoded, common_prefix
+from trimtab.batching.tokens import Encoded, common_length
 
 ROW = 512
 """Positions of a tree row: long rows repeat fewer heads, short ones spend less on attention."""
@@ -237,7 +237,7 @@ def grow(
 
     for s in sorted(range(len(sequences)), key=sequences.__getitem__):
         ids = sequences[s]
-        shared = common_prefix(before, ids)
+        shared = common_length(before, ids)
         if own:
             shared = max(0, min(shared, len(ids) - 1, len(before) - 1))
         branches = shared < len(before)  # what an unmasked row cannot hold
@@ -282,7 +282,7 @@ def _chunks(contrast: Contrast, order: list[int], budget: int) -> Iterator[list[
     for i in order:
         now = contrast.ids(contrast.chosen[i]), contrast.ids(contrast.rejected[i])
         more = sum(
-            len(b) - min(common_prefix(a, b), len(b) - 1, max(len(a) - 1, 0))
+            len(b) - min(common_length(a, b), len(b) - 1, max(len(a) - 1, 0))
             for a, b in zip(last, now, strict=True)
         )
         if run and cost + more > budget:
@@ -331,10 +331,11 @@ class _Tokens:
         # Answers are numbered within the batch, in order of appearance.
         numbers = {a: n for n, a in enumerate(dict.fromkeys(columns[4]))}
         return Batch(
-            layout=layout,
+            layout="padded" if layout == "padded" else "packed",
             input_ids=grid([line.ids for line in lines], 0),
             positions=grid([line.positions for line in lines], 0),
             segments=grid([[0] * len(line.ids) for line in lines], -1),
+            members=grid([[0] * len(line.ids) for line in lines], -1),
             ends=grid([line.ends for line in lines], 0),
             token_row=row,
             token_at=at,
@@ -348,5 +349,5 @@ class _Tokens:
             pair_chosen=none if chosen is None else chosen,
             pair_rejected=none if rejected is None else rejected,
             pair_ids=torch.tensor(list(pairs), dtype=torch.long),
-            items=tuple("" for _ in lines),
+            items=tuple("" for _ in numbers),
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from trimtab.batching.contrast import Contrast, Ids, Pole
-from trimtab.batching.tokens import common_prefix
+from trimtab.batching.tokens import common_length
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.pairs import Pair, PairSet, persona_pairs
 
@@ -201,6 +201,6 @@ def _thinking(
 
 def _far_apart(a: Ids, b: Ids) -> bool:
     """Whether two sequences differ in more than half of the longer one."""
-    start = common_prefix(a, b)
-    end = common_prefix(a[start:][::-1], b[start:][::-1])
+    start = common_length(a, b)
+    end = common_length(a[start:][::-1], b[start:][::-1])
     return 2 * (start + end) < max(len(a), len(b))

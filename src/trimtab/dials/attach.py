@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ Alpha = float | Tensor | Sequence[float]
 
 ADAPTER, VECTOR = 0, 10
 """Orders of edits at one site: adapters first, then vectors."""
+
+_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,20 @@ def attach(
         yield
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """The bare model, although dials are attached: their edits do nothing until the context is left.
+
+    For passes without gradients: a backward pass recomputes outside of it.
+    """
+    token = _PAUSED.set(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _PAUSED.reset(token)
+
+
 def as_alpha(alpha: Alpha) -> float | Tensor:
     """A float, or a float32 tensor `[B]` or `[B, T]`; every value finite."""
     if isinstance(alpha, int | float):
@@ -103,6 +120,8 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
 
 def _hook(edit: Edit, weight: float, alpha: float | Tensor) -> Callable[..., Any]:
     def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if _PAUSED.get():
+            return output
         y = output[0] if isinstance(output, tuple) else output
         x = input_of(args, kwargs)
         if isinstance(alpha, Tensor):

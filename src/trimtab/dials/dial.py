@@ -134,10 +134,12 @@ class Dial(nn.Module):
         """The inverse of `settings` and `tensors`."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, extra: dict[str, str] | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, extra: dict[str, str | bytes] | None = None
+    ) -> Path:
         """Save as a folder: weights (safetensors), `dial.json`, a model card. All or nothing: the
         folder is written aside and renamed. A dial that lies there is replaced, with all else in
-        its folder. `extra` are further text files by name.
+        its folder. `extra` are further files by name.
 
         Raises:
             DialError: the folder cannot be written, or holds something that is no dial.
@@ -152,8 +154,9 @@ class Dial(nn.Module):
             try:
                 new.mkdir()  # with ordinary permissions, unlike the stage
                 self._write(new)
-                for name, text in (extra or {}).items():
-                    (new / name).write_text(text)
+                for name, content in (extra or {}).items():
+                    data = content.encode() if isinstance(content, str) else content
+                    (new / name).write_bytes(data)
                 if folder.exists():
                     folder.rename(old)
                 new.rename(folder)
@@ -264,7 +267,9 @@ class Composed(Dial):
 
     __rmul__ = __mul__
 
-    def save_pretrained(self, folder: str | Path, extra: dict[str, str] | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, extra: dict[str, str | bytes] | None = None
+    ) -> Path:
         """Refused: a composed dial is a way of using its members."""
         raise DialError("a composed dial is not saved: save its members and compose them again")
 

@@ -76,18 +76,15 @@ def read_gradients(
                 f"{encoded.name}: the loss needs a token after the one that is read; there is none"
             )
         chosen, rejected = batch.pair_chosen, batch.pair_rejected
-        probes: dict[Site, Tensor] = {}
-        with torch.enable_grad(), ExitStack() as stack:
-            for site in sites:
-                stack.enter_context(_probe(model, site, batch, probes))
-            readings = read(model, batch, logps=needs.logps, sites=needs.sites)
-            policy = pair_up(readings, batch)
-            if before is not None:
-                policy = _longer(policy, before[pairs])
-            loss, _ = objective(policy, _detached(policy))
-            each = _each(loss, [probes[s] for s in sites], chosen, rejected)
-        for site, grad in zip(sites, each, strict=True):
-            found[site].append(grad.cpu())
+        each: dict[Site, Tensor] = {}
+        # Pairs that share an answer take turns: one backward pass would sum their gradients there.
+        for turn in _turns(chosen.tolist(), rejected.tolist()):
+            grads = _one_pass(model, batch, objective, needs, sites, turn, before, pairs)
+            for site, grad in grads.items():
+                into = each.setdefault(site, grad.new_zeros(2, len(pairs), grad.shape[1]))
+                into[:, turn] = torch.stack([grad[chosen[turn]], grad[rejected[turn]]])
+        for site in sites:
+            found[site].append(each[site].cpu())
         numbers += pairs
         if progress:
             progress(len(numbers), encoded.n_pairs)
@@ -137,7 +134,8 @@ def _pair_batches(
     encoded: Encoded | Contrast, budget: int, model: nn.Module
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of whole pairs on the model's device, and each pair's place in row order."""
-    layout = layout_of(model)
+    # Not "shared": its prefix is a pass of its own, which the probes are not made for.
+    layout = "padded" if layout_of(model) == "padded" else "packed"
     device = next(model.parameters()).device
     if isinstance(encoded, Contrast):
         for batch, pairs in gradient_batches(encoded, budget, layout):
@@ -189,21 +187,30 @@ def _probe(
         handle.remove()
 
 
-def _each(
-    loss: Tensor, probes: Sequence[Tensor], chosen: Tensor, rejected: Tensor
-) -> list[Float[Tensor, "two pair d"]]:
-    """The gradient of every pair's loss at its own two probes. Pairs that share an answer take turns,
-    since one backward pass would sum their gradients there."""
-    turns = _turns(chosen.tolist(), rejected.tolist())
-    found = [probe.new_zeros(2, len(loss), probe.shape[1]) for probe in probes]
-    for number, pairs in enumerate(turns):
-        grads = torch.autograd.grad(
-            loss[pairs].sum(), probes, retain_graph=number + 1 < len(turns), allow_unused=True
-        )
-        for into, grad in zip(found, grads, strict=True):
-            if grad is not None:  # else nothing that the loss reads depends on it
-                into[:, pairs] = torch.stack([grad[chosen[pairs]], grad[rejected[pairs]]])
-    return found
+def _one_pass(
+    model: nn.Module,
+    batch: Batch,
+    objective: Objective,
+    needs: Needs,
+    sites: Sequence[Site],
+    turn: list[int],
+    before: Tensor | None,
+    pairs: list[int],
+) -> dict[Site, Float[Tensor, "answer d"]]:
+    """Gradients of the summed losses of some of a batch's pairs at all of its answers."""
+    probes: dict[Site, Tensor] = {}
+    with torch.enable_grad(), ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(_probe(model, site, batch, probes))
+        policy = pair_up(read(model, batch, logps=needs.logps, sites=needs.sites), batch)
+        if before is not None:
+            policy = _longer(policy, before[pairs])
+        loss, _ = objective(policy, _detached(policy))
+        grads = torch.autograd.grad(loss[turn].sum(), [probes[s] for s in sites], allow_unused=True)
+    return {  # nothing that the loss reads depends on a probe without one
+        site: torch.zeros_like(probes[site]) if grad is None else grad
+        for site, grad in zip(sites, grads, strict=True)
+    }
 
 
 def _turns(chosen: Sequence[int], rejected: Sequence[int]) -> list[list[int]]:

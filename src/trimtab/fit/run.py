@@ -13,30 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode, layout_of, plan_training
-from trimtab.cache import Store, reference
+from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial, DialInfo
 from trimtab.dials.adapter import linear_modules
 from trimtab.errors import ConfigError, TrainingError
-from trimtab.fit.closed_form import fit_direction, pair_answers
+from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.estimate import estimate_training
-from trimtab.fit.recipes import Method, Recipe, TrainingRecipe, method
-from trimtab.fit.steering import SteeringRecipe, encode_poles
-from trimtab.objectives import InnerDPO
+from trimtab.fit.recipes import (
+    METHODS,
+    InnerRecipe,
+    Method,
+    ProjectionRecipe,
+    Recipe,
+    TrainingRecipe,
+    method,
+)
+from trimtab.fit.reference import read_reference
+from trimtab.fit.settings import no_effect
+from trimtab.fit.spaces import Spaces, build_spaces
+from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
-from trimtab.sites import Site, parse_sites
-from trimtab.states import Readings, depth
+from trimtab.states import depth, expand_sites
 
 HISTORY = "training.jsonl"
-ALONG_BYTES = 1 << 28
-"""States are read along with log-probs up to this size."""
-FLOOR_QUANTILE = 0.1
-"""Differences shorter than this share of the data set's are not divided by (InnerPO's floor)."""
+SPACE = "space.safetensors"
+"""Files of a trained run beside its dial: the training curve, and the spaces it was trained in."""
 
 
 def fit(
@@ -58,7 +66,8 @@ def fit(
     """Make a dial for a model from preference pairs.
 
     Args:
-        recipe: a method's name (`dpo`, `innerdpo`, `mean`, `pca`, …), or a recipe with other settings.
+        recipe: a method's name (`trimtab methods` lists them), a method, or a recipe with other
+            settings.
         pairs: a pair set, the spec string of one, or, for methods without training, a contrast.
         out: folder to save the dial in; what a run needs to be resumed lies beside it, under the
             same name with a dot before and `.training` behind it, until the dial is saved.
@@ -77,13 +86,7 @@ def fit(
         TrainingError: the loss is not finite, or no checkpoint can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
-    named = (
-        recipe
-        if isinstance(recipe, Method)
-        else method(recipe)
-        if isinstance(recipe, str)
-        else _method_of(recipe)
-    )
+    named = _named(recipe)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
@@ -125,23 +128,23 @@ def fit(
             f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
             "dropped"
         )
-    history: list[dict[str, Any]] = []
+    extra: dict[str, str | bytes] = {}
     if steering:
         dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
     elif folder is not None:
-        dial, history = _fit_adapter(
+        dial, extra = _fit_adapter(
             named, model, encoded, seed, _work(folder), folder, store, progress
         )
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            dial, history = _fit_adapter(
+            dial, extra = _fit_adapter(
                 named, model, encoded, seed, Path(temporary), None, store, progress
             )
     dial.info = info
     dial.eval()
     if folder is not None:
         if _main_process():
-            _publish(dial, folder, history)
+            _publish(dial, folder, extra)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
@@ -156,9 +159,11 @@ def _fit_adapter(
     out: Path | None,
     store: Store | None,
     progress: Progress,
-) -> tuple[AdapterDial, list[dict[str, Any]]]:
+) -> tuple[AdapterDial, dict[str, str | bytes]]:
+    """The trained adapter, and the files that are saved beside it."""
     from transformers import TrainingArguments
 
+    from trimtab.fit.projection import Projection, step_differences
     from trimtab.fit.trainer import FitModule, recomputing, train
 
     recipe = named.recipe
@@ -166,6 +171,7 @@ def _fit_adapter(
     settings = recipe.train
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
+    needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
     args = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=1,
@@ -190,6 +196,8 @@ def _fit_adapter(
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
     model.to(args.device)
     layout = layout_of(model)
+    if settings.activation_checkpointing and layout == "shared":
+        layout = "packed"  # layers that run again would add to the prefix's keys and values again
     schedule = plan_training(
         encoded,
         pairs_per_step=settings.pairs_per_step,
@@ -223,8 +231,17 @@ def _fit_adapter(
         f"{estimate_training(model, needs, encoded, schedule, layout)}"
     )
     with args.main_process_first(local=False, desc="reading the reference"):
-        before, floor = read_reference(model, encoded, needs, store, progress)
-    module = FitModule(model, dial, recipe.objective, needs, before, floor)
+        spaces = _spaces(recipe, model, encoded, needs, seed, store, progress)
+        before = read_reference(
+            model, encoded, needs, store, progress, spaces=spaces, schedule=schedule
+        )
+    projection = None
+    if isinstance(recipe, ProjectionRecipe):
+        differences = step_differences(
+            model, encoded, schedule, dial.paths, layout, progress=progress
+        )
+        projection = Projection(recipe.projection, dial, differences)
+    module = FitModule(model, dial, recipe.objective, needs, before, spaces)
     with recomputing(model) if settings.activation_checkpointing else nullcontext():
         history = train(
             module,
@@ -236,52 +253,34 @@ def _fit_adapter(
             progress=progress,
             label=f"training {named.name}",
             board=out.parent / "tensorboard" / out.name if out else None,
+            projection=projection,
         )
-    return dial, history
+    extra: dict[str, str | bytes] = {
+        HISTORY: "".join(json.dumps(record) + "\n" for record in history)
+    }
+    if spaces is not None and (weights := spaces.state_dict()):
+        extra[SPACE] = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
+    return dial, extra
 
 
-def read_reference(
+def _spaces(
+    recipe: TrainingRecipe,
     model: nn.Module,
     encoded: Encoded,
     needs: Needs,
+    seed: int,
     store: Store | None,
-    progress: Progress = SILENT,
-) -> tuple[Readings, dict[Site, float]]:
-    """What an objective needs of the reference, from the store where it has been read before, and
-    the floor of each site's difference length.
-
-    Always read in batches of the same size: the microbatches of a run, which memory decides, must
-    not reach its result through what it leaves in the store."""
-    sites = needs.sites if needs.reference_states else ()
-    if not (needs.reference_logps or sites):
-        return Readings(), {}
-    extra = () if sites or not needs.reference_logps else _along(model, encoded)
-    with progress.bar("reading the reference", encoded.n_answers, "answers") as update:
-        found = reference(
-            model,
-            encoded,
-            logps=needs.reference_logps,
-            sites=(*sites, *extra),
-            pool=needs.pool,
-            token_map=needs.token_map,
-            store=store,
-            progress=update,
-        )
-    found.states = {site: found.states[site] for site in sites}
-    chosen, rejected = pair_answers(encoded)
-    floor = {
-        site: torch.quantile((h[chosen] - h[rejected]).norm(dim=-1), FLOOR_QUANTILE).item()
-        for site, h in found.states.items()
-    }
-    return found, floor
-
-
-def _along(model: nn.Module, encoded: Encoded) -> tuple[Site, ...]:
-    """Sites read along with log-probs, which run every block anyway: where other methods read by
-    default, so that the next one on this data finds them in the store. None where they are large."""
-    sites = parse_sites(InnerDPO.sites, models.n_layers(model))
-    size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
-    return sites if size <= ALONG_BYTES else ()
+    progress: Progress,
+) -> Spaces | None:
+    """The spaces of a run; None where there are none, or where they could change nothing."""
+    if not isinstance(recipe, InnerRecipe) or recipe.space.kind == "none":
+        return None
+    if reason := no_effect(recipe.space.kind, recipe.objective):
+        progress.say(reason)
+        return None
+    return build_spaces(
+        recipe.space, model, encoded, needs, seed=seed, store=store, progress=progress
+    )
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -335,12 +334,11 @@ def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
         raise TrainingError(f"{work}: cannot be written ({error})") from error
 
 
-def _publish(dial: Dial, folder: Path, history: list[dict[str, Any]]) -> None:
+def _publish(dial: Dial, folder: Path, extra: dict[str, str | bytes]) -> None:
     """Save the dial within the work folder, move it to its place, drop all else. Stopped at any
     moment, it leaves nothing that the next run would not go on from or clear away."""
     work = _work(folder)
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    saved = dial.save_pretrained(work / "dial", extra={HISTORY: lines} if history else {})
+    saved = dial.save_pretrained(work / "dial", extra)
     try:
         if folder.exists():
             shutil.rmtree(work / "old", ignore_errors=True)
@@ -368,22 +366,19 @@ def _main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _method_of(recipe: Recipe) -> Method:
-    """A recipe with other settings, under the name of the method it varies."""
-    from trimtab.fit.recipes import METHODS
-    from trimtab.fit.steering import PUBLISHED
-
-    for name, same in PUBLISHED.items():
-        if recipe == same:
-            return method(name)
-    for known in METHODS.values():
-        estimator = getattr(recipe, "estimator", None)
-        if (
-            type(known.recipe) is type(recipe)
-            and getattr(known.recipe, "estimator", None) == estimator
-        ):
-            return dataclasses.replace(known, recipe=recipe)
-    raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
+def _named(recipe: str | Recipe | Method) -> Method:
+    """The method of a name; a recipe with other settings gets that of the method it varies."""
+    if isinstance(recipe, str):
+        return method(recipe)
+    if isinstance(recipe, Method):
+        return recipe
+    if name := next((n for n, same in PUBLISHED.items() if same == recipe), None):
+        return method(name)
+    like = [m for m in METHODS.values() if type(m.recipe) is type(recipe)]
+    if not like:
+        raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
+    same = [m for m in like if m.varies(recipe)] or like
+    return dataclasses.replace(same[0], recipe=recipe)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.objectives.base import require
-from trimtab.objectives.output import preference
+from trimtab.objectives.base import nll, require
 from trimtab.readout import Needs, Readout
 from trimtab.sites import block_index
 
@@ -66,7 +65,7 @@ class ReprPOMargin:
         (site,) = policy.chosen
         apart = (policy.chosen[site] - policy.rejected[site]).norm(dim=-1)
         before = (reference.chosen[site] - reference.rejected[site]).norm(dim=-1).clamp(min=1e-12)
-        now, then = mean_logp(policy), mean_logp(reference)
+        now, then = -nll(policy), -nll(reference)
         if self.variant == "published":
             loss = -apart + 1e4 * F.relu(0.99 * then - now).square()
         else:
@@ -87,35 +86,4 @@ class NLL:
         self, policy: Readout, reference: Readout | None
     ) -> tuple[Float[Tensor, "pair"], dict[str, Tensor]]:
         """Loss a pair; no metrics."""
-        return -mean_logp(policy), {}
-
-
-@dataclass(frozen=True)
-class SimPO:
-    """Simple preference optimization (Meng et al. 2024, eq. 6): no reference model.
-
-    -log sigmoid(beta (mean log pi(chosen) - mean log pi(rejected)) - gamma), means over tokens.
-    """
-
-    beta: float = 2.0
-    """Scale of the difference of mean log-probs."""
-    gamma: float = 1.0
-    """The margin aimed at."""
-
-    def needs(self, n_layers: int) -> Needs:
-        """Log-probs of the policy."""
-        return Needs(logps=True)
-
-    def __call__(
-        self, policy: Readout, reference: Readout | None
-    ) -> tuple[Float[Tensor, "pair"], dict[str, Tensor]]:
-        """Loss a pair; metrics `margin` (beta times the difference, minus gamma)."""
-        margin = self.beta * preference(policy, mean=True) - self.gamma
-        return F.softplus(-margin), {"margin": margin.detach()}
-
-
-def mean_logp(readout: Readout) -> Float[Tensor, "pair"]:
-    """Mean log-prob of the chosen answers' tokens, in nats."""
-    if readout.chosen_logps is None or readout.chosen_tokens is None:
-        raise ValueError("this loss needs log-probs and token counts, and the readout has none")
-    return readout.chosen_logps / readout.chosen_tokens
+        return nll(policy), {}
