@@ -168,8 +168,6 @@ class ControlVector:
         Raises:
             DialError: nothing can be written, or a layer is no block from 1 up.
         """
-        from trimtab.export.gguf import write_control_vector
-
         blocks: dict[int, Tensor] = {}
         for layer, v in self.directions.items():
             if not isinstance(layer, int) or layer < 1:
@@ -177,6 +175,8 @@ class ControlVector:
                     f"layer {layer!r}: a GGUF control vector has directions after blocks 1 and up"
                 )
             blocks[layer] = torch.from_numpy(np.asarray(v, dtype=np.float32))
+        from trimtab.export.gguf import write_control_vector
+
         write_control_vector(Path(path), blocks, self.model_type)
 
     @classmethod
@@ -184,8 +184,7 @@ class ControlVector:
         """Read a llama.cpp control vector. Raises DialError where it is none."""
         from trimtab.export.gguf import read_control_vector
 
-        found = read_control_vector(Path(path))
-        directions, hint = found if isinstance(found, tuple) else (found, "")
+        directions, hint = read_control_vector(Path(path))
         return cls(hint, {k: v.float().numpy() for k, v in directions.items()})
 
     # ---- arithmetic ----
