@@ -665,8 +665,8 @@ def test_the_command_line(saved_model, tmp_path, monkeypatch):
     done = trimtab("fit", "pca", *given, "--out", str(tmp_path / "x"), "--sites", r"\.nowhere$")
     assert done.code == 2
     assert "no module's path matches" in done.err
-    assert trimtab("inspect", "personas:honesty").code == 0
-    assert trimtab("inspect", "traits:honesty/test").code == 0
+    assert trimtab("inspect", "personas:honesty", "--model", model).code == 0
+    assert trimtab("inspect", "traits:honesty/test", "--model", model).code == 0
 
 
 # ---- traps of reading ---------------------------------------------------------------------------
