@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, VOCAB
 from trimtab.batching import (
     Contrast,
-    batches,
+    batches_of,
     encode_contrast,
     gradient_batches,
     is_contrast,
@@ -108,7 +108,7 @@ def test_each_distinct_prefix_is_computed_once():
     lines, _ = grow(c.sequences)
     prefixes = {ids[:n] for ids in c.sequences for n in range(1, len(ids) + 1)}
     assert sum(len(line.ids) for line in lines) == len(prefixes)
-    positions = sum(b.input_ids.numel() for b in batches(c))
+    positions = sum(b.input_ids.numel() for b in batches_of(c))
     assert positions < 0.2 * c.n_tokens
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, batches, layout_of
+from trimtab.batching import Contrast, Encoded, batches_of, layout_of
 from trimtab.errors import CacheError
 from trimtab.readout import Pool, TokenMap
 from trimtab.sites import Site
@@ -156,7 +156,7 @@ def collect(
     places: list[Tensor] = []
     done = 0
     with torch.no_grad():
-        for batch in batches(encoded, budget, layout):
+        for batch in batches_of(encoded, budget, layout):
             batch = batch.to(device)
             parts.append(
                 read(

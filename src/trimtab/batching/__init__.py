@@ -27,7 +27,7 @@ from trimtab.batching.batches import (
 )
 from trimtab.batching.contrast import (
     Contrast,
-    batches,
+    batches_of,
     contrast_batches,
     gradient_batches,
     node_batches,
@@ -49,7 +49,7 @@ __all__ = [
     "Row",
     "Schedule",
     "attention_mask",
-    "batches",
+    "batches_of",
     "collate",
     "contrast_batches",
     "encode",

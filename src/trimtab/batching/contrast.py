@@ -120,7 +120,7 @@ class Contrast:
         return self.sequences[pole[0]][: pole[1]]
 
 
-def batches(
+def batches_of(
     encoded: Encoded | Contrast, budget: int = 2048, layout: Layout = "packed"
 ) -> Iterator[Batch]:
     """All answers of an encoded set, or all poles of a contrast, in batches within a budget."""
