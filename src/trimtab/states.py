@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from trimtab import models
 from trimtab.batching import Batch, forward, run_prefix
 from trimtab.errors import ConfigError, DataError, near
+from trimtab.logprobs import has_plain_head, head_logps, note_head, token_logps
 from trimtab.readout import Pool, Readout, TokenMap, last_tokens
 from trimtab.sites import Site, block_index, parse_sites
 
@@ -266,11 +267,10 @@ def read(
                 change = _token_change(token_map, spaces.get(site) if spaces else None)
                 stack.enter_context(_tap(model, site, batch, where, sinks, change, found))
         if logps:
-            logits = stack.enter_context(_at_scored(model, batch))(
-                lambda: forward(model, batch, past)
-            )
-            _score(batch, logits, found, confidence, against)
-            found.logits = logits if keep_logits else None
+            whole = confidence or keep_logits or against is not None
+            token, found.logits = _at_scored(model, batch, past, whole=whole)
+            _score(batch, token, found.logits, found, confidence, against)
+            found.logits = found.logits if keep_logits else None
         elif sites:
             stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
             with suppress(_Stop):
@@ -340,73 +340,64 @@ def _stop_after(model: nn.Module, block: int) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
 def _at_scored(
-    model: nn.Module, batch: Batch
-) -> Iterator[Callable[[Callable[[], Any]], Float[Tensor, "M V"]]]:
-    """Let the LM head see only the positions that predict a scored token: logits of M tokens.
+    model: nn.Module, batch: Batch, past: DynamicCache | None, *, whole: bool
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M V"] | None]:
+    """Log-probs of the M scored tokens, and with `whole` the logits that predict them.
 
-    The head's input is gathered in a pre-hook, so that whatever the model does to its logits
-    (scaling, soft-capping) stays its own business.
+    The head's input is gathered in a pre-hook, so that whatever a model does to its logits (scaling,
+    soft-capping) stays its own business; where it does nothing, the head is not even run.
     """
     keep = batch.token_scored
-    row, at = batch.token_row[keep], batch.token_from[keep]
-    handle = models.head(model).register_forward_pre_hook(
-        lambda _, args: (args[0][row, at][None], *args[1:])
-    )
+    row, at, ids = batch.token_row[keep], batch.token_from[keep], batch.token_id[keep]
+    head = models.head(model)
+    states: list[Tensor] = []
+    plain = has_plain_head(model)
+    alone = not whole and plain
 
-    def run(call: Callable[[], Any]) -> Tensor:
-        logits = call().logits[0]  # M V
-        return logits if logits.dtype == torch.float64 else logits.float()
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states.append(args[0][row, at])
+        if alone:
+            raise _Stop
+        return (states[0][None], *args[1:])
 
+    handle = head.register_forward_pre_hook(gather)
     try:
-        yield run
+        with suppress(_Stop):
+            logits = forward(model, batch, past).logits[0]  # M V
     finally:
         handle.remove()
+    if alone:
+        return head_logps(head, states[0], ids), None  # type: ignore[arg-type]
+    if plain is None:
+        note_head(model, states[0], logits)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return token_logps(logits, ids), logits if whole else None
 
 
 def _score(
-    batch: Batch, logits: Tensor, found: Readings, confidence: bool, against: Tensor | None
+    batch: Batch,
+    token: Tensor,
+    logits: Tensor | None,
+    found: Readings,
+    confidence: bool,
+    against: Tensor | None,
 ) -> None:
     """Log-probs of the answers, and what else is asked of the logits of their tokens."""
-    keep = batch.token_scored
-    ids, answer = batch.token_id[keep], batch.token_answer[keep]
-    token = _TokenLogps.apply(logits, ids)
+    answer = batch.token_answer[batch.token_scored]
 
     def total(values: Tensor) -> Tensor:
         return values.new_zeros(batch.n_answers).index_add(0, answer, values)
 
     found.logps = total(token)
     found.tokens = torch.bincount(answer, minlength=batch.n_answers)
-    if confidence:
+    if confidence and logits is not None:
         with torch.no_grad():
             squares = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
             found.confidence = total(token.detach() - squares) / found.tokens.clamp(min=1)
-    if against is not None:
+    if against is not None and logits is not None:
         own, other = logits.log_softmax(-1), against.log_softmax(-1)
         found.kl = total((own.exp() * (own - other)).sum(-1)) / found.tokens.clamp(min=1)
-
-
-class _TokenLogps(torch.autograd.Function):
-    """Log-probs of given tokens, `[M, V]` logits to `[M]`.
-
-    torch's log-softmax on a CPU leaves a gradient of some 2e-5 relative error in float32 (measured on
-    SmolLM2 against float64); exp(logits - logsumexp) leaves 5e-6, and keeps one [M, V] tensor less.
-    The gradient takes the logits' place: a second backward pass is refused by autograd.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
-        total = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, total, ids)
-        return logits.gather(-1, ids[:, None])[:, 0] - total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, total, ids = ctx.saved_tensors
-        (grad,) = grads
-        down = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-        return down.scatter_add_(-1, ids[:, None], grad[:, None]), None
 
 
 @dataclass
@@ -519,10 +510,10 @@ def _median(length: Tensor, where: PooledTokens) -> Tensor:
 def _mean(values: Tensor, where: PooledTokens, keep: Tensor | None = None) -> Tensor:
     """Mean per answer of values per token (over all tokens of an answer where none is kept)."""
     total = values.new_zeros(len(where.count), *values.shape[1:])
+    shape = (-1, *[1] * (values.ndim - 1))
     if keep is None:
-        return total.index_add(0, where.answer, values) / where.count.view(
-            -1, *[1] * (values.ndim - 1)
-        ).to(values)
-    count = torch.bincount(where.answer[keep], minlength=len(where.count))
-    kept = total.index_add(0, where.answer[keep], values[keep]) / count.clamp(min=1)
+        count = where.count.view(shape).to(values)
+        return total.index_add(0, where.answer, values) / count
+    count = torch.bincount(where.answer[keep], minlength=len(where.count)).view(shape)
+    kept = total.index_add(0, where.answer[keep], values[keep]) / count.clamp(min=1).to(values)
     return torch.where(count > 0, kept, _mean(values, where))

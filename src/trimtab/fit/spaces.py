@@ -28,16 +28,17 @@ SAMPLE = 256
 
 
 class Spaces(nn.Module):
-    """One space a site, in the order of the sites."""
+    """One space a site, in the order of the sites; sites may share one."""
 
     def __init__(self, spaces: Mapping[Site, Space], settings: SpaceSettings):
         super().__init__()
         self.sites, self.settings = tuple(spaces), settings
-        self.each = nn.ModuleList(spaces.values())
+        self.each = nn.ModuleList(dict.fromkeys(spaces.values()))
+        self.place = [list(self.each).index(space) for space in spaces.values()]
 
     def items(self) -> dict[Site, Space]:
         """The spaces by site."""
-        return dict(zip(self.sites, self.each, strict=True))  # type: ignore[arg-type]
+        return {site: self.each[n] for site, n in zip(self.sites, self.place, strict=True)}  # type: ignore[misc]
 
     def forward(self, states: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
         """States `[..., d]` a site, in its space."""
