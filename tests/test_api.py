@@ -15,7 +15,7 @@ import trimtab
 from trimtab import models
 
 ROOT = Path(__file__).resolve().parents[1]
-FUNCTIONS = ("load", "read_pairs", "fit", "generate", "evaluate")
+FUNCTIONS = ("load", "read_pairs", "make_contrast", "fit", "generate", "evaluate")
 
 
 def alone(code: str) -> subprocess.CompletedProcess[str]:

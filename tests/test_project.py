@@ -31,7 +31,7 @@ FLOORS = {
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
     4: ("fit", "evaluate", "export", "anchor"),
-    5: ("study",),
+    5: ("study", "compat"),
     6: ("report", "app"),
     7: ("cli",),
 }

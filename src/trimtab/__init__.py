@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.anchor.callback import Anchors
+    from trimtab.batching import make_contrast
     from trimtab.dials import Dial
     from trimtab.evaluate import generate
     from trimtab.fit import fit
@@ -31,6 +32,7 @@ _HOME = {
     "fit": "trimtab.fit",
     "generate": "trimtab.evaluate",
     "load": "trimtab.models",
+    "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "fit",
     "generate",
     "load",
+    "make_contrast",
     "read_pairs",
 ]
 

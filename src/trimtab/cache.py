@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded, collate, layout_of, plan_batches
+from trimtab.batching import Contrast, Encoded, batches_of, layout_of
 from trimtab.errors import CacheError
 from trimtab.readout import Pool, TokenMap
 from trimtab.sites import Site
@@ -139,7 +139,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def collect(
     model: nn.Module,
-    encoded: Encoded,
+    encoded: Encoded | Contrast,
     *,
     logps: bool = False,
     sites: Sequence[Site] = (),
@@ -156,8 +156,8 @@ def collect(
     places: list[Tensor] = []
     done = 0
     with torch.no_grad():
-        for rows in plan_batches(encoded, budget, layout):
-            batch = collate(encoded, rows, layout).to(device)
+        for batch in batches_of(encoded, budget, layout):
+            batch = batch.to(device)
             parts.append(
                 read(
                     model,
@@ -188,7 +188,7 @@ def collect(
 
 def reference(
     model: nn.Module,
-    encoded: Encoded,
+    encoded: Encoded | Contrast,
     *,
     logps: bool = False,
     sites: Sequence[Site] = (),

@@ -7,6 +7,7 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -55,6 +56,76 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
         return model.get_submodule(path), side == "in"
     except AttributeError:
         raise ConfigError(f"site {site!r}: the model has no module {path!r}") from None
+
+
+REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
+"""What no block, fraction or module path has, and a regular expression over paths needs."""
+
+
+def find_sites(model: nn.Module, spec: str | int | Sequence[Site]) -> tuple[Site, ...]:
+    """Sites by name, as `parse_sites` and `expand_sites` have them, or by a regular expression over
+    all module paths.
+
+    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"\.self_attn\.k_proj$"` is the output
+    of every module whose path it is found in, a decoder layer among them as its block.
+
+    Raises:
+        ConfigError: nothing matches; a block out of range; not a regular expression.
+    """
+    sided = isinstance(spec, str) and re.search(r":(in|out)(@|$)", spec)
+    if not isinstance(spec, str) or sided or not REGEX.search(spec):
+        return expand_sites(model, parse_sites(spec, models.n_layers(model)))
+    blocks = {path: k for k, path in enumerate(models.layer_paths(model))}
+    found = available_layers(model, spec)[1]
+    if not found:
+        shapes = available_layers(model)[0]
+        raise ConfigError(
+            f"sites {spec!r}: no module's path matches{near(spec, shapes)} "
+            f"(the model has {', '.join(shapes[:12])}{', …' if len(shapes) > 12 else ''})"
+        )
+    return tuple(blocks.get(path, f"{path}:out") for path in found)
+
+
+def available_layers(
+    model: nn.Module,
+    regex_filter: str | None = None,
+    layer_range: tuple[float, float] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Modules that hidden states can be read at.
+
+    Args:
+        regex_filter: keep paths in which this regular expression is found.
+        layer_range: keep what lies in these blocks, from the first up to, not including, the last:
+            two fractions of the depth (floats) or two blocks (ints, negatives from the end).
+
+    Returns:
+        The distinct paths with every number as `{N}`, sorted; and the full paths, in the model's order.
+        Modules without parameters are left out; a head tied to the embedding is not.
+
+    Raises:
+        ConfigError: not a regular expression, or an empty range.
+    """
+    try:
+        pattern = re.compile(regex_filter or "")
+    except re.error as error:
+        raise ConfigError(f"{regex_filter!r}: not a regular expression ({error})") from None
+    names = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+    if layer_range is not None:
+        count = models.n_layers(model)
+        low, high = (
+            math.floor(round(end * count, 9))
+            if isinstance(end, float)
+            else range(count + 1)[end]
+            if 0 <= end <= count
+            else block_index(end, count)
+            for end in layer_range
+        )
+        if low >= high:
+            raise ConfigError(f"layer_range {layer_range}: no block from {low} up to {high}")
+        inside = models.layer_paths(model)[low:high]
+        names = [n for n in names if any(n == p or n.startswith(p + ".") for p in inside)]
+    full = [n for n in names if pattern.search(n)]
+    return sorted({re.sub(r"\d+", "{N}", n) for n in full}), full
 
 
 def expand_sites(model: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -191,7 +262,7 @@ def read(
     past = _prefix_of(model, batch, deepest)
     with ExitStack() as stack:
         if sites:
-            where = _pooled_tokens(batch, pool)
+            where = pooled_tokens(batch, pool)
             for site in sites:
                 change = _token_change(token_map, spaces.get(site) if spaces else None)
                 stack.enter_context(_tap(model, site, batch, where, sinks, change, found))
@@ -330,7 +401,7 @@ def _score(
 
 
 @dataclass
-class _Tokens:
+class PooledTokens:
     """Positions to average: T of them, each belonging to an answer."""
 
     row: Tensor
@@ -339,7 +410,8 @@ class _Tokens:
     count: Tensor  # per answer
 
 
-def _pooled_tokens(batch: Batch, pool: Pool) -> _Tokens:
+def pooled_tokens(batch: Batch, pool: Pool) -> PooledTokens:
+    """The positions that `pool` averages. Raises DataError where an answer has none."""
     keep = batch.token_marker if pool == "marker" else batch.token_body
     at = batch.token_at
     if pool == "predicting":
@@ -354,7 +426,7 @@ def _pooled_tokens(batch: Batch, pool: Pool) -> _Tokens:
     if (count == 0).any():
         bare = batch.items[int((count == 0).nonzero()[0, 0])]
         raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
-    return _Tokens(batch.token_row[keep], at[keep], answer, count)
+    return PooledTokens(batch.token_row[keep], at[keep], answer, count)
 
 
 def _token_change(
@@ -378,7 +450,7 @@ def _tap(
     model: nn.Module,
     site: Site,
     batch: Batch,
-    where: _Tokens,
+    where: PooledTokens,
     sinks: bool,
     change: Callable[[Tensor], Tensor],
     found: Readings,
@@ -387,7 +459,7 @@ def _tap(
     module, is_input = module_at(model, site)
 
     def pool(h: Tensor) -> None:
-        tokens = h[where.row, where.at]  # T d
+        tokens = by_row(h, batch, site)[where.row, where.at]  # T d
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
         length = tokens.detach().norm(dim=-1)
         ordinary = length <= SINK_RATIO * _median(length, where)
@@ -410,7 +482,24 @@ def _tap(
         handle.remove()
 
 
-def _median(length: Tensor, where: _Tokens) -> Tensor:
+def by_row(h: Tensor, batch: Batch, site: Site) -> Float[Tensor, "B T d"]:
+    """States as a row of tokens a batch line; a router sees them in one line.
+
+    Raises:
+        ConfigError: the module does not give every token a state (an expert sees those routed to it).
+    """
+    lines = batch.input_ids.shape
+    if h.ndim == 2 and h.shape[0] == lines.numel():
+        return h.view(*lines, -1)
+    if h.ndim != 3 or h.shape[:2] != lines:
+        raise ConfigError(
+            f"site {site!r}: gives {tuple(h.shape)} for {lines[0]} rows of {lines[1]} tokens, not a "
+            "state a token; read the block around it"
+        )
+    return h
+
+
+def _median(length: Tensor, where: PooledTokens) -> Tensor:
     """For every token the (lower) median length of its answer's tokens."""
     order = length.argsort()
     order = order[where.answer[order].argsort(stable=True)]  # by answer, within it by length
@@ -418,7 +507,7 @@ def _median(length: Tensor, where: _Tokens) -> Tensor:
     return length[order[first + (where.count - 1) // 2]][where.answer]
 
 
-def _mean(values: Tensor, where: _Tokens, keep: Tensor | None = None) -> Tensor:
+def _mean(values: Tensor, where: PooledTokens, keep: Tensor | None = None) -> Tensor:
     """Mean per answer of values per token (over all tokens of an answer where none is kept)."""
     total = values.new_zeros(len(where.count), *values.shape[1:])
     shape = (-1, *[1] * (values.ndim - 1))

@@ -25,14 +25,23 @@ from trimtab.batching.batches import (
     row_length,
     trimmed,
 )
+from trimtab.batching.contrast import (
+    Contrast,
+    batches_of,
+    contrast_batches,
+    gradient_batches,
+    node_batches,
+)
 from trimtab.batching.forward import forward, run_prefix
-from trimtab.batching.masks import attention_mask, packed_mask, sliding_window
+from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
+from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
 from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode
 
 __all__ = [
     "Batch",
+    "Contrast",
     "Encoded",
     "Layout",
     "PromptStyle",
@@ -40,10 +49,17 @@ __all__ = [
     "Row",
     "Schedule",
     "attention_mask",
+    "batches_of",
     "collate",
+    "contrast_batches",
     "encode",
+    "encode_contrast",
     "forward",
+    "gradient_batches",
+    "is_contrast",
     "layout_of",
+    "make_contrast",
+    "node_batches",
     "packed_mask",
     "packing_proof",
     "plan_batches",
@@ -52,5 +68,6 @@ __all__ = [
     "row_length",
     "run_prefix",
     "sliding_window",
+    "tree_mask",
     "trimmed",
 ]

@@ -51,6 +51,7 @@ class Batch:
     pair_ids: Int[Tensor, "P"]  # index in the pair set
     items: tuple[str, ...]  # of each answer, for error messages
     prefix: Int[Tensor, "S"] | None = None  # ids before every row, computed once: positions 0..S-1
+    ends: Int[Tensor, "B T"] | None = None  # of tree rows: one past a token's last descendant
 
     @property
     def n_answers(self) -> int:

@@ -44,13 +44,34 @@ def packed_mask(
     return seen[:, None]
 
 
+def tree_mask(
+    ends: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], window: int | None = None
+) -> Bool[Tensor, "B 1 T T"]:
+    """True where a query (row) may see a key (column) of a token tree laid out depth first: itself
+    and its ancestors, within `window` positions. `ends` is one past a token's last descendant."""
+    T = ends.shape[1]
+    index = torch.arange(T, device=ends.device)
+    seen = (index[:, None] >= index) & (index[None, :, None] < ends[:, None, :])
+    if window is not None:
+        seen = seen & (positions[:, :, None] - positions[:, None, :] < window)
+    seen = seen | torch.eye(T, dtype=torch.bool, device=ends.device)  # padding sees itself
+    return seen[:, None]
+
+
 def attention_mask(batch: Batch, model: nn.Module) -> Any:
     """What to pass as `attention_mask` for a batch: a 2-D padding mask for padded rows, else a 4-D
     mask, or a dict of them by layer type where layers differ."""
     if batch.layout == "padded":
         return (batch.segments >= 0).long()
     prefix = 0 if batch.prefix is None else len(batch.prefix)
-    return build_masks(batch.segments, batch.positions, model, prefix=prefix, members=batch.members)
+    return build_masks(
+        batch.segments,
+        batch.positions,
+        model,
+        prefix=prefix,
+        members=batch.members,
+        ends=batch.ends,
+    )
 
 
 def build_masks(
@@ -61,13 +82,21 @@ def build_masks(
     windowed: bool = True,
     prefix: int = 0,
     members: Tensor | None = None,
+    ends: Tensor | None = None,
 ) -> Any:
-    """A mask, or a dict of them by layer type, in the form that the model's attention takes.
+    """A mask, or a dict of them by layer type, in the form that the model's attention takes; of a
+    token tree where its `ends` are given.
     Without `windowed` the sliding window is left out, wrongly: what the proof must notice."""
     config = text_config(model)
     window = sliding_window(config) if windowed else None
-    full = packed_mask(segments, positions, None, prefix, members)
-    slid = packed_mask(segments, positions, window, prefix, members) if window else full
+
+    def make(within: int | None) -> Tensor:
+        if ends is not None:
+            return tree_mask(ends, positions, within)
+        return packed_mask(segments, positions, within, prefix, members)
+
+    full = make(None)
+    slid = make(window) if window else full
     if adds_masks(config):
         full, slid = (additive(m, model) for m in (full, slid))
     kinds = set(getattr(config, "layer_types", None) or ())

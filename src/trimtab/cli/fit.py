@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
         if words and words[0] in ("-h", "--help"):
             print("usage: trimtab fit METHOD --pairs SPEC --out DIR [flags]\n")
             print("  trimtab fit METHOD --help\n")
-            print("\n".join(f"  {m.name:<10} {m.what}" for m in METHODS.values()))
+            print("\n".join(f"  {m.name:<14} {m.what}" for m in METHODS.values()))
             return
         raise ConfigError(f"fit: expected a method first ({', '.join(METHODS)})")
     named = method(words[0])

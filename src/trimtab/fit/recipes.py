@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from trimtab.errors import ConfigError, near
 from trimtab.fit.settings import (
@@ -14,8 +14,8 @@ from trimtab.fit.settings import (
     check_space,
     no_effect,
 )
+from trimtab.fit.steering import PUBLISHED, STEERING, SteeringRecipe, published
 from trimtab.objectives import DPO, IPO, MSE, ORPO, InnerDPO, Objective, PrefVec, Rank, SimPO
-from trimtab.readout import Pool
 
 
 @dataclass(frozen=True)
@@ -113,21 +113,7 @@ class InnerDPORecipe(InnerRecipe):
     """The loss on hidden states, with an outer DPO term."""
 
 
-@dataclass(frozen=True)
-class DirectionRecipe:
-    """A vector in closed form: one pass over the pairs, no training."""
-
-    estimator: Literal["mean", "pca", "random"] = "mean"
-    """Mean of the differences, their first principal component, or none of that: the control."""
-    sites: str = "0.5"
-    """Where the vector is read and added: one block in the middle, or several (see sites)."""
-    pool: Pool = "completion"
-    """Which answer positions are averaged."""
-    centred: bool = False
-    """For pca: remove the mean difference first (repeng's `pca_diff`)."""
-
-
-Recipe = TrainingRecipe | DirectionRecipe
+Recipe = TrainingRecipe | SteeringRecipe
 
 
 @dataclass(frozen=True)
@@ -170,7 +156,7 @@ class Method:
 
 
 def _named_for(recipe: Recipe) -> tuple[Any, ...]:
-    if isinstance(recipe, DirectionRecipe):
+    if isinstance(recipe, SteeringRecipe):
         return (recipe.estimator,)
     if isinstance(recipe, InnerRecipe):
         return (recipe.space.kind, ":" in str(recipe.objective.sites))  # type: ignore[attr-defined]
@@ -249,32 +235,18 @@ METHODS: dict[str, Method] = {
         ),
         Method("innerdpo", InnerDPORecipe(), LORA, INNER["innerdpo"][2]),
         *_inner_methods(),
-        Method(
-            "mean",
-            DirectionRecipe(),
-            "vector at the middle block",
-            "mean difference of hidden states, no training",
-        ),
-        Method(
-            "pca",
-            DirectionRecipe(estimator="pca"),
-            "vector at the middle block",
-            "first principal component of the differences, no training",
-        ),
-        Method(
-            "random",
-            DirectionRecipe(estimator="random"),
-            "vector at the middle block",
-            "a random direction as long as the others: the control of vectors",
-        ),
     )
 }
+METHODS |= {name: Method(name, *given) for name, given in STEERING.items()}
 
 
 def method(name: str) -> Method:
-    """The method of that name. Raises ConfigError with the near names."""
+    """The method of that name, published names among them. Raises ConfigError with the near names."""
+    if (given := published(name)) is not None:
+        return Method(name, *given)
     if name not in METHODS:
         raise ConfigError(
-            f"unknown method {name!r}{near(name, METHODS)} (known: {', '.join(METHODS)})"
+            f"unknown method {name!r}{near(name, [*METHODS, *PUBLISHED])} "
+            f"(known: {', '.join(METHODS)})"
         )
     return METHODS[name]

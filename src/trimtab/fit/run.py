@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, PromptStyle, encode, layout_of, plan_training
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial, DialInfo
 from trimtab.dials.adapter import linear_modules
@@ -26,7 +26,6 @@ from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.estimate import estimate_training
 from trimtab.fit.recipes import (
     METHODS,
-    DirectionRecipe,
     InnerRecipe,
     Method,
     ProjectionRecipe,
@@ -37,6 +36,7 @@ from trimtab.fit.recipes import (
 from trimtab.fit.reference import read_reference
 from trimtab.fit.settings import no_effect
 from trimtab.fit.spaces import Spaces, build_spaces
+from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
@@ -51,7 +51,7 @@ def fit(
     recipe: str | Recipe | Method,
     model: nn.Module,
     tokenizer: Any,
-    pairs: PairSet | str,
+    pairs: PairSet | Contrast | str,
     *,
     out: str | Path | None = None,
     seed: int = 0,
@@ -68,7 +68,7 @@ def fit(
     Args:
         recipe: a method's name (`trimtab methods` lists them), a method, or a recipe with other
             settings.
-        pairs: a pair set, or the spec string of one.
+        pairs: a pair set, the spec string of one, or, for methods without training, a contrast.
         out: folder to save the dial in; what a run needs to be resumed lies beside it, under the
             same name with a dot before and `.training` behind it, until the dial is saved.
         seed: initialisation, data order and dropout; closed-form methods have none.
@@ -112,14 +112,24 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+    steering = isinstance(named.recipe, SteeringRecipe)
+    if steering:
+        encoded = encode_poles(
+            named.recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
+        )
+    elif isinstance(data, Contrast):
+        raise ConfigError(
+            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
+        )
+    else:
+        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
     if encoded.dropped_pairs:
         progress.say(
             f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
             "dropped"
         )
     extra: dict[str, str | bytes] = {}
-    if isinstance(named.recipe, DirectionRecipe):
+    if steering:
         dial: Dial = fit_direction(
             named.recipe, model, encoded, seed=seed, store=store, progress=progress
         )
@@ -364,6 +374,8 @@ def _named(recipe: str | Recipe | Method) -> Method:
         return method(recipe)
     if isinstance(recipe, Method):
         return recipe
+    if name := next((n for n, same in PUBLISHED.items() if same == recipe), None):
+        return method(name)
     like = [m for m in METHODS.values() if type(m.recipe) is type(recipe)]
     if not like:
         raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")

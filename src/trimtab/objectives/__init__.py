@@ -4,5 +4,18 @@ from trimtab.objectives.base import Objective
 from trimtab.objectives.inner import MSE, PrefVec, Rank
 from trimtab.objectives.innerdpo import InnerDPO
 from trimtab.objectives.output import DPO, IPO, ORPO, SimPO
+from trimtab.objectives.steering import NLL, ReprPOMargin
 
-__all__ = ["DPO", "IPO", "MSE", "ORPO", "InnerDPO", "Objective", "PrefVec", "Rank", "SimPO"]
+__all__ = [
+    "DPO",
+    "IPO",
+    "MSE",
+    "NLL",
+    "ORPO",
+    "InnerDPO",
+    "Objective",
+    "PrefVec",
+    "Rank",
+    "ReprPOMargin",
+    "SimPO",
+]
