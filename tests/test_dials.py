@@ -551,10 +551,10 @@ def test_peft_adapters_that_are_more_than_lora_are_refused_by_name(tiny, tmp_pat
     with pytest.raises(DialError, match="embed"):
         Dial.from_pretrained(tmp_path / "embed")
     peft.get_peft_model(
-        tiny("llama", fresh=True), peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
-    ).save_pretrained(tmp_path / "ia3")
-    with pytest.raises(DialError, match="IA3"):
-        Dial.from_pretrained(tmp_path / "ia3")
+        tiny("llama", fresh=True), peft.LoHaConfig(target_modules=["q_proj"])
+    ).save_pretrained(tmp_path / "loha")
+    with pytest.raises(DialError, match="LOHA .*these load as a dial: LoRA and rsLoRA, IA3"):
+        Dial.from_pretrained(tmp_path / "loha")
 
 
 @pytest.mark.parametrize("alpha", [1.0, -0.5])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Batch, attention_mask
+from trimtab.batching.spans import prompts
 from trimtab.errors import ConfigError, DataError
 from trimtab.readout import Pool, Readout, TokenMap
 from trimtab.sites import Site, block_index
@@ -140,12 +141,13 @@ def read(
 def forward(model: nn.Module, batch: Batch) -> Any:
     """The model's own output for a batch, with the mask and positions of its layout."""
     extra = {"position_ids": batch.positions} if batch.layout == "packed" else {}
-    return model(
-        input_ids=batch.input_ids,
-        attention_mask=attention_mask(batch, model),
-        use_cache=False,
-        **extra,
-    )
+    with prompts(batch.segments == 0):
+        return model(
+            input_ids=batch.input_ids,
+            attention_mask=attention_mask(batch, model),
+            use_cache=False,
+            **extra,
+        )
 
 
 def pair_up(readings: Readings, batch: Batch, floor: dict[Site, float] | None = None) -> Readout:

@@ -13,10 +13,12 @@ from trimtab.readout import Pool
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """The LoRA that a training recipe fits."""
+    """The adapter that a training recipe fits."""
 
+    tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
+    """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
     rank: int = 16
-    """r: rank of each update."""
+    """r: rank of each update (LoRA, VeRA, DeLoRA)."""
     lora_alpha: float = 32
     """Numerator of the scale lora_alpha / r."""
     dropout: float = 0.0
@@ -171,3 +173,8 @@ def method(name: str) -> Method:
             f"unknown method {name!r}{near(name, METHODS)} (known: {', '.join(METHODS)})"
         )
     return METHODS[name]
+
+
+from trimtab.fit.rotation import CONTRASTIVE_METHODS  # noqa: E402 (it builds on the above)
+
+METHODS |= CONTRASTIVE_METHODS

@@ -18,12 +18,28 @@ from torch import nn
 from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, encode, layout_of, plan_training
 from trimtab.cache import Store, reference
-from trimtab.dials import AdapterDial, Dial, DialInfo
-from trimtab.dials.adapter import linear_modules
+from trimtab.dials import AdapterDial, DeloraDial, Dial, DialInfo, IA3Dial, RoadDial, VeraDial
+from trimtab.dials.linear import linear_modules
+from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction, pair_answers
 from trimtab.fit.estimate import estimate_training
-from trimtab.fit.recipes import DirectionRecipe, Method, Recipe, TrainingRecipe, method
+from trimtab.fit.recipes import (
+    AdapterSettings,
+    DirectionRecipe,
+    Method,
+    Recipe,
+    TrainingRecipe,
+    method,
+)
+from trimtab.fit.rotation import (
+    QUICK_PAIRS,
+    ContrastiveModule,
+    ContrastiveRecipe,
+    RotationRecipe,
+    RotationSettings,
+    new_rotation,
+)
 from trimtab.objectives import InnerDPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
@@ -77,6 +93,8 @@ def fit(
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = method(recipe) if isinstance(recipe, str) else _method_of(recipe)
+    if getattr(named.recipe, "quick", False):
+        limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
@@ -139,13 +157,15 @@ def _fit_adapter(
     out: Path | None,
     store: Store | None,
     progress: Progress,
-) -> tuple[AdapterDial, list[dict[str, Any]]]:
+) -> tuple[Dial, list[dict[str, Any]]]:
     from transformers import TrainingArguments
 
     from trimtab.fit.trainer import FitModule, recomputing, train
 
     recipe = named.recipe
     assert isinstance(recipe, TrainingRecipe)
+    if isinstance(recipe, RotationRecipe):
+        recipe = recipe.settled()
     settings = recipe.train
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
@@ -191,14 +211,7 @@ def _fit_adapter(
         progress.say(
             f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
         )
-    dial = AdapterDial(
-        linear_modules(model, recipe.dial.targets, blocks),
-        rank=recipe.dial.rank,
-        lora_alpha=recipe.dial.lora_alpha,
-        dropout=recipe.dial.dropout,
-        rslora=recipe.dial.rslora,
-        generator=torch.Generator().manual_seed(seed),
-    ).to(args.device)
+    dial = _new_dial(recipe.dial, model, encoded, needs, blocks, seed, progress).to(args.device)
     progress.say(
         f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
         f"of {schedule.pairs_per_step} pairs, "
@@ -207,7 +220,12 @@ def _fit_adapter(
     )
     with args.main_process_first(local=False, desc="reading the reference"):
         before, floor = read_reference(model, encoded, needs, store, progress)
-    module = FitModule(model, dial, recipe.objective, needs, before, floor)
+    if isinstance(recipe, ContrastiveRecipe):
+        module: FitModule = ContrastiveModule(
+            model, dial, recipe.objective, needs, before, floor, encoded
+        )
+    else:
+        module = FitModule(model, dial, recipe.objective, needs, before, floor)
     with recomputing(model) if settings.activation_checkpointing else nullcontext():
         history = train(
             module,
@@ -220,7 +238,46 @@ def _fit_adapter(
             label=f"training {named.name}",
             board=out.parent / "tensorboard" / out.name if out else None,
         )
+    if isinstance(module, ContrastiveModule):
+        dial.eval()
+        change = module.settle_sign(encoded, layout)
+        progress.say(f"from -1 to +1 the log-prob gap rises by {change:.3g} nats a token")
     return dial, history
+
+
+def _new_dial(
+    settings: AdapterSettings | RotationSettings,
+    model: nn.Module,
+    encoded: Encoded,
+    needs: Needs,
+    blocks: range | None,
+    seed: int,
+    progress: Progress,
+) -> Dial:
+    """What a training recipe trains, drawn from a seed."""
+    if isinstance(settings, RotationSettings):
+        return new_rotation(settings, model, encoded, needs, seed, progress)
+    shapes = linear_modules(model, settings.targets, blocks)
+    generator = torch.Generator().manual_seed(seed)
+    rank, dropout = settings.rank, settings.dropout
+    match settings.tuner:
+        case "ia3":
+            return IA3Dial(shapes)
+        case "road":
+            return RoadDial(shapes)
+        case "vera":
+            return VeraDial(shapes, rank=rank, dropout=dropout, generator=generator)
+        case "delora":
+            norms = column_norms(model, shapes)
+            return DeloraDial(shapes, rank=rank, dropout=dropout, norms=norms, generator=generator)
+    return AdapterDial(
+        shapes,
+        rank=rank,
+        lora_alpha=settings.lora_alpha,
+        dropout=dropout,
+        rslora=settings.rslora,
+        generator=generator,
+    )
 
 
 def read_reference(

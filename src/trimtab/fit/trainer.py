@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, Schedule, collate
-from trimtab.dials import Dial
+from trimtab.dials import Alpha, Dial
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.objectives import Objective
 from trimtab.progress import SILENT, Progress
@@ -40,6 +40,9 @@ OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 
 class FitModule(nn.Module):
     """The frozen model, the dial that is trained, the objective between them: batch in, loss out."""
+
+    alpha: Alpha = 1.0
+    """At which the dial is trained."""
 
     def __init__(
         self,
@@ -339,7 +342,7 @@ def train(
     # The dial stays attached through every forward and backward, as activation checkpointing needs.
     with (
         watch.watching(label, schedule.steps),
-        module.dial(module.model, 1.0, training=True, force=True),
+        module.dial(module.model, module.alpha, training=True, force=True),
     ):
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     if watch.interrupted:

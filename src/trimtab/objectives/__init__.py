@@ -3,5 +3,6 @@
 from trimtab.objectives.base import Objective
 from trimtab.objectives.inner import InnerDPO
 from trimtab.objectives.output import DPO
+from trimtab.objectives.steering import ContrastiveSteering
 
-__all__ = ["DPO", "InnerDPO", "Objective"]
+__all__ = ["DPO", "ContrastiveSteering", "InnerDPO", "Objective"]
