@@ -57,6 +57,12 @@ _attached: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakK
 """Which contexts are open on a model, in order."""
 
 
+def check_bare(model: nn.Module, what: str) -> None:
+    """Raise ConfigError where a dial is on: what is wanted of the bare model would be another's."""
+    if _attached.get(model):
+        raise ConfigError(f"{what}: a dial is on; leave its context first")
+
+
 @contextmanager
 def attach(
     model: nn.Module,
@@ -100,7 +106,10 @@ def attach(
             conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
             first = min(depth(model, edit.site) for edit, _ in edits)
             tracker.register(stack, list(conditions.values()), first)
-        guard = _Guard(stack, model) if recomputed else None
+        before = _attached.get(model, ())
+        stack.callback(_attached.__setitem__, model, before)
+        _attached[model] = (*before, next(_ids))
+        guard = _Guard(model) if recomputed else None
         for edit, weight in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
@@ -172,10 +181,8 @@ class _Guard:
     """Under activation checkpointing, sees to it that the backward pass finds the dials that the
     forward pass ran with: what is recomputed there would otherwise be another model's."""
 
-    def __init__(self, stack: ExitStack, model: nn.Module):
-        self.model, before, self.forwards = model, _attached.get(model, ()), 0
-        _attached[model] = (*before, next(_ids))
-        stack.callback(_attached.__setitem__, model, before)
+    def __init__(self, model: nn.Module):
+        self.model, self.forwards = model, 0
 
     def watch(self, y: Tensor) -> Tensor:
         """y, with its gradient on the condition that nothing has changed."""

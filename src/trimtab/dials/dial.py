@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
+from trimtab.dials.attach import Alpha, Edit, as_alpha, attach, check_bare
 from trimtab.dials.linear import dense_weight
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
@@ -132,6 +132,7 @@ class Dial(nn.Module):
             ConfigError: alpha is no finite number.
         """
         self.check_base(model)
+        check_bare(model, "merging")
         self.parts(model)  # refuses a model that it does not fit
         if not isinstance(strength := as_alpha(alpha), float):
             raise ConfigError("a model is merged at one alpha: expected a number")

@@ -23,7 +23,7 @@ FEEDFORWARD = r"(down_proj|fc2|w2|dense_4h_to_h|mlp\.c_proj)$"
 
 def _kaiming(shape: tuple[int, int], generator: torch.Generator | None, gain: float) -> Tensor:
     """Uniform within gain sqrt(3 / fan_in)."""
-    bound = gain * math.sqrt(3 / shape[1])
+    bound = gain * math.sqrt(3 / max(shape[1], 1))
     return (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 

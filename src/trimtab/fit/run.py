@@ -19,6 +19,7 @@ from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, encode, layout_of, plan_training
 from trimtab.cache import Store, reference
 from trimtab.dials import AdapterDial, DeloraDial, Dial, DialInfo, IA3Dial, RoadDial, VeraDial
+from trimtab.dials.attach import check_bare
 from trimtab.dials.linear import linear_modules
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError, TrainingError
@@ -95,6 +96,7 @@ def fit(
     named = method(recipe) if isinstance(recipe, str) else _method_of(recipe)
     if getattr(named.recipe, "quick", False):
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
