@@ -13,6 +13,8 @@ VERBS = {
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "methods x seeds on a suite, with verdicts against DPO; resumable",
     "generate": "continue prompts at several alphas",
+    "calibrate": "how far a dial may be turned within a budget of damage",
+    "export": "a dial in another tool's format, checked there",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",

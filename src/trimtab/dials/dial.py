@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -227,6 +228,27 @@ class Dial(nn.Module):
         note["digest"] = _digest(note)
         (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
         (folder / "README.md").write_text(card(self))
+
+    def save_measured(self, folder: str | Path) -> None:
+        """Write what was measured into the dial that is saved in `folder`, and its card; all else
+        there stays as it is.
+
+        Raises:
+            DialError: no saved dial lies there, another one does, or it cannot be written.
+        """
+        file = Path(folder).expanduser() / "dial.json"
+        try:
+            note = json.loads(file.read_text())
+            if note["kind"] != self.kind or note["base_digest"] != self.info.base_digest:
+                raise DialError(f"{file}: another dial than the one that was measured")
+            note["measured"] = self.info.measured
+            text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
+            for place, content in ((file, text), (file.with_name("README.md"), card(self))):
+                aside = place.with_name(f".{place.name}.{os.getpid()}")
+                aside.write_text(content)
+                aside.replace(place)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DialError(f"{file}: cannot be written to ({error})") from error
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the dial as a model repository; keyword arguments go to `HfApi.upload_folder`."""

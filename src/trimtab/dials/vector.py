@@ -16,8 +16,9 @@ from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
 from trimtab.dials.where import Condition, Positions, check_positions
+from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
-from trimtab.sites import Site
+from trimtab.sites import Site, block_index
 from trimtab.states import module_at
 
 STRENGTH = 0.1
@@ -138,6 +139,33 @@ class VectorDial(Dial):
     def step(self, site: Site) -> Float[Tensor, "d"]:
         """What an adding dial adds at alpha = 1."""
         return self.scales[site] * self.direction(site)
+
+    def weights(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+        """Biases of the layers that write to the residual stream last.
+
+        Raises:
+            DialError: the dial does not add at every position after blocks, or the model has no
+                such layers.
+        """
+        if (
+            self.operator != "add"
+            or self.keep_norm
+            or self.positions != "all"
+            or self.condition is not None
+            or not all(isinstance(site, int) for site in self.sites)
+        ):
+            raise DialError(
+                "only a vector added after blocks, at every position and in every row, can be "
+                "written into the model's weights"
+            )
+        changed: dict[str, Tensor] = {}
+        for site in self.sites:
+            assert isinstance(site, int)
+            path = residual_writer(model, block_index(site, models.n_layers(model)))
+            bias: Any = model.get_submodule(path).bias
+            step = alpha * self.step(site)
+            changed[f"{path}.bias"] = step if bias is None else step.to(bias.device) + bias.float()
+        return changed
 
     # ---- arithmetic: of adding vectors at the same positions the sum is one vector again ----
 
