@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Args:
     """Flags."""
 
-    dial: Positional[str]
+    dial: Annotated[str, Positional]
     """The dial's folder, into which the range is written."""
     budget: str = "kl=0.1"
     """Damage that is allowed: mean KL from the bare model, in nats a token."""

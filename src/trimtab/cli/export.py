@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import Positional
 
@@ -17,7 +18,7 @@ from trimtab.errors import ConfigError, near
 class Args:
     """Flags."""
 
-    dial: Positional[str]
+    dial: Annotated[str, Positional]
     """A dial's folder or Hub id; or a control vector file (.gguf), with `--to dial`."""
     to: str
     """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""

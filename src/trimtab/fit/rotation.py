@@ -63,7 +63,7 @@ class ContrastiveRecipe(TrainingRecipe):
 
     objective: ContrastiveSteering = field(default_factory=ContrastiveSteering)  # type: ignore[assignment]
     """The loss on hidden states in both directions."""
-    dial: AdapterSettings | RotationSettings = field(default_factory=AdapterSettings)  # type: ignore[assignment]
+    dial: AdapterSettings = field(default_factory=AdapterSettings)
     """What is trained."""
 
 
