@@ -605,3 +605,45 @@ def test_trap_13_a_vector_at_a_tied_embedding_moves_the_input_alone(tiny):
         logits(model)
     handle.remove()
     close(seen[0], torch.zeros_like(seen[0]))
+
+
+def test_trap_4_a_vector_after_the_last_block_comes_before_the_final_norm(tiny):
+    """transformers' last hidden state is post-norm: a direction of one is none of the other."""
+    model, seen = tiny("llama"), []
+    dial = vector(model, sites=(3,))
+    handle = model.model.norm.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    logits(model)
+    with dial(model, 1.0):
+        logits(model)
+    handle.remove()
+    close(seen[1] - seen[0], dial.step(3).expand_as(seen[0]))
+
+
+def test_trap_6_a_cache_made_at_one_alpha_stays_so(tiny):
+    """Keys and values of a prompt read with a dial on are not those of the bare model: turning the
+    dial between prompt and completion mixes both, and equals neither."""
+    model = tiny("llama")
+    dial = vector(model)
+    prompt, rest = IDS[:, :8], IDS[:, 8:]
+    bare = logits(model)[:, 8:]
+    with torch.no_grad():
+        with dial(model, 1.0):
+            cache = model(input_ids=prompt, use_cache=True).past_key_values
+            steered = logits(model)[:, 8:]
+        mixed = model(input_ids=rest, past_key_values=cache).logits
+    assert (mixed - bare).abs().max() > 1e-2
+    assert (mixed - steered).abs().max() > 1e-2
+
+
+def test_trap_2_positions_of_left_padded_rows_in_a_direct_pass(tiny):
+    """Where no position ids are given, prompts are counted from the first token that is no padding."""
+    model = tiny("llama")
+    dial = vector(model, sites=(3,), positions="last")
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[0, :5] = mask[2, :2] = 0
+    at = mask.cumsum(-1).sub(1).clamp(min=0)
+    bare = logits(model, attention_mask=mask, position_ids=at)
+    with dial(model, 1.0), prompts([3, 4, 5]):
+        moved = logits(model, attention_mask=mask, position_ids=at)
+    changed = (moved - bare).abs().amax(-1) > 1e-3
+    assert changed.nonzero().tolist() == [[0, 7], [1, 3], [2, 6]]

@@ -341,15 +341,12 @@ class Composed(Dial):
         for dial, _ in members(self):
             dial.check_base(model)
 
-    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
-        """The members' factors, side by side."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+        """The members merged one after the other."""
+        self.check_base(model)
         for dial, weight in members(self):
-            for path, (A, B) in dial.low_rank(model, weight * alpha).items():
-                if path in found:
-                    A, B = torch.cat([found[path][0], A]), torch.cat([found[path][1], B], 1)
-                found[path] = (A, B)
-        return found
+            model = dial.merged(model, weight * alpha)
+        return model
 
     def __mul__(self, weight: float) -> Composed:
         return Composed([(dial, weight * w) for dial, w in members(self)])

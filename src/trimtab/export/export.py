@@ -119,8 +119,8 @@ def export(
         dial.check_base(model)
     target, receipt_file = _targets(FORMATS[to], Path(out))
     _check_free(target, receipt_file, overwrite)
-    receipt_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=receipt_file.parent, prefix=".export-") as temporary:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
         stage = Path(temporary)
         made = stage / (target.name if FORMATS[to].file else "export")
         lost = FORMATS[to].write(dial, model, tokenizer, strength, made)
@@ -187,16 +187,13 @@ def _targets(kind: Format, out: Path) -> tuple[Path, Path]:
 
 def _check_free(target: Path, receipt: Path, overwrite: bool) -> None:
     """Raise ConfigError where something lies at the target that is not to be replaced."""
-    folder = target if receipt.parent == target else receipt.parent
-    taken = target if target.is_file() else folder
-    if not (target.is_file() or (receipt.name == RECEIPT and folder.exists())):
-        return
-    if taken.is_dir() and not any(taken.iterdir()):
+    empty = target.is_dir() and not any(target.iterdir())
+    if (empty or not target.exists()) and not receipt.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{taken}: exists; choose another --out, or --overwrite")
+        raise ConfigError(f"{target}: exists; choose another --out, or --overwrite")
     if not receipt.is_file():
-        raise ConfigError(f"{taken}: exists and is no export (no receipt); choose another --out")
+        raise ConfigError(f"{target}: exists and is no export (no receipt); choose another --out")
 
 
 def _ids(tokenizer: Any, text: str, model: Any) -> Tensor:

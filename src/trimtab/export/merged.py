@@ -10,7 +10,6 @@ from torch import nn
 
 from trimtab import models
 from trimtab.dials import Dial
-from trimtab.dials.dial import members
 from trimtab.errors import DialError
 
 
@@ -22,9 +21,7 @@ def export_merged(
     Raises:
         DialError: the weights, or the architecture's config, cannot express it.
     """
-    result: Any = model
-    for part, weight in members(dial):
-        result = part.merged(result, weight * alpha)
+    result: Any = dial.merged(model, alpha)
     _declare_biases(model, result)
     result.save_pretrained(folder)
     if tokenizer is not None:
