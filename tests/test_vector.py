@@ -364,6 +364,10 @@ def test_a_condition_comes_before_its_edits(tiny):
         vector(model, sites=(1,), condition=condition)(model, 1.0),
     ):
         pytest.fail("entered")
+    dial = VectorDial({"model.layers.2.mlp:out": torch.ones(32)}, {"model.layers.2.mlp:out": 1.0})
+    dial.condition = condition
+    with pytest.raises(ConfigError, match="after the first edit"), dial(model, 1.0):
+        pytest.fail("entered")  # block 2 ends behind what is within it
     for bad, message in (
         ((2, torch.zeros(32), 0.0), "no vector of length > 0"),
         ((2, torch.ones(32), 1.5), "threshold 1.5: expected a cosine"),

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking
+from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
-from trimtab.states import depth, input_of, module_at
+from trimtab.states import input_of, module_at
 
 Alpha = float | Tensor | Sequence[float]
 """A number, `[B]` (a value a row) or `[B, T]` (a value a token)."""
@@ -99,12 +99,12 @@ def attach(
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
     edits.sort(key=lambda pair: pair[0].order)
-    tracker = None
+    tracker: Tracker | None = None
     with ExitStack() as stack:
         if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
             tracker = Tracker(model)
             conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
-            first = min(depth(model, edit.site) for edit, _ in edits)
+            first = min(reach(model, edit.site) for edit, _ in edits)
             tracker.register(stack, list(conditions.values()), first)
         before = _attached.get(model, ())
         stack.callback(_attached.__setitem__, model, before)

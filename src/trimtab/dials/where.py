@@ -106,13 +106,13 @@ class Tracker:
         """Hook into the model until the stack is closed.
 
         Args:
-            first: depth of the first edit, before which every condition must be read.
+            first: `reach` of the first edit, before which every condition must be read.
         """
         handle = self.decoder.register_forward_pre_hook(self._look, with_kwargs=True)
         stack.callback(handle.remove)
         for condition in conditions:
             module, is_input = module_at(self.model, condition.site)
-            if depth(self.model, condition.site) > first:
+            if reach(self.model, condition.site) > first:
                 raise ConfigError(
                     f"the condition is read at site {condition.site!r}, after the first edit: "
                     "expected a site before it"
@@ -200,6 +200,11 @@ class Tracker:
         weight = (last if condition.over == "last" else prompt).to(scores)
         mean = (scores * weight).sum(-1) / weight.sum(-1).clamp(min=1)
         self.gates[id(condition)] = condition.passes(mean)[:, None]
+
+
+def reach(model: nn.Module, site: Site) -> float:
+    """How far a pass has come at a site: a block's output comes after all that is in the block."""
+    return depth(model, site) + (0.5 if isinstance(site, int) else 0.0)
 
 
 def needs_tracking(positions: Positions, condition: Condition | None) -> bool:

@@ -214,11 +214,19 @@ def _fit_adapter(
             f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
         )
     dial = _new_dial(recipe.dial, model, encoded, needs, blocks, seed, progress).to(args.device)
+    expected = estimate_training(model, needs, encoded, schedule, layout)
+    if isinstance(recipe, ContrastiveRecipe):  # every row is run at +1 and at -1
+        expected = dataclasses.replace(
+            expected,
+            seconds=2 * expected.seconds,
+            positions=2 * expected.positions,
+            operations=2 * expected.operations,
+        )
     progress.say(
         f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
         f"of {schedule.pairs_per_step} pairs, "
         f"{sum(p.numel() for p in dial.parameters()):,} parameters; "
-        f"{estimate_training(model, needs, encoded, schedule, layout)}"
+        f"{expected}"
     )
     with args.main_process_first(local=False, desc="reading the reference"):
         before, floor = read_reference(model, encoded, needs, store, progress)
