@@ -35,6 +35,7 @@ from trimtab.dials.writers import residual_writer
 from trimtab.errors import ConfigError, DialError
 from trimtab.export import (
     FORMATS,
+    check,
     control_vector_dial,
     export,
     read_control_vector,
@@ -104,18 +105,47 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("to", "make", "alpha"), WHOLE, ids=[w[0] for w in WHOLE])
+@pytest.fixture
+def checked_here(monkeypatch) -> None:
+    """The check without its process, whose start takes seconds."""
+
+    def run(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
+        receipt = check.compare(spec)
+        (stage / "receipt.json").write_text(json.dumps(receipt))
+        return receipt
+
+    monkeypatch.setattr("trimtab.export.run._run_check", run)
+
+
+@pytest.mark.parametrize(
+    ("to", "make", "alpha"),
+    [pytest.param(*w, id=w[0], marks=[pytest.mark.slow] if w[0] != "peft" else []) for w in WHOLE],
+)
 def test_an_export_gives_the_dial_s_logits_where_trimtab_is_not(
     tiny, tokenizer, base, tmp_path, to, make, alpha
 ):
-    model = tiny("llama")
+    whole_export(tiny("llama"), tokenizer, base, tmp_path, to, make, alpha)
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert receipt["trimtab_importable"] is False
+
+
+@pytest.mark.parametrize(("to", "make", "alpha"), WHOLE, ids=[w[0] for w in WHOLE])
+def test_an_export_gives_the_dial_s_logits(
+    tiny, tokenizer, base, tmp_path, to, make, alpha, checked_here
+):
+    whole_export(tiny("llama"), tokenizer, base, tmp_path, to, make, alpha)
+
+
+def whole_export(
+    model: Any, tokenizer: Any, base: Path, tmp_path: Path, to: str, make: Any, alpha: float
+) -> None:
+    """Export a dial; what is written, what its receipt says, what is refused afterwards."""
     dial, bare = make(model), logits(model)
     receipt = export(dial, model, tokenizer, to, tmp_path / "out", alpha=alpha, base=base)
     assert torch.equal(logits(model), bare)
     assert receipt["within_tolerance"]
     assert receipt["largest_logit_difference"] <= 1e-3
     assert receipt["largest_logit_change_by_the_dial"] > 0.1
-    assert receipt["trimtab_importable"] is False
     assert receipt["alpha"] == alpha
     assert receipt["not_carried_over"]
     assert receipt["versions"]["transformers"]
@@ -127,7 +157,7 @@ def test_an_export_gives_the_dial_s_logits_where_trimtab_is_not(
         export(dial, model, tokenizer, to, tmp_path / "out", base=base)
 
 
-def test_a_check_that_does_not_pass_hands_nothing_over(tiny, tokenizer, tmp_path):
+def test_a_check_that_does_not_pass_hands_nothing_over(tiny, tokenizer, tmp_path, checked_here):
     """The base model of the check is another one."""
     other = tiny("llama", fresh=True)
     other.model.norm.weight.data += 0.5
@@ -144,7 +174,7 @@ def test_a_check_that_does_not_pass_hands_nothing_over(tiny, tokenizer, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
 
 
-def test_a_file_export_has_its_receipt_beside_it(tiny, tokenizer, base, tmp_path):
+def test_a_file_export_has_its_receipt_beside_it(tiny, tokenizer, base, tmp_path, checked_here):
     model = tiny("llama")
     export(vector(model), model, tokenizer, "repeng", tmp_path / "v.gguf", base=base)
     assert {p.name for p in tmp_path.iterdir()} == {"v.gguf", "v.gguf.receipt.json"}
@@ -164,8 +194,6 @@ def test_a_file_export_has_its_receipt_beside_it(tiny, tokenizer, base, tmp_path
 
 
 def test_the_check_has_no_way_to_trimtab(tmp_path):
-    from trimtab.export import check
-
     code = (
         f"import runpy, sys; check = runpy.run_path({check.__file__!r}); "
         "sys.meta_path.insert(0, check['_NoTrimtab']()); print(check['_importable']())"

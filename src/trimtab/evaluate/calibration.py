@@ -134,10 +134,10 @@ def _end(
     mean = {a: _finite(kl).mean() for a, kl in measured.found.items()}
     best = max(a for a, kl in mean.items() if kl <= budget)
     beyond = [a for a, kl in mean.items() if kl > budget]
-    reached = bool(beyond) or mean[best] >= budget * (1 - 2 * SLACK)
+    reached = bool(beyond or mean[best] >= budget * (1 - 2 * SLACK))
     low, high = _interval(measured.found, budget, largest, draws, seed)
     ends = sorted((sign * low, sign * high))
-    return End(sign * best, ends[0], ends[1], float(mean[best]), reached)
+    return End(float(sign * best), ends[0], ends[1], float(mean[best]), reached)
 
 
 def _interval(

@@ -23,12 +23,20 @@ class _NoTrimtab:
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Check one export and write its receipt."""
+    """Check one export and write its receipt, out of trimtab's reach."""
     sys.meta_path.insert(0, _NoTrimtab())  # type: ignore[arg-type]
+    import torch
+
+    torch.set_num_threads(spec["threads"])
+    receipt = compare(spec)
+    Path(spec["receipt"]).write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
+
+
+def compare(spec: dict[str, Any]) -> dict[str, Any]:
+    """The receipt of an export: its logits, by the tool that it is for, beside the dial's."""
     import torch
     from safetensors.torch import load_file
 
-    torch.set_num_threads(spec["threads"])
     known = load_file(spec["tensors"])
     rows = [known[f"ids_{i}"] for i in range(spec["rows"])]
     tool, versions, run = CHECKS[spec["format"]](spec)
@@ -39,7 +47,7 @@ def main(spec: dict[str, Any]) -> None:
             difference = max(difference, (logits - known[f"dialled_{i}"]).abs().max().item())
             moved = known[f"dialled_{i}"] - known[f"bare_{i}"]
             change = max(change, moved.abs().max().item())
-    receipt = {
+    return {
         "format": spec["format"],
         "alpha": spec["alpha"],
         "dial": spec["dial"],
@@ -55,7 +63,6 @@ def main(spec: dict[str, Any]) -> None:
         "within_tolerance": difference <= spec["tolerance"],
         "not_carried_over": spec["not_carried_over"],
     }
-    Path(spec["receipt"]).write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
 
 
 def _importable() -> bool:
