@@ -113,7 +113,7 @@ class Dial(nn.Module):
         """
         raise DialError(f"a {self.kind} dial is no low-rank change of the model's weights")
 
-    def weights(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
         """The model's parameters, by name, with the dial at `alpha` in them (`[out, in]`, float32).
 
         Raises:
@@ -139,7 +139,7 @@ class Dial(nn.Module):
             raise ConfigError("a model is merged at one alpha: expected a number")
         result = copy.deepcopy(model)
         tied = getattr(models.embed(result), "weight", None)
-        for name, value in self.weights(model, strength).items():
+        for name, value in self.weights_at(model, strength).items():
             path, _, leaf = name.rpartition(".")
             module: Any = result.get_submodule(path)
             old = getattr(module, leaf)

@@ -58,7 +58,7 @@ class IA3Dial(PeftDial):
             return y + bare(module, x * more)
         return y + y * more
 
-    def weights(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
         """Columns of feed-forward weights scaled; rows and biases of the others."""
         changed = {}
         for path, v in zip(self.paths, self.l, strict=True):
@@ -160,7 +160,7 @@ class RoadDial(PeftDial):
         cos, sin = length * theta.cos(), length * theta.sin()
         return torch.stack((a * cos - b * sin, b * cos + a * sin), -2).flatten(-3).to(y.dtype)
 
-    def weights(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
         """((1 - alpha) I + alpha R) W, and the same of the bias."""
         changed = {}
         for index, path in enumerate(self.paths):

@@ -140,7 +140,7 @@ class VectorDial(Dial):
         """What an adding dial adds at alpha = 1."""
         return self.scales[site] * self.direction(site)
 
-    def weights(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
         """Biases of the layers that write to the residual stream last.
 
         Raises:

@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -117,18 +118,8 @@ class Tracker:
                     f"the condition is read at site {condition.site!r}, after the first edit: "
                     "expected a site before it"
                 )
-            handle = (
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, c=condition: self._judge(c, input_of(args, kwargs)),
-                    with_kwargs=True,
-                )
-                if is_input
-                else module.register_forward_hook(
-                    lambda _, __, out, c=condition: self._judge(
-                        c, out[0] if isinstance(out, tuple) else out
-                    )
-                )
-            )
+            judge = partial(self._at_site, condition, is_input)
+            handle = module.register_forward_hook(judge, with_kwargs=True)
             stack.callback(handle.remove)
 
     def at(self, positions: Positions, condition: Condition | None) -> Tensor | None:
@@ -163,7 +154,7 @@ class Tracker:
         tokens = self.ids if self.ids is not None else embeds
         assert tokens is not None
         rows, width = tokens.shape[:2]
-        cache = given.get("past_key_values")
+        cache: Any = given.get("past_key_values")
         past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + width:
@@ -187,6 +178,18 @@ class Tracker:
                     f"prompts of shape {tuple(where.shape)} for a pass over {rows} x {width} tokens"
                 )
             self.mask = _rows(where.to(tokens.device), rows)
+
+    def _at_site(
+        self,
+        condition: Condition,
+        is_input: bool,
+        _: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+    ) -> None:
+        y = out[0] if isinstance(out, tuple) else out
+        self._judge(condition, input_of(args, kwargs) if is_input else y)
 
     def _judge(self, condition: Condition, h: Tensor) -> None:
         with torch.no_grad():

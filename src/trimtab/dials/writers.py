@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,10 @@ def residual_writer(model: nn.Module, block: int) -> str:
     )
 
 
+def _adding(step: Tensor | None) -> Any:
+    return lambda _, __, y: y + step
+
+
 def _after(
     model: nn.Module, layer: nn.Module, ids: Tensor, moved: nn.Module | None, step: Tensor | None
 ) -> Tensor:
@@ -51,7 +57,7 @@ def _after(
 
     handles = [layer.register_forward_hook(look)]
     if moved is not None:
-        handles.append(moved.register_forward_hook(lambda _, __, y: y + step))
+        handles.append(moved.register_forward_hook(_adding(step)))
     try:
         model(input_ids=ids, use_cache=False)
     finally:

@@ -115,7 +115,7 @@ class DirectionRecipe:
     """For pca: remove the mean difference first (repeng's `pca_diff`)."""
 
 
-Recipe = DPORecipe | InnerDPORecipe | DirectionRecipe
+Recipe = TrainingRecipe | DirectionRecipe
 
 
 @dataclass(frozen=True)

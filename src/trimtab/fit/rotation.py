@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, collate
 from trimtab.cache import collect
-from trimtab.dials import Dial, RotationDial
+from trimtab.dials import Alpha, Dial, RotationDial
 from trimtab.dials.linear import linear_modules
 from trimtab.dials.rotation import Scaling, singular_basis
 from trimtab.errors import ConfigError, DataError
@@ -152,7 +152,7 @@ def new_rotation(
 class ContrastiveModule(FitModule):
     """The model with the dial at +1 in the first half of each batch, at -1 in the second."""
 
-    alpha = (1.0, -1.0)
+    alpha: Alpha = (1.0, -1.0)
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class ContrastiveModule(FitModule):
         """
         device = next(self.model.parameters()).device
         total, pairs = 0.0, 0
-        with self.dial(self.model, list(self.alpha), force=True):
+        with self.dial(self.model, self.alpha, force=True):
             for row in range(min(SIGN_ROWS, len(encoded.rows))):
                 plus, minus = self._ends(collate(encoded, [row], layout).to(device), logps=True)
                 gap = preference(plus, mean=True) - preference(minus, mean=True)
