@@ -340,6 +340,28 @@ def test_a_condition_decides_for_every_row_of_a_batch(tiny, over, above, tmp_pat
         assert torch.equal(logits(model), conditioned)
 
 
+def test_a_condition_read_at_the_input_of_what_is_edited(tiny):
+    """The same states by another name: block 2's input is block 1's output."""
+    model = tiny("llama")
+    v = torch.randn(32, generator=torch.Generator().manual_seed(4))
+    found = []
+    for site in (1, "model.layers.2:in"):
+        dial = vector(model, sites=("model.layers.2.mlp:out",))
+        seen: list[Tensor] = []
+        handle = model.model.layers[1].register_forward_hook(
+            lambda _, __, y, seen=seen: seen.append(y)
+        )
+        logits(model)
+        handle.remove()
+        score = torch.cosine_similarity(seen[0], v, dim=-1).mean(-1)
+        dial.condition = Condition(site, v, float(score.sort().values[1]) - 1e-4)
+        with dial(model, 1.0):
+            found.append(logits(model))
+    assert torch.equal(*found)
+    moved = (found[0] - logits(model)).abs().amax((1, 2)) > 1e-3
+    assert moved.sum() == 2
+
+
 def test_a_condition_is_judged_on_the_prompt_and_kept_while_decoding(tiny):
     model = tiny("llama")
     condition, score = gate(model)

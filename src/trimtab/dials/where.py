@@ -118,8 +118,11 @@ class Tracker:
                     f"the condition is read at site {condition.site!r}, after the first edit: "
                     "expected a site before it"
                 )
-            judge = partial(self._at_site, condition, is_input)
-            handle = module.register_forward_hook(judge, with_kwargs=True)
+            if is_input:
+                judge = partial(self._at_input, condition)
+                handle = module.register_forward_pre_hook(judge, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(partial(self._at_output, condition))
             stack.callback(handle.remove)
 
     def at(self, positions: Positions, condition: Condition | None) -> Tensor | None:
@@ -179,17 +182,13 @@ class Tracker:
                 )
             self.mask = _rows(where.to(tokens.device), rows)
 
-    def _at_site(
-        self,
-        condition: Condition,
-        is_input: bool,
-        _: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
+    def _at_input(
+        self, condition: Condition, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        y = out[0] if isinstance(out, tuple) else out
-        self._judge(condition, input_of(args, kwargs) if is_input else y)
+        self._judge(condition, input_of(args, kwargs))
+
+    def _at_output(self, condition: Condition, _: nn.Module, __: Any, out: Any) -> None:
+        self._judge(condition, out[0] if isinstance(out, tuple) else out)
 
     def _judge(self, condition: Condition, h: Tensor) -> None:
         with torch.no_grad():
