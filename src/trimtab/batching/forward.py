@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from trimtab.batching.batches import Batch
 from trimtab.batching.masks import attention_mask, build_masks
+from trimtab.batching.spans import prompts
 
 
 def forward(model: nn.Module, batch: Batch, past: DynamicCache | None = None) -> Any:
@@ -24,7 +25,10 @@ def forward(model: nn.Module, batch: Batch, past: DynamicCache | None = None) ->
         extra = {"past_key_values": past, "use_cache": True}
     if batch.layout != "padded":
         extra["position_ids"] = batch.positions
-    return model(input_ids=batch.input_ids, attention_mask=attention_mask(batch, model), **extra)
+    with prompts(batch.segments == 0):
+        return model(
+            input_ids=batch.input_ids, attention_mask=attention_mask(batch, model), **extra
+        )
 
 
 def run_prefix(model: nn.Module, batch: Batch, past: DynamicCache) -> None:

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from trimtab.batching import masks
 from trimtab.batching.batches import Layout, collate
 from trimtab.batching.forward import forward, run_prefix
+from trimtab.batching.spans import are_rows_apart
 from trimtab.batching.tokens import Encoded, Row
 from trimtab.models import text_config
 
@@ -45,7 +46,9 @@ def layout_of(model: nn.Module) -> Layout:
     """`shared` or `packed` where the proof holds for this model (run once, on first use), else
     `padded`."""
     proof = packing_proof(model)
-    return "shared" if proof.shares else "packed" if proof.holds else "padded"
+    if proof.shares and not are_rows_apart():
+        return "shared"
+    return "packed" if proof.holds else "padded"
 
 
 def packing_proof(model: nn.Module) -> Proof:

@@ -14,6 +14,8 @@ VERBS = {
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
     "generate": "continue prompts at several alphas",
+    "calibrate": "how far a dial may be turned within a budget of damage",
+    "export": "a dial in another tool's format, checked there",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",

@@ -1,5 +1,6 @@
 """`trimtab generate`."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,16 +59,21 @@ def main(words: list[str]) -> None:
     check_alphas(args.alpha)
     check_model(args.model, args.dtype, args.device)
     dials = read_dials(args.dial, args.model, args.force)
+    from trimtab.dials import Composed, conflicts
+
+    together = Composed([(d, 1.0) for d in dials]) if len(dials) > 1 else None
+    for found in conflicts(dials):
+        first, second = args.dial[found.first], args.dial[found.second]
+        print(f"{first} and {second}: {found}", file=sys.stderr)
     from rich.console import Console
     from rich.text import Text
 
     from trimtab import models
-    from trimtab.dials.dial import Composed
 
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = None
     if dials:
-        dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])
+        dial = together or dials[0]
         dial.to(next(model.parameters()).device)
     done = generate(
         model,

@@ -3,7 +3,28 @@
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Alpha, Edit
 from trimtab.dials.concept import ConceptDial
-from trimtab.dials.dial import Dial, DialInfo
+from trimtab.dials.conflicts import Conflict, conflicts
+from trimtab.dials.dial import Composed, Dial, DialInfo
+from trimtab.dials.rotation import RotationDial
+from trimtab.dials.tuners import DeloraDial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.vector import VectorDial
+from trimtab.dials.where import Condition
 
-__all__ = ["AdapterDial", "Alpha", "ConceptDial", "Dial", "DialInfo", "Edit", "VectorDial"]
+__all__ = [
+    "AdapterDial",
+    "Alpha",
+    "Composed",
+    "ConceptDial",
+    "Condition",
+    "Conflict",
+    "DeloraDial",
+    "Dial",
+    "DialInfo",
+    "Edit",
+    "IA3Dial",
+    "RoadDial",
+    "RotationDial",
+    "VectorDial",
+    "VeraDial",
+    "conflicts",
+]

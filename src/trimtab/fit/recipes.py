@@ -250,3 +250,8 @@ def method(name: str) -> Method:
             f"(known: {', '.join(METHODS)})"
         )
     return METHODS[name]
+
+
+from trimtab.fit.rotation import CONTRASTIVE_METHODS  # noqa: E402 (it builds on the above)
+
+METHODS |= CONTRASTIVE_METHODS

@@ -8,43 +8,30 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode, layout_of, plan_training
+from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
-from trimtab.dials import AdapterDial, Dial, DialInfo
-from trimtab.dials.adapter import linear_modules
+from trimtab.dials import Dial, DialInfo
+from trimtab.dials.attach import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
-from trimtab.fit.estimate import estimate_training
 from trimtab.fit.recipes import (
     METHODS,
-    InnerRecipe,
     Method,
-    ProjectionRecipe,
     Recipe,
-    TrainingRecipe,
     method,
 )
-from trimtab.fit.reference import read_reference
-from trimtab.fit.settings import no_effect
-from trimtab.fit.spaces import Spaces, build_spaces
+from trimtab.fit.rotation import QUICK_PAIRS
 from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
+from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.readout import Needs
-from trimtab.states import depth, expand_sites
-
-HISTORY = "training.jsonl"
-SPACE = "space.safetensors"
-"""Files of a trained run beside its dial: the training curve, and the spaces it was trained in."""
 
 
 def fit(
@@ -87,6 +74,9 @@ def fit(
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = _named(recipe)
+    if getattr(named.recipe, "quick", False):
+        limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
@@ -134,12 +124,12 @@ def fit(
             named.recipe, model, encoded, seed=seed, store=store, progress=progress
         )
     elif folder is not None:
-        dial, extra = _fit_adapter(
+        dial, extra = fit_adapter(
             named, model, encoded, seed, _work(folder), folder, store, progress
         )
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            dial, extra = _fit_adapter(
+            dial, extra = fit_adapter(
                 named, model, encoded, seed, Path(temporary), None, store, progress
             )
     dial.info = info
@@ -150,139 +140,6 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
-
-
-def _fit_adapter(
-    named: Method,
-    model: nn.Module,
-    encoded: Encoded,
-    seed: int,
-    work: Path,
-    out: Path | None,
-    store: Store | None,
-    progress: Progress,
-) -> tuple[AdapterDial, dict[str, str | bytes]]:
-    """The trained adapter, and the files that are saved beside it."""
-    from transformers import TrainingArguments
-
-    from trimtab.fit.projection import Projection, step_differences
-    from trimtab.fit.trainer import FitModule, recomputing, train
-
-    recipe = named.recipe
-    assert isinstance(recipe, TrainingRecipe)
-    settings = recipe.train
-    count = models.n_layers(model)
-    needs = recipe.objective.needs(count)
-    needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=1,
-        max_steps=1,  # set below, once the number of processes is known
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=10**9,  # by the clock instead, see Watch
-        save_total_limit=2,
-        report_to=settings.report_to,
-        run_name=out.name if out else named.name,
-        seed=seed,
-        remove_unused_columns=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
-    model.to(args.device)
-    layout = layout_of(model)
-    if settings.activation_checkpointing and layout == "shared":
-        layout = "packed"  # layers that run again would add to the prefix's keys and values again
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=settings.pairs_per_step,
-        epochs=settings.epochs,
-        seed=seed,
-        budget=settings.microbatch_tokens,
-        layout=layout,
-        multiple_of=args.world_size,
-        max_steps=settings.max_steps,
-    )
-    args.max_steps = schedule.steps
-    args.gradient_accumulation_steps = schedule.per_step // args.world_size
-    args.warmup_steps = round(settings.warmup * schedule.steps)
-    blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
-    if blocks is not None and len(blocks) < count:
-        progress.say(
-            f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
-        )
-    dial = AdapterDial(
-        linear_modules(model, recipe.dial.targets, blocks),
-        rank=recipe.dial.rank,
-        lora_alpha=recipe.dial.lora_alpha,
-        dropout=recipe.dial.dropout,
-        rslora=recipe.dial.rslora,
-        generator=torch.Generator().manual_seed(seed),
-    ).to(args.device)
-    progress.say(
-        f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
-        f"of {schedule.pairs_per_step} pairs, "
-        f"{sum(p.numel() for p in dial.parameters()):,} parameters; "
-        f"{estimate_training(model, needs, encoded, schedule, layout)}"
-    )
-    with args.main_process_first(local=False, desc="reading the reference"):
-        spaces = _spaces(recipe, model, encoded, needs, seed, store, progress)
-        before = read_reference(
-            model, encoded, needs, store, progress, spaces=spaces, schedule=schedule
-        )
-    projection = None
-    if isinstance(recipe, ProjectionRecipe):
-        differences = step_differences(
-            model, encoded, schedule, dial.paths, layout, progress=progress
-        )
-        projection = Projection(recipe.projection, dial, differences)
-    module = FitModule(model, dial, recipe.objective, needs, before, spaces)
-    with recomputing(model) if settings.activation_checkpointing else nullcontext():
-        history = train(
-            module,
-            encoded,
-            schedule,
-            args,
-            layout=layout,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            progress=progress,
-            label=f"training {named.name}",
-            board=out.parent / "tensorboard" / out.name if out else None,
-            projection=projection,
-        )
-    extra: dict[str, str | bytes] = {
-        HISTORY: "".join(json.dumps(record) + "\n" for record in history)
-    }
-    if spaces is not None and (weights := spaces.state_dict()):
-        extra[SPACE] = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
-    return dial, extra
-
-
-def _spaces(
-    recipe: TrainingRecipe,
-    model: nn.Module,
-    encoded: Encoded,
-    needs: Needs,
-    seed: int,
-    store: Store | None,
-    progress: Progress,
-) -> Spaces | None:
-    """The spaces of a run; None where there are none, or where they could change nothing."""
-    if not isinstance(recipe, InnerRecipe) or recipe.space.kind == "none":
-        return None
-    if reason := no_effect(recipe.space.kind, recipe.objective):
-        progress.say(reason)
-        return None
-    return build_spaces(
-        recipe.space, model, encoded, needs, seed=seed, store=store, progress=progress
-    )
 
 
 # ---- the folder ---------------------------------------------------------------------------------

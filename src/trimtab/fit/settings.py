@@ -13,10 +13,12 @@ from trimtab.spaces import TRAINABLE
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """The LoRA that a training recipe fits."""
+    """The adapter that a training recipe fits."""
 
+    tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
+    """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
     rank: int = 16
-    """r: rank of each update."""
+    """r: rank of each update (LoRA, VeRA, DeLoRA)."""
     lora_alpha: float = 32
     """Numerator of the scale lora_alpha / r."""
     dropout: float = 0.0

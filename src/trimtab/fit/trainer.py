@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, Schedule, collate
-from trimtab.dials import Dial
+from trimtab.dials import Alpha, Dial
 from trimtab.dials.attach import paused
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.projection import Projection
@@ -46,6 +46,12 @@ OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 
 class FitModule(nn.Module):
     """The frozen model, the dial that is trained, the objective between them: batch in, loss out."""
+
+    alpha: Alpha = 1.0
+    """At which the dial is trained."""
+
+    alpha: Alpha = 1.0
+    """At which the dial is trained."""
 
     def __init__(
         self,
@@ -412,7 +418,7 @@ def train(
     # The dial stays attached through every forward and backward, as activation checkpointing needs.
     with (
         watch.watching(label, schedule.steps),
-        module.dial(module.model, 1.0, training=True, force=True),
+        module.dial(module.model, module.alpha, training=True, force=True),
         nullcontext() if projection is None else projection.attached(module.model),
     ):
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)

@@ -1,6 +1,7 @@
 """Losses on readouts: tensors in, a loss a pair out. No model, no tokenizer, no file."""
 
 from trimtab.objectives.base import Objective
+from trimtab.objectives.contrastive import ContrastiveSteering
 from trimtab.objectives.inner import MSE, PrefVec, Rank
 from trimtab.objectives.innerdpo import InnerDPO
 from trimtab.objectives.output import DPO, IPO, ORPO, SimPO
@@ -12,6 +13,7 @@ __all__ = [
     "MSE",
     "NLL",
     "ORPO",
+    "ContrastiveSteering",
     "InnerDPO",
     "Objective",
     "PrefVec",

@@ -21,7 +21,7 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
 from trimtab.fit import fit
-from trimtab.fit.run import HISTORY, SPACE
+from trimtab.fit.training import HISTORY, SPACE
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
