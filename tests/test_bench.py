@@ -70,14 +70,14 @@ def test_the_page_is_what_the_results_make_it() -> None:
 
 def test_rendering_touches_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n\n{results.BEGIN}\nold\n{results.END}\n\nbelow\n")
+    page.write_text(f"above\n\n{results.BEGIN}\nwhat was\n{results.END}\n\nbelow\n")
     results.render(page)
     once = page.read_text()
     results.render(page)
     assert page.read_text() == once
     assert once.startswith("above\n\n")
     assert once.endswith("\n\nbelow\n")
-    assert "old" not in once
+    assert "what was" not in once
     page.write_text("no markers")
     with pytest.raises(SystemExit, match="expected the lines"):
         results.render(page)

@@ -10,7 +10,7 @@ from torch import nn
 
 from conftest import TINY
 from trimtab import logprobs, models
-from trimtab.batching import collate
+from trimtab.batching import collate, packing_proof
 from trimtab.logprobs import has_plain_head, head_logps, token_logps
 from trimtab.states import read
 
@@ -54,9 +54,10 @@ def test_from_logits_the_gradient_is_that_of_a_log_softmax():
 @pytest.mark.parametrize("name", [*TINY, "gemma2", "granite", "cohere"])
 def test_the_head_alone_is_read_only_where_nothing_follows_it(tiny: Any, rows: Any, name: str):
     model = tiny(name, "eager", fresh=True)
-    assert has_plain_head(model) is None
     batch = collate(rows, [0, 1, 2])
+    assert not has_plain_head(model), "not before the proof"
     first = read(model, batch, logps=True).logps
+    assert packing_proof(model).holds
     assert has_plain_head(model) == (name not in ("gemma2", "granite", "cohere"))
     second = read(model, batch, logps=True).logps
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5 * float(first.abs().max()))
@@ -65,6 +66,7 @@ def test_the_head_alone_is_read_only_where_nothing_follows_it(tiny: Any, rows: A
 def test_a_hooked_or_trained_head_is_run_itself(tiny: Any, rows: Any):
     model = tiny("llama", fresh=True)
     batch = collate(rows, [0, 1])
+    packing_proof(model)
     plain = read(model, batch, logps=True).logps
     head = models.head(model)
     handle = head.register_forward_hook(lambda _, __, y: 2 * y)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,26 +37,41 @@ def head_logps(
     return _FromStates.apply(h, head.weight, head.bias, ids)  # type: ignore[no-any-return]
 
 
-def has_plain_head(model: nn.Module) -> bool | None:
-    """Whether the model's logits are its LM head's product, with nothing done to them after it
-    (scaling, soft-capping), nothing hooked to it and nothing trained in it. None where it takes a
-    look at some logits to know (`note_head`)."""
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the model's logits are known to be its LM head's product, with nothing done to them
+    after it (scaling, soft-capping), nothing hooked to it and nothing trained in it. Known from the
+    proof of the packed layout alone, so that a run that goes on takes the same way as one that was
+    never stopped."""
     head = models.head(model)
     if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return False
     if any(p.requires_grad for p in head.parameters()):
         return False
-    return _plain.get(model, {}).get(head.weight.dtype)
+    return _plain.get(model, {}).get(head.weight.dtype, False)
 
 
-@torch.no_grad()
-def note_head(model: nn.Module, h: Float[Tensor, "M d"], logits: Float[Tensor, "M V"]) -> None:
-    """Remember whether these logits of the bare head are its product with these states."""
+@contextmanager
+def watching_head(model: nn.Module) -> Iterator[None]:
+    """Within it the bare model is run once; whether its logits are its LM head's product is
+    remembered."""
     head = models.head(model)
-    if isinstance(head, nn.Linear):
-        product = F.linear(h, head.weight, head.bias).to(logits.dtype)
-        close = torch.allclose(product, logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
-        _plain.setdefault(model, {})[head.weight.dtype] = close
+    states: list[Tensor] = []
+    logits: list[Tensor] = []
+    handles = [
+        head.register_forward_pre_hook(lambda _, args: states.append(args[0])),
+        model.register_forward_hook(lambda _, __, out: logits.append(out.logits)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if isinstance(head, nn.Linear) and states and logits:
+        product = F.linear(states[0], head.weight, head.bias).to(logits[0].dtype)
+        plain = product.shape == logits[0].shape and torch.allclose(
+            product, logits[0], rtol=0, atol=1e-5 * float(logits[0].abs().max())
+        )
+        _plain.setdefault(model, {})[head.weight.dtype] = plain
 
 
 class _FromLogits(torch.autograd.Function):

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from trimtab import models
 from trimtab.batching import Batch, forward, run_prefix
 from trimtab.errors import ConfigError, DataError, near
-from trimtab.logprobs import has_plain_head, head_logps, note_head, token_logps
+from trimtab.logprobs import has_plain_head, head_logps, token_logps
 from trimtab.readout import Pool, Readout, TokenMap, last_tokens
 from trimtab.sites import Site, block_index, parse_sites
 
@@ -352,8 +352,7 @@ def _at_scored(
     row, at, ids = batch.token_row[keep], batch.token_from[keep], batch.token_id[keep]
     head = models.head(model)
     states: list[Tensor] = []
-    plain = has_plain_head(model)
-    alone = not whole and plain
+    alone = not whole and has_plain_head(model)
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states.append(args[0][row, at])
@@ -369,8 +368,6 @@ def _at_scored(
         handle.remove()
     if alone:
         return head_logps(head, states[0], ids), None  # type: ignore[arg-type]
-    if plain is None:
-        note_head(model, states[0], logits)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return token_logps(logits, ids), logits if whole else None
 

@@ -16,6 +16,7 @@ from trimtab.batching.batches import Layout, collate
 from trimtab.batching.forward import forward, run_prefix
 from trimtab.batching.spans import are_rows_apart
 from trimtab.batching.tokens import Encoded, Row
+from trimtab.logprobs import watching_head
 from trimtab.models import text_config
 
 
@@ -100,7 +101,8 @@ def _prove(model: nn.Module, config: Any, parameter: Tensor) -> Proof:
     try:
         with torch.no_grad():
             alone = torch.tensor([prompt + a for a in answers], device=parameter.device)
-            logits = model(input_ids=alone, use_cache=False).logits.float()
+            with watching_head(model):
+                logits = model(input_ids=alone, use_cache=False).logits.float()
             truth = torch.log_softmax(logits[:, n_prompt - 1 : -1], -1)
             truth = truth.gather(-1, alone[:, n_prompt:, None])[..., 0].flatten()
             errors = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,9 +54,10 @@ def main(words: list[str]) -> None:
         if words and words[0] in ("-h", "--help"):
             print("usage: trimtab fit METHOD --pairs SPEC --out DIR [flags]\n")
             print("  trimtab fit METHOD --help\n")
-            print("\n".join(f"  {m.name:<14} {m.what}" for m in METHODS.values()))
+            for m in METHODS.values():
+                print(textwrap.fill(f"  {m.name:<24} {m.what}", 100, subsequent_indent=" " * 27))
             return
-        raise ConfigError(f"fit: expected a method first ({', '.join(METHODS)})")
+        raise ConfigError("fit: expected a method first; trimtab methods lists them")
     named = method(words[0])
     args = _parse(named, words[1:])
     from trimtab import models

@@ -246,8 +246,8 @@ def method(name: str) -> Method:
         return Method(name, *given)
     if name not in METHODS:
         raise ConfigError(
-            f"unknown method {name!r}{near(name, [*METHODS, *PUBLISHED])} "
-            f"(known: {', '.join(METHODS)})"
+            f"unknown method {name!r}{near(name, [*METHODS, *PUBLISHED])} (trimtab methods lists all "
+            f"{len(METHODS)})"
         )
     return METHODS[name]
 
