@@ -28,8 +28,10 @@ def short(name: str, steps: int = STEPS, **train: Any) -> Any:
     """The method, in few steps, its spaces of a size that a tiny model has room for."""
     named = METHODS[name]
     settings = {"pairs_per_step": 8, "max_steps": steps, "epochs": 99.0, "learning_rate": 3e-3}
+    lora = isinstance(named.recipe.dial, AdapterSettings)
+    small = {"rank": 2, "lora_alpha": 4} if lora else {"rank": 4}
     changes: dict[str, Any] = {
-        "dial": AdapterSettings(rank=2, lora_alpha=4),
+        "dial": dataclasses.replace(named.recipe.dial, **small),
         "train": TrainSettings(**{**settings, **train}),
     }
     if isinstance(named.recipe, InnerRecipe):

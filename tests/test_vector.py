@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import TINY, random_rows
-from trimtab import interventions
 from trimtab.batching import collate
 from trimtab.batching.spans import prompts
 from trimtab.dials import AdapterDial, Composed, Condition, Dial, VectorDial, conflicts
 from trimtab.dials.adapter import linear_modules
 from trimtab.errors import ConfigError, DialError
+from trimtab.interventions import vectors
 from trimtab.states import read
 
 IDS = torch.randint(2, 320, (3, 12), generator=torch.Generator().manual_seed(7))
@@ -48,13 +48,13 @@ H = torch.tensor([[3.0, 4.0, 1.0], [-3.0, -4.0, 1.0], [0.8, -0.6, 2.0]])  # <h, 
 
 
 def test_operators_by_hand():
-    close(interventions.add(H, V), H + V)
-    close(interventions.project_out(H, V)[:2], torch.tensor([[0.0, 0.0, 1.0]] * 2))
-    close(interventions.suppress_above(H, V, 2.0) @ V, torch.tensor([2.0, -5.0, 0.0]))
-    assert torch.equal(interventions.suppress_above(H, V, 2.0)[1:], H[1:])
-    close(interventions.replace(H, V, 7.0) @ V, torch.tensor([7.0, 7.0, 7.0]))
-    close(interventions.replace(H, V, 7.0)[2], H[2] + 7 * V)
-    turned = interventions.repel(H, V, 0.5)
+    close(vectors.add(H, V), H + V)
+    close(vectors.project_out(H, V)[:2], torch.tensor([[0.0, 0.0, 1.0]] * 2))
+    close(vectors.suppress_above(H, V, 2.0) @ V, torch.tensor([2.0, -5.0, 0.0]))
+    assert torch.equal(vectors.suppress_above(H, V, 2.0)[1:], H[1:])
+    close(vectors.replace(H, V, 7.0) @ V, torch.tensor([7.0, 7.0, 7.0]))
+    close(vectors.replace(H, V, 7.0)[2], H[2] + 7 * V)
+    turned = vectors.repel(H, V, 0.5)
     close(turned.norm(dim=-1), H.norm(dim=-1))
     close(turned[0] @ V / turned[0].norm(), torch.tensor(0.5))
     assert torch.equal(turned[1:], H[1:])
@@ -62,7 +62,7 @@ def test_operators_by_hand():
 
 
 def test_repel_of_a_state_along_the_direction_itself():
-    turned = interventions.repel(3 * V[None], V)
+    turned = vectors.repel(3 * V[None], V)
     close(turned.norm(), torch.tensor(3.0))
     close(turned[0] @ V, torch.tensor(0.0))
 
@@ -74,21 +74,19 @@ def test_operators_do_what_they_say(seed: int, level: float):
     h = torch.randn(7, 5, generator=g, dtype=torch.float64)
     v = torch.randn(5, generator=g, dtype=torch.float64)
     v = v / v.norm()
-    assert (interventions.project_out(h, v) @ v).abs().max() < 1e-12
-    assert (interventions.suppress_above(h, v, level) @ v).max() <= max(
-        level, (h @ v).min()
-    ) + 1e-12
-    turned = interventions.repel(h, v, level)
+    assert (vectors.project_out(h, v) @ v).abs().max() < 1e-12
+    assert (vectors.suppress_above(h, v, level) @ v).max() <= max(level, (h @ v).min()) + 1e-12
+    turned = vectors.repel(h, v, level)
     assert (turned @ v / turned.norm(dim=-1)).max() <= level + 1e-9
     assert torch.allclose(turned.norm(dim=-1), h.norm(dim=-1))
     for once in (
-        interventions.project_out(h, v),
-        interventions.suppress_above(h, v, level),
-        interventions.replace(h, v, level),
+        vectors.project_out(h, v),
+        vectors.suppress_above(h, v, level),
+        vectors.replace(h, v, level),
         turned,
     ):  # each is its own end: a second time changes nothing
         assert torch.isfinite(once).all()
-    assert torch.allclose(interventions.repel(turned, v, level), turned, atol=1e-9)
+    assert torch.allclose(vectors.repel(turned, v, level), turned, atol=1e-9)
 
 
 OPERATORS = [

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab import interventions, models
+from trimtab import models
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
 from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
+from trimtab.interventions import vectors
 from trimtab.sites import Site, block_index
 from trimtab.states import module_at
 
@@ -122,15 +123,15 @@ class VectorDial(Dial):
         v, level = self.direction(site), self.levels[site]
         match self.operator:
             case "add":
-                return lambda h: interventions.add(h, self.scales[site] * v.to(h))
+                return lambda h: vectors.add(h, self.scales[site] * v.to(h))
             case "project_out":
-                return lambda h: interventions.project_out(h, v.to(h))
+                return lambda h: vectors.project_out(h, v.to(h))
             case "suppress_above":
-                return lambda h: interventions.suppress_above(h, v.to(h), level)
+                return lambda h: vectors.suppress_above(h, v.to(h), level)
             case "repel":
-                return lambda h: interventions.repel(h, v.to(h), level)
+                return lambda h: vectors.repel(h, v.to(h), level)
             case "replace":
-                return lambda h: interventions.replace(h, v.to(h), level)
+                return lambda h: vectors.replace(h, v.to(h), level)
 
     def direction(self, site: Site) -> Float[Tensor, "d"]:
         """The unit vector at a site."""
@@ -316,7 +317,7 @@ def _change(
 ) -> Tensor:
     h = y if y.dtype == torch.float64 else y.float()
     new = h + alpha * (operation(h) - h)
-    return (interventions.keep_norm(new, h) if keep_norm else new).to(y.dtype)
+    return (vectors.keep_norm(new, h) if keep_norm else new).to(y.dtype)
 
 
 def _width(model: nn.Module, site: Site) -> int | None:

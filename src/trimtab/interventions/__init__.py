@@ -1,6 +1,7 @@
 """Interventions: functions on hidden states. No model, no file.
 
-`falloffs` says how strongly, `concepts` acts on the direction of a concept.
+`falloffs` says how strongly, `concepts` acts on the direction of a concept, `vectors` is what vector
+dials do along one.
 """
 
 from trimtab.interventions.concepts import project, redirect, reflect, repel, suppress

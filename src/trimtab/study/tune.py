@@ -30,7 +30,7 @@ from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluate import score
 from trimtab.fit import Method, fit
-from trimtab.fit.recipes import DirectionRecipe
+from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.study.files import free_folder, write_json, write_lines, write_text
@@ -112,7 +112,7 @@ def parameters_of(method: Method) -> Parameters:
     """What is searched of a method unless something else is asked for: of a trained one the
     learning rate and its objective's betas and weights, of a direction its block."""
     recipe: Any = method.recipe
-    if isinstance(recipe, DirectionRecipe):
+    if isinstance(recipe, DirectionRecipe | GradientRecipe):
         return {"sites": SITES}
     found: Parameters = {"train.learning_rate": Range(*RATES)}
     for field in fields(recipe.objective):
