@@ -7,10 +7,11 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,10 @@ from trimtab.batching import Batch, attention_mask
 from trimtab.errors import ConfigError, DataError
 from trimtab.readout import Pool, Readout, TokenMap
 from trimtab.sites import Site, block_index
+
+Where = Literal["predicting", "answer", "all"]
+"""Which token positions of an answer: those that predict its scored tokens; its own tokens, EOS
+included; the prompt's and its own."""
 
 SINK_RATIO = 10.0
 """A token whose state is longer than this many times the median of its answer is an attention sink.
@@ -137,6 +142,63 @@ def read(
     return found
 
 
+def read_tokens(
+    model: nn.Module, batch: Batch, sites: Sequence[Site], where: Where, *, logps: bool = False
+) -> tuple[Float[Tensor, "token site d"], Int[Tensor, "answer"], Readings]:
+    """The states of single tokens, answer after answer in the batch's order, and the tokens of each;
+    the readings hold log-probs where they are asked for. Gradients flow, and dials are seen.
+
+    Raises:
+        ConfigError: a site that the model does not have, or does not compute.
+    """
+    tokens = token_positions(batch, where)
+    found: dict[Site, Tensor] = {}
+    readings = Readings()
+    with ExitStack() as stack:
+        for site in sites:
+
+            def see(h: Tensor, site: Site = site) -> None:
+                h = h[tokens.row, tokens.at]  # M d
+                found[site] = h if h.dtype == torch.float64 else h.float()
+
+            stack.enter_context(seeing(model, site, see))
+        if logps:
+            readings.logps, readings.tokens = stack.enter_context(_at_scored(model, batch))(
+                lambda: forward(model, batch)
+            )
+        else:
+            stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
+            with suppress(_Stop):
+                forward(model, batch)
+    if missing := [site for site in sites if site not in found]:
+        raise ConfigError(f"site {missing[0]!r}: the model computes nothing there")
+    return torch.stack([found[site] for site in sites], 1), tokens.count, readings
+
+
+def token_positions(batch: Batch, where: Where) -> Tokens:
+    """Where the tokens that `where` names stand in a batch, grouped by answer."""
+    keep = batch.token_scored if where == "predicting" else torch.ones_like(batch.token_scored)
+    row, answer = batch.token_row[keep], batch.token_answer[keep]
+    at = (batch.token_from if where == "predicting" else batch.token_at)[keep]
+    if where == "all":
+        first = torch.cat([answer.new_ones(1).bool(), answer[1:] != answer[:-1]])
+        lines = row[first]  # of each answer
+        prompt = (batch.segments == 0).sum(1)[lines]
+        before = torch.arange(batch.n_answers, device=row.device).repeat_interleave(prompt)
+        start = (prompt.cumsum(0) - prompt).repeat_interleave(prompt)
+        place = torch.arange(len(before), device=row.device) - start
+        order = torch.cat([before, answer]).argsort(stable=True)
+        row = torch.cat([lines.repeat_interleave(prompt), row])[order]
+        at, answer = torch.cat([place, at])[order], torch.cat([before, answer])[order]
+    return Tokens(row, at, answer, torch.bincount(answer, minlength=batch.n_answers))
+
+
+def head_site(model: nn.Module) -> str:
+    """The input of the LM head, as a site."""
+    head = models.head(model)
+    return next(name for name, module in model.named_modules() if module is head) + ":in"
+
+
 def forward(model: nn.Module, batch: Batch) -> Any:
     """The model's own output for a batch, with the mask and positions of its layout."""
     extra = {"position_ids": batch.positions} if batch.layout == "packed" else {}
@@ -197,9 +259,9 @@ def _at_scored(
     """
     keep = batch.token_scored
     row, at = batch.token_row[keep], batch.token_from[keep]
-    handle = models.head(model).register_forward_pre_hook(
-        lambda _, args: (args[0][row, at][None], *args[1:])
-    )
+    head = models.head(model)
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][row, at][None], *args[1:]))
+    _gathered[head] = (row, at)
 
     def run(call: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         logits = call().logits[0]  # M V
@@ -213,6 +275,21 @@ def _at_scored(
         yield run
     finally:
         handle.remove()
+        del _gathered[head]
+
+
+_gathered: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+"""Rows and positions at which `_at_scored` has an LM head compute."""
+
+
+def at_head(
+    model: nn.Module, h: Float[Tensor, "B T d"], like: Float[Tensor, "B t e"]
+) -> Float[Tensor, "B t d"]:
+    """States of another site, in the same pass, at the positions that the LM head computes (`like`
+    is its input): all of them, the last ones, or those that predict a scored token."""
+    if (gathered := _gathered.get(models.head(model))) is not None:
+        return h[gathered][None]
+    return h[:, -like.shape[1] :]
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -237,8 +314,8 @@ class _TokenLogps(torch.autograd.Function):
 
 
 @dataclass
-class _Tokens:
-    """Positions to average: T of them, each belonging to an answer."""
+class Tokens:
+    """Positions of a batch: T of them, each belonging to an answer, grouped by it."""
 
     row: Tensor
     at: Tensor
@@ -246,7 +323,7 @@ class _Tokens:
     count: Tensor  # per answer
 
 
-def _pooled_tokens(batch: Batch, pool: Pool) -> _Tokens:
+def _pooled_tokens(batch: Batch, pool: Pool) -> Tokens:
     keep = batch.token_marker if pool == "marker" else batch.token_body
     at = batch.token_at
     if pool == "predicting":
@@ -263,15 +340,14 @@ def _pooled_tokens(batch: Batch, pool: Pool) -> _Tokens:
             int(batch.token_row[batch.token_answer == (count == 0).nonzero()[0, 0]][0])
         ]
         raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
-    return _Tokens(batch.token_row[keep], at[keep], answer, count)
+    return Tokens(batch.token_row[keep], at[keep], answer, count)
 
 
 @contextmanager
 def _tap(
-    model: nn.Module, site: Site, batch: Batch, where: _Tokens, token_map: TokenMap, found: Readings
+    model: nn.Module, site: Site, batch: Batch, where: Tokens, token_map: TokenMap, found: Readings
 ) -> Iterator[None]:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
-    module, is_input = module_at(model, site)
 
     def pool(h: Tensor) -> None:
         tokens = h[where.row, where.at]  # T d
@@ -282,11 +358,20 @@ def _tap(
             tokens = nn.functional.normalize(tokens, dim=-1)
         found.states[site] = _mean(tokens, where)
 
+    with seeing(model, site, pool):
+        yield
+
+
+@contextmanager
+def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see` with the hidden states `[B, T, d]` that pass a site, in every forward pass."""
+    module, is_input = module_at(model, site)
+
     def at_input(_: nn.Module, args: Any, kwargs: Any) -> None:
-        pool(input_of(args, kwargs))
+        see(input_of(args, kwargs))
 
     def at_output(_: nn.Module, __: Any, out: Any) -> None:
-        pool(out[0] if isinstance(out, tuple) else out)
+        see(out[0] if isinstance(out, tuple) else out)
 
     if is_input:
         handle = module.register_forward_pre_hook(at_input, with_kwargs=True)
@@ -298,7 +383,7 @@ def _tap(
         handle.remove()
 
 
-def _median(length: Tensor, where: _Tokens) -> Tensor:
+def _median(length: Tensor, where: Tokens) -> Tensor:
     """For every token the (lower) median length of its answer's tokens."""
     order = length.argsort()
     order = order[where.answer[order].argsort(stable=True)]  # by answer, within it by length
@@ -306,7 +391,7 @@ def _median(length: Tensor, where: _Tokens) -> Tensor:
     return length[order[first + (where.count - 1) // 2]][where.answer]
 
 
-def _mean(values: Tensor, where: _Tokens, keep: Tensor | None = None) -> Tensor:
+def _mean(values: Tensor, where: Tokens, keep: Tensor | None = None) -> Tensor:
     """Mean per answer of values per token (over all tokens of an answer where none is kept)."""
     total = values.new_zeros(len(where.count), *values.shape[1:])
     if keep is None:

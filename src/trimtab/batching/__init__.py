@@ -16,27 +16,33 @@ attention cannot be masked so (ALiBi, recurrent, hybrid), gets padded rows of on
 from trimtab.batching.batches import (
     Batch,
     Layout,
+    Over,
+    Spans,
     collate,
     plan_batches,
     row_cost,
     row_length,
+    spans,
 )
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
-from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode
+from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode, encode_answers
 
 __all__ = [
     "Batch",
     "Encoded",
     "Layout",
+    "Over",
     "PromptStyle",
     "Proof",
     "Row",
     "Schedule",
+    "Spans",
     "attention_mask",
     "collate",
     "encode",
+    "encode_answers",
     "layout_of",
     "packed_mask",
     "packing_proof",
@@ -45,4 +51,5 @@ __all__ = [
     "row_cost",
     "row_length",
     "sliding_window",
+    "spans",
 ]

@@ -3,6 +3,17 @@
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Alpha, Edit
 from trimtab.dials.dial import Dial, DialInfo
+from trimtab.dials.logits import LogitsDial
+from trimtab.dials.reward import RewardDial
 from trimtab.dials.vector import VectorDial
 
-__all__ = ["AdapterDial", "Alpha", "Dial", "DialInfo", "Edit", "VectorDial"]
+__all__ = [
+    "AdapterDial",
+    "Alpha",
+    "Dial",
+    "DialInfo",
+    "Edit",
+    "LogitsDial",
+    "RewardDial",
+    "VectorDial",
+]

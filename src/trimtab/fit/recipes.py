@@ -113,7 +113,7 @@ class DirectionRecipe:
     """For pca: remove the mean difference first (repeng's `pca_diff`)."""
 
 
-Recipe = DPORecipe | InnerDPORecipe | DirectionRecipe
+Recipe = TrainingRecipe | DirectionRecipe
 
 
 @dataclass(frozen=True)
@@ -171,3 +171,8 @@ def method(name: str) -> Method:
             f"unknown method {name!r}{near(name, METHODS)} (known: {', '.join(METHODS)})"
         )
     return METHODS[name]
+
+
+from trimtab.fit.head_recipes import HEADS  # noqa: E402 (it builds on what stands above)
+
+METHODS |= HEADS

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,22 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, PromptStyle, encode, layout_of, plan_training
+from trimtab.batching import Encoded, PromptStyle, Schedule, encode, layout_of, plan_training
 from trimtab.cache import Store, reference
 from trimtab.dials import AdapterDial, Dial, DialInfo
 from trimtab.dials.adapter import linear_modules
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction, pair_answers
 from trimtab.fit.estimate import estimate_training
-from trimtab.fit.recipes import DirectionRecipe, Method, Recipe, TrainingRecipe, method
+from trimtab.fit.head_recipes import HeadRecipe
+from trimtab.fit.recipes import (
+    DirectionRecipe,
+    Method,
+    Recipe,
+    TrainingRecipe,
+    TrainSettings,
+    method,
+)
 from trimtab.objectives import InnerDPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
@@ -109,18 +118,23 @@ def fit(
             "dropped"
         )
     history: list[dict[str, Any]] = []
+    train_dial = _fit_adapter
+    if isinstance(named.recipe, HeadRecipe):
+        from trimtab.fit.heads import fit_head
+
+        train_dial = partial(fit_head, data)
     if isinstance(named.recipe, DirectionRecipe):
         dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
     elif folder is not None:
-        dial, history = _fit_adapter(
+        dial, history = train_dial(
             named, model, encoded, seed, _work(folder), folder, store, progress
         )
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            dial, history = _fit_adapter(
+            dial, history = train_dial(
                 named, model, encoded, seed, Path(temporary), None, store, progress
             )
-    dial.info = info
+    dial.info = dataclasses.replace(info, measured=dial.info.measured)
     dial.eval()
     if folder is not None:
         if _main_process():
@@ -139,9 +153,7 @@ def _fit_adapter(
     out: Path | None,
     store: Store | None,
     progress: Progress,
-) -> tuple[AdapterDial, list[dict[str, Any]]]:
-    from transformers import TrainingArguments
-
+) -> tuple[Dial, list[dict[str, Any]]]:
     from trimtab.fit.trainer import FitModule, recomputing, train
 
     recipe = named.recipe
@@ -149,43 +161,8 @@ def _fit_adapter(
     settings = recipe.train
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=1,
-        max_steps=1,  # set below, once the number of processes is known
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=10**9,  # by the clock instead, see Watch
-        save_total_limit=2,
-        report_to=settings.report_to,
-        run_name=out.name if out else named.name,
-        seed=seed,
-        remove_unused_columns=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
-    model.to(args.device)
+    args, schedule = planned(settings, model, encoded, seed, work, out.name if out else named.name)
     layout = layout_of(model)
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=settings.pairs_per_step,
-        epochs=settings.epochs,
-        seed=seed,
-        budget=settings.microbatch_tokens,
-        layout=layout,
-        multiple_of=args.world_size,
-        max_steps=settings.max_steps,
-    )
-    args.max_steps = schedule.steps
-    args.gradient_accumulation_steps = schedule.per_step // args.world_size
-    args.warmup_steps = round(settings.warmup * schedule.steps)
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     if blocks is not None and len(blocks) < count:
         progress.say(
@@ -221,6 +198,52 @@ def _fit_adapter(
             board=out.parent / "tensorboard" / out.name if out else None,
         )
     return dial, history
+
+
+def planned(
+    settings: TrainSettings, model: nn.Module, encoded: Encoded, seed: int, work: Path, name: str
+) -> tuple[Any, Schedule]:
+    """The Trainer's arguments and the run's microbatches; the model goes to the run's device."""
+    from transformers import TrainingArguments
+
+    args = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=1,
+        max_steps=1,  # set below, once the number of processes is known
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=10**9,  # by the clock instead, see Watch
+        save_total_limit=2,
+        report_to=settings.report_to,
+        run_name=name,
+        seed=seed,
+        remove_unused_columns=False,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        log_level="error",
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
+    model.to(args.device)
+    layout = layout_of(model)
+    schedule = plan_training(
+        encoded,
+        pairs_per_step=settings.pairs_per_step,
+        epochs=settings.epochs,
+        seed=seed,
+        budget=settings.microbatch_tokens,
+        layout=layout,
+        multiple_of=args.world_size,
+        max_steps=settings.max_steps,
+    )
+    args.max_steps = schedule.steps
+    args.gradient_accumulation_steps = schedule.per_step // args.world_size
+    args.warmup_steps = round(settings.warmup * schedule.steps)
+    return args, schedule
 
 
 def read_reference(

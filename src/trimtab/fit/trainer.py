@@ -311,12 +311,14 @@ def train(
     progress: Progress = SILENT,
     label: str = "training",
     board: Path | None = None,
+    kind: type[DialTrainer] = DialTrainer,
 ) -> list[dict[str, float]]:
     """Train `module.dial` to the end of the schedule, going on from the newest complete checkpoint
     in `args.output_dir`.
 
     Args:
         board: TensorBoard's folder, where it reports (`args.output_dir` does not outlive the run).
+        kind: what makes the microbatches.
 
     Returns:
         A record a step: `step`, `loss` (mean a pair), `grad_norm`, `learning_rate`, and metrics.
@@ -325,7 +327,7 @@ def train(
         TrainingError: a loss or gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C, after the step in hand was finished and a checkpoint written.
     """
-    trainer = DialTrainer(module, args, schedule, encoded, layout)
+    trainer = kind(module, args, schedule, encoded, layout)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     for callback in trainer.callback_handler.callbacks:
