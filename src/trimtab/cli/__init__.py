@@ -10,9 +10,12 @@ from collections.abc import Sequence
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
+    "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "methods x seeds on a suite, with verdicts against DPO; resumable",
     "generate": "continue prompts at several alphas",
+    "explain": "the tokens that a dial promotes and demotes, step by step",
+    "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",

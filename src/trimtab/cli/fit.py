@@ -35,6 +35,8 @@ class Args:
     """A torch device, or auto: the first GPU, else the CPU."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    store: Path | None = None
+    """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
     max_length: int = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
@@ -59,6 +61,7 @@ def main(words: list[str]) -> None:
     named = method(words[0])
     args = _parse(named, words[1:])
     from trimtab import models
+    from trimtab.cache import Store
     from trimtab.fit import fit
     from trimtab.progress import Progress
 
@@ -67,6 +70,9 @@ def main(words: list[str]) -> None:
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
+    store = Store(args.store) if args.store else None
+    if store:
+        store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = fit(
@@ -80,11 +86,17 @@ def main(words: list[str]) -> None:
         max_length=args.max_length,
         prompt_style=args.prompt_style,
         overwrite=args.overwrite,
+        store=store,
         progress=progress,
     )
     count = sum(t.numel() for t in dial.tensors().values())
     use = f"--model {shlex.quote(args.model)} --dial {shlex.quote(str(args.out))}"
     print(f"saved: {args.out} ({dial.kind} dial, {count:,} parameters)")
+    if dial.kind == "reward":
+        drawn = f"--model {shlex.quote(args.model)} --reward {shlex.quote(str(args.out))}"
+        print("it ranks answers and leaves the model as it is. Next:")
+        print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
+        return
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
     print(f"  trimtab evaluate {use} --pairs test=SPEC --alpha -1 1 --out DIR")

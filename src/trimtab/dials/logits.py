@@ -161,6 +161,22 @@ class LogitsDial(Dial):
         W = self.B.detach().float() @ self.A.detach().float()
         return base.detach().float() @ W.to(base.device) if self.shape == "hidden" else W
 
+    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """The dial at `alpha` as W0 + B A: A `[r, d]` and B `[V, r]`, by the LM head's path.
+
+        Raises:
+            DialError: it has no low rank, or brings a trained base head.
+        """
+        self.edits(model)  # refuses a model that it does not fit
+        base: Tensor = models.head(model).weight  # type: ignore[assignment]
+        if self.D is not None or self.A is None:
+            what = "a trained base head" if self.D is not None else "a full head"
+            raise DialError(f"{what} has no low rank: merge it into a checkpoint instead")
+        self.matrix(base)  # refuses what is not linear
+        B = self.B.detach().float()
+        B = base.detach().float() @ B.to(base.device) if self.shape == "hidden" else B
+        return {head_site(model).removesuffix(":in"): (self.A.detach().float(), alpha * B)}
+
     def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
         """A copy of the model whose LM head is W0 + D + alpha W, untied from the embedding."""
         self.check_base(model)

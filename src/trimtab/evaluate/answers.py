@@ -30,7 +30,7 @@ def question_id(prompt: str) -> str:
 def write_alpaca_eval(file: Path, answers: Sequence[Answer]) -> Path:
     """AlpacaEval's model outputs: a list of `instruction`, `output`, `generator`."""
     rows = [{"instruction": a.prompt, "output": a.text, "generator": a.generator} for a in answers]
-    return _write(file, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    return write_text(file, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_arena_hard(file: Path, answers: Sequence[Answer], tokens: Sequence[int]) -> Path:
@@ -45,7 +45,7 @@ def write_arena_hard(file: Path, answers: Sequence[Answer], tokens: Sequence[int
         }
         for a, n in zip(answers, tokens, strict=True)
     ]
-    return _write(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_answers(file: Path) -> list[Answer]:
@@ -87,7 +87,8 @@ def _answer(row: Any, where: str) -> Answer:
     return Answer(*values)
 
 
-def _write(file: Path, text: str) -> Path:
+def write_text(file: Path, text: str) -> Path:
+    """A whole file or none: written aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,6 +71,7 @@ def generate(
     prompt_style: Literal["auto", "plain", "chat"] = "auto",
     batch_size: int = 16,
     force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt at every alpha, rows of a batch at their own alpha.
 
@@ -104,6 +105,8 @@ def generate(
                 Generation(shown(texts[n]), a, answer)
                 for (n, a), answer in zip(part, answers, strict=True)
             ]
+            if progress:
+                progress(len(done), len(rows))
     return done
 
 

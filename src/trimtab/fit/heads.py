@@ -375,9 +375,6 @@ def fit_head(
     layout, device = layout_of(model), args.device
     generator = torch.Generator().manual_seed(seed)
     live = recipe.dial.features == "live"
-    command = (
-        f"trimtab cache {named.name} --model {models.source_of(model).name} --pairs {data.name}"
-    )
 
     def stored(module: HeadModule, part: Encoded = encoded) -> Features:
         with (
@@ -390,7 +387,7 @@ def fit_head(
                 module.sites,
                 module.where,
                 store=store,
-                command=command,
+                command=cache_command(model, data.name, module.sites, module.where),
                 progress=update,
                 say=progress.say,
             )
@@ -446,6 +443,15 @@ def fit_head(
             "kl on training answers, nats a token, by alpha": module.kl(encoded, layout),
         }
     return dial, history
+
+
+def cache_command(model: nn.Module, spec: str, sites: Sequence[Site], where: Where) -> str:
+    """The command that stores hidden states."""
+    named = ",".join(map(str, sites))
+    return (
+        f"trimtab cache --model {models.source_of(model).name} --pairs {spec} "
+        f"--sites {named} --where {where}"
+    )
 
 
 def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator) -> RewardDial:
