@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,49 +31,57 @@ from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, seeded
 from trimtab.evaluate.scores import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.states import Readings, read_tokens
+from trimtab.states import read as read_batch
 
 
 def rewards_of(
     model: nn.Module,
-    dial: RewardDial,
+    dial: RewardDial | None,
     encoded: Encoded,
     *,
     head: str | None = None,
     logps: bool = False,
+    count_end: bool = True,
     budget: int = 2048,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float[Tensor, "answer"], Readings]:
-    """Rewards of all answers of an encoded set; with `logps` their log-probs from the same passes.
+    """Rewards of all answers of an encoded set (0 without a dial); with `logps` their log-probs from
+    the same passes, that of the EOS included if `count_end`.
 
     Raises:
         ConfigError: no such head.
         DialError: the dial was made for another base model (`force` goes on).
     """
-    if not force:
+    if dial is not None and not force:
         dial.check_base(model)
-    index, where = dial.head(head), spans(encoded, dial.over)
+    index = 0 if dial is None else dial.head(head)
+    where = spans(encoded, "answer" if dial is None else dial.over)
     layout, device = layout_of(model), next(model.parameters()).device
     found = torch.zeros(encoded.n_answers)
-    readings = Readings(torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long())
+    total, tokens = torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long()
     done = 0
-    with torch.no_grad(), dial(model, 1.0, force=True):
+    with torch.no_grad(), nullcontext() if dial is None else dial(model, 1.0, force=True):
         for rows in plan_batches(encoded, budget, layout):
             batch = collate(encoded, rows, layout).to(device)
-            states, counts, read = read_tokens(model, batch, dial.sites, dial.where, logps=logps)
-            h = dial.from_tokens(states, counts, where, batch.answer_ids)
+            if not count_end:
+                scored = batch.token_scored & ~batch.token_marker
+                batch = replace(batch, token_scored=scored)
             at = batch.answer_ids.cpu()
-            found[at] = dial.rewards(h)[:, index].float().cpu()
-            if logps:
-                assert read.logps is not None
-                assert read.tokens is not None
-                assert readings.logps is not None
-                assert readings.tokens is not None
-                readings.logps[at] = read.logps.float().cpu()
-                readings.tokens[at] = read.tokens.cpu()
+            if dial is None:
+                read = read_batch(model, batch, logps=True)
+            else:
+                states, counts, read = read_tokens(
+                    model, batch, dial.sites, dial.where, logps=logps
+                )
+                h = dial.from_tokens(states, counts, where, batch.answer_ids)
+                found[at] = dial.rewards(h)[:, index].float().cpu()
+            if read.logps is not None and read.tokens is not None:
+                total[at], tokens[at] = read.logps.float().cpu(), read.tokens.cpu()
             done += batch.n_answers
             if progress:
                 progress(done, encoded.n_answers)
+    readings = Readings(total, tokens)
     return found, readings
 
 
