@@ -240,3 +240,35 @@ def test_damaged_heads(kind: str, here: Path, refused, tmp_path: Path) -> None:
     flag = "--dial" if kind == "iav" else "--reward"
     words = ["generate", "--model", here / "model", "--prompt", "a", flag, tmp_path / "dial"]
     assert "damaged" in refused(*words, "--temperature", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["iav", "dph"])
+def test_two_processes(method: str, here: Path, tmp_path: Path) -> None:
+    """Started by `--processes 2`: one gradient, the same weights within rounding."""
+    import os
+    import subprocess
+    import sys
+
+    words = fit_words(here, method, tmp_path / "two")
+    command = [sys.executable, "-m", "trimtab", *map(str, words), *FAST, "--processes", "2"]
+    environment = {**os.environ, "TRIMTAB_CACHE": str(here / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("saved:") == 1
+    two, one = (Dial.from_pretrained(p).state_dict() for p in (tmp_path / "two", here / method))
+    for name, wanted in one.items():
+        torch.testing.assert_close(two[name], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_processes_that_make_no_sense(here: Path, refused, tmp_path: Path) -> None:
+    words = fit_words(here, "iav", tmp_path / "out")
+    for count in ("0", "two", "-1"):
+        assert "expected a number above 0, or auto" in refused(*words, f"--processes={count}")

@@ -21,7 +21,7 @@ from trimtab.batching import encode, spans
 from trimtab.cache import Store, features
 from trimtab.dials import Dial, LogitsDial, RewardDial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
-from trimtab.evaluate import Sampling
+from trimtab.evaluate import Sampling, score
 from trimtab.evaluate.rewards import (
     Drawing,
     draw,
@@ -303,6 +303,8 @@ def test_fit(options: Any, tiny: Any, tokenizer: Any, cached: Path) -> None:
     r, read = rewards_of(model, dial, encoded, logps=True)
     assert reward_scores(encoded, r).accuracy.mean() > 0.9
     assert read.logps is not None
+    assert score(model, encoded, dial).accuracy.mean() > 0.9
+    assert score(model, encoded, dial, -1.0).accuracy.mean() < 0.1
     loaded: Any = Dial.from_pretrained(cached / "dial")
     assert torch.equal(rewards_of(model, loaded, encoded)[0], r)
     with loaded(model, 1.0):  # a frozen backbone's logits are the same to the bit

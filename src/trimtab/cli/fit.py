@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -43,6 +45,8 @@ class Args:
     """`chat` wraps plain prompts in the model's chat template."""
     overwrite: bool = False
     """Replace what lies in --out."""
+    processes: str = "auto"
+    """Processes to train in, through `accelerate launch`; auto: one a GPU."""
     quiet: bool = False
     """No progress."""
 
@@ -60,12 +64,14 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"fit: expected a method first ({', '.join(METHODS)})")
     named = method(words[0])
     args = _parse(named, words[1:])
+    count = _processes(args, named)
     from trimtab import models
     from trimtab.cache import Store
     from trimtab.fit import fit
     from trimtab.progress import Progress
 
-    progress = Progress(args.quiet)
+    others = int(os.environ.get("RANK", 0)) > 0
+    progress = Progress(args.quiet or others)
     check_model(args.model, args.dtype, args.device)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out)
@@ -73,6 +79,8 @@ def main(words: list[str]) -> None:
     store = Store(args.store) if args.store else None
     if store:
         store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
+    if count > 1:
+        _launch(count, words)
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = fit(
@@ -89,6 +97,8 @@ def main(words: list[str]) -> None:
         store=store,
         progress=progress,
     )
+    if others:
+        return
     count = sum(t.numel() for t in dial.tensors().values())
     use = f"--model {shlex.quote(args.model)} --dial {shlex.quote(str(args.out))}"
     print(f"saved: {args.out} ({dial.kind} dial, {count:,} parameters)")
@@ -100,6 +110,30 @@ def main(words: list[str]) -> None:
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
     print(f"  trimtab evaluate {use} --pairs test=SPEC --alpha -1 1 --out DIR")
+
+
+def _processes(args: Args, named: Any) -> int:
+    """How many processes are to be started: 1 within one of them, and for methods that do not train.
+
+    Raises:
+        ConfigError: neither a number above 0 nor `auto`.
+    """
+    if args.processes != "auto" and not (args.processes.isdigit() and int(args.processes)):
+        raise ConfigError(f"--processes {args.processes}: expected a number above 0, or auto")
+    if "RANK" in os.environ or not named.trained:
+        return 1
+    if args.processes != "auto":
+        return int(args.processes)
+    import torch
+
+    return max(1, torch.cuda.device_count()) if args.device in ("auto", "cuda") else 1
+
+
+def _launch(count: int, words: list[str]) -> NoReturn:
+    """The same command in so many processes, in place of this one."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    settings = ["--num_processes", str(count), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    os.execv(sys.executable, [sys.executable, *launch, *settings, "-m", "trimtab", "fit", *words])
 
 
 def _check_out(args: Args, named: Any, data: Any) -> None:
