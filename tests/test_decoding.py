@@ -14,7 +14,7 @@ import torch
 
 from helpers_fit import adapter
 from test_rewards import drawn
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.evaluate import Sampling, generate
 from trimtab.evaluate.answers import (
     Answer,
@@ -26,7 +26,6 @@ from trimtab.evaluate.answers import (
 from trimtab.evaluate.decoding import Decoder, generate_args, generate_genarm
 from trimtab.evaluate.generation import encode_prompt
 from trimtab.evaluate.judge import (
-    JudgeError,
     Judgement,
     compare_answers,
     endpoint_judge,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import random
+import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from torch import Tensor
 
 from conftest import TINY, count_calls, random_rows
 from helpers_fit import files_of, random_pairs
+from helpers_zygote import Zygote
 from trimtab import models
 from trimtab.batching import collate, encode, layout_of
 from trimtab.cache import Store, collect, features
@@ -399,6 +406,32 @@ def test_stopped_and_gone_on(
     assert [p.name for p in checkpoints(tmp_path / ".dial.training")][-1] == "checkpoint-3"
     fit(*arguments, out=tmp_path / "dial")
     assert files_of(tmp_path / "dial") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["iav", "dph"])
+def test_killed(method: str, tmp_path: Path) -> None:
+    """kill -9 at random moments, while states are stored or weights are trained: the same command
+    goes on, and ends with the same bytes."""
+    zygote = Zygote()
+    job: dict[str, Any] = {"method": method, "log": str(tmp_path / "log"), "train": {"epochs": 3.0}}
+    try:
+        start = time.monotonic()
+        assert zygote.run(out=str(tmp_path / "whole"), cache=str(tmp_path / "c0"), **job) == 0
+        length = time.monotonic() - start
+        rng, killed, out = random.Random(0), 0, tmp_path / "dial"
+        while killed < 5:
+            pid = zygote.start(out=str(out), cache=str(tmp_path / "c1"), **job)
+            time.sleep(rng.uniform(0.2, 0.9) * length)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            if zygote.wait() == 0:
+                shutil.rmtree(out)
+            killed += 1
+        assert zygote.run(out=str(out), cache=str(tmp_path / "c1"), **job) == 0
+    finally:
+        zygote.close()
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert not (tmp_path / ".dial.training").exists()
 
 
 def test_a_trained_base_head_is_bypassed_at_0(

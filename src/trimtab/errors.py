@@ -34,6 +34,10 @@ class TrainingError(TrimtabError):
     """A run that had to stop, for example at a loss that is not finite."""
 
 
+class JudgeError(TrimtabError):
+    """A judge of answers that cannot be reached, or refuses."""
+
+
 def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """`"; did you mean 'a', 'b'?"` for the nearest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)

@@ -96,8 +96,8 @@ class RewardDial(Dial):
         if mix == "softmax":
             self.weights["mix"] = nn.Parameter(torch.zeros(len(self.sites)))
         if aggregate == "attention":
-            self.weights["queries"] = nn.Parameter(torch.zeros(width))
-            self.weights["keys"] = drawn(width, width)
+            self.weights["query"] = nn.Parameter(torch.zeros(width))
+            self.weights["key"] = drawn(width, width)
         if pooling in ("bert", "t5"):
             self.weights["pool"] = drawn(width, width)
             self.weights["pool_bias"] = nn.Parameter(torch.zeros(width))
@@ -201,8 +201,8 @@ class RewardDial(Dial):
         if self.aggregate == "max":
             return h.masked_fill(~keep[..., None], -torch.inf).cummax(1).values
         if self.aggregate == "attention":
-            parts = F.linear(h, self.weights["keys"]).view(n, T, self.attention_heads, -1)
-            scores = (parts * self.weights["queries"].view(self.attention_heads, -1)).sum(-1)
+            parts = F.linear(h, self.weights["key"]).view(n, T, self.attention_heads, -1)
+            scores = (parts * self.weights["query"].view(self.attention_heads, -1)).sum(-1)
             scores = scores / parts.shape[-1] ** 0.5
             weight = (scores - scores.detach().amax(1, keepdim=True)).exp() * keep[..., None]
             values = h.view(n, T, self.attention_heads, -1)

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from trimtab.dials import RewardDial
-from trimtab.errors import ConfigError, DataError, TrimtabError
+from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.evaluate.answers import Answer
 from trimtab.evaluate.rewards import score_candidates
 
@@ -142,10 +142,6 @@ def endpoint_judge(
         return 0.5
 
     return judge
-
-
-class JudgeError(TrimtabError):
-    """A judge that does not answer."""
 
 
 def _ask(url: str, body: dict[str, Any], key: str, attempts: int, timeout: float) -> str:
