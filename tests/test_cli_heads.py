@@ -43,7 +43,7 @@ def test_cached_ahead(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     words = ["cache", *data, "--out", tmp_path / "store"]
     done = trimtab(*words)
     assert done.code == 0, done.err
-    assert "token states of 20 answers, 65 bytes a token" in done.out  # 2 x 32 + 1
+    assert "token states of 20 answers, 66 bytes a token" in done.out  # 2 x 32 + 1, and counts
     assert "GiB free" in done.err
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.safetensors")}
     assert len(files) == 1
@@ -59,7 +59,7 @@ def test_cached_ahead(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     one = trimtab(*words, "--sites", "1,final", "--where", "answer", "--limit", "2", "--quiet")
     assert (one.code, one.err) == (0, "")
-    assert "130 bytes a token" in one.out
+    assert "131 bytes a token" in one.out
 
 
 def test_generate_shows_the_difference(here: Path) -> None:

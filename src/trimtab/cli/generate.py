@@ -1,7 +1,5 @@
 """`trimtab generate`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -158,7 +156,7 @@ def _generated(
     reward: Any,
     alphas: list[float],
     progress: Any,
-) -> list[Generation]:
+) -> "list[Generation]":
     """Generations, prompts in order, strengths in order within each."""
     from trimtab.evaluate.decoding import generate_args, generate_genarm
     from trimtab.evaluate.generation import generate
@@ -189,7 +187,7 @@ def _best(
     reward: Any,
     alpha: float,
     common: Any,
-) -> Generation:
+) -> "Generation":
     """One of several candidates; alpha is that of the dial, or of the reward where there is none."""
     from dataclasses import replace
 
@@ -206,7 +204,7 @@ def _best(
     return Generation(shown(prompt), alpha, pick(found, drawing, generator).text)
 
 
-def _show(done: list[Generation]) -> None:
+def _show(done: "list[Generation]") -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -219,7 +217,7 @@ def _show(done: list[Generation]) -> None:
         console.print(Text.assemble((f"alpha {g.alpha:g}: ", "dim"), g.text.strip()))
 
 
-def _write(out: Path, name: str, done: list[Generation], tokenizer: Any) -> None:
+def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> None:
     """The evaluation files of each strength, and all generations in one."""
     import json
 

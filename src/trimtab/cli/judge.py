@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tyro.conf import Positional
+
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
@@ -15,9 +17,9 @@ from trimtab.errors import ConfigError
 class Args:
     """Flags."""
 
-    first: Path
+    first: Positional[Path]
     """Answers of the first side, in AlpacaEval's or Arena-Hard's format."""
-    second: Path
+    second: Positional[Path]
     """Answers of the second side, to the same prompts."""
     endpoint: str | None = None
     """An OpenAI-compatible address, such as http://localhost:8000/v1."""

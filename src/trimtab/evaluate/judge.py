@@ -106,6 +106,8 @@ def reward_judge(
     style = "chat" if chat else "plain"
 
     def judge(prompt: str, a: str, b: str) -> float:
+        if a == b:
+            return 0.5
         if not a.strip() or not b.strip():  # an empty answer has no reward: the other one wins
             return 0.5 + 0.5 * (bool(a.strip()) - bool(b.strip()))
         answers = (a, b) if chat else (" " + a.lstrip(), " " + b.lstrip())
