@@ -62,7 +62,8 @@ format: install ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 results: install ## rebuild docs/results from the committed result files
-	$(BIN)/trimtab report docs/results
+	@if ls docs/results/*/study.json >/dev/null 2>&1; then $(BIN)/trimtab report docs/results; fi
+	$(BIN)/trimtab anchor report --all --runs docs/results/anchoring
 
 clean: ## remove caches and build files; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis bench/out src/*.egg-info

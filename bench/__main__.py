@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
     """The ratios that a name stands for, and those that come with it."""
-    from bench import directions, dpo, positions, states_only
+    from bench import anchoring, directions, dpo, positions, states_only
 
     subjects: dict[str, Callable[[], results.Found]] = {
         "memory_vs_trl": lambda: dpo.run("dpo_vs_trl_truthful_qa", repeats, quick, tune),
@@ -71,6 +71,9 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         "directions_vs_repeng_unrelated": lambda: directions.run(repeats, quick, tune),
         "packed_positions_over_tokens": positions.run_positions,
         "second_method_reference_forwards": positions.run_forwards,
+        "anchor_60_seeds_over_20_s": lambda: anchoring.run_seeds(quick),
+        "anchor_mixing_over_90_s": lambda: anchoring.run_mixing(quick),
+        "anchor_callback_over_step": lambda: anchoring.run_callback(repeats, quick),
     }
     if name in dpo.CASES:
         return dpo.run(name, repeats, quick, tune)

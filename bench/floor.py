@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Schedule
+from trimtab.batching import Encoded, Layout, Schedule, collate
 from trimtab.dials.adapter import linear_modules
 from trimtab.readout import Needs
 from trimtab.states import depth
@@ -62,15 +63,17 @@ def block_weights(model: nn.Module, blocks: int) -> int:
 
 
 def training_work(
-    model: nn.Module, dial: nn.Module, encoded: Encoded, schedule: Schedule, needs: Needs
+    model: nn.Module,
+    dial: nn.Module,
+    encoded: Encoded,
+    schedule: Schedule,
+    needs: Needs,
+    layout: Layout,
 ) -> Work:
     """The work of the first optimizer step of a schedule."""
-    step = schedule.microbatches[: schedule.per_step]
-    rows = [[encoded.rows[i] for i in m] for m in step]
-    tokens = sum(r.packed_length for m in rows for r in m)
-    padded = [max(r.packed_length for r in m) * len(m) for m in rows]
-    scores = [sum(len(a) for r in m for a in r.answers) for m in rows]
-    positions, scored = sum(padded), sum(scores) if needs.logps else 0
+    sizes = [counted(encoded, m, layout) for m in schedule.microbatches[: schedule.per_step]]
+    padded, real, scores = zip(*sizes, strict=True)
+    tokens, positions, scored = sum(real), sum(padded), sum(scores) if needs.logps else 0
     count = models.n_layers(model)
     last = count if needs.logps else 1 + max(depth(model, s) for s in needs.sites)
     adapter = sum(p.numel() for p in dial.parameters())
@@ -86,6 +89,14 @@ def training_work(
         max(padded),
         scores[padded.index(max(padded))],
     )
+
+
+def counted(encoded: Encoded, rows: Sequence[int], layout: Layout) -> tuple[int, int, int]:
+    """Positions that a batch computes, tokens among them, and scored tokens; a shared prefix once."""
+    batch = collate(encoded, rows, layout)
+    prefix = 0 if batch.prefix is None else len(batch.prefix)
+    tokens = int((batch.segments >= 0).sum())
+    return batch.input_ids.numel() + prefix, tokens + prefix, int(batch.token_scored.sum())
 
 
 def reading_per_position(model: nn.Module) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench import data
-from bench.floor import Work, matmul_rate, reading_per_position, training_work
+from bench.floor import Work, counted, matmul_rate, reading_per_position, training_work
 from bench.gate import Gate, total
 from bench.lane import Channel
 from trimtab import models
@@ -23,7 +23,7 @@ from trimtab.cache import Store, collect
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
 from trimtab.fit.closed_form import pair_answers
-from trimtab.fit.run import read_reference
+from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import FitModule, train
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import Pair, PairSet
@@ -91,11 +91,11 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             disable_tqdm=True,
             log_level="error",
         )
-        before, floor = read_reference(model, encoded, needs, Store(Path(scratch) / "store"))
-        module = FitModule(model, dial, objective, needs, before, floor)
+        before = read_reference(model, encoded, needs, Store(Path(scratch) / "store"))
+        module = FitModule(model, dial, objective, needs, before)
         losses: list[Tensor] = []
         watching = module.register_forward_hook(lambda _, __, out: losses.append(out[0].detach()))
-        work = training_work(model, dial, encoded, schedule, needs)
+        work = training_work(model, dial, encoded, schedule, needs, layout)
 
         def first() -> dict[str, Any]:
             watching.remove()
@@ -153,11 +153,9 @@ def directions(spec: dict[str, Any], channel: Channel) -> None:
 
     once()  # warm-up
     encoded = encode(pairs, tokenizer)
-    batches = plan_batches(encoded)
-    lengths = [[encoded.rows[i].packed_length for i in rows] for rows in batches]
-    work = Work.reading(
-        model, sum(map(sum, lengths)), sum(max(rows) * len(rows) for rows in lengths)
-    )
+    layout = layout_of(model)
+    sizes = [counted(encoded, rows, layout) for rows in plan_batches(encoded, layout=layout)]
+    work = Work.reading(model, sum(s[1] for s in sizes), sum(s[0] for s in sizes))
     channel.serve(once, {"work": work.__dict__, "per_position": reading_per_position(model)})
 
 

@@ -13,12 +13,15 @@ from bench import data, results
 
 def run_positions(spec: str = "genies:truthful_qa/train[:750]") -> results.Found:
     """`packed_positions_over_tokens`: a DPO run as `fit` plans it by default."""
+    from bench.floor import counted
     from trimtab import models
-    from trimtab.batching import encode, plan_training
+    from trimtab.batching import encode, layout_of, plan_training
     from trimtab.fit.recipes import TrainSettings
     from trimtab.pairs import read_pairs
 
-    encoded = encode(read_pairs(spec, data.data_root()), models.load_tokenizer(data.MODEL))
+    model, tokenizer = models.load(data.MODEL)
+    layout = layout_of(model)
+    encoded = encode(read_pairs(spec, data.data_root()), tokenizer)
     settings = TrainSettings()
     schedule = plan_training(
         encoded,
@@ -26,10 +29,10 @@ def run_positions(spec: str = "genies:truthful_qa/train[:750]") -> results.Found
         epochs=settings.epochs,
         seed=0,
         budget=settings.microbatch_tokens,
+        layout=layout,
     )
-    lengths = [[encoded.rows[i].packed_length for i in m] for m in schedule.microbatches]
-    positions = sum(max(m) * len(m) for m in lengths)
-    tokens = sum(sum(m) for m in lengths)
+    sizes = [counted(encoded, m, layout) for m in schedule.microbatches]
+    positions, tokens = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
     apart = sum(
         sum(len(r.prompt) + len(a) for c, w in r.pairs for a in (r.answers[c], r.answers[w]))
         for m in schedule.microbatches
@@ -47,26 +50,33 @@ def run_positions(spec: str = "genies:truthful_qa/train[:750]") -> results.Found
     return {"packed_positions_over_tokens": (positions / tokens, entry)}
 
 
+FORWARDS = ("dpo", "innerdpo", "hs-none-prefvec")
+"""Trained methods that need log-probs, states or both of the reference. One on states alone (mse)
+reads no log-probs, which a DPO after it then needs."""
+
+
 def run_forwards(spec: str = "genies:truthful_qa/train[:24]") -> results.Found:
     """`second_method_reference_forwards`: the most that any trained method still needs when another
     has been fitted to the same data."""
     from trimtab import models
     from trimtab.batching import encode, layout_of
     from trimtab.cache import Store
-    from trimtab.fit.recipes import METHODS, TrainingRecipe
-    from trimtab.fit.run import read_reference
+    from trimtab.fit.recipes import TrainingRecipe, method
+    from trimtab.fit.reference import read_reference
     from trimtab.pairs import read_pairs
 
     model, tokenizer = models.load(data.MODEL)
     layout_of(model)
     encoded = encode(read_pairs(spec, data.data_root()), tokenizer)
-    trained = {n: m.recipe for n, m in METHODS.items() if isinstance(m.recipe, TrainingRecipe)}
+    trained = {n: method(n).recipe for n in FORWARDS}
     counts: dict[str, list[int]] = {}
     for order in permutations(trained, 2):
         with tempfile.TemporaryDirectory() as scratch:
             made = []
             for name in order:
-                needs = trained[name].objective.needs(models.n_layers(model))
+                recipe = trained[name]
+                assert isinstance(recipe, TrainingRecipe)
+                needs = recipe.objective.needs(models.n_layers(model))
                 with forwards(model) as count:
                     read_reference(model, encoded, needs, Store(scratch))
                 made.append(count())

@@ -59,6 +59,17 @@ SUBJECTS: dict[str, Subject] = {
     "second_method_reference_forwards": Subject(
         "reference forwards of a second method on the same data (counted)", 0.0, True
     ),
+    "anchor_60_seeds_over_20_s": Subject(
+        "60 seeds of the colour experiment 2.9.1 on one thread, over 20 seconds", 1.0, True
+    ),
+    "anchor_mixing_over_90_s": Subject(
+        "a run of the mixing transformer on two threads, over 90 seconds", 1.0, True
+    ),
+    "anchor_callback_over_step": Subject(
+        "a training step of smollm2-135m with anchoring terms at three blocks over one without",
+        1.05,
+        True,
+    ),
 }
 
 

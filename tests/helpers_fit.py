@@ -23,7 +23,8 @@ from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial
 from trimtab.dials.adapter import linear_modules
 from trimtab.fit.recipes import METHODS, AdapterSettings, DPORecipe, TrainSettings
-from trimtab.fit.run import fit, read_reference
+from trimtab.fit.reference import read_reference
+from trimtab.fit.run import fit
 from trimtab.fit.trainer import FitModule
 from trimtab.objectives import DPO, Objective
 from trimtab.pairs import Pair, PairSet
@@ -89,7 +90,7 @@ def fit_module(
 ) -> FitModule:
     """What the trainer trains."""
     needs = objective.needs(models.n_layers(model))
-    return FitModule(model, dial, objective, needs, *read_reference(model, encoded, needs, store))
+    return FitModule(model, dial, objective, needs, read_reference(model, encoded, needs, store))
 
 
 def gradients(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 RESULT_FILES = (
     "results.jsonl",
     "verdicts.jsonl",
+    "gains.jsonl",
     "items.parquet",
     "curves.jsonl",
     "generations.jsonl",
@@ -32,8 +33,9 @@ SMALL = (
     *("--measuring.alphas", "-1", "0", "1", "--measuring.dose-items", "4"),
     *("--measuring.train-items", "4", "--measuring.passages", "1", "--measuring.prompts", "1"),
     *("--measuring.generate-alphas", "0", "1", "--measuring.new-tokens", "4"),
+    "--controls",
 )
-"""Flags that measure a comparison on very little."""
+"""Flags that measure a comparison on very little, without controls."""
 
 ANSWERS = ("Paris", "Rome", "blue", "four", "three sides", "nothing", "everything", "one hundred")
 

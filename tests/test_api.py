@@ -15,7 +15,7 @@ import trimtab
 from trimtab import models
 
 ROOT = Path(__file__).resolve().parents[1]
-FUNCTIONS = ("load", "read_pairs", "fit", "generate", "evaluate")
+FUNCTIONS = ("load", "read_pairs", "make_contrast", "fit", "generate", "evaluate")
 
 
 def alone(code: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def alone(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_public_names():
-    assert set(trimtab.__all__) == {*FUNCTIONS, "Dial", "Pair", "PairSet"}
+    assert set(trimtab.__all__) == {*FUNCTIONS, "Anchors", "Dial", "Pair", "PairSet"}
     assert set(trimtab.__all__) <= set(dir(trimtab))
     for name in trimtab.__all__:
         thing = getattr(trimtab, name)

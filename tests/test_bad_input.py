@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
 @pytest.mark.parametrize("name", ["items.parquet", "results.jsonl", "summary.json"])
 def test_a_full_disk_while_a_comparison_writes(here, tmp_path, monkeypatch, name):
     """The file is not half there, the error names it, and the same command goes on."""
-    import trimtab.study.cell as cell
+    import trimtab.study.files as files
 
     replace = os.replace
 
@@ -408,7 +408,7 @@ def test_a_full_disk_while_a_comparison_writes(here, tmp_path, monkeypatch, name
 
     words = [*compare_words(here, tmp_path / "run"), "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(cell.os, "replace", full)
+        patch.setattr(files.os, "replace", full)
         done = trimtab(*words)
     assert done.code == 2
     assert done.err.startswith("error: ")

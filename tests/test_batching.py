@@ -17,6 +17,7 @@ from trimtab.batching import (
     Encoded,
     Row,
     attention_mask,
+    batches,
     collate,
     encode,
     layout_of,
@@ -254,7 +255,7 @@ def test_a_packed_batch_by_hand():
     assert batch.answer_ids.tolist() == [0, 1, 2, 3]
     assert (batch.pair_chosen.tolist(), batch.pair_rejected.tolist()) == ([0, 3], [1, 2])
     assert batch.pair_ids.tolist() == [0, 1]
-    assert batch.items == ("x", "y")
+    assert batch.items == ("x", "x", "y", "y")
 
 
 def test_a_padded_batch_by_hand():
@@ -444,6 +445,64 @@ def test_a_mask_by_hand(window, picture):
     assert ["".join(".1"[int(v)] for v in row) for row in mask[0, 0]] == picture.split()
 
 
+def test_a_mask_of_several_rows_in_a_line_behind_a_prefix():
+    segments = torch.tensor([[0, 1, 2, 0, 1, -1]])
+    positions = torch.tensor([[2, 3, 3, 2, 3, 0]])
+    members = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    mask = packed_mask(segments, positions, None, 2, members)
+    assert mask.shape == (1, 1, 6, 8)
+    assert ["".join(".1"[int(v)] for v in row) for row in mask[0, 0]] == [
+        "111.....",
+        "1111....",
+        "111.1...",
+        "11...1..",
+        "11...11.",
+        ".......1",
+    ]
+    slid = packed_mask(segments, positions, 2, 2, members)
+    assert ["".join(".1"[int(v)] for v in row) for row in slid[0, 0]] == [
+        ".11.....",
+        "..11....",
+        "..1.1...",
+        ".1...1..",
+        ".....11.",
+        ".......1",
+    ]
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40))
+def test_lines_hold_every_row_once_and_little_padding(lengths):
+    lines = batches.lines_of(lengths)
+    assert sorted(n for line in lines for n in line) == list(range(len(lengths)))
+    width = max(sum(lengths[n] for n in line) for line in lines)
+    assert width <= max(batches.WIDEST * 51 // 50 + 1, *lengths)
+    one_a_line = max(lengths) * len(lengths)
+    assert width * len(lines) * (batches.ATTENTION + width) <= one_a_line * (
+        batches.ATTENTION + max(lengths)
+    )
+
+
+def test_a_shared_batch_by_hand():
+    rows = (
+        Row("x", (5, 6, 10), ((1, 0), (2, 0)), ((0, 1),), (0,)),
+        Row("y", (5, 6, 11, 12), ((3, 0), (4, 7)), ((1, 0),), (1,)),
+    )
+    batch = collate(Encoded(rows, 0, 0, "hand"), [0, 1], "shared", share_least=2)
+    assert batch.prefix.tolist() == [5, 6]
+    # without the prefix six and five tokens, in one line: the longer first
+    assert batch.input_ids.tolist() == [[11, 12, 3, 0, 4, 7, 10, 1, 0, 2, 0]]
+    assert batch.positions.tolist() == [[2, 3, 4, 5, 4, 5, 2, 3, 4, 3, 4]]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 2, 2, 0, 1, 1, 2, 2]]
+    assert batch.members.tolist() == [[0] * 6 + [1] * 5]
+    assert batch.token_at.tolist() == [2, 3, 4, 5, 7, 8, 9, 10]
+    assert batch.token_from.tolist() == [1, 2, 1, 4, 6, 7, 6, 9]
+    assert batch.token_scored.all()
+    assert batch.answer_ids.tolist() == [2, 3, 0, 1]
+    assert (batch.pair_chosen.tolist(), batch.pair_rejected.tolist()) == ([1, 2], [0, 3])
+    assert batch.items == ("y", "y", "x", "x")
+    assert collate(Encoded(rows, 0, 0, "hand"), [0, 1], "shared").prefix is None, "saves too little"
+
+
 @pytest.mark.parametrize(
     ("name", "window"),
     [("llama", None), ("gemma3", WINDOW), ("mistral", WINDOW), ("gpt2", None), ("qwen3", None)],
@@ -475,7 +534,8 @@ def test_the_proof_holds(tiny, name, attention):
     assert result.holds, result.reason
     assert result.error <= 1e-4
     assert result.leaked > 0.1
-    assert layout_of(tiny(name, attention)) == "packed"
+    assert result.shares
+    assert layout_of(tiny(name, attention)) == "shared"
 
 
 def prove(model):
@@ -483,14 +543,14 @@ def prove(model):
     return proof._prove(model, models.text_config(model), next(model.parameters()))
 
 
-def by_index(segments, positions, window=None):
+def by_index(segments, positions, window=None, prefix=0, members=None):
     """A packed mask whose window counts indices, as a mask made for one sequence would."""
     index = torch.arange(segments.shape[1]).expand_as(positions)
     full = packed_mask(segments, positions)
     return full if window is None else full & packed_mask(segments * 0, index, window)
 
 
-def leaking(segments, positions, window=None):
+def leaking(segments, positions, window=None, prefix=0, members=None):
     """Answers see each other."""
     return packed_mask(segments.clamp(max=0), positions, window)
 
@@ -509,7 +569,9 @@ def test_a_wrong_mask_fails_the_proof(tiny, monkeypatch, fault, name, attention)
     elif fault == "leak":
         monkeypatch.setattr(masks, "packed_mask", leaking)
     else:
-        monkeypatch.setattr(masks, "packed_mask", lambda s, p, window=None: right(s, p))
+        monkeypatch.setattr(
+            masks, "packed_mask", lambda s, p, window=None, prefix=0, members=None: right(s, p)
+        )
     result = prove(model)
     assert not result.holds
     assert result.error > 0.05
@@ -546,7 +608,7 @@ def test_the_proof_outruns_the_window_or_knows_that_nothing_can(tiny, monkeypatc
         assert packing_proof(model).holds
         handle.remove()
     assert lengths[0] > 100
-    assert max(lengths[4:]) < 40  # not a million positions
+    assert max(lengths[6:]) < 40  # not a million positions
 
 
 def test_the_proof_is_kept_for_each_dtype_and_kernel(tiny):

@@ -150,7 +150,7 @@ def test_work_is_counted_exactly(truthful: None) -> None:
     schedule = plan_training(encoded, pairs_per_step=4, epochs=1, seed=0, budget=10**6)
     shapes = linear_modules(model)
     dial = AdapterDial(shapes, rank=2)
-    work = floor.training_work(model, dial, encoded, schedule, DPO().needs(30))
+    work = floor.training_work(model, dial, encoded, schedule, DPO().needs(30), "packed")
     lengths = [row.packed_length for row in encoded.rows]
     scored = sum(len(a) for row in encoded.rows for a in row.answers)
     weights = sum(
@@ -162,7 +162,7 @@ def test_work_is_counted_exactly(truthful: None) -> None:
     assert (work.scored, work.widest_scored) == (scored, scored)
     assert work.least == (4 * weights + 6 * adapter) * sum(lengths) + 4 * head * scored
     half = floor.training_work(
-        model, dial, encoded, schedule, InnerDPO(sites="0..0.5", weight_outer=0).needs(30)
+        model, dial, encoded, schedule, InnerDPO(sites="0..0.5", weight_outer=0).needs(30), "packed"
     )
     assert half.scored == 0
     assert half.least == (2 * weights + 6 * adapter) * sum(lengths)

@@ -93,7 +93,7 @@ def test_methods(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     done = trimtab("methods")
     assert done.code == 0
-    assert re.findall(r"^  (\w+)  ", done.out, re.MULTILINE) == ["method", *METHODS]
+    assert re.findall(r"^  ([\w-]+)  ", done.out, re.MULTILINE) == ["method", *METHODS]
     assert max(map(len, done.out.splitlines())) <= 100
 
 

@@ -17,10 +17,10 @@ import trimtab.cache
 from conftest import TINY, _tokenizer, build, random_rows
 from helpers_fit import files_of, random_pairs
 from trimtab import models
-from trimtab.batching import Encoded, collate, encode, layout_of, spans
+from trimtab.batching import Encoded, Where, answer_spans, collate, encode, layout_of
 from trimtab.cache import Store, _packed, _unpacked, features
 from trimtab.errors import CacheError
-from trimtab.states import Where, head_site, read_tokens
+from trimtab.states import head_site, read_tokens
 
 
 def alone(model: Any, encoded: Encoded, site: Any, where: Where) -> list[torch.Tensor]:
@@ -175,7 +175,7 @@ def test_spans(tiny: Any, tokenizer: Any) -> None:
     object.__setattr__(encoded, "eos", end)
     row = encoded.rows[0]
     for over in ("answer", "last_turn", "all"):
-        found = spans(encoded, over)
+        found = answer_spans(encoded, over)
         before = len(row.prompt) if over == "all" else 0
         for place, answer in enumerate(row.answers):
             ids = [*row.prompt, *answer] if over == "all" else list(answer)

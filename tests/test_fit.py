@@ -19,7 +19,8 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.fit import METHODS, fit, method
 from trimtab.fit.estimate import estimate_training, operations
-from trimtab.fit.recipes import DirectionRecipe, TrainSettings
+from trimtab.fit.recipes import TrainSettings
+from trimtab.fit.steering import DirectionRecipe
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress

@@ -25,9 +25,9 @@ from trimtab.report import console_tables, read_results, write_markdown, write_p
 from trimtab.report.figures import DARK, LIGHT, accuracy, keys, sheet
 from trimtab.report.wording import answers, headline
 from trimtab.study.statistics import (
-    cluster_bootstrap,
     dose_response,
     holm,
+    mean_interval,
     paired_difference,
     verdict,
 )
@@ -58,7 +58,7 @@ def make_run(
 ) -> Path:
     """Result files of a small comparison, drawn from fixed random numbers."""
     folder.mkdir(parents=True, exist_ok=True)
-    interval_of = functools.partial(cluster_bootstrap, n=200)  # rough ones do here
+    interval_of = functools.partial(mean_interval, n=200)  # rough ones do here
     rng = np.random.default_rng(4)
     common: dict[str, Any] = {
         "suite": "facts",

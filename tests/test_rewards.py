@@ -17,7 +17,7 @@ from torch import Tensor
 from conftest import TINY, random_rows
 from helpers_fit import adapter, files_of, random_pairs
 from trimtab import models
-from trimtab.batching import encode, spans
+from trimtab.batching import answer_spans, encode
 from trimtab.cache import Store, features
 from trimtab.dials import Dial, LogitsDial, RewardDial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
@@ -249,7 +249,7 @@ def test_as_trl(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
 
     whole = collate(encoded, list(range(len(encoded.rows))), "packed")
     states, counts, _ = read_tokens(model, whole, dial.sites, dial.where)
-    h = dial.from_tokens(states, counts, spans(encoded), whole.answer_ids)
+    h = dial.from_tokens(states, counts, answer_spans(encoded), whole.answer_ids)
     r = dial.rewards(h)[:, 0]
     objective = DPH(loss="contrastive", label_smoothing=0, weight_centre=0.2)
     ours = objective(r[whole.pair_chosen], r[whole.pair_rejected], whole.pair_chosen)[0].mean()
@@ -311,7 +311,7 @@ def test_fit(options: Any, tiny: Any, tokenizer: Any, cached: Path) -> None:
         assert torch.equal(model(input_ids=IDS).logits, logits)
     if dial.causal:
         every = token_rewards(model, dial, encoded)
-        where = spans(encoded, dial.over)
+        where = answer_spans(encoded, dial.over)
         last = torch.stack(
             [v[-1 if dial.over == "all" else int(where.end[i]) - 2] for i, v in enumerate(every)]
         )
@@ -400,7 +400,7 @@ def test_stopped_and_gone_on(tiny: Any, tokenizer: Any, cached: Path, monkeypatc
 def test_moments(tiny: Any, store: Store) -> None:
     model, rows = tiny("llama"), random_rows()
     kept = features(model, rows, (1,), "answer", store=store)
-    mean, deviation = moments(kept, spans(rows))
+    mean, deviation = moments(kept, answer_spans(rows))
     states = kept.take(torch.arange(rows.n_answers))[0].double()
     torch.testing.assert_close(mean, states.mean(0))
     torch.testing.assert_close(deviation, states.std(0, correction=0))

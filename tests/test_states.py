@@ -3,17 +3,19 @@ computed than is read."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import TINY, count_calls, random_rows
+from conftest import TINY, VOCAB, WINDOW, count_calls, random_rows
 from trimtab import models, states
 from trimtab.batching import Encoded, Row, attention_mask, collate
 from trimtab.dials import AdapterDial, VectorDial
 from trimtab.dials.adapter import linear_modules
+from trimtab.dials.attach import paused
 from trimtab.errors import ConfigError, DataError
 from trimtab.states import pair_up, read
 
@@ -72,13 +74,18 @@ def one_by_one(model: Any, encoded: Encoded) -> dict[str, Any]:
 
 
 def ordered(
-    model: Any, encoded: Encoded, batches: list[list[int]], layout: str, **options: Any
+    model: Any,
+    encoded: Encoded,
+    batches: list[list[int]],
+    layout: str,
+    share_least: int = 64,
+    **options: Any,
 ) -> Any:
     """Read in these batches; entries in the order of the encoded set's answers."""
     found, places = [], []
     with torch.no_grad():
         for rows in batches:
-            batch = collate(encoded, rows, layout)
+            batch = collate(encoded, rows, layout, share_least=share_least)
             found.append(read(model, batch, **options))
             places.append(batch.answer_ids)
     back = torch.cat(places).argsort()
@@ -108,6 +115,67 @@ def test_packed_is_padded_is_one_by_one(tiny, rows, name, attention):
                 assert found.tokens.tolist() == truth["tokens"].tolist()
                 for site in (0, 1, 2, "final"):
                     close(found.states[site], truth[site, pool])
+
+
+def common_start(length: int = WINDOW + 5) -> Encoded:
+    """Rows whose prompts begin alike, one of them with nothing but one token of its own behind."""
+    draw = random.Random(5)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, VOCAB) for _ in range(n))
+
+    start = ids(length)
+    rows = (
+        Row("a", (*start, 7), (ids(4), ids(6)), ((0, 1),), (0,)),
+        Row("b", (*start, 9, *ids(3)), (ids(2), ids(5), ids(3)), ((0, 1), (0, 2)), (1, 2)),
+        Row("c", (*start, 8, *ids(1)), (ids(1), ids(3)), ((0, 1),), (3,)),
+    )
+    return Encoded(rows, 0, 0, "common")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*TINY, *AFTER_THE_HEAD])
+def test_a_prefix_computed_once_changes_nothing(tiny, name, attention):
+    if name in AFTER_THE_HEAD and attention == "sdpa":
+        pytest.skip("one kernel is enough here")
+    model, encoded = tiny(name, attention), common_start()
+    sites = (0, 2, "final")
+    plain = ordered(model, encoded, [[0, 1, 2]], "packed", logps=True, sites=sites)
+    for cut in ([[0, 1, 2]], [[2, 0], [1]]):
+        batch = collate(encoded, cut[0], "shared", share_least=1)
+        assert batch.prefix is not None
+        assert len(batch.prefix) == WINDOW + 5
+        shared = ordered(model, encoded, cut, "shared", share_least=1, logps=True, sites=sites)
+        close(shared.logps, plain.logps)
+        assert shared.tokens.tolist() == plain.tokens.tolist()
+        for site in sites:
+            close(shared.states[site], plain.states[site])
+    # a pass that ends early, with nothing above its site
+    for site in (0, 1, "embed"):
+        early = ordered(model, encoded, [[0, 1, 2]], "shared", share_least=1, sites=(site,))
+        whole = ordered(model, encoded, [[0, 1, 2]], "packed", sites=(site,))
+        close(early.states[site], whole.states[site])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_gradients_flow_through_a_shared_prefix(tiny, name):
+    model, encoded = tiny(name, dtype=torch.float64), common_start()
+    found = []
+    for layout in ("packed", "shared"):
+        weight = models.layers(model)[0]
+        parameter = next(p for p in weight.parameters() if p.ndim == 2)
+        parameter.requires_grad_(True)
+        try:
+            batch = collate(encoded, [0, 1, 2], layout, share_least=1)
+            got = read(model, batch, logps=True, sites=(2,))
+            loss = got.logps.sum() + got.states[2].square().sum()
+            found.append(torch.autograd.grad(loss, parameter)[0])
+        finally:
+            parameter.requires_grad_(False)
+    # Rotary angles are in float32 whatever the model.
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < (
+        1e-12 if name == "gpt2" else 1e-6
+    )
 
 
 @pytest.mark.parametrize("name", [*RECURRENT, *AFTER_THE_HEAD])
@@ -482,3 +550,116 @@ def test_the_packed_forward_needs_its_mask(tiny, rows):
     )
     naive = model(input_ids=batch.input_ids)
     assert (right.logits - naive.logits).abs().max() > 1
+
+
+# ---- last K tokens, sinks, spaces, and what else is read of the logits ---------------------------
+
+
+def test_the_last_k_tokens(tiny, rows):
+    model = tiny("llama")
+    batch = collate(rows, [0, 1, 2])
+    whole = read(model, batch, sites=(1,), pool="last:99").states[1]
+    close(whole, read(model, batch, sites=(1,)).states[1])
+    close(
+        read(model, batch, sites=(1,), pool="last:1").states[1],
+        read(model, batch, sites=(1,), pool="last").states[1],
+    )
+    two = read(model, batch, sites=(1,), pool="last:2").states[1]
+    with torch.no_grad():
+        for n, (row, answer) in enumerate((r, a) for r in rows.rows for a in r.answers):
+            body = answer[:-1]
+            ids = torch.tensor([row.prompt + body])
+            h = model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
+            close(two[n], h[-min(2, len(body)) :].mean(0))
+    with pytest.raises(ConfigError, match="last:K"):
+        read(model, batch, sites=(1,), pool="last:x")
+
+
+def test_sinks_can_be_left_out_of_the_average(tiny, rows):
+    """One token's state made a hundred times as long: left out, the rest is averaged."""
+    model, batch = tiny("llama"), collate(rows, [0])
+    at = int(batch.token_at[(batch.token_answer == 0) & batch.token_body][0])
+
+    def lengthen(_: Any, __: Any, out: Tensor) -> Tensor:
+        out = out.clone()
+        out[0, at] *= 100
+        return out
+
+    plain = read(model, batch, sites=(1,)).states[1]
+    handle = models.layers(model)[1].register_forward_hook(lengthen)
+    try:
+        with_it = read(model, batch, sites=(1,)).states[1]
+        without = read(model, batch, sites=(1,), sinks=False).states[1]
+    finally:
+        handle.remove()
+    n = int(((batch.token_answer == 0) & batch.token_body).sum())
+    assert n > 2
+    first = (with_it[0] - plain[0]) * n / 99  # that token's state
+    close(without[0], (plain[0] * n - first) / (n - 1), 1e-4)
+    close(without[1], plain[1])
+
+
+def test_a_space_comes_before_the_map_of_tokens(tiny, rows):
+    model, batch = tiny("llama"), collate(rows, [0, 1])
+    Q = torch.linalg.qr(torch.randn(32, 32))[0]
+    found = read(model, batch, sites=(1,), token_map="softmax", spaces={1: lambda h: h @ Q})
+    kept: list[Tensor] = []
+    read(model, batch, sites=(1,), spaces={1: lambda h: kept.append(h) or h})
+    tokens = (kept[0] @ Q).softmax(-1)
+    answer = batch.token_answer[batch.token_body]
+    for n in range(batch.n_answers):
+        close(found.states[1][n], tokens[answer == n].mean(0))
+    assert torch.allclose(found.states[1].sum(-1), torch.ones(batch.n_answers))
+    logged = read(model, batch, sites=(1,), token_map="log_softmax").states[1]
+    close(logged[0], kept[0].log_softmax(-1)[answer == 0].mean(0))
+
+
+def test_confidence_and_kl_of_an_answers_tokens(tiny, rows):
+    model, batch = tiny("llama"), collate(rows, [0, 1])
+    first = read(model, batch, logps=True, confidence=True, keep_logits=True)
+    logits = first.logits
+    assert logits is not None
+    keep = batch.token_scored
+    answer, ids = batch.token_answer[keep], batch.token_id[keep]
+    p = logits.softmax(-1)
+    token = p.gather(-1, ids[:, None])[:, 0].log() - p.square().sum(-1).log()
+    other = torch.randn_like(logits)
+    second = read(model, batch, logps=True, against=other)
+    kl = (p * (p.log() - other.log_softmax(-1))).sum(-1)
+    for n in range(batch.n_answers):
+        close(first.confidence[n], token[answer == n].mean())
+        close(second.kl[n], kl[answer == n].mean())
+    assert read(model, batch, logps=True, against=logits).kl.abs().max() < 1e-5
+    assert read(model, batch, logps=True).logits is None
+
+
+def test_patterns_of_module_paths(tiny):
+    model = tiny("llama")
+    found = states.expand_sites(model, (1, "final", r"(o_proj|down_proj)$:in@0..0.5"))
+    assert found == (
+        1,
+        "final",
+        "model.layers.0.self_attn.o_proj:in",
+        "model.layers.0.mlp.down_proj:in",
+        "model.layers.1.self_attn.o_proj:in",
+        "model.layers.1.mlp.down_proj:in",
+    )
+    exact = "model.layers.2.mlp.up_proj:out"
+    assert states.expand_sites(model, (exact,)) == (exact,)
+    assert len(states.expand_sites(model, ("k_proj:out",))) == 4
+    with pytest.raises(ConfigError, match="down_proj"):
+        states.expand_sites(model, ("down_prj$:in",))
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        states.expand_sites(model, ("(o_proj:in",))
+
+
+def test_the_bare_model_inside_an_attached_dial(tiny, rows):
+    model, batch = tiny("llama"), collate(rows, [0, 1])
+    dial = VectorDial({1: torch.ones(32)}, {1: 5.0})
+    bare = read(model, batch, logps=True).logps
+    with dial(model, 1.0):
+        with paused():
+            inside = read(model, batch, logps=True).logps
+            assert not inside.requires_grad
+        assert not torch.allclose(read(model, batch, logps=True).logps, bare)
+    assert torch.equal(inside, bare)

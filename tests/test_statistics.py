@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from trimtab.study.statistics import (
-    POWER_FACTOR,
     Difference,
-    cluster_bootstrap,
     dose_response,
     holm,
+    mean_interval,
     paired_difference,
+    spread,
     verdict,
 )
 
 
 def test_interval_of_a_mean_matches_theory():
     values = np.random.default_rng(1).normal(2.0, 3.0, size=400)
-    value, low, high = cluster_bootstrap(values)
+    value, low, high = mean_interval(values)
     half = 1.96 * values.std() / math.sqrt(400)
     assert value == pytest.approx(values.mean(), abs=1e-12)
     assert low == pytest.approx(value - half, abs=0.05)
@@ -29,11 +29,11 @@ def test_interval_of_a_mean_matches_theory():
 
 def test_two_items_have_three_resampled_means():
     # Means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 2.5 % and 97.5 % points are the extremes.
-    assert cluster_bootstrap([0.0, 1.0]) == (0.5, 0.0, 1.0)
+    assert mean_interval([0.0, 1.0]) == (0.5, 0.0, 1.0)
 
 
 def test_one_item_has_no_interval():
-    value, low, high = cluster_bootstrap([0.25])
+    value, low, high = mean_interval([0.25])
     assert value == 0.25
     assert math.isnan(low)
     assert math.isnan(high)
@@ -41,32 +41,16 @@ def test_one_item_has_no_interval():
 
 def test_the_same_scores_give_the_same_interval():
     values = np.random.default_rng(3).random((3, 50))
-    assert cluster_bootstrap(values) == cluster_bootstrap(values.copy())
+    assert mean_interval(values) == mean_interval(values.copy())
     assert paired_difference(values, values[:1]) == paired_difference(values, values[:1])
-    assert cluster_bootstrap(values, seed=1) != cluster_bootstrap(values, seed=2)
+    assert mean_interval(values[0], seed=1) != mean_interval(values[0], seed=2)
 
 
 def test_chunks_do_not_lose_resamples(monkeypatch):
     values = np.random.default_rng(3).random(50)
-    whole = cluster_bootstrap(values)
+    whole = mean_interval(values)
     monkeypatch.setattr("trimtab.study.statistics.CHUNK", 1000)
-    assert cluster_bootstrap(values) == whole
-
-
-def test_weights_are_a_weighted_mean():
-    assert cluster_bootstrap([1.0, 0.0, 0.0], [2, 1, 1]).value == 0.5
-    rng = np.random.default_rng(2)
-    values = rng.random(80)
-    assert cluster_bootstrap(values, np.full(80, 3.0)) == pytest.approx(cluster_bootstrap(values))
-    # An item of weight 0 counts as absent.
-    low, high = cluster_bootstrap([0.2, 0.2, 0.9], [1, 1, 0])[1:]
-    assert (low, high) == pytest.approx((0.2, 0.2))
-
-
-@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])
-def test_bad_weights_are_refused(weights):
-    with pytest.raises(ValueError, match="weights"):
-        cluster_bootstrap([0.0, 1.0], weights)
+    assert mean_interval(values) == whole
 
 
 def test_seeds_that_disagree_widen_the_interval():
@@ -74,19 +58,57 @@ def test_seeds_that_disagree_widen_the_interval():
     items = rng.random(200)
     agreeing = np.stack([items] * 5)
     differing = agreeing + rng.normal(0, 0.2, size=(5, 1))
-    narrow, wide = cluster_bootstrap(agreeing), cluster_bootstrap(differing)
+    narrow, wide = mean_interval(agreeing), mean_interval(differing)
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
-    one = cluster_bootstrap(items)
+    one = mean_interval(items)
     assert narrow.high - narrow.low == pytest.approx(one.high - one.low, rel=0.1)
 
 
 def test_hierarchical_spread_is_the_two_variances_added():
-    # Additive effects: var of a resampled mean = var(seed)/S + var(item)/I, both divided by n.
+    # Additive effects: no residual, so the parts are var(seed)/S and var(item)/I.
     rng = np.random.default_rng(6)
     seed_effect, item_effect = rng.normal(size=(8, 1)), rng.normal(size=(1, 100))
     difference = paired_difference(seed_effect + item_effect, np.zeros((1, 100)))
-    expected = math.sqrt(seed_effect.var() / 8 + item_effect.var() / 100)
-    assert difference.se == pytest.approx(expected, rel=0.03)
+    parts = seed_effect.var(ddof=1) / 8, item_effect.var(ddof=1) / 100
+    assert difference.se == pytest.approx(math.sqrt(sum(parts)))
+    found = spread(seed_effect + item_effect)
+    assert (found.of_seeds, found.of_items) == pytest.approx(parts)
+
+
+def test_a_crossed_table_by_hand():
+    # Means of seeds 1 and 3, of items 1, 2, 3; residuals of one row 0, 1, -1 and of the other the
+    # negative; mean squares: items 2 * 1 = 2, residual 4 / (1 * 2) = 2, so nothing is the items'.
+    table = np.array([[0.0, 2.0, 1.0], [2.0, 2.0, 5.0]])
+    found = spread(table)
+    assert (found.of_seeds, found.of_items) == pytest.approx((1.0, 0.0))
+    value, low, high = mean_interval(table)
+    t = 12.7062  # of one degree of freedom
+    assert (value, low, high) == pytest.approx((2.0, 2 - t, 2 + t), rel=1e-4)
+    d = paired_difference(table, np.zeros(3))
+    assert d.p == pytest.approx(1 - 2 * math.atan(2.0) / math.pi)  # a t of 2, Cauchy
+    assert d.mde == pytest.approx(t + 1.37638, rel=1e-4)
+
+
+def test_seeds_that_agree_leave_the_items_interval():
+    rng = np.random.default_rng(12)
+    values = rng.normal(0.1, 1, size=200)
+    one, five = (
+        paired_difference(values, np.zeros(200)),
+        paired_difference([values] * 5, np.zeros(200)),
+    )
+    assert five.se == pytest.approx(values.std(ddof=1) / math.sqrt(200))
+    assert five.low == pytest.approx(one.low, abs=0.02)
+    assert five.p == pytest.approx(one.p, abs=0.02)
+
+
+def test_the_p_value_belongs_to_the_interval():
+    rng = np.random.default_rng(13)
+    table = rng.normal(0, 1, size=(3, 60)) + rng.normal(0, 0.2, size=(3, 1))
+    found = spread(table)
+    for level in (0.2, 0.05, 0.01):
+        edge = found.factor(1 - level / 2) * found.se
+        assert found.p_value(edge) == pytest.approx(level, rel=1e-6)
+        assert found.p_value(-edge) == pytest.approx(level, rel=1e-6)
 
 
 def test_swapping_sides_negates_the_difference():
@@ -143,9 +165,9 @@ def test_values_that_are_not_finite_are_named():
     with pytest.raises(ValueError, match="a holds nan at row 1, item 2"):
         paired_difference([[0, 0, 0], [0, 0, math.nan]], np.zeros((2, 3)))
     with pytest.raises(ValueError, match="values holds inf"):
-        cluster_bootstrap([0.0, math.inf])
+        mean_interval([0.0, math.inf])
     with pytest.raises(ValueError, match="shape"):
-        cluster_bootstrap([])
+        mean_interval([])
 
 
 def test_items_and_seeds_must_fit():
@@ -168,7 +190,7 @@ def test_false_positives_stay_near_five_percent():
 def test_the_detectable_difference_is_found_four_times_in_five():
     rng = np.random.default_rng(11)
     found = 0
-    mde = POWER_FACTOR / math.sqrt(100)
+    mde = 2.8016 / math.sqrt(100)
     for _ in range(400):
         found += paired_difference(rng.normal(mde, 1, size=100), np.zeros(100), n=800).p < 0.05
     assert 0.74 < found / 400 < 0.87

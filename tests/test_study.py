@@ -35,7 +35,8 @@ from trimtab.fit import METHODS
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names, tables
-from trimtab.study.cell import Measuring, plan_cells, read_rows
+from trimtab.study.cell import Measuring, Setting, plan_cells
+from trimtab.study.files import read_rows
 from trimtab.study.suite import read_data
 
 LITTLE = Measuring(
@@ -173,17 +174,25 @@ def _sizes(suite: Any, limit: int | None, train_limit: int | None) -> list[PairS
 def plan(tmp_path):
     """`plan(**changes)`: the folder names of the cells of a small comparison."""
     suite = read_suite(write_suite(tmp_path))
-    start = {
-        "out": tmp_path / "run",
-        "methods": [METHODS["dpo"], METHODS["mean"]],
-        "seeds": [0, 1],
-        "data": read_data(suite),
-        "digest": "d",
-        "dtype": "float32",
-        "device": "cpu",
-        "m": LITTLE,
-    }
-    return lambda **changes: [c.folder.name for c in plan_cells(**{**start, **changes})]
+    start = Setting(
+        model="m",
+        digest="d",
+        dtype="float32",
+        device="cpu",
+        threads=1,
+        data=read_data(suite),
+        measuring=LITTLE,
+    )
+
+    def names(
+        out: Any = None, methods: Any = None, seeds: Any = (0, 1), **changes: Any
+    ) -> list[str]:
+        setting = replace(start, **changes)
+        methods = methods or [METHODS["dpo"], METHODS["mean"]]
+        cells = plan_cells(out or tmp_path / "run", setting, methods, seeds)
+        return [cell.folder.name for cell in cells]
+
+    return names
 
 
 def test_cells_of_a_grid(plan):
@@ -201,6 +210,7 @@ def test_keys_change_with_every_setting(plan, tmp_path):
         "model": {"digest": "e"},
         "dtype": {"dtype": "bfloat16"},
         "device": {"device": "cuda"},
+        "threads": {"threads": 2},
         "training data": {"data": replace(data, train=data.train[:-1])},
         "split": {"data": replace(data, splits={**data.splits, "oos": data.splits["oos"][1:]})},
         "split's name": {
@@ -216,7 +226,7 @@ def test_keys_change_with_every_setting(plan, tmp_path):
     }
     assert set(other) == {f.name for f in fields(Measuring)}
     for name, value in other.items():
-        changes[name] = {"m": replace(LITTLE, **{name: value})}
+        changes[name] = {"measuring": replace(LITTLE, **{name: value})}
     seen = {tuple(plan()): "nothing"}
     for what, change in changes.items():
         names = tuple(plan(**change))
@@ -287,6 +297,7 @@ def small(here: Path, **changes: Any) -> Comparison:
         suite=str(here / "suite.yaml"),
         methods=("dpo", "mean"),
         seeds=(0, 1),
+        controls=(),
         device="cpu",
         measuring=LITTLE,
     )
@@ -465,11 +476,11 @@ def test_another_run_gives_the_same_bytes(run, here):
 def test_other_seeds_reuse_cells(run, here, monkeypatch):
     copy = here / "copy"
     shutil.copytree(run, copy)
-    import trimtab.study.cell as cell
+    import trimtab.study.measure as measure
 
-    fitted, fit = [], cell.fit
+    fitted, fit = [], measure.fit
     monkeypatch.setattr(
-        cell, "fit", lambda recipe, *a, **k: fitted.append(k["seed"]) or fit(recipe, *a, **k)
+        measure, "fit", lambda recipe, *a, **k: fitted.append(k["seed"]) or fit(recipe, *a, **k)
     )
     compare(small(here, seeds=(1, 2), methods=("mean", "dpo")), copy)
     assert fitted == [2]

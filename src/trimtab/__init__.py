@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trimtab.anchor.callback import Anchors
+    from trimtab.batching import make_contrast
     from trimtab.dials import Dial
     from trimtab.evaluate import generate
     from trimtab.fit import fit
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Anchors": "trimtab.anchor.callback",
     "Dial": "trimtab.dials",
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",
@@ -29,10 +32,22 @@ _HOME = {
     "fit": "trimtab.fit",
     "generate": "trimtab.evaluate",
     "load": "trimtab.models",
+    "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
 }
 
-__all__ = ["Dial", "Pair", "PairSet", "evaluate", "fit", "generate", "load", "read_pairs"]
+__all__ = [
+    "Anchors",
+    "Dial",
+    "Pair",
+    "PairSet",
+    "evaluate",
+    "fit",
+    "generate",
+    "load",
+    "make_contrast",
+    "read_pairs",
+]
 
 
 class _Package(ModuleType):

@@ -26,11 +26,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded, collate, layout_of, plan_batches
+from trimtab.batching import (
+    Contrast,
+    Encoded,
+    Where,
+    batches_of,
+    collate,
+    layout_for,
+    layout_of,
+    plan_batches,
+)
 from trimtab.errors import CacheError
 from trimtab.readout import Pool, TokenMap
 from trimtab.sites import Site
-from trimtab.states import Readings, Where, read, read_tokens
+from trimtab.states import Readings, read, read_tokens
 
 FORMAT = 2
 SHARD_BYTES = 64 << 20
@@ -210,11 +219,12 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def collect(
     model: nn.Module,
-    encoded: Encoded,
+    encoded: Encoded | Contrast,
     *,
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
     budget: int = 2048,
     progress: Progress | None = None,
@@ -226,10 +236,18 @@ def collect(
     places: list[Tensor] = []
     done = 0
     with torch.no_grad():
-        for rows in plan_batches(encoded, budget, layout):
-            batch = collate(encoded, rows, layout).to(device)
+        for batch in batches_of(encoded, budget, layout):
+            batch = batch.to(device)
             parts.append(
-                read(model, batch, logps=logps, sites=sites, pool=pool, token_map=token_map)
+                read(
+                    model,
+                    batch,
+                    logps=logps,
+                    sites=sites,
+                    pool=pool,
+                    sinks=sinks,
+                    token_map=token_map,
+                )
             )
             places.append(batch.answer_ids)
             done += batch.n_answers
@@ -250,11 +268,12 @@ def collect(
 
 def reference(
     model: nn.Module,
-    encoded: Encoded,
+    encoded: Encoded | Contrast,
     *,
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
     store: Store | None = None,
     budget: int = 2048,
@@ -269,6 +288,8 @@ def reference(
     base = _base(model, encoded, budget)
     logps_key = {**base, "read": "logps"}
     states_key = {**base, "read": "states", "pool": pool, "token_map": token_map}
+    if not sinks:
+        states_key["sinks"] = False
     have = store.get(logps_key) if logps else None
     stored = {site: store.get({**states_key, "site": site}) for site in sites}
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
@@ -279,6 +300,7 @@ def reference(
             logps=logps and have is None,
             sites=missing,
             pool=pool,
+            sinks=sinks,
             token_map=token_map,
             budget=budget,
             progress=progress,
@@ -298,7 +320,7 @@ def reference(
     )
 
 
-def _base(model: nn.Module, encoded: Encoded, budget: int) -> dict[str, Any]:
+def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[str, Any]:
     """What every reading depends on."""
     return {
         "model": models.source_of(model).digest,
@@ -438,7 +460,7 @@ def _runs(encoded: Encoded, counts: Tensor, token_bytes: int) -> list[range]:
 def _read_shard(
     model: nn.Module, part: Encoded, sites: Sequence[Site], where: Where, budget: int
 ) -> dict[str, Tensor]:
-    layout = layout_of(model)
+    layout = layout_for(model, where)
     device = next(model.parameters()).device
     counts = torch.tensor(_counts(part, where))
     ends = counts.cumsum(0)

@@ -137,6 +137,11 @@ def digest_of(name: str) -> str:
     return digest
 
 
+def folder_of(name: str) -> str:
+    """The folder that `load(name)` reads, made first where the source is a GGUF file."""
+    return _locate(name)[0]
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device that a `--device` value names (`auto`: a GPU if there is one)."""
     if device == "auto":

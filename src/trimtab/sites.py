@@ -11,7 +11,8 @@ from trimtab.errors import ConfigError
 Site = int | str
 """`k`: the residual stream after decoder block k, before the final norm; `"embed"`: the embedding
 output; `"final"`: the post-norm state that the LM head reads; `"module.path:in"` or
-`"module.path:out"`."""
+`"module.path:out"`, where a regular expression stands for all modules in whose path it is found,
+`"PATTERN:in@0.3..0.9"` for those within these blocks (`states.expand_sites`)."""
 
 
 def parse_sites(spec: str | int | Sequence[Site], n_layers: int) -> tuple[Site, ...]:
@@ -43,7 +44,7 @@ def parse_sites(spec: str | int | Sequence[Site], n_layers: int) -> tuple[Site, 
             sites.append(math.floor(round(float(part) * n_layers, 9)))
         elif re.fullmatch(r"-?\d+", part):
             sites.append(block_index(int(part), n_layers))
-        elif part in ("embed", "final") or part.endswith((":in", ":out")):
+        elif part in ("embed", "final") or re.fullmatch(r".+:(in|out)(@[^:@]+)?", part):
             sites.append(part)
         else:
             raise ConfigError(

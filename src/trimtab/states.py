@@ -7,25 +7,25 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 
 from __future__ import annotations
 
+import math
+import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from trimtab import models
-from trimtab.batching import Batch, attention_mask
-from trimtab.errors import ConfigError, DataError
-from trimtab.readout import Pool, Readout, TokenMap
-from trimtab.sites import Site, block_index
-
-Where = Literal["predicting", "answer", "all"]
-"""Which token positions of an answer: those that predict its scored tokens; its own tokens, EOS
-included; the prompt's and its own."""
+from trimtab.batching import Batch, Where, forward, run_prefix, token_positions
+from trimtab.errors import ConfigError, DataError, near
+from trimtab.logprobs import has_plain_head, head_logps, note_head, token_logps
+from trimtab.readout import Pool, Readout, TokenMap, last_tokens
+from trimtab.sites import Site, block_index, parse_sites
 
 SINK_RATIO = 10.0
 """A token whose state is longer than this many times the median of its answer is an attention sink.
@@ -57,6 +57,124 @@ def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
         return model.get_submodule(path), side == "in"
     except AttributeError:
         raise ConfigError(f"site {site!r}: the model has no module {path!r}") from None
+
+
+REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
+"""What no block, fraction or module path has, and a regular expression over paths needs."""
+
+
+def find_sites(model: nn.Module, spec: str | int | Sequence[Site]) -> tuple[Site, ...]:
+    """Sites by name, as `parse_sites` and `expand_sites` have them, or by a regular expression over
+    all module paths.
+
+    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"\.self_attn\.k_proj$"` is the output
+    of every module whose path it is found in, a decoder layer among them as its block.
+
+    Raises:
+        ConfigError: nothing matches; a block out of range; not a regular expression.
+    """
+    sided = isinstance(spec, str) and re.search(r":(in|out)(@|$)", spec)
+    if not isinstance(spec, str) or sided or not REGEX.search(spec):
+        return expand_sites(model, parse_sites(spec, models.n_layers(model)))
+    blocks = {path: k for k, path in enumerate(models.layer_paths(model))}
+    found = available_layers(model, spec)[1]
+    if not found:
+        shapes = available_layers(model)[0]
+        raise ConfigError(
+            f"sites {spec!r}: no module's path matches{near(spec, shapes)} "
+            f"(the model has {', '.join(shapes[:12])}{', …' if len(shapes) > 12 else ''})"
+        )
+    return tuple(blocks.get(path, f"{path}:out") for path in found)
+
+
+def available_layers(
+    model: nn.Module,
+    regex_filter: str | None = None,
+    layer_range: tuple[float, float] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Modules that hidden states can be read at.
+
+    Args:
+        regex_filter: keep paths in which this regular expression is found.
+        layer_range: keep what lies in these blocks, from the first up to, not including, the last:
+            two fractions of the depth (floats) or two blocks (ints, negatives from the end).
+
+    Returns:
+        The distinct paths with every number as `{N}`, sorted; and the full paths, in the model's order.
+        Modules without parameters are left out; a head tied to the embedding is not.
+
+    Raises:
+        ConfigError: not a regular expression, or an empty range.
+    """
+    try:
+        pattern = re.compile(regex_filter or "")
+    except re.error as error:
+        raise ConfigError(f"{regex_filter!r}: not a regular expression ({error})") from None
+    names = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
+    if layer_range is not None:
+        count = models.n_layers(model)
+        low, high = (
+            math.floor(round(end * count, 9))
+            if isinstance(end, float)
+            else range(count + 1)[end]
+            if 0 <= end <= count
+            else block_index(end, count)
+            for end in layer_range
+        )
+        if low >= high:
+            raise ConfigError(f"layer_range {layer_range}: no block from {low} up to {high}")
+        inside = models.layer_paths(model)[low:high]
+        names = [n for n in names if any(n == p or n.startswith(p + ".") for p in inside)]
+    full = [n for n in names if pattern.search(n)]
+    return sorted({re.sub(r"\d+", "{N}", n) for n in full}), full
+
+
+def expand_sites(model: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Sites with patterns resolved. `PATTERN:in` and `PATTERN:out` stand for every module in whose
+    path the regular expression is found, `PATTERN:in@0.3..0.9` for those within these blocks; the
+    path of a module stands for itself.
+
+    Raises:
+        ConfigError: no module matches; the near names are listed.
+    """
+    found: list[Site] = []
+    for site in sites:
+        if isinstance(site, int) or site in ("embed", "final"):
+            found.append(site)
+            continue
+        pattern, _, rest = site.rpartition(":")
+        side, _, where = rest.partition("@")
+        if not where and pattern in dict(model.named_modules()):
+            found.append(site)
+        else:
+            found += [f"{path}:{side}" for path in _matching(model, site, pattern, where)]
+    return tuple(dict.fromkeys(found))
+
+
+def _matching(model: nn.Module, site: str, pattern: str, where: str) -> list[str]:
+    """Paths of the modules inside decoder layers in which a pattern is found."""
+    count = models.n_layers(model)
+    blocks = parse_sites(where, count) if where else range(count)
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ConfigError(f"site {site!r}: not a regular expression ({error})") from error
+    names: dict[str, None] = {}
+    paths = []
+    for k, (layer, prefix) in enumerate(
+        zip(models.layers(model), models.layer_paths(model), strict=True)
+    ):
+        for name, _ in layer.named_modules():
+            if name:
+                names.setdefault(name)
+                if k in blocks and search(f"{prefix}.{name}"):
+                    paths.append(f"{prefix}.{name}")
+    if not paths:
+        plain = pattern.rstrip("$").rpartition(".")[2]
+        last = {n.rpartition(".")[2]: n for n in names}
+        hint = near(plain, last) or f"; a block has {', '.join(names)}"
+        raise ConfigError(f"site {site!r}: no module of the model matches{hint}")
+    return paths
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -93,12 +211,19 @@ class Readings:
         tokens: how many were scored.
         states: pooled hidden states, a tensor a site.
         norms: mean L2 norm of the pooled tokens, attention sinks left out.
+        confidence: mean over each answer's scored tokens of log p(token) - log(sum of squared
+            probs), in nats.
+        kl: mean over each answer's scored tokens of KL(this model || another), in nats.
+        logits: of the scored tokens, `[M, V]`, where they were asked for.
     """
 
     logps: Float[Tensor, "answer"] | None = None
     tokens: Int[Tensor, "answer"] | None = None
     states: dict[Site, Float[Tensor, "answer d"]] = field(default_factory=dict)
     norms: dict[Site, Float[Tensor, "answer"]] = field(default_factory=dict)
+    confidence: Float[Tensor, "answer"] | None = None
+    kl: Float[Tensor, "answer"] | None = None
+    logits: Float[Tensor, "M V"] | None = None
 
 
 def read(
@@ -108,7 +233,12 @@ def read(
     logps: bool = False,
     sites: Sequence[Site] = (),
     pool: Pool = "completion",
+    sinks: bool = True,
     token_map: TokenMap = "none",
+    spaces: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
+    confidence: bool = False,
+    keep_logits: bool = False,
+    against: Tensor | None = None,
 ) -> Readings:
     """One pass over a batch, as deep as is asked for.
 
@@ -116,26 +246,36 @@ def read(
         logps: read log-probs, which takes every block and the LM head.
         sites: where to read hidden states.
         pool: the answer positions to average.
+        sinks: average attention sinks, too.
         token_map: a map of each token's state before averaging.
+        spaces: maps of each token's state before that one, by site.
+        confidence: along with log-probs, how sure the model was.
+        keep_logits: along with log-probs, the logits of the scored tokens.
+        against: another model's such logits, to take the KL divergence from.
 
     Raises:
         DataError: an answer has no token at the pooled positions.
         ConfigError: a site that the model does not have, or does not compute.
     """
     found = Readings()
+    last = models.n_layers(model) - 1
+    deepest = last if logps else min(last, max((depth(model, s) for s in sites), default=last))
+    past = _prefix_of(model, batch, deepest)
     with ExitStack() as stack:
         if sites:
-            where = _pooled_tokens(batch, pool)
+            where = pooled_tokens(batch, pool)
             for site in sites:
-                stack.enter_context(_tap(model, site, batch, where, token_map, found))
+                change = _token_change(token_map, spaces.get(site) if spaces else None)
+                stack.enter_context(_tap(model, site, batch, where, sinks, change, found))
         if logps:
-            found.logps, found.tokens = stack.enter_context(_at_scored(model, batch))(
-                lambda: forward(model, batch)
-            )
+            whole = confidence or keep_logits or against is not None
+            token, found.logits = _at_scored(model, batch, past, whole=whole)
+            _score(batch, token, found.logits, found, confidence, against)
+            found.logits = found.logits if keep_logits else None
         elif sites:
             stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
             with suppress(_Stop):
-                forward(model, batch)
+                forward(model, batch, past)
     for site in sites:
         if site not in found.states:
             raise ConfigError(f"site {site!r}: the model computes nothing there before its LM head")
@@ -149,48 +289,31 @@ def read_tokens(
     the readings hold log-probs where they are asked for. Gradients flow, and dials are seen.
 
     Raises:
+        ValueError: prompts whose beginning was computed apart (layout `shared`, see `layout_for`).
         ConfigError: a site that the model does not have, or does not compute.
     """
     tokens = token_positions(batch, where)
     found: dict[Site, Tensor] = {}
     readings = Readings()
+    past = _prefix_of(model, batch, models.n_layers(model) - 1)
     with ExitStack() as stack:
         for site in sites:
 
             def see(h: Tensor, site: Site = site) -> None:
-                h = h[tokens.row, tokens.at]  # M d
+                h = by_row(h, batch, site)[tokens.row, tokens.at]  # M d
                 found[site] = h if h.dtype == torch.float64 else h.float()
 
             stack.enter_context(seeing(model, site, see))
         if logps:
-            readings.logps, readings.tokens = stack.enter_context(_at_scored(model, batch))(
-                lambda: forward(model, batch)
-            )
+            token, _ = _at_scored(model, batch, past, whole=False)
+            _score(batch, token, None, readings, False, None)
         else:
             stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
             with suppress(_Stop):
-                forward(model, batch)
+                forward(model, batch, past)
     if missing := [site for site in sites if site not in found]:
         raise ConfigError(f"site {missing[0]!r}: the model computes nothing there")
     return torch.stack([found[site] for site in sites], 1), tokens.count, readings
-
-
-def token_positions(batch: Batch, where: Where) -> Tokens:
-    """Where the tokens that `where` names stand in a batch, grouped by answer."""
-    keep = batch.token_scored if where == "predicting" else torch.ones_like(batch.token_scored)
-    row, answer = batch.token_row[keep], batch.token_answer[keep]
-    at = (batch.token_from if where == "predicting" else batch.token_at)[keep]
-    if where == "all":
-        first = torch.cat([answer.new_ones(1).bool(), answer[1:] != answer[:-1]])
-        lines = row[first]  # of each answer
-        prompt = (batch.segments == 0).sum(1)[lines]
-        before = torch.arange(batch.n_answers, device=row.device).repeat_interleave(prompt)
-        start = (prompt.cumsum(0) - prompt).repeat_interleave(prompt)
-        place = torch.arange(len(before), device=row.device) - start
-        order = torch.cat([before, answer]).argsort(stable=True)
-        row = torch.cat([lines.repeat_interleave(prompt), row])[order]
-        at, answer = torch.cat([place, at])[order], torch.cat([before, answer])[order]
-    return Tokens(row, at, answer, torch.bincount(answer, minlength=batch.n_answers))
 
 
 def head_site(model: nn.Module) -> str:
@@ -199,18 +322,12 @@ def head_site(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is head) + ":in"
 
 
-def forward(model: nn.Module, batch: Batch) -> Any:
-    """The model's own output for a batch, with the mask and positions of its layout."""
-    extra = {"position_ids": batch.positions} if batch.layout == "packed" else {}
-    return model(
-        input_ids=batch.input_ids,
-        attention_mask=attention_mask(batch, model),
-        use_cache=False,
-        **extra,
-    )
-
-
-def pair_up(readings: Readings, batch: Batch, floor: dict[Site, float] | None = None) -> Readout:
+def pair_up(
+    readings: Readings,
+    batch: Batch,
+    floor: dict[Site, float] | None = None,
+    direction: dict[Site, Tensor] | None = None,
+) -> Readout:
     """Readings of a batch's answers (C) as a readout of its pairs (P)."""
     c, r = batch.pair_chosen, batch.pair_rejected
     return Readout(
@@ -221,11 +338,27 @@ def pair_up(readings: Readings, batch: Batch, floor: dict[Site, float] | None = 
         chosen={s: h[c] for s, h in readings.states.items()},
         rejected={s: h[r] for s, h in readings.states.items()},
         floor=floor or {},
+        direction=direction or {},
+        chosen_confidence=None if readings.confidence is None else readings.confidence[c],
+        rejected_confidence=None if readings.confidence is None else readings.confidence[r],
+        chosen_kl=None if readings.kl is None else readings.kl[c],
+        rejected_kl=None if readings.kl is None else readings.kl[r],
     )
 
 
 class _Stop(Exception):
     """Ends a forward pass once everything asked for has been read."""
+
+
+def _prefix_of(model: nn.Module, batch: Batch, block: int) -> DynamicCache | None:
+    """Keys and values of a batch's shared prefix for its rows, as deep as they are needed."""
+    if batch.prefix is None:
+        return None
+    past = DynamicCache()
+    with _stop_after(model, block), suppress(_Stop):
+        run_prefix(model, batch, past)
+    past.batch_repeat_interleave(len(batch.input_ids))
+    return past
 
 
 @contextmanager
@@ -248,34 +381,41 @@ def _stop_after(model: nn.Module, block: int) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
 def _at_scored(
-    model: nn.Module, batch: Batch
-) -> Iterator[Callable[[Callable[[], Any]], tuple[Tensor, Tensor]]]:
-    """Let the LM head see only the positions that predict a scored token.
+    model: nn.Module, batch: Batch, past: DynamicCache | None, *, whole: bool
+) -> tuple[Float[Tensor, "M"], Float[Tensor, "M V"] | None]:
+    """Log-probs of the M scored tokens, and with `whole` the logits that predict them.
 
-    The head's input is gathered in a pre-hook, so that whatever the model does to its logits
-    (scaling, soft-capping) stays its own business.
+    The head's input is gathered in a pre-hook, so that whatever a model does to its logits (scaling,
+    soft-capping) stays its own business; where it does nothing, the head is not even run.
     """
     keep = batch.token_scored
-    row, at = batch.token_row[keep], batch.token_from[keep]
+    row, at, ids = batch.token_row[keep], batch.token_from[keep], batch.token_id[keep]
     head = models.head(model)
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][row, at][None], *args[1:]))
+    states: list[Tensor] = []
+    plain = has_plain_head(model)
+    alone = not whole and plain
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states.append(args[0][row, at])
+        if alone:
+            raise _Stop
+        return (states[0][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
     _gathered[head] = (row, at)
-
-    def run(call: Callable[[], Any]) -> tuple[Tensor, Tensor]:
-        logits = call().logits[0]  # M V
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        token = _TokenLogps.apply(logits, batch.token_id[keep])
-        answer = batch.token_answer[keep]
-        total = token.new_zeros(batch.n_answers).index_add(0, answer, token)
-        return total, torch.bincount(answer, minlength=batch.n_answers)
-
     try:
-        yield run
+        with suppress(_Stop):
+            logits = forward(model, batch, past).logits[0]  # M V
     finally:
         handle.remove()
         del _gathered[head]
+    if alone:
+        return head_logps(head, states[0], ids), None  # type: ignore[arg-type]
+    if plain is None:
+        note_head(model, states[0], logits)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return token_logps(logits, ids), logits if whole else None
 
 
 _gathered: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
@@ -292,30 +432,34 @@ def at_head(
     return h[:, -like.shape[1] :]
 
 
-class _TokenLogps(torch.autograd.Function):
-    """Log-probs of given tokens, `[M, V]` logits to `[M]`.
+def _score(
+    batch: Batch,
+    token: Tensor,
+    logits: Tensor | None,
+    found: Readings,
+    confidence: bool,
+    against: Tensor | None,
+) -> None:
+    """Log-probs of the answers, and what else is asked of the logits of their tokens."""
+    answer = batch.token_answer[batch.token_scored]
 
-    torch's log-softmax on a CPU leaves a gradient of some 2e-5 relative error in float32 (measured on
-    SmolLM2 against float64); exp(logits - logsumexp) leaves 5e-6, and keeps one [M, V] tensor less.
-    """
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(batch.n_answers).index_add(0, answer, values)
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
-        total = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, total, ids)
-        return logits.gather(-1, ids[:, None])[:, 0] - total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, total, ids = ctx.saved_tensors
-        (grad,) = grads
-        down = (logits - total[:, None]).exp_().mul_(-grad[:, None])
-        return down.scatter_add_(-1, ids[:, None], grad[:, None]), None
+    found.logps = total(token)
+    found.tokens = torch.bincount(answer, minlength=batch.n_answers)
+    if confidence and logits is not None:
+        with torch.no_grad():
+            squares = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+            found.confidence = total(token.detach() - squares) / found.tokens.clamp(min=1)
+    if against is not None and logits is not None:
+        own, other = logits.log_softmax(-1), against.log_softmax(-1)
+        found.kl = total((own.exp() * (own - other)).sum(-1)) / found.tokens.clamp(min=1)
 
 
 @dataclass
-class Tokens:
-    """Positions of a batch: T of them, each belonging to an answer, grouped by it."""
+class PooledTokens:
+    """Positions to average: T of them, each belonging to an answer."""
 
     row: Tensor
     at: Tensor
@@ -323,40 +467,60 @@ class Tokens:
     count: Tensor  # per answer
 
 
-def _pooled_tokens(batch: Batch, pool: Pool) -> Tokens:
+def pooled_tokens(batch: Batch, pool: Pool) -> PooledTokens:
+    """The positions that `pool` averages. Raises DataError where an answer has none."""
     keep = batch.token_marker if pool == "marker" else batch.token_body
     at = batch.token_at
     if pool == "predicting":
         keep, at = keep & batch.token_scored, batch.token_from
-    elif pool == "last":
-        after = torch.zeros_like(keep)  # the next kept token belongs to the same answer
+    elif k := last_tokens(pool):
+        after = torch.zeros_like(keep)  # the k-th kept token from here belongs to the same answer
         kept = keep.nonzero()[:, 0]
-        after[kept[:-1]] = batch.token_answer[kept[:-1]] == batch.token_answer[kept[1:]]
+        after[kept[:-k]] = batch.token_answer[kept[:-k]] == batch.token_answer[kept[k:]]
         keep = keep & ~after
     answer = batch.token_answer[keep]
     count = torch.bincount(answer, minlength=batch.n_answers)
     if (count == 0).any():
-        bare = batch.items[
-            int(batch.token_row[batch.token_answer == (count == 0).nonzero()[0, 0]][0])
-        ]
+        bare = batch.items[int((count == 0).nonzero()[0, 0])]
         raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
-    return Tokens(batch.token_row[keep], at[keep], answer, count)
+    return PooledTokens(batch.token_row[keep], at[keep], answer, count)
+
+
+def _token_change(
+    token_map: TokenMap, space: Callable[[Tensor], Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    """What is done to each token's state before averaging: a space, then the map."""
+
+    def change(tokens: Tensor) -> Tensor:  # T d
+        tokens = tokens if space is None else space(tokens)
+        if token_map == "l2":
+            return nn.functional.normalize(tokens, dim=-1)
+        if token_map == "softmax":
+            return tokens.softmax(-1)
+        return tokens.log_softmax(-1) if token_map == "log_softmax" else tokens
+
+    return change
 
 
 @contextmanager
 def _tap(
-    model: nn.Module, site: Site, batch: Batch, where: Tokens, token_map: TokenMap, found: Readings
+    model: nn.Module,
+    site: Site,
+    batch: Batch,
+    where: PooledTokens,
+    sinks: bool,
+    change: Callable[[Tensor], Tensor],
+    found: Readings,
 ) -> Iterator[None]:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
 
     def pool(h: Tensor) -> None:
-        tokens = h[where.row, where.at]  # T d
+        tokens = by_row(h, batch, site)[where.row, where.at]  # T d
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
         length = tokens.detach().norm(dim=-1)
-        found.norms[site] = _mean(length, where, length <= SINK_RATIO * _median(length, where))
-        if token_map == "l2":
-            tokens = nn.functional.normalize(tokens, dim=-1)
-        found.states[site] = _mean(tokens, where)
+        ordinary = length <= SINK_RATIO * _median(length, where)
+        found.norms[site] = _mean(length, where, ordinary)
+        found.states[site] = _mean(change(tokens), where, None if sinks else ordinary)
 
     with seeing(model, site, pool):
         yield
@@ -383,7 +547,24 @@ def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Itera
         handle.remove()
 
 
-def _median(length: Tensor, where: Tokens) -> Tensor:
+def by_row(h: Tensor, batch: Batch, site: Site) -> Float[Tensor, "B T d"]:
+    """States as a row of tokens a batch line; a router sees them in one line.
+
+    Raises:
+        ConfigError: the module does not give every token a state (an expert sees those routed to it).
+    """
+    lines = batch.input_ids.shape
+    if h.ndim == 2 and h.shape[0] == lines.numel():
+        return h.view(*lines, -1)
+    if h.ndim != 3 or h.shape[:2] != lines:
+        raise ConfigError(
+            f"site {site!r}: gives {tuple(h.shape)} for {lines[0]} rows of {lines[1]} tokens, not a "
+            "state a token; read the block around it"
+        )
+    return h
+
+
+def _median(length: Tensor, where: PooledTokens) -> Tensor:
     """For every token the (lower) median length of its answer's tokens."""
     order = length.argsort()
     order = order[where.answer[order].argsort(stable=True)]  # by answer, within it by length
@@ -391,13 +572,13 @@ def _median(length: Tensor, where: Tokens) -> Tensor:
     return length[order[first + (where.count - 1) // 2]][where.answer]
 
 
-def _mean(values: Tensor, where: Tokens, keep: Tensor | None = None) -> Tensor:
+def _mean(values: Tensor, where: PooledTokens, keep: Tensor | None = None) -> Tensor:
     """Mean per answer of values per token (over all tokens of an answer where none is kept)."""
     total = values.new_zeros(len(where.count), *values.shape[1:])
+    shape = (-1, *[1] * (values.ndim - 1))
     if keep is None:
-        return total.index_add(0, where.answer, values) / where.count.view(
-            -1, *[1] * (values.ndim - 1)
-        ).to(values)
-    count = torch.bincount(where.answer[keep], minlength=len(where.count))
-    kept = total.index_add(0, where.answer[keep], values[keep]) / count.clamp(min=1)
+        count = where.count.view(shape).to(values)
+        return total.index_add(0, where.answer, values) / count
+    count = torch.bincount(where.answer[keep], minlength=len(where.count)).view(shape)
+    kept = total.index_add(0, where.answer[keep], values[keep]) / count.clamp(min=1).to(values)
     return torch.where(count > 0, kept, _mean(values, where))

@@ -11,6 +11,9 @@ and states as the answers run one by one, while the prompt is computed once.
 The masks that make this true are built per layer type, a sliding window counted in positions. The
 layout proves itself on each model's first use (`packing_proof`); a model that fails, and one whose
 attention cannot be masked so (ALiBi, recurrent, hybrid), gets padded rows of one answer each.
+
+What all prompts of a batch begin with (an instruction, a chat template) is computed once: its keys
+and values, gradients included, stand before every row (layout `shared`, proved likewise).
 """
 
 from trimtab.batching.batches import (
@@ -18,38 +21,65 @@ from trimtab.batching.batches import (
     Layout,
     Over,
     Spans,
+    answer_spans,
     collate,
     plan_batches,
     row_cost,
     row_length,
-    spans,
+    trimmed,
 )
-from trimtab.batching.masks import attention_mask, packed_mask, sliding_window
+from trimtab.batching.contrast import (
+    Contrast,
+    batches_of,
+    contrast_batches,
+    gradient_batches,
+    node_batches,
+)
+from trimtab.batching.forward import forward, run_prefix
+from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
+from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
+from trimtab.batching.positions import Positions, Where, layout_for, token_positions
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
 from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode, encode_answers
 
 __all__ = [
     "Batch",
+    "Contrast",
     "Encoded",
     "Layout",
     "Over",
+    "Positions",
     "PromptStyle",
     "Proof",
     "Row",
     "Schedule",
     "Spans",
+    "Where",
+    "answer_spans",
     "attention_mask",
+    "batches_of",
     "collate",
+    "contrast_batches",
     "encode",
     "encode_answers",
+    "encode_contrast",
+    "forward",
+    "gradient_batches",
+    "is_contrast",
+    "layout_for",
     "layout_of",
+    "make_contrast",
+    "node_batches",
     "packed_mask",
     "packing_proof",
     "plan_batches",
     "plan_training",
     "row_cost",
     "row_length",
+    "run_prefix",
     "sliding_window",
-    "spans",
+    "token_positions",
+    "tree_mask",
+    "trimmed",
 ]

@@ -12,12 +12,21 @@ from torch import Tensor
 
 from trimtab.batching.tokens import Encoded, Row
 
-Layout = Literal["packed", "padded"]
+Layout = Literal["shared", "packed", "padded"]
+"""`packed`: a line of a batch holds a prompt and all its answers; `shared`: it holds several such
+rows, and what all prompts of a batch begin with is computed once for all of them; `padded`: a line a
+prompt and answer."""
+SHARED_LEAST = 64
+"""Positions that sharing a prefix has to save, or else it is not worth its pass."""
+WIDEST = 256
+"""Lines of several rows are no wider."""
+ATTENTION = 600
+"""The width at which attention costs as much as all else (SmolLM2; larger models have a larger)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as tensors. B rows of T positions, C answers, M scored tokens, P pairs.
+    """Rows as tensors. B lines of T positions, C answers, M scored tokens, P pairs.
 
     A *scored* token is an answer token with a predecessor in its row. The flat `token_*` tensors
     name each: where it stands, who predicts it, which answer it belongs to.
@@ -27,8 +36,9 @@ class Batch:
     input_ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     segments: Int[Tensor, "B T"]  # -1 padding, 0 prompt, 1.. answers
-    token_row: Int[Tensor, "M"]
-    token_at: Int[Tensor, "M"]  # index of the token in its row
+    members: Int[Tensor, "B T"]  # which row of the line
+    token_row: Int[Tensor, "M"]  # line
+    token_at: Int[Tensor, "M"]  # index of the token in its line
     token_from: Int[Tensor, "M"]  # index of the token that predicts it; itself where none does
     token_id: Int[Tensor, "M"]
     token_answer: Int[Tensor, "M"]  # 0..C-1
@@ -39,7 +49,9 @@ class Batch:
     pair_chosen: Int[Tensor, "P"]  # 0..C-1
     pair_rejected: Int[Tensor, "P"]
     pair_ids: Int[Tensor, "P"]  # index in the pair set
-    items: tuple[str, ...]  # of each row, for error messages
+    items: tuple[str, ...]  # of each answer, for error messages
+    prefix: Int[Tensor, "S"] | None = None  # ids before every row, computed once: positions 0..S-1
+    ends: Int[Tensor, "B T"] | None = None  # of tree rows: one past a token's last descendant
 
     @property
     def n_answers(self) -> int:
@@ -52,49 +64,63 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(encoded: Encoded, rows: Sequence[int], layout: Layout = "packed") -> Batch:
+def collate(
+    encoded: Encoded,
+    rows: Sequence[int],
+    layout: Layout = "packed",
+    *,
+    share_least: int = SHARED_LEAST,
+) -> Batch:
     """Rows of an encoded set, by index, as one batch. Padding is on the right and costs nothing
-    but its positions; ids at padding are 0."""
-    lines: list[list[tuple[int, int, int]]] = []  # (id, position, segment) of each batch line
+    but its positions; ids at padding are 0. In layout `shared` a common prefix is taken out where
+    that saves at least `share_least` positions."""
+    shared = common_prefix([encoded.rows[i] for i in rows]) if layout == "shared" else 0
+    shared = shared if shared * (len(rows) - 1) >= share_least else 0
+    lines: list[list[tuple[int, int, int, int]]] = []  # (id, position, segment, member) of each
     token: dict[str, list[Any]] = {
         k: [] for k in ("row", "at", "from", "id", "answer", "scored", "body", "marker")
     }
     answer_ids, chosen, rejected, pair_ids, items = [], [], [], [], []
-    for index in rows:
-        row = encoded.rows[index]
-        first = len(answer_ids)
-        n_prompt = len(row.prompt)
-        prompt = [(t, p, 0) for p, t in enumerate(row.prompt)]
-        line = list(prompt)
-        for number, answer in enumerate(row.answers):
-            if layout == "padded" and number:
-                lines.append(line)
-                items.append(row.item)
-                line = list(prompt)
-            end = answer_end(answer, encoded.eos)
-            segment = number + 1 if layout == "packed" else 1
-            for offset, t in enumerate(answer):
-                at = len(line)
-                previous = at - 1 if offset else n_prompt - 1
-                token["row"].append(len(lines))
-                token["at"].append(at)
-                token["from"].append(previous if previous >= 0 else at)
-                token["id"].append(t)
-                token["answer"].append(first + number)
-                token["scored"].append(previous >= 0)
-                token["body"].append(offset < end)
-                token["marker"].append(offset == end)
-                line.append((t, n_prompt + offset, segment))
+    if layout == "shared":
+        groups = lines_of([encoded.rows[i].packed_length - shared for i in rows])
+    else:
+        groups = [[n] for n in range(len(rows))]
+    for group in groups:
+        line: list[tuple[int, int, int, int]] = []
+        for member, index in enumerate(rows[n] for n in group):
+            row = encoded.rows[index]
+            first = len(answer_ids)
+            n_prompt = len(row.prompt) - shared
+            prompt = [(t, shared + p, 0, member) for p, t in enumerate(row.prompt[shared:])]
+            line += prompt
+            start = len(line)  # of the answers
+            for number, answer in enumerate(row.answers):
+                if layout == "padded" and number:
+                    lines.append(line)
+                    line = list(prompt)
+                end = answer_end(answer, encoded.eos)
+                segment = 1 if layout == "padded" else number + 1
+                for offset, t in enumerate(answer):
+                    at = len(line)
+                    previous = at - 1 if offset else start - 1 if n_prompt else -1
+                    token["row"].append(len(lines))
+                    token["at"].append(at)
+                    token["from"].append(previous if previous >= 0 else at)
+                    token["id"].append(t)
+                    token["answer"].append(first + number)
+                    token["scored"].append(previous >= 0)
+                    token["body"].append(offset < end)
+                    token["marker"].append(offset == end)
+                    line.append((t, shared + n_prompt + offset, segment, member))
+            offset = encoded.answer_offsets[index]
+            answer_ids += range(offset, offset + len(row.answers))
+            items += [row.item] * len(row.answers)
+            chosen += [first + c for c, _ in row.pairs]
+            rejected += [first + r for _, r in row.pairs]
+            pair_ids += row.pair_ids
         lines.append(line)
-        items.append(row.item)
-        answer_ids += range(
-            encoded.answer_offsets[index], encoded.answer_offsets[index] + len(row.answers)
-        )
-        chosen += [first + c for c, _ in row.pairs]
-        rejected += [first + r for _, r in row.pairs]
-        pair_ids += row.pair_ids
     width = max(map(len, lines))
-    grid = torch.tensor([line + [(0, 0, -1)] * (width - len(line)) for line in lines])  # B T 3
+    grid = torch.tensor([line + [(0, 0, -1, -1)] * (width - len(line)) for line in lines])  # B T 4
     ints = {
         k: torch.tensor(v, dtype=torch.long)
         for k, v in token.items()
@@ -105,6 +131,7 @@ def collate(encoded: Encoded, rows: Sequence[int], layout: Layout = "packed") ->
         input_ids=grid[..., 0].contiguous(),
         positions=grid[..., 1].contiguous(),
         segments=grid[..., 2].contiguous(),
+        members=grid[..., 3].contiguous(),
         **{f"token_{k}": v for k, v in ints.items()},
         token_scored=torch.tensor(token["scored"], dtype=torch.bool),
         token_body=torch.tensor(token["body"], dtype=torch.bool),
@@ -114,7 +141,22 @@ def collate(encoded: Encoded, rows: Sequence[int], layout: Layout = "packed") ->
         pair_rejected=torch.tensor(rejected),
         pair_ids=torch.tensor(pair_ids),
         items=tuple(items),
+        prefix=torch.tensor(encoded.rows[rows[0]].prompt[:shared]) if shared else None,
     )
+
+
+def common_prefix(rows: Sequence[Row]) -> int:
+    """Length of the longest prefix of all prompts that leaves each a token to predict its answers."""
+    first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)
+    common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    shortest = min(len(row.prompt) for row in rows)
+    return max(0, min(shortest - 1, shortest if common is None else common))
+
+
+def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
+    """Rows as long as they are computed: for planning."""
+    common = common_prefix(encoded.rows) if layout == "shared" else 0
+    return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
 def answer_end(answer: Sequence[int], eos: int | None) -> int:
@@ -138,7 +180,7 @@ class Spans:
     """The EOS; `end` where there is none."""
 
 
-def spans(encoded: Encoded, over: Over = "answer") -> Spans:
+def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
     """Spans of all answers of an encoded set. A last turn begins after the EOS of the one before."""
     found: list[tuple[int, int, int]] = []
     for row in encoded.rows:
@@ -154,12 +196,56 @@ def spans(encoded: Encoded, over: Over = "answer") -> Spans:
 
 def row_length(row: Row, layout: Layout) -> int:
     """Positions that a row takes in a batch line, for planning."""
-    return row.packed_length if layout == "packed" else row.longest
+    return row.longest if layout == "padded" else row.packed_length
 
 
 def row_cost(row: Row, layout: Layout) -> int:
     """Positions that a row takes altogether."""
-    return row.packed_length if layout == "packed" else row.longest * len(row.answers)
+    return row.longest * len(row.answers) if layout == "padded" else row.packed_length
+
+
+def batch_positions(rows: Sequence[Row], layout: Layout) -> int:
+    """Positions that a batch of rows computes, padding included."""
+    lengths = [row_length(row, layout) for row in rows]
+    if layout == "shared":
+        return _size(lengths, lines_of(lengths))
+    lines = sum(len(row.answers) for row in rows) if layout == "padded" else len(rows)
+    return max(lengths) * lines
+
+
+def lines_of(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of these lengths laid into lines, longest first, each into the first line with room: the
+    width at which padding and attention, which grows with it, together cost least."""
+    longest = max(lengths)
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    total = sum(lengths)
+    # So many lines, each with a fiftieth to spare; a dozen tries are enough.
+    counts = range(-(-total // WIDEST), total // longest + 1)
+    widths = [-(-total * 51 // (50 * k)) for k in counts[:: -(-len(counts) // 12) or 1]]
+    best: list[list[int]] = []
+    least = float("inf")
+    for width in (longest, *(w for w in widths if w > longest)):
+        lines: list[list[int]] = []
+        room: list[int] = []
+        for n in order:
+            place = next((i for i, r in enumerate(room) if r >= lengths[n]), len(lines))
+            if place == len(lines):
+                lines.append([])
+                room.append(width)
+            lines[place].append(n)
+            room[place] -= lengths[n]
+        size, widest = _size(lengths, lines), _widest(lengths, lines)
+        if size * (ATTENTION + widest) < least:
+            best, least = lines, size * (ATTENTION + widest)
+    return best
+
+
+def _widest(lengths: Sequence[int], lines: list[list[int]]) -> int:
+    return max(sum(lengths[n] for n in line) for line in lines)
+
+
+def _size(lengths: Sequence[int], lines: list[list[int]]) -> int:
+    return _widest(lengths, lines) * len(lines)
 
 
 def plan_batches(
@@ -170,22 +256,20 @@ def plan_batches(
     Rows of like length share a batch, so that little is padding. A row above the budget makes a
     batch of its own. Longest first: if memory does not suffice, that shows at once.
     """
-    order = sorted(range(len(encoded.rows)), key=lambda i: -row_length(encoded.rows[i], layout))
-    return fill(order, [encoded.rows[i] for i in order], budget, layout)
+    rows = trimmed(encoded, layout)
+    order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], layout))
+    return fill(order, [rows[i] for i in order], budget, layout)
 
 
 def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list[list[int]]:
     """Cut rows, in order, into runs of at most `budget` padded positions (or of a single row)."""
     batches: list[list[int]] = []
-    width = lines = 0
+    held: list[Row] = []
     for index, row in zip(order, rows, strict=True):
-        more = 1 if layout == "packed" else len(row.answers)
-        if batches and max(width, row_length(row, layout)) * (lines + more) <= budget:
+        if batches and batch_positions([*held, row], layout) <= budget:
             batches[-1].append(index)
-            lines += more
+            held.append(row)
         else:
             batches.append([index])
-            lines = more
-            width = 0
-        width = max(width, row_length(row, layout))
+            held = [row]
     return batches

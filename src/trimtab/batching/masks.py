@@ -13,9 +13,14 @@ from trimtab.models import text_config
 
 
 def packed_mask(
-    segments: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], window: int | None = None
-) -> Bool[Tensor, "B 1 T T"]:
-    """True where a query (row) may see a key (column).
+    segments: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+    window: int | None = None,
+    prefix: int = 0,
+    members: Int[Tensor, "B T"] | None = None,
+) -> Bool[Tensor, "B 1 T S+T"]:
+    """True where a query (row) may see a key (column). The first `prefix` keys (S) stand before
+    every row; `members` says which of several rows in a line a position belongs to.
 
     Causal, the prompt or the query's own answer, and within `window` *positions*: an index counts
     the answers in between, which the query does not see. Padding sees itself, so that no row is
@@ -25,9 +30,31 @@ def packed_mask(
     query, key = segments[:, :, None], segments[:, None, :]
     seen = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
     seen = seen & ((key == 0) | (key == query)) & (query >= 0) & (key >= 0)
+    if members is not None:
+        seen = seen & (members[:, :, None] == members[:, None, :])
     if window is not None:
         seen = seen & (positions[:, :, None] - positions[:, None, :] < window)
     seen = seen | torch.eye(T, dtype=torch.bool, device=segments.device)
+    if prefix:
+        before = (query >= 0).expand(-1, -1, prefix)
+        if window is not None:
+            start = torch.arange(prefix, device=segments.device)
+            before = before & (positions[:, :, None] - start < window)
+        seen = torch.cat([before, seen], -1)
+    return seen[:, None]
+
+
+def tree_mask(
+    ends: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], window: int | None = None
+) -> Bool[Tensor, "B 1 T T"]:
+    """True where a query (row) may see a key (column) of a token tree laid out depth first: itself
+    and its ancestors, within `window` positions. `ends` is one past a token's last descendant."""
+    T = ends.shape[1]
+    index = torch.arange(T, device=ends.device)
+    seen = (index[:, None] >= index) & (index[None, :, None] < ends[:, None, :])
+    if window is not None:
+        seen = seen & (positions[:, :, None] - positions[:, None, :] < window)
+    seen = seen | torch.eye(T, dtype=torch.bool, device=ends.device)  # padding sees itself
     return seen[:, None]
 
 
@@ -36,18 +63,40 @@ def attention_mask(batch: Batch, model: nn.Module) -> Any:
     mask, or a dict of them by layer type where layers differ."""
     if batch.layout == "padded":
         return (batch.segments >= 0).long()
-    return build_masks(batch.segments, batch.positions, model)
+    prefix = 0 if batch.prefix is None else len(batch.prefix)
+    return build_masks(
+        batch.segments,
+        batch.positions,
+        model,
+        prefix=prefix,
+        members=batch.members,
+        ends=batch.ends,
+    )
 
 
 def build_masks(
-    segments: Tensor, positions: Tensor, model: nn.Module, *, windowed: bool = True
+    segments: Tensor,
+    positions: Tensor,
+    model: nn.Module,
+    *,
+    windowed: bool = True,
+    prefix: int = 0,
+    members: Tensor | None = None,
+    ends: Tensor | None = None,
 ) -> Any:
-    """A mask, or a dict of them by layer type, in the form that the model's attention takes.
+    """A mask, or a dict of them by layer type, in the form that the model's attention takes; of a
+    token tree where its `ends` are given.
     Without `windowed` the sliding window is left out, wrongly: what the proof must notice."""
     config = text_config(model)
     window = sliding_window(config) if windowed else None
-    full = packed_mask(segments, positions)
-    slid = packed_mask(segments, positions, window) if window else full
+
+    def make(within: int | None) -> Tensor:
+        if ends is not None:
+            return tree_mask(ends, positions, within)
+        return packed_mask(segments, positions, within, prefix, members)
+
+    full = make(None)
+    slid = make(window) if window else full
     if adds_masks(config):
         full, slid = (additive(m, model) for m in (full, slid))
     kinds = set(getattr(config, "layer_types", None) or ())

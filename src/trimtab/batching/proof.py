@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from trimtab.batching import masks
 from trimtab.batching.batches import Layout, collate
+from trimtab.batching.forward import forward, run_prefix
+from trimtab.batching.spans import are_rows_apart
 from trimtab.batching.tokens import Encoded, Row
 from trimtab.models import text_config
 
@@ -24,6 +27,7 @@ class Proof:
         holds: packed rows give the log-probs of separate ones, and leaked masks do not.
         error: mean absolute log-prob difference, packed against separate, in nats a token.
         leaked: the least such difference over the deliberately wrong masks.
+        shares: whether rows behind a prefix that was computed once give these log-probs, too.
         reason: why it does not hold; empty where it does.
     """
 
@@ -31,6 +35,7 @@ class Proof:
     error: float
     leaked: float
     reason: str = ""
+    shares: bool = False
 
 
 _UNPACKABLE = ("linear_attention", "mamba", "recurrent", "conv", "chunked_attention", "hybrid")
@@ -38,8 +43,12 @@ _proofs: weakref.WeakKeyDictionary[nn.Module, dict[str, Proof]] = weakref.WeakKe
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """`packed` where the proof holds for this model (run once, on first use), else `padded`."""
-    return "packed" if packing_proof(model).holds else "padded"
+    """`shared` or `packed` where the proof holds for this model (run once, on first use), else
+    `padded`."""
+    proof = packing_proof(model)
+    if proof.shares and not are_rows_apart():
+        return "shared"
+    return "packed" if proof.holds else "padded"
 
 
 def packing_proof(model: nn.Module) -> Proof:
@@ -120,4 +129,30 @@ def _prove(model: nn.Module, config: Any, parameter: Tensor) -> Proof:
             leaked,
             f"a leaked mask differs by {leaked:.2g} only: the proof cannot tell",
         )
-    return Proof(True, error, leaked)
+    return Proof(
+        True, error, leaked, shares=_shares(model, encoded, truth, tolerance, share * leaked)
+    )
+
+
+def _shares(
+    model: nn.Module, encoded: Encoded, truth: Tensor, tolerance: float, below: float
+) -> bool:
+    """Whether two equal rows behind their shared prefix give the log-probs of separate ones."""
+    twice = replace(encoded, rows=encoded.rows * 2)
+    batch = collate(twice, [0, 1], "shared", share_least=1).to(truth.device)
+    past = DynamicCache()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            run_prefix(model, batch, past)
+            past.batch_repeat_interleave(len(batch.input_ids))
+            out = forward(model, batch, past).logits.float()
+    except Exception:  # whatever a model does not take, packed rows do without
+        return False
+    finally:
+        model.train(was_training)
+    logps = torch.log_softmax(out[batch.token_row, batch.token_from], -1)
+    logps = logps.gather(-1, batch.token_id[:, None])[:, 0]
+    error = (logps - truth.repeat(2)).abs().mean().item()
+    return error <= tolerance and error < below

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.batching.batches import Layout, fill, row_length
+from trimtab.batching.batches import Layout, batch_positions, fill, row_length, trimmed
 from trimtab.batching.tokens import Encoded, Row
 from trimtab.errors import DataError
 
@@ -34,6 +34,11 @@ class Schedule:
     def steps(self) -> int:
         """Optimizer steps."""
         return len(self.microbatches) // self.per_step
+
+    def rows_of(self, step: int) -> list[int]:
+        """The rows of an optimizer step."""
+        parts = self.microbatches[step * self.per_step : (step + 1) * self.per_step]
+        return [row for part in parts for row in part]
 
 
 def plan_training(
@@ -68,6 +73,7 @@ def plan_training(
             f"{encoded.name}: an item has {widest} pairs, more than "
             f"pairs_per_step={pairs_per_step}; raise it"
         )
+    rows = trimmed(encoded, layout)
     rng = random.Random(seed)
     target = max(1, round(epochs * encoded.n_pairs / pairs_per_step))
     if max_steps is not None:
@@ -90,8 +96,7 @@ def plan_training(
             continue
         break
     for step in steps:
-        step.sort(key=lambda i: (-row_length(encoded.rows[i], layout), i))
-    rows = encoded.rows
+        step.sort(key=lambda i: (-row_length(rows[i], layout), i))
     k = max(len(fill(s, [rows[i] for i in s], budget, layout)) for s in steps)
     k = -(-k // multiple_of) * multiple_of
     most = min(map(len, steps)) // multiple_of * multiple_of
@@ -103,7 +108,7 @@ def plan_training(
     tokens = sum(_tokens(rows[i], layout) for step in steps for i in step)
     while True:
         microbatches = [run for step in steps for run in _cut(step, rows, k, layout)]
-        padded = sum(_positions([rows[i] for i in run], layout) for run in microbatches)
+        padded = sum(batch_positions([rows[i] for i in run], layout) for run in microbatches)
         more = k + multiple_of
         if more > most or padded <= PADDING * tokens or padded < LEAST * more * len(steps):
             return Schedule(tuple(microbatches), k, pairs_per_step)
@@ -112,25 +117,19 @@ def plan_training(
 
 def _tokens(row: Row, layout: Layout) -> int:
     """Positions of a row that are no padding."""
-    shared = 1 if layout == "packed" else len(row.answers)
+    shared = len(row.answers) if layout == "padded" else 1
     return len(row.prompt) * shared + sum(map(len, row.answers))
-
-
-def _positions(rows: Sequence[Row], layout: Layout) -> int:
-    """Positions of a batch of rows, padding included."""
-    lines = len(rows) if layout == "packed" else sum(len(row.answers) for row in rows)
-    return max(row_length(row, layout) for row in rows) * lines
 
 
 def _cut(step: list[int], rows: Sequence[Row], k: int, layout: Layout) -> list[tuple[int, ...]]:
     """Cut a length-sorted step into exactly k non-empty runs whose largest padded size is least."""
     cost = [
-        row_length(rows[i], layout) * (1 if layout == "packed" else len(rows[i].answers))
+        row_length(rows[i], layout) * (len(rows[i].answers) if layout == "padded" else 1)
         for i in step
     ]
     low, high = (
         max(cost),
-        cost[0] * len(step) * (1 if layout == "packed" else max(len(r.answers) for r in rows)),
+        cost[0] * len(step) * (max(len(r.answers) for r in rows) if layout == "padded" else 1),
     )
     order = list(step)
     while low < high:  # the least budget that needs at most k runs

@@ -13,13 +13,17 @@ VERBS = {
     "bench-tasks": "multiple-choice benchmarks, ranked by log-prob, reward, or their sum",
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
-    "compare": "methods x seeds on a suite, with verdicts against DPO; resumable",
+    "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
+    "tune": "choose a method's settings by trials on held-out training items; resumable",
     "generate": "continue prompts at several alphas",
+    "calibrate": "how far a dial may be turned within a budget of damage",
+    "export": "a dial in another tool's format, checked there",
     "explain": "the tokens that a dial promotes and demotes, step by step",
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",
+    "anchor": "experiments with concepts whose direction is chosen before training",
 }
 
 USAGE = """\

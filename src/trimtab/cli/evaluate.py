@@ -61,8 +61,8 @@ def main(words: list[str]) -> None:
     from trimtab.progress import Progress
     from trimtab.report import write_page
     from trimtab.study import evaluate, read_suite
-    from trimtab.study.compare import free_folder
     from trimtab.study.evaluation import check_names
+    from trimtab.study.files import free_folder
 
     suite = read_suite(args.suite) if args.suite else None
     specs = dict(suite.evaluate) if suite else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
         if words and words[0] in ("-h", "--help"):
             print("usage: trimtab fit METHOD --pairs SPEC --out DIR [flags]\n")
             print("  trimtab fit METHOD --help\n")
-            print("\n".join(f"  {m.name:<10} {m.what}" for m in METHODS.values()))
+            print("\n".join(f"  {m.name:<14} {m.what}" for m in METHODS.values()))
             return
         raise ConfigError(f"fit: expected a method first ({', '.join(METHODS)})")
     named = method(words[0])
@@ -84,7 +84,7 @@ def main(words: list[str]) -> None:
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = fit(
-        args.recipe,
+        replace(named, recipe=args.recipe),
         model,
         tokenizer,
         data,

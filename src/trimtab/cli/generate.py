@@ -1,5 +1,6 @@
 """`trimtab generate`."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -91,10 +92,13 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
     reward = _reward(args)
     from trimtab import models
-    from trimtab.dials.dial import Composed
+    from trimtab.dials import Composed, conflicts
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
+    for found in conflicts(dials):
+        first, second = args.dial[found.first], args.dial[found.second]
+        print(f"{first} and {second}: {found}", file=sys.stderr)
     warn_range(dials, alphas, progress.say)
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = None

@@ -20,14 +20,23 @@ from trimtab.errors import ConfigError, near
 
 T = TypeVar("T")
 
-FLAT = ("recipe", "comparison", "sampling")
+FLAT = ("recipe", "comparison", "sampling", "search")
 """Fields whose own fields are shown, and written in a file, without a prefix."""
 
 
 def parse(
-    kind: type[T], words: Sequence[str], *, verb: str, about: str, default: T | None = None
+    kind: type[T],
+    words: Sequence[str],
+    *,
+    verb: str,
+    about: str,
+    default: T | None = None,
+    beside: Sequence[str] = (),
 ) -> T:
     """A `kind` from `--config FILE` (if given) and the flags, which have precedence.
+
+    Args:
+        beside: keys of the file that are no flags; the verb reads them itself.
 
     Raises:
         ConfigError: the file cannot be read or has a key that is no flag; a flag is unknown,
@@ -35,7 +44,7 @@ def parse(
     """
     words, file = _config_flag(list(words))
     if file is not None:
-        words = [*_words_of(file, kind, default, words), *words]
+        words = [*_words_of(file, kind, default, words, beside), *words]
     given: dict[str, Any] = {} if default is None else {"default": default}
     config = (tyro.conf.DisallowNone,)
     with _one_line(f"trimtab {verb}"):
@@ -47,6 +56,11 @@ def parse(
 def command(verb: str, words: Sequence[str]) -> str:
     """What was typed, for the record."""
     return shlex.join(["trimtab", verb, *words])
+
+
+def config_file(words: Sequence[str]) -> Path | None:
+    """The file of `--config`, if it was typed."""
+    return _config_flag(list(words))[1]
 
 
 # ---- the YAML file ------------------------------------------------------------------------------
@@ -63,7 +77,9 @@ def _config_flag(words: list[str]) -> tuple[list[str], Path | None]:
     return words, None
 
 
-def _words_of(file: Path, kind: type, default: Any, typed: Sequence[str]) -> list[str]:
+def _words_of(
+    file: Path, kind: type, default: Any, typed: Sequence[str], beside: Sequence[str] = ()
+) -> list[str]:
     """A file's keys and values as flags, without those that were also typed."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -73,6 +89,7 @@ def _words_of(file: Path, kind: type, default: Any, typed: Sequence[str]) -> lis
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values, as in `seed: 1`")
+    values = {key: value for key, value in values.items() if key not in beside}
     known = dict(_flags(kind, default))
     names = {_plain(word.partition("=")[0]) for word in typed if word.startswith("--")}
     words: list[str] = []

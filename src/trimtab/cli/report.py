@@ -24,12 +24,13 @@ class Args:
 def main(words: list[str]) -> None:
     """Make the page of a run, or the Markdown pages of committed results."""
     args = parse(Args, words, verb="report", about="Make the page of a run from its result files.")
-    if (args.run / "study.json").is_file():
+    if any((args.run / name).is_file() for name in ("study.json", "grid.json")):
         show(args.run)
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    runs = sorted(file.parent for file in args.run.glob("*/study.json"))
+    files = [*args.run.glob("*/study.json"), *args.run.glob("*/grid.json")]
+    runs = sorted({file.parent for file in files})
     if not runs:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     from trimtab.report import write_markdown

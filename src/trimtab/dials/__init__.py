@@ -2,18 +2,33 @@
 
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Alpha, Edit
-from trimtab.dials.dial import Dial, DialInfo
+from trimtab.dials.concept import ConceptDial
+from trimtab.dials.conflicts import Conflict, conflicts
+from trimtab.dials.dial import Composed, Dial, DialInfo
 from trimtab.dials.logits import LogitsDial
 from trimtab.dials.reward import RewardDial
+from trimtab.dials.rotation import RotationDial
+from trimtab.dials.tuners import DeloraDial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.vector import VectorDial
+from trimtab.dials.where import Condition
 
 __all__ = [
     "AdapterDial",
     "Alpha",
+    "Composed",
+    "ConceptDial",
+    "Condition",
+    "Conflict",
+    "DeloraDial",
     "Dial",
     "DialInfo",
     "Edit",
+    "IA3Dial",
     "LogitsDial",
     "RewardDial",
+    "RoadDial",
+    "RotationDial",
     "VectorDial",
+    "VeraDial",
+    "conflicts",
 ]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from trimtab import models
+from trimtab.batching.spans import rows_apart
+from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
@@ -24,6 +32,8 @@ PRESETS = {"none": 0.0, "light": 0.5, "standard": 1.0, "strong": 1.5, "maximum":
 ADAPTER, VECTOR = 0, 10
 """Orders of edits at one site: adapters first, then vectors."""
 
+_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -35,11 +45,29 @@ class Edit:
         fn: `(x, y, alpha) -> y'`: the module's input and output, and a strength that broadcasts
             against y: a float, or a tensor `[B, 1, 1]` or `[B, T, 1]`. It need not treat 0
             specially: rows at 0 keep y, to the bit.
+        positions: at which tokens; elsewhere y stays, to the bit.
+        condition: in which rows, or None for all.
+        fused: `(alpha) -> (x, y) -> y'`, the same edit at one fixed number, with all that can be
+            computed once; used where no gradient is wanted.
     """
 
     site: Site
     order: int
     fn: Callable[[Tensor, Tensor, float | Tensor], Tensor]
+    positions: Positions = "all"
+    condition: Condition | None = None
+    fused: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
+
+
+_ids = itertools.count()
+_attached: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
+"""Which contexts are open on a model, in order."""
+
+
+def check_bare(model: nn.Module, what: str) -> None:
+    """Raise ConfigError where a dial is on: what is wanted of the bare model would be another's."""
+    if _attached.get(model):
+        raise ConfigError(f"{what}: a dial is on; leave its context first")
 
 
 @contextmanager
@@ -62,26 +90,56 @@ def attach(
             backward pass would run without the dial and give wrong gradients in silence.
 
     Raises:
-        ConfigError: alpha is not finite, or of another shape; checkpointing, as above.
+        ConfigError: alpha is not finite, or of another shape; checkpointing, as above, and in the
+            backward pass where another dial, or the same one anew, has been entered or left since
+            the forward pass.
     """
     strength = as_alpha(alpha)
     edits = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
     if (isinstance(strength, float) and strength == 0) or not edits:
         yield
         return
-    if not training and torch.is_grad_enabled() and _checkpointing(model):
+    recomputed = torch.is_grad_enabled() and _checkpointing(model)
+    if recomputed and not training:
         raise ConfigError(
             "activation checkpointing is on and gradients are enabled: enter the dial with "
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
+    edits.sort(key=lambda pair: pair[0].order)
+    tracker: Tracker | None = None
     with ExitStack() as stack:
-        for edit, weight in sorted(edits, key=lambda pair: pair[0].order):
+        if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
+            tracker = Tracker(model)
+            conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
+            first = min(reach(model, edit.site) for edit, _ in edits)
+            tracker.register(stack, list(conditions.values()), first)
+        if tracker is not None or isinstance(strength, Tensor):
+            stack.enter_context(rows_apart())
+        before = _attached.get(model, ())
+        stack.callback(_attached.__setitem__, model, before)
+        _attached[model] = (*before, next(_ids))
+        guard = _Guard(model) if recomputed else None
+        for edit, weight in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
                 raise ConfigError(f"site {edit.site!r}: edits are made to outputs")
-            handle = module.register_forward_hook(_hook(edit, weight, strength), with_kwargs=True)
-            stack.callback(handle.remove)
+            run = _hook(edit, weight, strength, tracker, guard, fuse=not training)
+            stack.callback(module.register_forward_hook(run, with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """The bare model, although dials are attached: their edits do nothing until the context is left.
+
+    For passes without gradients: a backward pass recomputes outside of it.
+    """
+    token = _PAUSED.set(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _PAUSED.reset(token)
 
 
 def as_alpha(alpha: Alpha) -> float | Tensor:
@@ -108,18 +166,81 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
     return values
 
 
-def _hook(edit: Edit, weight: float, alpha: float | Tensor) -> Callable[..., Any]:
+def _hook(
+    edit: Edit,
+    weight: float,
+    alpha: float | Tensor,
+    tracker: Tracker | None,
+    guard: _Guard | None,
+    *,
+    fuse: bool,
+) -> Callable[..., Any]:
+    tracked = tracker if needs_tracking(edit.positions, edit.condition) else None
+    make = edit.fused if fuse and isinstance(alpha, float) else None
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None
+
     def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        nonlocal fused
+        if _PAUSED.get():
+            return output
         y = output[0] if isinstance(output, tuple) else output
         x = input_of(args, kwargs)
         if isinstance(alpha, Tensor):
             rows = _rows(alpha, y)
             new = torch.where(rows == 0, y, edit.fn(x, y, weight * rows))
+        elif make is not None and not torch.is_grad_enabled():
+            fused = fused or make(weight * alpha)
+            new = fused(x, y)
         else:
             new = edit.fn(x, y, weight * alpha)
+        where = tracked.at(edit.positions, edit.condition) if tracked else None
+        if where is not None:
+            where = where.to(y.device)
+            if y.ndim == 2:  # a module that sees its tokens in one line
+                where = where.expand(where.shape[0], y.shape[0] // where.shape[0]).reshape(-1)
+            new = torch.where(where[..., None], new, y)
+        if guard is not None:
+            new = guard.watch(new)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     return run
+
+
+class _Guard:
+    """Under activation checkpointing, sees to it that the backward pass finds the dials that the
+    forward pass ran with: what is recomputed there would otherwise be another model's."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.forwards = model, 0
+
+    def watch(self, y: Tensor) -> Tensor:
+        """y, with its gradient on the condition that nothing has changed."""
+        if torch._C._current_graph_task_id() == -1:
+            self.forwards += 1
+        elif not self.forwards:
+            raise ConfigError(_CHANGED.format("entered"))
+        return _Unchanged.apply(y, self.model) if y.requires_grad else y
+
+
+_CHANGED = (
+    "a dial was {} between the forward and the backward pass: under activation checkpointing the "
+    "gradients would be wrong; keep one context open, at one alpha, around both"
+)
+
+
+class _Unchanged(torch.autograd.Function):
+    """The identity; its backward raises where the open contexts are not those of its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, model: nn.Module) -> Tensor:
+        ctx.model, ctx.attached = model, _attached.get(model, ())
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if _attached.get(ctx.model, ()) != ctx.attached:
+            raise ConfigError(_CHANGED.format("entered or left"))
+        return grads[0], None
 
 
 def _rows(alpha: Tensor, y: Tensor) -> Tensor:
@@ -140,4 +261,10 @@ def _rows(alpha: Tensor, y: Tensor) -> Tensor:
 
 
 def _checkpointing(model: nn.Module) -> bool:
-    return any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
+    """Whether decoder layers are run again in the backward pass: transformers' switch, or ours."""
+    return any(
+        getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules()
+    ) or any(
+        isinstance(own := vars(layer).get("forward"), partial) and own.func is checkpoint
+        for layer in models.layers(model)
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials.attach import Alpha, Edit, attach
+from trimtab.dials.attach import Alpha, Edit, as_alpha, attach, check_bare
+from trimtab.dials.linear import dense_weight
 from trimtab.errors import ConfigError, DialError, ModelError
+from trimtab.sites import Site
 
 FORMAT = 1
 
@@ -66,6 +70,10 @@ class Dial(nn.Module):
         """The edits that make up the dial, for this model."""
         raise NotImplementedError
 
+    def places(self) -> list[Site]:
+        """The sites it edits."""
+        raise NotImplementedError
+
     def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""
         return [(self.edits(model), 1.0)]
@@ -97,13 +105,55 @@ class Dial(nn.Module):
                 f"not for {source.name} ({source.digest[:12]}); use --force (force=True) to go on"
             )
 
+    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """The dial at `alpha` as W + B A: A `[r, in]` and B `[out, r]` by module path.
+
+        Raises:
+            DialError: it is no such change of weights.
+        """
+        raise DialError(f"a {self.kind} dial is no low-rank change of the model's weights")
+
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+        """The model's parameters, by name, with the dial at `alpha` in them (`[out, in]`, float32).
+
+        Raises:
+            DialError: the edit cannot be expressed in the model's weights.
+        """
+        changed = {}
+        for path, (A, B) in self.low_rank(model, alpha).items():
+            weight = dense_weight(model.get_submodule(path))
+            changed[f"{path}.weight"] = weight + (B.double() @ A.double()).float().to(weight.device)
+        return changed
+
     def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
         """A copy of the model with the dial at `alpha` in its weights, where the maths allows.
 
         Raises:
             DialError: the edit cannot be expressed in the model's weights.
+            ConfigError: alpha is no finite number.
         """
-        raise DialError(f"a {self.kind} dial cannot be written into the model's weights")
+        self.check_base(model)
+        check_bare(model, "merging")
+        self.parts(model)  # refuses a model that it does not fit
+        if not isinstance(strength := as_alpha(alpha), float):
+            raise ConfigError("a model is merged at one alpha: expected a number")
+        result = copy.deepcopy(model)
+        tied = getattr(models.embed(result), "weight", None)
+        for name, value in self.weights_at(model, strength).items():
+            path, _, leaf = name.rpartition(".")
+            module: Any = result.get_submodule(path)
+            old = getattr(module, leaf)
+            if old is None:
+                like = module.weight
+                setattr(module, leaf, nn.Parameter(value.to(like), requires_grad=False))
+                continue
+            if old is tied:
+                raise DialError(f"{path}: tied to the embedding, which a merge would change too")
+            if not old.is_floating_point():
+                raise DialError(f"{path}: quantised weights cannot take a merge")
+            value = value.T if leaf == "weight" and type(module).__name__ == "Conv1D" else value
+            old.data = value.to(old)
+        return result
 
     def __mul__(self, weight: float) -> Composed:
         return Composed([(self, float(weight))])
@@ -114,7 +164,7 @@ class Dial(nn.Module):
         return self * -1.0
 
     def __add__(self, other: Dial) -> Composed:
-        return Composed([*_members(self), *_members(other)])
+        return Composed([*members(self), *members(other)])
 
     def __sub__(self, other: Dial) -> Composed:
         return self + -1.0 * other
@@ -134,10 +184,12 @@ class Dial(nn.Module):
         """The inverse of `settings` and `tensors`."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, extra: dict[str, str] | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, extra: dict[str, str | bytes] | None = None
+    ) -> Path:
         """Save as a folder: weights (safetensors), `dial.json`, a model card. All or nothing: the
         folder is written aside and renamed. A dial that lies there is replaced, with all else in
-        its folder. `extra` are further text files by name.
+        its folder. `extra` are further files by name.
 
         Raises:
             DialError: the folder cannot be written, or holds something that is no dial.
@@ -152,8 +204,9 @@ class Dial(nn.Module):
             try:
                 new.mkdir()  # with ordinary permissions, unlike the stage
                 self._write(new)
-                for name, text in (extra or {}).items():
-                    (new / name).write_text(text)
+                for name, content in (extra or {}).items():
+                    data = content.encode() if isinstance(content, str) else content
+                    (new / name).write_bytes(data)
                 if folder.exists():
                     folder.rename(old)
                 new.rename(folder)
@@ -179,6 +232,27 @@ class Dial(nn.Module):
         (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
         (folder / "README.md").write_text(card(self))
 
+    def save_measured(self, folder: str | Path) -> None:
+        """Write what was measured into the dial that is saved in `folder`, and its card; all else
+        there stays as it is.
+
+        Raises:
+            DialError: no saved dial lies there, another one does, or it cannot be written.
+        """
+        file = Path(folder).expanduser() / "dial.json"
+        try:
+            note = json.loads(file.read_text())
+            if note["kind"] != self.kind or note["base_digest"] != self.info.base_digest:
+                raise DialError(f"{file}: another dial than the one that was measured")
+            note["measured"] = self.info.measured
+            text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
+            for place, content in ((file, text), (file.with_name("README.md"), card(self))):
+                aside = place.with_name(f".{place.name}.{os.getpid()}")
+                aside.write_text(content)
+                aside.replace(place)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DialError(f"{file}: cannot be written to ({error})") from error
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the dial as a model repository; keyword arguments go to `HfApi.upload_folder`."""
         from huggingface_hub import HfApi
@@ -194,18 +268,19 @@ class Dial(nn.Module):
 
     @staticmethod
     def from_pretrained(name: str | Path) -> Dial:
-        """Load a dial from a folder or a Hub id. A plain PEFT LoRA folder loads as an adapter dial.
+        """Load a dial from a folder or a Hub id. A plain PEFT folder loads as an adapter dial.
 
         Raises:
             DialError: nothing is there, a file is missing or damaged, or the kind is unknown.
         """
         from trimtab.dials import kinds
+        from trimtab.dials.peft import PeftDial
 
         folder = _folder(name)
         note_file = folder / "dial.json"
         if not note_file.is_file():
             if (folder / "adapter_config.json").is_file():
-                return kinds.KINDS["adapter"].from_peft(folder)
+                return PeftDial.from_peft(folder)
             raise DialError(f"{folder}: no dial.json (nor adapter_config.json): not a saved dial")
         try:
             note = json.loads(note_file.read_text())
@@ -245,31 +320,51 @@ class Composed(Dial):
         self.weights = [weight for _, weight in members]
         if not all(map(math.isfinite, self.weights)):
             raise ConfigError(f"weights {self.weights} of a composed dial: expected finite numbers")
+        bases = {d.info.base_digest: d.info.base_model for d, _ in members if d.info.base_digest}
+        if len(bases) > 1:
+            raise DialError(
+                "dials of different base models do not compose: "
+                + ", ".join(f"{name} ({digest[:12]})" for digest, name in bases.items())
+            )
 
     def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
         """The members' edits at their weights."""
         return [
             (edits, weight * inner)
-            for dial, weight in _members(self)
+            for dial, weight in members(self)
             for edits, inner in dial.parts(model)
         ]
 
+    def places(self) -> list[Site]:
+        """The sites that any member edits."""
+        return list(dict.fromkeys(site for dial, _ in members(self) for site in dial.places()))
+
     def check_base(self, model: nn.Module) -> None:
         """Check every member."""
-        for dial, _ in _members(self):
+        for dial, _ in members(self):
             dial.check_base(model)
 
+    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+        """The members merged one after the other."""
+        self.check_base(model)
+        for dial, weight in members(self):
+            model = dial.merged(model, weight * alpha)
+        return model
+
     def __mul__(self, weight: float) -> Composed:
-        return Composed([(dial, weight * w) for dial, w in _members(self)])
+        return Composed([(dial, weight * w) for dial, w in members(self)])
 
     __rmul__ = __mul__
 
-    def save_pretrained(self, folder: str | Path, extra: dict[str, str] | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, extra: dict[str, str | bytes] | None = None
+    ) -> Path:
         """Refused: a composed dial is a way of using its members."""
         raise DialError("a composed dial is not saved: save its members and compose them again")
 
 
-def _members(dial: Dial) -> list[tuple[Dial, float]]:
+def members(dial: Dial) -> list[tuple[Dial, float]]:
+    """The parts of a composed dial with their weights; any other dial, whole."""
     if isinstance(dial, Composed):
         return list(zip(dial.members, dial.weights, strict=True))  # type: ignore[arg-type]
     return [(dial, 1.0)]
@@ -281,7 +376,7 @@ def card(dial: Dial) -> str:
     measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
     data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
     return f"""---
-library_name: {"peft" if dial.kind == "adapter" else "trimtab"}
+library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
 base_model: {info.base_model}
 tags: [trimtab, alignment, {dial.kind}]
 ---

@@ -11,13 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Over, Spans
+from trimtab.batching import Over, Spans, Where
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Edit
 from trimtab.dials.dial import Dial
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site, parse_sites
-from trimtab.states import Where
 
 Aggregate = Literal["marker", "last", "mean", "max", "weighted", "attention"]
 Mix = Literal["mean", "softmax"]

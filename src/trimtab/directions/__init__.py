@@ -1,5 +1,17 @@
-"""Closed-form estimators of a preference direction, on given states: no training, no model."""
+"""Closed-form estimators of a preference direction, on given states or gradients: no training, no
+model."""
 
 from trimtab.directions.difference import mean_difference, principal_direction
+from trimtab.directions.embedding import umap_direction
+from trimtab.directions.gradient import fisher_direction, gradient_mean, gradient_svd
+from trimtab.directions.logistic import logistic_direction
 
-__all__ = ["mean_difference", "principal_direction"]
+__all__ = [
+    "fisher_direction",
+    "gradient_mean",
+    "gradient_svd",
+    "logistic_direction",
+    "mean_difference",
+    "principal_direction",
+    "umap_direction",
+]

@@ -13,7 +13,7 @@ def mean_difference(differences: Float[Tensor, "pair d"]) -> Float[Tensor, "d"]:
     Raises:
         ValueError: the mean difference is zero, so that there is no direction.
     """
-    return _unit(differences.mean(0))
+    return unit(differences.mean(0), "the mean difference")
 
 
 def principal_direction(
@@ -42,40 +42,43 @@ def principal_direction(
     """
     D = differences.double()
     X = D - D.mean(0) if centred else D
-    n, d = X.shape
-    if n < d:  # the eigenproblem of the smaller side
-        values, vectors = _leading(X @ X.T, steps, tolerance)
-        v = X.T @ vectors
-    else:
-        values, v = _leading(X.T @ X, steps, tolerance)
+    value, v = _leading(X, steps, tolerance)
     # Deviations from a mean are seldom exactly 0: what equal differences leave is rounding.
-    if not values > 1e-24 * D.square().sum():
+    if not value > 1e-24 * D.square().sum():
         raise ValueError("the differences are all zero: there is no principal direction")
-    v = _unit(v)
-    along = D @ v
+    return signed(unit(v), D).to(differences.dtype)
+
+
+def signed(v: Float[Tensor, "d"], rows: Float[Tensor, "pair d"]) -> Float[Tensor, "d"]:
+    """v or -v: the one that the majority of the rows project to positively; the mean projection
+    decides a tie."""
+    along = rows @ v
     votes = (along > 0).sum() - (along < 0).sum()
-    sign = torch.sign(votes.double()) if votes != 0 else torch.sign(along.mean())
-    return (v * (sign if sign != 0 else 1.0)).to(differences.dtype)
+    sign = torch.sign(votes.to(v.dtype)) if votes != 0 else torch.sign(along.mean())
+    return v * (sign if sign != 0 else 1.0)
 
 
-def _leading(gram: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Leading eigenvalue and eigenvector of a positive semi-definite matrix: block power steps."""
-    m = len(gram)
+def _leading(X: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Leading eigenvalue and eigenvector of X^T X by block power steps, without forming it."""
+    n, d = X.shape
     generator = torch.Generator().manual_seed(0)
-    block = torch.randn(m, min(8, m), generator=generator, dtype=gram.dtype).to(gram.device)
-    last = torch.zeros((), dtype=gram.dtype, device=gram.device)
+    block = torch.randn(d, min(8, n, d), generator=generator, dtype=X.dtype).to(X.device)
+    onto = X @ block  # n block
+    last = torch.zeros((), dtype=X.dtype, device=X.device)
     for _ in range(steps):
-        block, _ = torch.linalg.qr(gram @ block)
-        values, small = torch.linalg.eigh(block.T @ (gram @ block))
-        block = block @ small
+        block, _ = torch.linalg.qr(X.T @ onto)
+        onto = X @ block
+        values, small = torch.linalg.eigh(onto.T @ onto)
+        block, onto = block @ small, onto @ small
         if abs(values[-1] - last) <= tolerance * values[-1]:
             break
         last = values[-1]
-    return values[-1], block[:, -1]
+    return onto[:, -1].square().sum(), block[:, -1]
 
 
-def _unit(v: Tensor) -> Tensor:
+def unit(v: Float[Tensor, "d"], what: str = "the estimate") -> Float[Tensor, "d"]:
+    """v at length 1. Raises ValueError where it is zero (or not a number), saying what it is."""
     length = v.norm()
     if not length > 0:
-        raise ValueError("the mean difference is zero: there is no direction")
+        raise ValueError(f"{what} is zero: there is no direction")
     return v / length

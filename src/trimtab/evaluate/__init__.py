@@ -1,17 +1,21 @@
 """Measuring a dial: preference accuracy, damage, dose–response, generations. Scores per item; what
 they mean together is `study`'s business."""
 
+from trimtab.evaluate.calibration import Calibration, calibrate, parse_budget
 from trimtab.evaluate.damage import Damage, NeutralText, alpha_at_kl
 from trimtab.evaluate.generation import Generation, Sampling, generate
 from trimtab.evaluate.scores import ItemScores, score
 
 __all__ = [
+    "Calibration",
     "Damage",
     "Generation",
     "ItemScores",
     "NeutralText",
     "Sampling",
     "alpha_at_kl",
+    "calibrate",
     "generate",
+    "parse_budget",
     "score",
 ]

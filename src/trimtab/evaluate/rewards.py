@@ -17,11 +17,11 @@ from trimtab.batching import (
     Encoded,
     PromptStyle,
     Row,
+    answer_spans,
     collate,
     encode_answers,
-    layout_of,
+    layout_for,
     plan_batches,
-    spans,
 )
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.dials.dial import Composed
@@ -56,8 +56,9 @@ def rewards_of(
     if dial is not None and not force:
         dial.check_base(model)
     index = 0 if dial is None else dial.head(head)
-    where = spans(encoded, "answer" if dial is None else dial.over)
-    layout, device = layout_of(model), next(model.parameters()).device
+    where = answer_spans(encoded, "answer" if dial is None else dial.over)
+    layout = layout_for(model, "answer" if dial is None else dial.where)
+    device = next(model.parameters()).device
     found = torch.zeros(encoded.n_answers)
     total, tokens = torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long()
     done = 0
@@ -123,8 +124,8 @@ def token_rewards(
     Raises:
         DialError: the dial's aggregation is not causal.
     """
-    index, where = dial.head(head), spans(encoded, dial.over)
-    layout, device = layout_of(model), next(model.parameters()).device
+    index, where = dial.head(head), answer_spans(encoded, dial.over)
+    layout, device = layout_for(model, dial.where), next(model.parameters()).device
     found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
     with dial(model, 1.0):
         for rows in plan_batches(encoded, 2048, layout):

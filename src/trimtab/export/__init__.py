@@ -1,5 +1,21 @@
-"""Dials in other tools' formats."""
+"""Dials for other tools: a file a format, each written with a receipt by a process of its own."""
 
-from trimtab.export.heads import export_lora, export_merged
+from trimtab.export.gguf import (
+    ControlVector,
+    control_vector_dial,
+    read_control_vector,
+    write_control_vector,
+)
+from trimtab.export.heads import export_lora
+from trimtab.export.run import FORMATS, REFUSED, export
 
-__all__ = ["export_lora", "export_merged"]
+__all__ = [
+    "FORMATS",
+    "REFUSED",
+    "ControlVector",
+    "control_vector_dial",
+    "export",
+    "export_lora",
+    "read_control_vector",
+    "write_control_vector",
+]

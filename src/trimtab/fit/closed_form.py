@@ -1,70 +1,184 @@
-"""Fitting a vector in closed form: read the pairs' states once, estimate a direction a site."""
+"""Fitting a vector in closed form: read the pairs' states or gradients once, estimate a direction a
+site."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded
-from trimtab.cache import Store, reference
+from trimtab.batching import Contrast, Encoded
+from trimtab.cache import Store, collect, reference
 from trimtab.dials.vector import STRENGTH, VectorDial
-from trimtab.directions import mean_difference, principal_direction
+from trimtab.directions import (
+    fisher_direction,
+    gradient_mean,
+    gradient_svd,
+    logistic_direction,
+    mean_difference,
+    principal_direction,
+    umap_direction,
+)
 from trimtab.errors import DataError
-from trimtab.fit.recipes import DirectionRecipe
+from trimtab.fit.gradients import Gradients, read_gradients
+from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
+from trimtab.objectives import ReprPOMargin
 from trimtab.progress import SILENT, Progress
-from trimtab.sites import parse_sites
+from trimtab.sites import Site
+from trimtab.states import find_sites
+
+PUBLISHED_SCALE = 2 / 16
+"""Published losses are means over the 8 pairs of a batch of 16, and absolute damping counts on it."""
+
+STORED_BYTES = 1 << 28
+"""States up to this size are kept for the next method; more are read anew."""
 
 
 def fit_direction(
-    recipe: DirectionRecipe,
+    recipe: SteeringRecipe,
     model: nn.Module,
-    encoded: Encoded,
+    encoded: Encoded | Contrast,
     *,
+    seed: int = 0,
     store: Store | None = None,
     budget: int = 2048,
     progress: Progress = SILENT,
 ) -> VectorDial:
-    """A vector dial from the differences of chosen and rejected states.
+    """A vector dial from the states of chosen and rejected answers, or from a loss's gradients there.
+
+    Args:
+        seed: of a random direction; the others have none.
 
     Raises:
-        DataError: the differences at a site are all zero.
+        DataError: the differences (gradients) at a site are all zero.
+        ConfigError: a site that the model does not have, or that no gradient reaches.
     """
-    sites = parse_sites(recipe.sites, models.n_layers(model))
+    sites = find_sites(model, recipe.sites)
+    found, norms = estimate(
+        recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
+    )
+    return VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
+
+
+def estimate(
+    recipe: SteeringRecipe,
+    model: nn.Module,
+    encoded: Encoded | Contrast,
+    sites: Sequence[Site],
+    *,
+    seed: int = 0,
+    store: Store | None = None,
+    budget: int = 2048,
+    progress: Progress = SILENT,
+) -> tuple[dict[Site, Tensor], dict[Site, float]]:
+    """A unit direction a site, and the mean norm of the states there. Raises as `fit_direction`."""
+    pool = getattr(recipe, "pool", "completion") if isinstance(encoded, Encoded) else "completion"
+    size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
+    read = partial(reference, store=store) if size <= STORED_BYTES else collect
     with progress.bar("reading states", encoded.n_answers, "answers") as update:
-        found = reference(
+        found = read(model, encoded, sites=sites, pool=pool, budget=budget, progress=update)
+        norms = found.norms
+        if pool != "completion":  # the scale is defined on all answer tokens
+            norms = read(model, encoded, sites=sites, budget=budget, progress=update).norms
+    if isinstance(recipe, GradientRecipe):
+        gradients, lengths = _gradients(recipe, model, encoded, sites, budget, progress)
+
+        def direction(site: Site) -> Tensor:
+            return from_gradients(recipe, gradients.chosen[site], gradients.rejected[site], lengths)
+    else:
+        chosen, rejected = pair_answers(encoded)
+        generator = torch.Generator().manual_seed(seed)
+
+        def direction(site: Site) -> Tensor:
+            h = found.states[site]
+            if recipe.estimator == "random":
+                v = torch.randn(h.shape[-1], generator=generator)
+                return (v / v.norm()).to(h.device)
+            return from_states(recipe, h[chosen], h[rejected])
+
+    directions = {}
+    for site in sites:
+        try:
+            directions[site] = direction(site)
+        except ValueError as error:
+            raise DataError(f"{encoded.name}: at site {site!r}, {error}") from error
+    return directions, {site: norms[site].mean().item() for site in sites}
+
+
+def from_states(recipe: DirectionRecipe, chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The direction of states [pair, d]."""
+    differences = chosen - rejected
+    match recipe.estimator:
+        case "mean":
+            return mean_difference(differences)
+        case "logistic":
+            return logistic_direction(differences, scaled=recipe.variant == "sound")
+        case "umap":
+            return umap_direction(chosen, rejected)
+        case _:  # pca_center: less the pair's mean, the poles are +-difference / 2, as uncentred
+            return principal_direction(differences, centred=recipe.centred)
+
+
+def from_gradients(
+    recipe: GradientRecipe, chosen: Tensor, rejected: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """The direction of gradients [pair, d]; `lengths` [2, pair] are theirs at the loss's layer."""
+    published, separating = recipe.variant == "published", recipe.separating
+    if recipe.estimator == "gradient_mean":
+        return gradient_mean(chosen, rejected, separating=separating)
+    if recipe.estimator == "gradient_svd":
+        return gradient_svd(chosen, rejected, separating=separating, published=published)
+    return fisher_direction(
+        chosen,
+        rejected,
+        separating=separating,
+        fisher=recipe.fisher,
+        damping=recipe.damping,
+        relative=recipe.relative,
+        poles=recipe.poles,
+        lengths=lengths,
+        published=published,
+    )
+
+
+def _gradients(
+    recipe: GradientRecipe,
+    model: nn.Module,
+    encoded: Encoded | Contrast,
+    sites: Sequence[Site],
+    budget: int,
+    progress: Progress,
+) -> tuple[Gradients, Tensor | None]:
+    """Gradients at the sites, and their lengths where the scaled Fisher matrix asks for them."""
+    published, scaled = recipe.variant == "published", recipe.fisher == "scaled"
+    (loss_site,) = ReprPOMargin().needs(models.n_layers(model)).sites
+    with progress.bar("taking gradients", encoded.n_pairs, "pairs") as update:
+        found = read_gradients(
             model,
             encoded,
-            sites=sites,
-            pool=recipe.pool,
-            store=store,
+            recipe.objective,
+            tuple(dict.fromkeys((*sites, loss_site) if scaled else sites)),
+            whole=published and isinstance(encoded, Contrast),
             budget=budget,
             progress=update,
         )
-        lengths = found.norms
-        if recipe.pool != "completion":  # the scale is defined on all answer tokens
-            lengths = reference(
-                model, encoded, sites=sites, store=store, budget=budget, progress=update
-            ).norms
-    chosen, rejected = pair_answers(encoded)
-    directions, scales = {}, {}
-    for site in sites:
-        h = found.states[site]
-        differences = h[chosen] - h[rejected]
-        try:
-            if recipe.estimator == "mean":
-                directions[site] = mean_difference(differences)
-            else:
-                directions[site] = principal_direction(differences, centred=recipe.centred)
-        except ValueError as error:
-            raise DataError(f"{encoded.name}: at site {site!r}, {error}") from error
-        scales[site] = STRENGTH * lengths[site].mean().item()
-    return VectorDial(directions, scales)
+    if published:
+        for part in (found.chosen, found.rejected):
+            for site in part:
+                part[site] = PUBLISHED_SCALE * part[site]
+    if not scaled:
+        return found, None
+    return found, torch.stack([g[loss_site].norm(dim=1) for g in (found.chosen, found.rejected)])
 
 
-def pair_answers(encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_answers(encoded: Encoded | Contrast) -> tuple[torch.Tensor, torch.Tensor]:
     """For every pair of an encoded set, in row order, the index of its chosen and rejected
     answer."""
+    if isinstance(encoded, Contrast):
+        return encoded.pair_answers()
     chosen, rejected = [], []
     for offset, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
         chosen += [offset + c for c, _ in row.pairs]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, row_length
+from trimtab.batching import Encoded, Layout, Schedule, row_length, trimmed
 from trimtab.readout import Needs
 from trimtab.states import depth
 
@@ -65,10 +65,10 @@ def estimate_training(
     model: nn.Module, needs: Needs, encoded: Encoded, schedule: Schedule, layout: Layout
 ) -> Estimate:
     """Time and memory of a planned training run on this machine."""
-    rows = encoded.rows
+    rows = trimmed(encoded, layout)
     widths = [max(row_length(rows[i], layout) for i in m) for m in schedule.microbatches]
     lines = [
-        len(m) if layout == "packed" else sum(len(rows[i].answers) for i in m)
+        sum(len(rows[i].answers) for i in m) if layout == "padded" else len(m)
         for m in schedule.microbatches
     ]
     padded = [w * n for w, n in zip(widths, lines, strict=True)]

@@ -6,6 +6,7 @@ what differs are its microbatches, which name answers whose states are looked up
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,25 +25,27 @@ from trimtab.batching import (
     Layout,
     Schedule,
     Spans,
+    Where,
+    answer_spans,
     collate,
-    layout_of,
-    spans,
+    layout_for,
 )
 from trimtab.cache import Features, Store, features
 from trimtab.dials import AdapterDial, Dial, LogitsDial, RewardDial
-from trimtab.dials.adapter import linear_modules
 from trimtab.dials.attach import PRESETS
-from trimtab.errors import DataError
+from trimtab.dials.linear import linear_modules
+from trimtab.errors import ConfigError, DataError
 from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
 from trimtab.fit.recipes import Method
-from trimtab.fit.run import planned, read_reference
+from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import DialTrainer, recomputing, train
+from trimtab.fit.training import HISTORY, arguments, planned
 from trimtab.objectives.heads import DPH, IAV, HeadReadout, head_readout
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.sites import Site
-from trimtab.states import Readings, Where, head_site, pair_up, read_tokens
+from trimtab.states import Readings, head_site, pair_up, read_tokens
 
 CHUNK = 1 << 26
 """Logits held at once, in entries; beyond, they are computed again in the backward pass."""
@@ -60,9 +63,7 @@ class HeadBatch:
     pair_chosen: Tensor  # P, 0..C-1
     pair_rejected: Tensor
     pair_ids: Tensor
-    token_row: Tensor  # C: the row of each answer
-    token_answer: Tensor  # C: 0..C-1 (as if an answer had one token)
-    items: tuple[str, ...]
+    items: tuple[str, ...]  # of each answer, for error messages
     live: Batch | None  # where the backbone runs
 
     def to(self, device: torch.device | str) -> HeadBatch:
@@ -76,21 +77,19 @@ def head_batch(encoded: Encoded, rows: Sequence[int], layout: Layout, live: bool
     answers: list[int] = []
     chosen: list[int] = []
     rejected: list[int] = []
-    of: list[int] = []
-    for number, index in enumerate(rows):
+    items: list[str] = []
+    for index in rows:
         row, first = encoded.rows[index], len(answers)
         answers += range(encoded.answer_offsets[index], encoded.answer_offsets[index + 1])
         chosen += [first + c for c, _ in row.pairs]
         rejected += [first + r for _, r in row.pairs]
-        of += [number] * len(row.answers)
+        items += [row.item] * len(row.answers)
     return HeadBatch(
         torch.tensor(answers),
         torch.tensor(chosen),
         torch.tensor(rejected),
         torch.tensor([i for index in rows for i in encoded.rows[index].pair_ids]),
-        torch.tensor(of),
-        torch.arange(len(answers)),
-        tuple(encoded.rows[index].item for index in rows),
+        tuple(items),
         collate(encoded, rows, layout) if live else None,
     )
 
@@ -100,13 +99,20 @@ class HeadTrainer(DialTrainer):
 
     def batch(self, indices: list[int]) -> dict[str, Any]:
         """The planned microbatch of an index."""
-        rows = self.schedule.microbatches[indices[0]]
+        (index,) = indices
+        rows = self.schedule.microbatches[index]
         live: bool = self.model.live  # type: ignore[union-attr,assignment]
-        return {"batch": head_batch(self.encoded, rows, self.layout, live)}
+        batch = head_batch(self.encoded, rows, self.layout, live)
+        return {"batch": batch, "step": index // self.schedule.per_step}
 
 
 class HeadModule(nn.Module):
     """The frozen model, a head that is trained, the objective between them: batch in, loss out."""
+
+    alpha = 1.0
+    """At which the dial is trained."""
+    spaces = None
+    """Heads are trained in none."""
 
     def __init__(self, model: nn.Module, dial: Dial, where: Where, sites: Sequence[Site]):
         super().__init__()
@@ -154,7 +160,7 @@ class IAVModule(HeadModule):
         flat = [a[0 if row.prompt else 1 :] for row in encoded.rows for a in row.answers]
         self.ids = [torch.tensor(a) for a in flat]
 
-    def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: HeadBatch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each pair of a batch, and metrics."""
         readout = self.readout(batch)
         return self.objective(readout[batch.pair_chosen], readout[batch.pair_rejected])
@@ -281,7 +287,7 @@ class DPHModule(HeadModule):
         self, model: nn.Module, dial: RewardDial, objective: DPH, encoded: Encoded, heads: Tensor
     ):
         super().__init__(model, dial, dial.where, dial.sites)
-        self.objective, self.spans, self.heads = objective, spans(encoded, dial.over), heads
+        self.objective, self.spans, self.heads = objective, answer_spans(encoded, dial.over), heads
         self.reference = Readings()
         self.vectors: Tensor | None = None
         # What is trained starts the same when a run is resumed, so that this need not be saved.
@@ -294,7 +300,7 @@ class DPHModule(HeadModule):
         """Whether the backbone runs."""
         return self.stored is None and self.vectors is None
 
-    def forward(self, batch: HeadBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: HeadBatch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each pair of a batch, and metrics."""
         c, r = batch.pair_chosen, batch.pair_rejected
         found = Readings()
@@ -362,8 +368,8 @@ def fit_head(
     out: Path | None,
     store: Store | None = None,
     progress: Progress = SILENT,
-) -> tuple[Dial, list[dict[str, Any]]]:
-    """Train an alignment or a preference head; the dial and its training curve.
+) -> tuple[Dial, dict[str, str | bytes]]:
+    """Train an alignment or a preference head; the dial, and the files that are saved beside it.
 
     Raises:
         CacheError: the feature store is damaged, or the disk has no room for it.
@@ -371,10 +377,17 @@ def fit_head(
     """
     recipe: Any = named.recipe
     settings = recipe.train
-    args, schedule = planned(settings, model, encoded, seed, work, out.name if out else named.name)
-    layout, device = layout_of(model), args.device
+    args = arguments(settings, model, seed, work, out.name if out else named.name)
+    device = args.device
     generator = torch.Generator().manual_seed(seed)
     live = recipe.dial.features == "live"
+    where: Where = "predicting"
+    if isinstance(recipe, DPHRecipe):
+        where = "all" if recipe.dial.over == "all" else "answer"
+    layout = layout_for(model, where)
+    if layout == "shared" and settings.activation_checkpointing:
+        layout = "packed"  # layers that run again would add to the prefix's keys again
+    schedule = planned(settings, encoded, seed, layout, args)
 
     def stored(module: HeadModule, part: Encoded = encoded) -> Features:
         with (
@@ -405,7 +418,7 @@ def fit_head(
         module = DPHModule(model, dial, recipe.objective, encoded, _heads(recipe, data))
         few = replace(encoded, rows=encoded.rows[:ENOUGH_ROWS]) if live else encoded
         states = stored(module, few)
-        dial.standardise(*moments(states, spans(few, dial.over)))
+        dial.standardise(*moments(states, answer_spans(few, dial.over)))
         if not live and not dial.learns_to_aggregate:
             module.vectors = aggregate_all(dial, states, module.spans).to(device)
         elif not live:
@@ -413,7 +426,7 @@ def fit_head(
         dial.to(device)
         if recipe.objective.logps:
             needs = Needs(logps=True, reference_logps=recipe.objective.weight_dpo != 0)
-            module.reference, _ = read_reference(model, encoded, needs, store, progress)
+            module.reference = read_reference(model, encoded, needs, store, progress).readings
         if not live and args.world_size == 1:
             schedule = _whole_steps(schedule)
             args.gradient_accumulation_steps = 1
@@ -442,7 +455,7 @@ def fit_head(
             "alpha": [min(strengths), max(strengths)],
             "kl on training answers, nats a token, by alpha": module.kl(encoded, layout),
         }
-    return dial, history
+    return dial, {HISTORY: "".join(json.dumps(record) + "\n" for record in history)}
 
 
 def cache_command(model: nn.Module, spec: str, sites: Sequence[Site], where: Where) -> str:
@@ -460,6 +473,8 @@ def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator
     options = {k: getattr(s, k) for k in (*names, "dropout", "heads")}
     adapter = None
     if s.adapter == "lora":
+        if s.lora.tuner != "lora":
+            raise ConfigError(f"dial.lora.tuner={s.lora.tuner}: a reward dial brings a LoRA alone")
         adapter = AdapterDial(
             linear_modules(model, s.lora.targets),
             rank=s.lora.rank,

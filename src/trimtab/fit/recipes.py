@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Any
 
 from trimtab.errors import ConfigError, near
-from trimtab.objectives import DPO, InnerDPO, Objective
-from trimtab.readout import Pool
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """The LoRA that a training recipe fits."""
-
-    rank: int = 16
-    """r: rank of each update."""
-    lora_alpha: float = 32
-    """Numerator of the scale lora_alpha / r."""
-    dropout: float = 0.0
-    """Probability of dropping an input in training."""
-    rslora: bool = False
-    """Scale by lora_alpha / sqrt(r)."""
-    targets: str = "all-linear"
-    """`all-linear`, or a regular expression searched in module paths."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a training recipe is optimised (AdamW)."""
-
-    pairs_per_step: int = 16
-    """Pairs of an optimizer step; the summed loss is divided by it, whatever the microbatches."""
-    epochs: float = 2.0
-    """Passes over the pairs."""
-    max_steps: int | None = None
-    """Upper limit of optimizer steps."""
-    learning_rate: float = 5e-4
-    """Peak learning rate."""
-    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """The learning rate after warm-up."""
-    warmup: float = 0.1
-    """Share of the steps over which the rate rises."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """The gradient's norm is clipped to this."""
-    microbatch_tokens: int = 2048
-    """Padded positions of a microbatch: memory grows with it, the gradient stays the same."""
-    checkpoint_seconds: float = 60.0
-    """A checkpoint is written when this long has passed since the last."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    report_to: Literal["none", "wandb", "tensorboard", "trackio", "all"] = "none"
-    """Who is told of every step. TensorBoard's files lie in `tensorboard/` beside the dial."""
-
-    def __post_init__(self) -> None:
-        for name in ("pairs_per_step", "epochs", "learning_rate", "microbatch_tokens", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"train.{name} is {value}; expected a number above 0")
-        for name in ("scheduler", "report_to"):
-            value, known = getattr(self, name), get_args(get_type_hints(TrainSettings)[name])
-            if value not in known:
-                raise ConfigError(f"train.{name} is {value!r}; expected one of {', '.join(known)}")
-        if self.report_to not in ("none", "all") and not importlib.util.find_spec(self.report_to):
-            raise ConfigError(
-                f"train.report_to={self.report_to}: install it (pip install {self.report_to})"
-            )
+from trimtab.fit.settings import (
+    AdapterSettings,
+    ProjectionSettings,
+    SpaceSettings,
+    TrainSettings,
+    check_space,
+    no_effect,
+)
+from trimtab.fit.steering import PUBLISHED, STEERING, SteeringRecipe, published
+from trimtab.objectives import DPO, IPO, MSE, ORPO, InnerDPO, Objective, PrefVec, Rank, SimPO
 
 
 @dataclass(frozen=True)
@@ -92,28 +39,81 @@ class DPORecipe(TrainingRecipe):
 
 
 @dataclass(frozen=True)
-class InnerDPORecipe(TrainingRecipe):
+class IPORecipe(TrainingRecipe):
+    """Identity preference optimization of a LoRA adapter."""
+
+    objective: IPO = field(default_factory=IPO)
+    """The loss on log-probs."""
+
+
+@dataclass(frozen=True)
+class SimPORecipe(TrainingRecipe):
+    """Simple preference optimization of a LoRA adapter, without a reference."""
+
+    objective: SimPO = field(default_factory=SimPO)
+    """The loss on log-probs."""
+
+
+@dataclass(frozen=True)
+class ORPORecipe(TrainingRecipe):
+    """Odds ratio preference optimization of a LoRA adapter, without a reference."""
+
+    objective: ORPO = field(default_factory=ORPO)
+    """The loss on log-probs."""
+
+
+@dataclass(frozen=True)
+class ProjectionRecipe(DPORecipe):
+    """DPO whose gradient is kept to the reference's preference direction."""
+
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+    """What of the gradient is let through."""
+
+
+@dataclass(frozen=True)
+class InnerRecipe(TrainingRecipe):
+    """A method that trains an adapter on hidden states, compared in a space."""
+
+    space: SpaceSettings = field(default_factory=SpaceSettings)
+    """Where states are compared."""
+
+    def __post_init__(self) -> None:
+        check_space(self.space.kind, self.objective)
+
+
+@dataclass(frozen=True)
+class MSERecipe(InnerRecipe):
+    """Rejected states drawn to the reference's chosen ones."""
+
+    objective: MSE = field(default_factory=MSE)
+    """The loss on hidden states."""
+
+
+@dataclass(frozen=True)
+class PrefVecRecipe(InnerRecipe):
+    """States separated along the reference's preference direction, within a trust region."""
+
+    objective: PrefVec = field(default_factory=PrefVec)
+    """The loss on hidden states."""
+
+
+@dataclass(frozen=True)
+class RankRecipe(InnerRecipe):
+    """Rankings of hidden units: the rejected states' drawn to those of the reference's chosen."""
+
+    objective: Rank = field(default_factory=Rank)
+    """The loss on hidden states."""
+
+
+@dataclass(frozen=True)
+class InnerDPORecipe(InnerRecipe):
     """Hidden states of a LoRA adapter's model, pulled apart along the reference's preference."""
 
     objective: InnerDPO = field(default_factory=InnerDPO)
     """The loss on hidden states, with an outer DPO term."""
 
 
-@dataclass(frozen=True)
-class DirectionRecipe:
-    """A vector in closed form: one pass over the pairs, no training."""
-
-    estimator: Literal["mean", "pca"] = "mean"
-    """Mean of the differences, or their first principal component."""
-    sites: str = "0.5"
-    """Where the vector is read and added: one block in the middle, or several (see sites)."""
-    pool: Pool = "completion"
-    """Which answer positions are averaged."""
-    centred: bool = False
-    """For pca: remove the mean difference first (repeng's `pca_diff`)."""
-
-
-Recipe = TrainingRecipe | DirectionRecipe
+Recipe = TrainingRecipe | SteeringRecipe
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,84 @@ class Method:
 
     @property
     def trained(self) -> bool:
-        """Whether it has a seed; closed-form methods run once."""
+        """Whether it takes training steps."""
         return isinstance(self.recipe, TrainingRecipe)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it depends on a seed; methods that do not run once."""
+        return self.trained or getattr(self.recipe, "estimator", None) == "random"
+
+    @property
+    def equivalent(self) -> str | None:
+        """The method whose dial this one's provably is, where there is one: another name for it, or
+        a space that cannot change what is trained."""
+        if self.name == "innerdpo":
+            return "hs-none-innerdpo"
+        if isinstance(self.recipe, InnerRecipe) and no_effect(
+            self.recipe.space.kind, self.recipe.objective
+        ):
+            return f"hs-none-{self.name.rpartition('-')[2]}"
+        return None
+
+    def varies(self, recipe: Recipe) -> bool:
+        """Whether a recipe of the same type is this one with other settings: what a method is named
+        for is the same."""
+        return _named_for(self.recipe) == _named_for(recipe)
+
+
+def _named_for(recipe: Recipe) -> tuple[Any, ...]:
+    if isinstance(recipe, SteeringRecipe):
+        return (recipe.estimator,)
+    if isinstance(recipe, InnerRecipe):
+        return (recipe.space.kind, ":" in str(recipe.objective.sites))  # type: ignore[attr-defined]
+    return (recipe.projection.of,) if isinstance(recipe, ProjectionRecipe) else ()
+
+
+LORA = "LoRA on all linear layers"
+INNER = {
+    "mse": (MSERecipe, MSE, "rejected states drawn to the reference's chosen ones"),
+    "prefvec": (
+        PrefVecRecipe,
+        PrefVec,
+        "states apart along the reference's direction, as far as a trust region",
+    ),
+    "rank": (RankRecipe, Rank, "the rejected states' ranking of units drawn to the chosen ones'"),
+    "innerdpo": (
+        InnerDPORecipe,
+        InnerDPO,
+        "hidden states apart along the reference's preference direction, plus DPO",
+    ),
+}
+"""Recipe, objective and description of each loss on hidden states."""
+SPACES = {
+    "none": "",
+    "svd": "without the top directions of embedding and unembedding",
+    "ortho": "after a trained orthogonal map",
+    "hra": "after trained Householder reflections",
+    "ether": "after a trained blockwise reflection",
+    "etherplus": "after a trained blockwise map that may stretch",
+    "suppressed": "in the span of the tokens that the reference suppresses",
+}
+SIDE = "(o_proj|down_proj)$:in@0.3..0.9"
+"""Where the published "side" variants read: what attention and MLP hand to their last projection."""
+
+
+def _inner_methods() -> list[Method]:
+    """Every loss on hidden states in every space, and at the sites on the side."""
+    found = []
+    for name, (recipe, objective, what) in INNER.items():
+        for kind, where in SPACES.items():
+            made: Any = recipe(space=SpaceSettings(kind=kind))  # type: ignore[arg-type]
+            text = f"{what}, compared {where}" if where else what
+            found.append(Method(f"hs-{kind}-{name}", made, LORA, text))
+        side: Any = recipe(objective=objective(sites=SIDE))  # type: ignore[arg-type]
+        found.append(
+            Method(
+                f"side-none-{name}", side, LORA, f"{what}, at the inputs of o_proj and down_proj"
+            )
+        )
+    return found
 
 
 METHODS: dict[str, Method] = {
@@ -139,40 +215,47 @@ METHODS: dict[str, Method] = {
         Method(
             "dpo",
             DPORecipe(),
-            "LoRA on all linear layers",
+            LORA,
             "direct preference optimization of log-probs: the baseline",
         ),
+        Method("ipo", IPORecipe(), LORA, "log-ratios drawn to a margin instead of to infinity"),
+        Method("simpo", SimPORecipe(), LORA, "mean log-probs apart by a margin, no reference"),
+        Method("orpo", ORPORecipe(), LORA, "likelihood of the chosen answer plus an odds ratio"),
         Method(
-            "innerdpo",
-            InnerDPORecipe(),
-            "LoRA on all linear layers",
-            "hidden states apart along the reference's preference direction, plus DPO",
+            "projgrad",
+            ProjectionRecipe(),
+            LORA,
+            "DPO, the weights' gradient kept to the reference's preference direction",
         ),
         Method(
-            "mean",
-            DirectionRecipe(),
-            "vector at the middle block",
-            "mean difference of hidden states, no training",
+            "projbp",
+            ProjectionRecipe(projection=ProjectionSettings(of="signal")),
+            LORA,
+            "DPO, the backpropagated signal kept to the reference's preference direction",
         ),
-        Method(
-            "pca",
-            DirectionRecipe(estimator="pca"),
-            "vector at the middle block",
-            "first principal component of the differences, no training",
-        ),
+        Method("innerdpo", InnerDPORecipe(), LORA, INNER["innerdpo"][2]),
+        *_inner_methods(),
     )
 }
+METHODS |= {name: Method(name, *given) for name, given in STEERING.items()}
 
 
 def method(name: str) -> Method:
-    """The method of that name. Raises ConfigError with the near names."""
+    """The method of that name, published names among them. Raises ConfigError with the near names."""
+    if (given := published(name)) is not None:
+        return Method(name, *given)
     if name not in METHODS:
         raise ConfigError(
-            f"unknown method {name!r}{near(name, METHODS)} (known: {', '.join(METHODS)})"
+            f"unknown method {name!r}{near(name, [*METHODS, *PUBLISHED])} "
+            f"(known: {', '.join(METHODS)})"
         )
     return METHODS[name]
 
 
-from trimtab.fit.head_recipes import HEADS  # noqa: E402 (it builds on what stands above)
+from trimtab.fit.rotation import CONTRASTIVE_METHODS  # noqa: E402 (it builds on the above)
+
+METHODS |= CONTRASTIVE_METHODS
+
+from trimtab.fit.head_recipes import HEADS  # noqa: E402 (it builds on the above)
 
 METHODS |= HEADS

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,41 +16,31 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, PromptStyle, Schedule, encode, layout_of, plan_training
-from trimtab.cache import Store, reference
-from trimtab.dials import AdapterDial, Dial, DialInfo
-from trimtab.dials.adapter import linear_modules
+from trimtab.batching import Contrast, PromptStyle, encode
+from trimtab.cache import Store
+from trimtab.dials import Dial, DialInfo
+from trimtab.dials.attach import check_bare
 from trimtab.errors import ConfigError, TrainingError
-from trimtab.fit.closed_form import fit_direction, pair_answers
-from trimtab.fit.estimate import estimate_training
+from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
 from trimtab.fit.recipes import (
-    DirectionRecipe,
+    METHODS,
     Method,
     Recipe,
-    TrainingRecipe,
-    TrainSettings,
     method,
 )
-from trimtab.objectives import InnerDPO
+from trimtab.fit.rotation import QUICK_PAIRS
+from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
+from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.readout import Needs
-from trimtab.sites import Site, parse_sites
-from trimtab.states import Readings, depth
-
-HISTORY = "training.jsonl"
-ALONG_BYTES = 1 << 28
-"""States are read along with log-probs up to this size."""
-FLOOR_QUANTILE = 0.1
-"""Differences shorter than this share of the data set's are not divided by (InnerPO's floor)."""
 
 
 def fit(
-    recipe: str | Recipe,
+    recipe: str | Recipe | Method,
     model: nn.Module,
     tokenizer: Any,
-    pairs: PairSet | str,
+    pairs: PairSet | Contrast | str,
     *,
     out: str | Path | None = None,
     seed: int = 0,
@@ -66,8 +55,9 @@ def fit(
     """Make a dial for a model from preference pairs.
 
     Args:
-        recipe: a method's name (`dpo`, `innerdpo`, `mean`, `pca`), or a recipe with other settings.
-        pairs: a pair set, or the spec string of one.
+        recipe: a method's name (`trimtab methods` lists them), a method, or a recipe with other
+            settings.
+        pairs: a pair set, the spec string of one, or, for methods without training, a contrast.
         out: folder to save the dial in; what a run needs to be resumed lies beside it, under the
             same name with a dot before and `.training` behind it, until the dial is saved.
         seed: initialisation, data order and dropout; closed-form methods have none.
@@ -85,7 +75,10 @@ def fit(
         TrainingError: the loss is not finite, or no checkpoint can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
-    named = method(recipe) if isinstance(recipe, str) else _method_of(recipe)
+    named = _named(recipe)
+    if getattr(named.recipe, "quick", False):
+        limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     source = models.source_of(model)
     info = DialInfo(
@@ -93,7 +86,7 @@ def fit(
         base_model=source.name,
         base_digest=source.digest,
         data={data.name: data.digest},
-        seed=seed if named.trained else None,
+        seed=seed if named.seeded else None,
         config={
             **_plain(named.recipe),
             "limit": limit,
@@ -111,183 +104,49 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+    steering = isinstance(named.recipe, SteeringRecipe)
+    if steering:
+        encoded = encode_poles(
+            named.recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
+        )
+    elif isinstance(data, Contrast):
+        raise ConfigError(
+            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
+        )
+    else:
+        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
     if encoded.dropped_pairs:
         progress.say(
             f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
             "dropped"
         )
-    history: list[dict[str, Any]] = []
-    train_dial = _fit_adapter
+    extra: dict[str, str | bytes] = {}
+    train_dial = fit_adapter
     if isinstance(named.recipe, HeadRecipe):
         from trimtab.fit.heads import fit_head
 
         train_dial = partial(fit_head, data)
-    if isinstance(named.recipe, DirectionRecipe):
-        dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
+    if steering:
+        dial: Dial = fit_direction(
+            named.recipe, model, encoded, seed=seed, store=store, progress=progress
+        )
     elif folder is not None:
-        dial, history = train_dial(
+        dial, extra = train_dial(
             named, model, encoded, seed, _work(folder), folder, store, progress
         )
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            dial, history = train_dial(
+            dial, extra = train_dial(
                 named, model, encoded, seed, Path(temporary), None, store, progress
             )
     dial.info = dataclasses.replace(info, measured=dial.info.measured)
     dial.eval()
     if folder is not None:
         if _main_process():
-            _publish(dial, folder, history)
+            _publish(dial, folder, extra)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
-
-
-def _fit_adapter(
-    named: Method,
-    model: nn.Module,
-    encoded: Encoded,
-    seed: int,
-    work: Path,
-    out: Path | None,
-    store: Store | None,
-    progress: Progress,
-) -> tuple[Dial, list[dict[str, Any]]]:
-    from trimtab.fit.trainer import FitModule, recomputing, train
-
-    recipe = named.recipe
-    assert isinstance(recipe, TrainingRecipe)
-    settings = recipe.train
-    count = models.n_layers(model)
-    needs = recipe.objective.needs(count)
-    args, schedule = planned(settings, model, encoded, seed, work, out.name if out else named.name)
-    layout = layout_of(model)
-    blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
-    if blocks is not None and len(blocks) < count:
-        progress.say(
-            f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
-        )
-    dial = AdapterDial(
-        linear_modules(model, recipe.dial.targets, blocks),
-        rank=recipe.dial.rank,
-        lora_alpha=recipe.dial.lora_alpha,
-        dropout=recipe.dial.dropout,
-        rslora=recipe.dial.rslora,
-        generator=torch.Generator().manual_seed(seed),
-    ).to(args.device)
-    progress.say(
-        f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
-        f"of {schedule.pairs_per_step} pairs, "
-        f"{sum(p.numel() for p in dial.parameters()):,} parameters; "
-        f"{estimate_training(model, needs, encoded, schedule, layout)}"
-    )
-    with args.main_process_first(local=False, desc="reading the reference"):
-        before, floor = read_reference(model, encoded, needs, store, progress)
-    module = FitModule(model, dial, recipe.objective, needs, before, floor)
-    with recomputing(model) if settings.activation_checkpointing else nullcontext():
-        history = train(
-            module,
-            encoded,
-            schedule,
-            args,
-            layout=layout,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            progress=progress,
-            label=f"training {named.name}",
-            board=out.parent / "tensorboard" / out.name if out else None,
-        )
-    return dial, history
-
-
-def planned(
-    settings: TrainSettings, model: nn.Module, encoded: Encoded, seed: int, work: Path, name: str
-) -> tuple[Any, Schedule]:
-    """The Trainer's arguments and the run's microbatches; the model goes to the run's device."""
-    from transformers import TrainingArguments
-
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=1,
-        max_steps=1,  # set below, once the number of processes is known
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=10**9,  # by the clock instead, see Watch
-        save_total_limit=2,
-        report_to=settings.report_to,
-        run_name=name,
-        seed=seed,
-        remove_unused_columns=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
-    model.to(args.device)
-    layout = layout_of(model)
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=settings.pairs_per_step,
-        epochs=settings.epochs,
-        seed=seed,
-        budget=settings.microbatch_tokens,
-        layout=layout,
-        multiple_of=args.world_size,
-        max_steps=settings.max_steps,
-    )
-    args.max_steps = schedule.steps
-    args.gradient_accumulation_steps = schedule.per_step // args.world_size
-    args.warmup_steps = round(settings.warmup * schedule.steps)
-    return args, schedule
-
-
-def read_reference(
-    model: nn.Module,
-    encoded: Encoded,
-    needs: Needs,
-    store: Store | None,
-    progress: Progress = SILENT,
-) -> tuple[Readings, dict[Site, float]]:
-    """What an objective needs of the reference, from the store where it has been read before, and
-    the floor of each site's difference length.
-
-    Always read in batches of the same size: the microbatches of a run, which memory decides, must
-    not reach its result through what it leaves in the store."""
-    sites = needs.sites if needs.reference_states else ()
-    if not (needs.reference_logps or sites):
-        return Readings(), {}
-    extra = () if sites or not needs.reference_logps else _along(model, encoded)
-    with progress.bar("reading the reference", encoded.n_answers, "answers") as update:
-        found = reference(
-            model,
-            encoded,
-            logps=needs.reference_logps,
-            sites=(*sites, *extra),
-            pool=needs.pool,
-            token_map=needs.token_map,
-            store=store,
-            progress=update,
-        )
-    found.states = {site: found.states[site] for site in sites}
-    chosen, rejected = pair_answers(encoded)
-    floor = {
-        site: torch.quantile((h[chosen] - h[rejected]).norm(dim=-1), FLOOR_QUANTILE).item()
-        for site, h in found.states.items()
-    }
-    return found, floor
-
-
-def _along(model: nn.Module, encoded: Encoded) -> tuple[Site, ...]:
-    """Sites read along with log-probs, which run every block anyway: where other methods read by
-    default, so that the next one on this data finds them in the store. None where they are large."""
-    sites = parse_sites(InnerDPO.sites, models.n_layers(model))
-    size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
-    return sites if size <= ALONG_BYTES else ()
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -341,12 +200,11 @@ def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
         raise TrainingError(f"{work}: cannot be written ({error})") from error
 
 
-def _publish(dial: Dial, folder: Path, history: list[dict[str, Any]]) -> None:
+def _publish(dial: Dial, folder: Path, extra: dict[str, str | bytes]) -> None:
     """Save the dial within the work folder, move it to its place, drop all else. Stopped at any
     moment, it leaves nothing that the next run would not go on from or clear away."""
     work = _work(folder)
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    saved = dial.save_pretrained(work / "dial", extra={HISTORY: lines} if history else {})
+    saved = dial.save_pretrained(work / "dial", extra)
     try:
         if folder.exists():
             shutil.rmtree(work / "old", ignore_errors=True)
@@ -374,18 +232,19 @@ def _main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _method_of(recipe: Recipe) -> Method:
-    """A recipe with other settings, under the name of the method it varies."""
-    from trimtab.fit.recipes import METHODS
-
-    for known in METHODS.values():
-        estimator = getattr(recipe, "estimator", None)
-        if (
-            type(known.recipe) is type(recipe)
-            and getattr(known.recipe, "estimator", None) == estimator
-        ):
-            return dataclasses.replace(known, recipe=recipe)
-    raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
+def _named(recipe: str | Recipe | Method) -> Method:
+    """The method of a name; a recipe with other settings gets that of the method it varies."""
+    if isinstance(recipe, str):
+        return method(recipe)
+    if isinstance(recipe, Method):
+        return recipe
+    if name := next((n for n, same in PUBLISHED.items() if same == recipe), None):
+        return method(name)
+    like = [m for m in METHODS.values() if type(m.recipe) is type(recipe)]
+    if not like:
+        raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
+    same = [m for m in like if m.varies(recipe)] or like
+    return dataclasses.replace(same[0], recipe=recipe)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

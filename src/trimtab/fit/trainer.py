@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,8 +25,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, Schedule, collate
-from trimtab.dials import Dial
+from trimtab.dials import Alpha, Dial
+from trimtab.dials.attach import paused
 from trimtab.errors import ConfigError, TrainingError
+from trimtab.fit.projection import Projection
+from trimtab.fit.reference import Reference, is_tokenwise
+from trimtab.fit.spaces import Spaces
 from trimtab.objectives import Objective
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
@@ -34,6 +38,8 @@ from trimtab.sites import Site
 from trimtab.states import Readings, pair_up, read
 
 WEIGHTS = "dial.safetensors"
+SPACE = "space:"
+"""Before the names of a space's weights in a checkpoint."""
 STATE = "trainer_state.json"
 OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 
@@ -41,18 +47,24 @@ OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 class FitModule(nn.Module):
     """The frozen model, the dial that is trained, the objective between them: batch in, loss out."""
 
+    alpha: Alpha = 1.0
+    """At which the dial is trained."""
+
+    alpha: Alpha = 1.0
+    """At which the dial is trained."""
+
     def __init__(
         self,
         model: nn.Module,
         dial: Dial,
         objective: Objective,
         needs: Needs,
-        reference: Readings,
-        floor: dict[Site, float],
+        reference: Reference,
+        spaces: Spaces | None = None,
     ):
         super().__init__()
         self.model, self.dial, self.objective, self.needs = model, dial, objective, needs
-        self.reference, self.floor = reference, floor
+        self.reference, self.spaces = reference, spaces
         model.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FitModule:
@@ -62,25 +74,67 @@ class FitModule(nn.Module):
         self.model.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each pair of a batch, and metrics."""
-        needs = self.needs
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each pair of a batch of an optimizer step, and metrics."""
+        needs, spaces = self.needs, self.spaces
+        inside = spaces.items() if spaces is not None and is_tokenwise(needs, spaces) else None
+        live = self._live(batch, inside)
         policy = read(
             self.model,
             batch,
             logps=needs.logps,
             sites=needs.sites,
             pool=needs.pool,
+            sinks=needs.sinks,
             token_map=needs.token_map,
+            spaces=inside,
+            confidence=needs.confidence,
+            against=live.logits if live else None,
         )
+        before = self._stored(batch)
+        delta = {s: d.to(batch.input_ids.device) for s, d in self.reference.delta(step).items()}
+        if live is not None and inside:
+            before.states = live.states
+        elif spaces is not None:
+            policy.states = spaces(policy.states)
+            with torch.no_grad():
+                before.states, delta = spaces(before.states), spaces(delta)
+        direction = {site: nn.functional.normalize(d, dim=-1) for site, d in delta.items()}
+        loss, metrics = self.objective(
+            pair_up(policy, batch), pair_up(before, batch, self.reference.floor, direction)
+        )
+        if spaces is not None and (penalty := spaces.penalty()) is not None:
+            loss = loss + penalty
+            metrics["stretch"] = penalty.detach().expand(len(loss))
+        return loss, metrics
+
+    def _live(self, batch: Batch, inside: dict[Site, Any] | None) -> Readings | None:
+        """What has to be read of the reference at every step: its logits, and its tokens' states
+        in a space that is being trained."""
+        if not self.needs.kl and inside is None:
+            return None
+        with paused():
+            return read(
+                self.model,
+                batch,
+                logps=self.needs.kl,
+                sites=self.needs.sites if inside else (),
+                pool=self.needs.pool,
+                sinks=self.needs.sinks,
+                token_map=self.needs.token_map,
+                spaces=inside,
+                keep_logits=self.needs.kl,
+            )
+
+    def _stored(self, batch: Batch) -> Readings:
+        """The reference's readings of a batch's answers."""
         at = batch.answer_ids.cpu()
-        ref, device = self.reference, batch.input_ids.device
-        before = Readings(
+        ref, device = self.reference.readings, batch.input_ids.device
+        return Readings(
             logps=None if ref.logps is None else ref.logps[at].to(device),
             tokens=None if ref.tokens is None else ref.tokens[at].to(device),
             states={s: h[at].to(device) for s, h in ref.states.items()},
         )
-        return self.objective(pair_up(policy, batch), pair_up(before, batch, self.floor))
 
 
 @contextmanager
@@ -136,23 +190,26 @@ class DialTrainer(Trainer):
         # True for causal LMs, and then a custom loss under accumulation is not divided: off.
         self.model_accepts_loss_kwargs = False
 
-    def batch(self, indices: list[int]) -> dict[str, Batch]:
-        """The planned microbatch of an index."""
-        return {"batch": collate(self.encoded, self.schedule.microbatches[indices[0]], self.layout)}
+    def batch(self, indices: list[int]) -> dict[str, Any]:
+        """The planned microbatch of an index, and the step that it belongs to."""
+        (index,) = indices
+        rows = self.schedule.microbatches[index]
+        return {
+            "batch": collate(self.encoded, rows, self.layout),
+            "step": index // self.schedule.per_step,
+        }
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Batch], *_: Any, **__: Any
-    ) -> Tensor:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """Scaled loss of a microbatch. Raises TrainingError where it is not finite."""
         batch = inputs["batch"].to(self.args.device)
-        loss, metrics = model(batch)
+        loss, metrics = model(batch, inputs["step"])
         if not torch.isfinite(loss).all():
             first = int((~torch.isfinite(loss)).nonzero()[0, 0])
-            row = int(batch.token_row[batch.token_answer == batch.pair_chosen[first]][0])
-            self._refuse(f"the loss is {loss[first].item()}", f"item {batch.items[row]}")
+            item = batch.items[int(batch.pair_chosen[first])]
+            self._refuse(f"the loss is {loss[first].item()}", f"item {item}")
         for name, values in {"loss": loss, **metrics}.items():
             self.values.setdefault(name, []).append(values.detach().float())
         # DDP averages over processes, the Trainer divides by accumulation steps: undo both.
@@ -165,7 +222,7 @@ class DialTrainer(Trainer):
         """Forward and backward of a microbatch. Raises TrainingError where a gradient is not
         finite: a step with it would spoil the weights, and a checkpoint keep them."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        gradients = [p.grad for p in self.model.dial.parameters() if p.grad is not None]  # type: ignore[union-attr]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]  # type: ignore[union-attr]
         if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             items = dict.fromkeys(inputs["batch"].items)
             self._refuse("a gradient is not finite", f"items {', '.join(items)}")
@@ -189,6 +246,18 @@ class DialTrainer(Trainer):
             self.values.clear()
         super().log(logs, *args, **kwargs)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's own, with the parameters of spaces in a group of theirs."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        spaces: Spaces | None = self.model.spaces  # type: ignore[union-attr,assignment]
+        mine = list(spaces.parameters()) if spaces is not None else []
+        if spaces is not None and mine:
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if not any(p is q for q in mine)]
+            rate = spaces.settings.learning_rate or self.args.learning_rate
+            optimizer.add_param_group({"params": mine, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
     # ---- checkpoints ----
 
     def _save(
@@ -196,13 +265,19 @@ class DialTrainer(Trainer):
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_weights(self.model.dial), folder / WEIGHTS)  # type: ignore[union-attr,arg-type]
+        weights = _weights(self.model.dial)  # type: ignore[union-attr,arg-type]
+        if self.model.spaces is not None:  # type: ignore[union-attr]
+            weights |= {SPACE + k: v for k, v in _weights(self.model.spaces).items()}  # type: ignore[union-attr,arg-type]
+        save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        spaces = {k.removeprefix(SPACE): weights.pop(k) for k in [*weights] if k.startswith(SPACE)}
         self.model.dial.load_state_dict(weights)  # type: ignore[union-attr,operator]
+        if spaces:
+            self.model.spaces.load_state_dict(spaces)  # type: ignore[union-attr,operator]
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(self.writing or self.args.output_dir)
@@ -311,14 +386,16 @@ def train(
     progress: Progress = SILENT,
     label: str = "training",
     board: Path | None = None,
-    kind: type[DialTrainer] = DialTrainer,
+    projection: Projection | None = None,
+    kind: type[DialTrainer] | None = None,
 ) -> list[dict[str, float]]:
     """Train `module.dial` to the end of the schedule, going on from the newest complete checkpoint
     in `args.output_dir`.
 
     Args:
         board: TensorBoard's folder, where it reports (`args.output_dir` does not outlive the run).
-        kind: what makes the microbatches.
+        projection: what of the gradients is let through.
+        kind: what makes the microbatches, where it is not `DialTrainer`.
 
     Returns:
         A record a step: `step`, `loss` (mean a pair), `grad_norm`, `learning_rate`, and metrics.
@@ -327,7 +404,7 @@ def train(
         TrainingError: a loss or gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C, after the step in hand was finished and a checkpoint written.
     """
-    trainer = kind(module, args, schedule, encoded, layout)
+    trainer = (kind or DialTrainer)(module, args, schedule, encoded, layout)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -335,13 +412,16 @@ def train(
             callback.logging_dir = str(board or "runs")
     watch = Watch(checkpoint_seconds, progress)
     trainer.add_callback(watch)
+    if projection is not None:
+        trainer.add_callback(projection)
     done = checkpoints(Path(str(args.output_dir)), args.world_size)
     if done:
         progress.say(f"going on from {done[-1].name} of {schedule.steps} steps")
     # The dial stays attached through every forward and backward, as activation checkpointing needs.
     with (
         watch.watching(label, schedule.steps),
-        module.dial(module.model, 1.0, training=True, force=True),
+        module.dial(module.model, module.alpha, training=True, force=True),
+        nullcontext() if projection is None else projection.attached(module.model),
     ):
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     if watch.interrupted:

@@ -54,3 +54,17 @@ def check_disjoint(train: PairSet, others: Mapping[str, PairSet]) -> None:
             f"({len(shared)} pairs) with the training data ({train.name}); for example the prompt "
             f"{shown(prompt)} with the answer {shown(answer)} at {shared[0].source}"
         )
+
+
+def unseen(train: PairSet, split: PairSet) -> PairSet:
+    """A split without the items of which training holds an answer to the same prompt; what was left
+    out is counted among its `left_out`."""
+    seen = {key for pair in train for key in answered(pair)}
+    shared = {pair.item for pair in split if not seen.isdisjoint(answered(pair))}
+    kept = [pair for pair in split if pair.item not in shared]
+    if not shared:
+        return split
+    if not kept:
+        raise DataError(f"{split.name}: every item is in the training data ({train.name})")
+    counts = {**split.left_out, "pairs of items that training holds, too,": len(split) - len(kept)}
+    return PairSet(kept, split.name, counts)

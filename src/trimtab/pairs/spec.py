@@ -6,7 +6,10 @@
     hh:harmless-base/test[:1500]      HH-RLHF dialogues
     choices:ARC-Easy/train            multiple choice: one pair a wrong choice
     facts:train                       the embedded data set: train, dev, test, oos, rnd
-    jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them
+    personas:honesty                  personas in contrast, to read a direction from
+    traits:honesty/test               questions to measure it on: test, dev
+    jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them, or
+                                                     positive/negative(/suffix)
     hub:ID/SPLIT  hub:ID:CONFIG/SPLIT                the same, from the Hugging Face Hub
 
 A path that ends in .jsonl, .jsonl.gz, .json, .csv or .parquet is a spec too.
@@ -29,6 +32,7 @@ from .files import Source, is_empty
 from .genies import read_genies
 from .hh import read_hh
 from .pair import Pair, PairSet
+from .personas import read_personas, read_traits
 from .trl import from_rows, numbered, read_csv, read_hub, read_json, read_jsonl, read_parquet
 
 READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
@@ -37,6 +41,8 @@ READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "hh": read_hh,
     "choices": read_choices,
     "facts": read_facts,
+    "personas": read_personas,
+    "traits": read_traits,
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,

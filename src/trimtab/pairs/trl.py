@@ -3,6 +3,9 @@
 The prompt may be implicit (both answers begin with it). Two optional columns are ours: `item`, the
 name that pairs of one multi-response item share, and `concept`. These are the user's own files, so
 an empty answer or one that equals the other is an error at its line, never left out in silence.
+
+Contrasts come the same way: `positive` and `negative`, whole sequences without a prompt, or what the
+user asks where there is a `suffix`, the beginning of the answer that both go on with.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from .files import (
     text_of,
 )
 from .pair import Messages, Pair, Text
+from .personas import contrast_row
 
 
 def read_jsonl(name: str, root: Path | None, option: str | None) -> Source:
@@ -95,6 +99,9 @@ def from_rows(rows: Iterable[tuple[str, object]]) -> Source:
 
 def to_pair(row: Mapping[str, object], where: str, number: int) -> Pair:
     """One row as a pair; `number` names the item where the prompt is empty."""
+    if "positive" in row and "chosen" not in row:
+        negative = column(row, "negative", where)
+        return contrast_row(row["positive"], negative, row.get("suffix"), where)
     chosen = answer(column(row, "chosen", where), "chosen", where)
     rejected = answer(column(row, "rejected", where), "rejected", where)
     if isinstance(chosen, str) != isinstance(rejected, str):

@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from trimtab.report import wording
 from trimtab.report.results import (
+    ALPHA_1,
     BASE,
     DOSE,
     EQUAL_KL,
@@ -228,6 +229,41 @@ def gain(results: Results) -> list[Panel]:
     return panels
 
 
+def shifts(studies: Sequence[Results]) -> list[Panel]:
+    """A panel a model and method: its gain over the baseline on every shift, at alpha 1.
+
+    Rows are splits of suites, in order. A filled marker is a verdict, a hollow one "cannot tell";
+    the grey bar spans what could not have been seen.
+    """
+    rows = [(r, c) for r in studies for c in r.at(ALPHA_1) if math.isfinite(c.difference)]
+    if not rows:
+        return []
+    baseline = wording.label(rows[0][1].baseline)
+    limits = _limits([100 * x for _, c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5)
+    panels = []
+    for model in dict.fromkeys(r.study.model for r, _ in rows):
+        here = [(r, c) for r, c in rows if r.study.model == model]
+        many = len({r.study.model for r in studies}) > 1
+        names = list(dict.fromkeys(wording.shift(r.study.suite, c.split) for r, c in here))
+        for method in dict.fromkeys(c.method for _, c in here):
+            mine = [(r, c) for r, c in here if c.method == method]
+            note = wording.model(model) if many else f"against {baseline}"
+            look = {"width": 400, "most": 27}
+            with _rows(names, limits, 24, wording.label(method), note, **look) as (figure, ax):
+                ax.axvline(0, color=MUTED, lw=1)
+                for r, c in mine:
+                    y = names.index(wording.shift(r.study.suite, c.split))
+                    if math.isfinite(c.mde):
+                        size = {"left": -100 * c.mde, "height": 0.4, "color": GRID}
+                        ax.barh(y, 200 * c.mde, zorder=0.5, **size)
+                    _whisker(ax, r, method, 100 * c.ci_low, 100 * c.ci_high, y)
+                    _dot(ax, r, method, 100 * c.difference, y, size=6.5, hollow=not c.told)
+                ax.set_xlabel(f"points above {baseline}")
+            title = f"Gain of {wording.label(method)} over {baseline} on each shift"
+            panels.append(_panel(figure, title, f"shift-{len(panels)}"))
+    return panels
+
+
 def dose(results: Results) -> list[Panel]:
     """Margin and accuracy over alpha with their intervals; beside them KL and the rise in NLL."""
     panels = []
@@ -357,11 +393,14 @@ def _rows(
     pitch: int,
     title: str,
     note: str,
+    *,
+    width: int = 340,
+    most: int = 19,
 ) -> Iterator[tuple[Figure, Axes]]:
-    """A panel with one row a method, named at the left, and a common x axis."""
-    width, top, bottom = 340, 36, 42
-    names = [_short(wording.label(m)) for m in methods]
-    left = min(150, 20 + round(7 * max(len(name) for name in names)))
+    """A panel with one row a method (or a shift), named at the left, and a common x axis."""
+    top, bottom = 36, 42
+    names = [_short(wording.label(m), most) for m in methods]
+    left = min(17 + 7 * most, 20 + round(7 * max(len(name) for name in names)))
     height = top + pitch * len(methods) + bottom
     with _figure(width, height) as figure:
         inside = (width - left - 14) / width, pitch * len(methods) / height

@@ -13,8 +13,11 @@ from trimtab.report.results import (
     EQUAL_KL,
     TRAIN,
     Comparison,
+    Grid,
     Measurement,
     Results,
+    is_grid,
+    read_grid,
     read_results,
 )
 
@@ -34,9 +37,12 @@ def write_markdown(run_dir: str | Path, out_md: str | Path) -> Path:
     Raises:
         TrimtabError: a result file is missing or malformed, or the page cannot be written.
     """
-    results, page = read_results(run_dir), Path(out_md)
+    page = Path(out_md)
     if page.suffix != ".md":
         page = page.with_name(f"{page.name}.md")
+    if is_grid(run_dir):
+        return _write_grid(read_grid(run_dir), page)
+    results = read_results(run_dir)
     figure = page.with_suffix(".svg")
     panels = figures.accuracy(results)
     if panels:
@@ -68,11 +74,86 @@ def markdown(results: Results, figure: str | None = None) -> str:
             baseline = wording.label(rows[0].baseline)
             where = "α = 1" if at == ALPHA_1 else f"the α where KL equals {baseline}'s at α = 1"
             parts += [f"## Against {baseline}, at {where}", _verdicts(rows)]
-    parts += ["## What was run", _ran(results)]
+    if results.gains:
+        parts += ["## Against the bare model, at α = 1", _verdicts(_ordered(results))]
+    parts += ["## What was run", f"{_ran(results)}\n\n```\n{results.study.command}\n```"]
     caveats = wording.caveats(results)
     if caveats:
         parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in caveats)]
     return "\n\n".join(parts) + "\n"
+
+
+def _write_grid(grid: Grid, page: Path) -> Path:
+    figure = page.with_suffix(".svg")
+    panels = figures.shifts(grid.studies)
+    if panels:
+        write_text(figure, figures.sheet(panels, columns=2))
+    write_text(page, grid_markdown(grid, figure.name if panels else None))
+    return page
+
+
+def grid_markdown(grid: Grid, figure: str | None = None) -> str:
+    """Several models and suites as Markdown: the answer, the figure, gains by shift, a part each."""
+    baseline = wording.label(next((s.baseline for s in grid.studies if s.baseline), ""))
+    parts = [f"# {_plain(grid.title)}", _plain(wording.grid_headline(grid.studies))]
+    if figure:
+        alt = f"Gain over {baseline} on each shift with 95 % intervals"
+        parts.append(f"![{alt}]({figure.replace(' ', '%20')})")
+        parts.append(
+            f"Points of accuracy above {baseline} on the same items, dials at α = 1, with 95 % "
+            "intervals. A filled marker is a verdict, a hollow one “cannot tell”; the grey bar "
+            "spans what could not have been seen."
+        )
+    for against, title in ((ALPHA_1, f"Gain over {baseline}"), (None, "Gain over the bare model")):
+        table = _gains(grid, against)
+        if table:
+            about = "Points of accuracy at α = 1 [95 % interval]; bold where it is a verdict."
+            parts += [f"## {title}", about, table]
+    for results in grid.studies:
+        study = results.study
+        where = f"{study.suite} on {wording.model(study.model)}"
+        parts += [f"## {_plain(where)}", "Accuracy in percent, dials at α = 1."]
+        parts += [_accuracy(results), _ran(results)]
+    parts += ["## What was run", f"```\n{grid.command}\n```"]
+    caveats = dict.fromkeys(c for results in grid.studies for c in wording.caveats(results))
+    if caveats:
+        parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in caveats)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _gains(grid: Grid, at: str | None) -> str:
+    """A row a shift, a column a method: against the baseline (`at`), or against the bare model."""
+    many = len({r.study.model for r in grid.studies}) > 1
+    methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
+    lines: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for r in grid.studies:
+        for c in r.at(at) if at else _ordered(r):
+            key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))
+            lines.setdefault(key, {})[c.method] = c
+    methods = [m for m in methods if any(m in row for row in lines.values())]
+    if not methods:
+        return ""
+    header = [*(["model"] if many else []), "shift", *(wording.label(m) for m in methods)]
+    body = [
+        [*([_plain(model)] if many else []), _plain(shift), *(_gain(row.get(m)) for m in methods)]
+        for (model, shift), row in lines.items()
+    ]
+    return _table(header, body, numeric_from=2 if many else 1)
+
+
+def _gain(c: Comparison | None) -> str:
+    if c is None:
+        return wording.NOTHING
+    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, ", ")
+    value = wording.points(c.difference)
+    return (f"**{value}**" if c.told else value) + (f" [{interval}]" if interval else "")
+
+
+def _ordered(results: Results) -> list[Comparison]:
+    """The gains over the bare model by split, then by method."""
+    splits, methods = list(results.splits), list(results.methods)
+    known = [c for c in results.gains if c.split in splits and c.method in methods]
+    return sorted(known, key=lambda c: (splits.index(c.split), methods.index(c.method)))
 
 
 def _accuracy(results: Results) -> str:
@@ -82,7 +163,12 @@ def _accuracy(results: Results) -> str:
         [_plain(wording.label(m)), *(_cell(results.read(m, s)) for s in splits)]
         for m in (BASE, *results.methods)
     ]
-    return _table(["method", *splits], rows, numeric_from=1)
+    published = results.study.published
+    for name, shares in published.rows.items() if published else ():
+        cells = [wording.share(shares.get(s)) for s in splits]
+        rows.append([f"*published: {_plain(wording.label(name))}*", *cells])
+    table = _table(["method", *splits], rows, numeric_from=1)
+    return f"{table}\n\n*Published: {_plain(published.note)}*" if published else table
 
 
 def _cell(row: Measurement | None) -> str:
@@ -140,7 +226,7 @@ def _ran(results: Results) -> str:
     commits = wording.commits(results.measurements)
     if commits:
         lines.append(f"- commit {', '.join(f'`{c}`' for c in commits)}")
-    return "\n".join(lines) + f"\n\n```\n{study.command}\n```"
+    return "\n".join(lines)
 
 
 def _table(

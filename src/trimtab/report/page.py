@@ -19,8 +19,11 @@ from trimtab.report.results import (
     TRAIN,
     Comparison,
     Generation,
+    Grid,
     Measurement,
     Results,
+    is_grid,
+    read_grid,
     read_results,
 )
 
@@ -79,14 +82,63 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         TrimtabError: a result file is missing or malformed, or the page cannot be written.
     """
-    results = read_results(run_dir)
     path = Path(out) if out is not None else Path(run_dir) / "report.html"
-    write_text(path, page(results))
+    if is_grid(run_dir):
+        grid = read_grid(run_dir)
+        for name in grid.names:
+            write_page(Path(run_dir) / name)
+        write_text(path, grid_page(grid))
+        return path
+    write_text(path, page(read_results(run_dir)))
     return path
 
 
-def page(results: Results) -> str:
-    """A run as one HTML page. Every text from the results is escaped."""
+def grid_page(grid: Grid) -> str:
+    """Several models and suites as one HTML page that leads to each one's own."""
+    tables = []
+    for against in (True, False):
+        lines: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+        for name, r in zip(grid.names, grid.studies, strict=True):
+            for c in r.at(ALPHA_1) if against else r.gains:
+                shift = wording.shift(r.study.suite, c.split)
+                lines.setdefault((name, wording.model(r.study.model), shift), {})[c.method] = c
+        methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
+        methods = [m for m in methods if any(m in row for row in lines.values())]
+        rows = [(key, [_gain(row.get(m)) for m in methods]) for key, row in lines.items()]
+        if rows:
+            tables.append((against, methods, rows))
+    return (
+        _environment()
+        .get_template("grid.html")
+        .render(
+            title=grid.title,
+            command=grid.command,
+            css=(HERE / "page.css").read_text(encoding="utf-8"),
+            light=figures.variables(figures.LIGHT),
+            dark=figures.variables(figures.DARK),
+            sans=figures.SANS,
+            headline=wording.grid_headline(grid.studies),
+            baseline=wording.label(next((s.baseline for s in grid.studies if s.baseline), "")),
+            figure=figures.shifts(grid.studies),
+            tables=tables,
+            studies=[
+                (name, r.study.suite, wording.model(r.study.model), wording.headline(r))
+                for name, r in zip(grid.names, grid.studies, strict=True)
+            ],
+            caveats=list(dict.fromkeys(c for r in grid.studies for c in wording.caveats(r))),
+        )
+    )
+
+
+def _gain(c: Comparison | None) -> tuple[Cell, bool]:
+    """A difference in points with its interval, and whether it is a verdict."""
+    if c is None:
+        return Cell(wording.NOTHING), False
+    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, " to ")
+    return Cell(wording.points(c.difference), interval), c.told
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -95,36 +147,49 @@ def page(results: Results) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["label"] = wording.label
+    return environment
+
+
+def page(results: Results) -> str:
+    """A run as one HTML page. Every text from the results is escaped."""
     trained = results.methods
     every = (BASE, *trained)
-    return environment.get_template("page.html").render(
-        study=results.study,
-        css=(HERE / "page.css").read_text(encoding="utf-8"),
-        light=figures.variables(figures.LIGHT),
-        dark=figures.variables(figures.DARK),
-        sans=figures.SANS,
-        headline=wording.headline(results),
-        answers=wording.answers(results),
-        answers_equal_kl=wording.answers(results, EQUAL_KL) if results.at(EQUAL_KL) else [],
-        trained=wording.trained(results),
-        baseline=wording.label(results.baseline) if results.baseline else None,
-        accuracy=_table(results, "accuracy"),
-        other_metrics=[_table(results, m) for m in wording.shown_metrics(results)[1:]],
-        figure_accuracy=figures.accuracy(results),
-        figure_gain=figures.gain(results),
-        figure_dose=figures.dose(results),
-        figure_training=figures.training(results),
-        keys=figures.keys(results, trained),
-        keys_training=figures.keys(results, _curved(results)),
-        key_of={m: figures.keys(results, [m])[0] for m in every},
-        dose_rows=_dose(results),
-        verdicts=[(at, _verdicts(results.at(at))) for at in (ALPHA_1, EQUAL_KL) if results.at(at)],
-        costs=_costs(results),
-        prompts=_prompts(results.generations, trained),
-        caveats=wording.caveats(results),
-        commits=wording.commits(results.measurements),
-        suite_digests=wording.suite_digests(results.measurements),
-        dash=wording.NOTHING,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            study=results.study,
+            css=(HERE / "page.css").read_text(encoding="utf-8"),
+            light=figures.variables(figures.LIGHT),
+            dark=figures.variables(figures.DARK),
+            sans=figures.SANS,
+            headline=wording.headline(results),
+            answers=wording.answers(results),
+            answers_equal_kl=wording.answers(results, EQUAL_KL) if results.at(EQUAL_KL) else [],
+            trained=wording.trained(results),
+            baseline=wording.label(results.baseline) if results.baseline else None,
+            accuracy=_table(results, "accuracy"),
+            other_metrics=[_table(results, m) for m in wording.shown_metrics(results)[1:]],
+            gains=_gains(results),
+            published=_published(results),
+            figure_accuracy=figures.accuracy(results),
+            figure_gain=figures.gain(results),
+            figure_dose=figures.dose(results),
+            figure_training=figures.training(results),
+            keys=figures.keys(results, trained),
+            keys_training=figures.keys(results, _curved(results)),
+            key_of={m: figures.keys(results, [m])[0] for m in every},
+            dose_rows=_dose(results),
+            verdicts=[
+                (at, _verdicts(results.at(at))) for at in (ALPHA_1, EQUAL_KL) if results.at(at)
+            ],
+            costs=_costs(results),
+            prompts=_prompts(results.generations, trained),
+            caveats=wording.caveats(results),
+            commits=wording.commits(results.measurements),
+            suite_digests=wording.suite_digests(results.measurements),
+            dash=wording.NOTHING,
+        )
     )
 
 
@@ -141,6 +206,34 @@ def _table(results: Results, metric: str) -> Table:
     rows = [(m, [_cell(results.read(m, s, metric), metric) for s in splits]) for m in methods]
     rows = [(m, cells) for m, cells in rows if any(c.value != wording.NOTHING for c in cells)]
     return Table(wording.METRICS[metric], splits, rows)
+
+
+def _gains(results: Results) -> Table | None:
+    """Differences from the bare model in points at alpha 1, a column a split."""
+    found = {(c.method, c.split): c for c in results.gains}
+    methods = [m for m in results.methods if any(m == method for method, _ in found)]
+    if not methods:
+        return None
+    rows = []
+    for m in methods:
+        cells = []
+        for split in results.splits:
+            cell, told = _gain(found.get((m, split)))
+            cells.append(
+                Cell(cell.value, f"{cell.interval}; {found[m, split].verdict}") if told else cell
+            )
+        rows.append((m, cells))
+    return Table("gain", results.splits, rows)
+
+
+def _published(results: Results) -> Table | None:
+    """Accuracies of an earlier publication, a column a split."""
+    found = results.study.published
+    if found is None:
+        return None
+    splits = list(dict.fromkeys(s for row in found.rows.values() for s in row))
+    rows = [(m, [Cell(wording.share(row.get(s))) for s in splits]) for m, row in found.rows.items()]
+    return Table(found.note, splits, rows)
 
 
 def _cell(row: Measurement | None, metric: str) -> Cell:

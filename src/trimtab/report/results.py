@@ -3,9 +3,12 @@
     run/study.json           what was run                            required
     run/results.jsonl        one measurement a line                  required
     run/verdicts.jsonl       paired differences from the baseline    absent without a baseline
+    run/gains.jsonl          paired differences from the bare model  optional
     run/curves.jsonl         training curves                         optional
     run/generations.jsonl    texts at several alphas                 optional
     run/costs.json           seconds, parameters, … by method        optional
+
+A comparison of several models or suites is a folder of such folders, which `grid.json` names.
 
 Fields that are not known here are passed over, so that a study may write more than a page shows.
 """
@@ -62,6 +65,15 @@ class Study:
     notes: tuple[str, ...]
     train_items: int | None
     train_pairs: int | None
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Accuracies of an earlier publication on the same splits, as shares of 1, and what they are."""
+
+    note: str
+    rows: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -139,12 +151,25 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Results of several models and suites that were compared together."""
+
+    title: str
+    command: str
+    notes: tuple[str, ...]
+    studies: tuple[Results, ...]
+    names: tuple[str, ...]
+    """Their folders within the grid's."""
+
+
+@dataclass(frozen=True)
 class Results:
     """All result files of one run."""
 
     study: Study
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Comparison, ...] = ()
+    gains: tuple[Comparison, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
     generations: tuple[Generation, ...] = ()
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -245,6 +270,7 @@ def read_results(run_dir: str | Path) -> Results:
         study=_study(_Record(run / "study.json", _json(run / "study.json"))),
         measurements=tuple(_measurement(r) for r in _lines(run / "results.jsonl")),
         comparisons=tuple(_comparison(r) for r in _lines(run / "verdicts.jsonl")),
+        gains=tuple(_comparison(r) for r in _lines(run / "gains.jsonl")),
         curves=tuple(_curve_point(r) for r in _lines(run / "curves.jsonl")),
         generations=tuple(_generation(r) for r in _lines(run / "generations.jsonl")),
         costs=_costs(run / "costs.json"),
@@ -262,6 +288,34 @@ def read_results(run_dir: str | Path) -> Results:
                     f"{' / '.join(key)} but no mean over them; expected a line with seed null"
                 )
     return results
+
+
+GRID = "grid.json"
+
+
+def is_grid(run_dir: str | Path) -> bool:
+    """Whether a folder holds a comparison of several models or suites."""
+    return (Path(run_dir) / GRID).is_file()
+
+
+def read_grid(run_dir: str | Path) -> Grid:
+    """Read and check the result files of a comparison of several models or suites.
+
+    Raises:
+        TrimtabError: as `read_results`, for any of them.
+    """
+    file = Path(run_dir) / GRID
+    record = _Record(file, _json(file))
+    names = tuple(str(name) for name in record.array("studies"))
+    if not names:
+        raise TrimtabError(f"{file}: 'studies' is empty; expected the folders of its studies")
+    return Grid(
+        title=record.text("title"),
+        command=record.text("command"),
+        notes=tuple(str(note) for note in record.array("notes")),
+        studies=tuple(read_results(file.parent / name) for name in names),
+        names=names,
+    )
 
 
 def _over_seeds(rows: Sequence[Measurement]) -> Measurement | None:
@@ -407,7 +461,19 @@ def _study(r: _Record) -> Study:
         notes=tuple(str(note) for note in (r.fields.get("notes") or [])),
         train_items=r.integer_or_none("train_items"),
         train_pairs=r.integer_or_none("train_pairs"),
+        published=_published(r),
     )
+
+
+def _published(r: _Record) -> Published | None:
+    if r.fields.get("published") is None:
+        return None
+    inner = _Record(f"{r.where}: published", r.mapping("published"))
+    rows = {}
+    for name in inner.mapping("rows"):
+        row = _Record(f"{inner.where}: {name}", inner.mapping("rows")[name])
+        rows[name] = {split: row.number(split) for split in row.fields}
+    return Published(inner.text("note"), rows)
 
 
 def _measurement(r: _Record) -> Measurement:

@@ -20,6 +20,8 @@ from trimtab.report.results import (
     Comparison,
     Measurement,
     Results,
+    is_grid,
+    read_grid,
     read_results,
 )
 
@@ -35,8 +37,16 @@ def console_tables(run_dir: str | Path) -> RenderableType:
     Raises:
         TrimtabError: a result file is missing or malformed.
     """
+    if is_grid(run_dir):
+        grid = read_grid(run_dir)
+        parts: list[RenderableType] = []
+        for results in grid.studies:
+            study = results.study
+            parts.append(Text(f"{study.suite} on {wording.model(study.model)}", "bold underline"))
+            parts += [*accuracy_tables(results), *verdict_tables(results)]
+        return Group(*parts, Text(wording.grid_headline(grid.studies)))
     results = read_results(run_dir)
-    parts: list[RenderableType] = [*accuracy_tables(results)]
+    parts = [*accuracy_tables(results)]
     parts += verdict_tables(results)
     dose = dose_table(results)
     if dose is not None:

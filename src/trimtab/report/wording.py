@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 from trimtab.report.results import (
     ALPHA_1,
@@ -25,13 +26,36 @@ METRICS = {
     "accuracy_sum": "accuracy, summed log-probs",
     "accuracy_choice": "choice accuracy",
     "margin": "margin",
+    "elicitation": "elicitation",
+    "capability": "tuned capability",
 }
 """Metrics read at alpha 1 on every split, with their names for people."""
 
 
+NAMES = {
+    BASE: "bare model",
+    "dpo": "DPO",
+    "random": "random direction",
+    "prompt": "instruction only",
+}
+
+
 def label(method: str) -> str:
     """A method's name for people."""
-    return {BASE: "bare model", "dpo": "DPO"}.get(method, method)
+    return NAMES.get(method, method)
+
+
+def model(name: str) -> str:
+    """A model's name without the folders or the owner before it."""
+    return PurePath(name).name
+
+
+def shift(suite: str, split: str) -> str:
+    """A split of a suite, in short: `math-difficulty: oos`, `alpaca_mmlu → truthful_qa`."""
+    source, arrow, _ = suite.removeprefix("genies:").partition("->")
+    if not arrow:
+        return f"{suite}: {split}"
+    return f"{source}: {split}" if split == "test" else f"{source} → {split}"
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
@@ -106,6 +130,25 @@ def headline(results: Results) -> str:
     others = "the other comparison" if rest == 1 else f"the other {rest} comparisons"
     tail = f" For {others} one cannot tell."
     return f"{opening}{'; '.join(clauses)}.{tail if rest else ''}"
+
+
+def grid_headline(studies: Sequence[Results]) -> str:
+    """Several models and suites in two sentences: how often a method beat the baseline."""
+    rows = [c for r in studies for c in r.at(ALPHA_1) if not math.isnan(c.difference)]
+    if not rows:
+        return (
+            "This run compares no method with a baseline, so it holds accuracies and no verdicts."
+        )
+    baseline = label(rows[0].baseline)
+    told = [c for c in rows if c.told]
+    rest = len(rows) - len(told)
+    opening = _opening(rows)
+    if not told:
+        return (
+            f"{opening}no dial can be told from {baseline} in any of "
+            f"{count(len(rows), 'comparison')} at α = 1."
+        )
+    return f"{opening}{_many(told, rest, baseline)}"
 
 
 def _many(told: list[Comparison], rest: int, baseline: str) -> str:
@@ -233,11 +276,19 @@ def caveats(results: Results) -> list[str]:
     """What the figures do not say, from what was run; the study's own notes come last."""
     study, rows = results.study, results.comparisons
     found = []
-    if len(study.seeds) < 5:
+    if len(study.seeds) == 1:
         found.append(
-            f"{count(len(study.seeds), 'seed')} only: “better” and “worse” hold for this run. "
-            "Another initialisation or order of the data may come out otherwise; five seeds are "
+            "1 seed only: “better” and “worse” hold for this run. Another initialisation or order "
+            "of the data may come out otherwise, which no interval here knows of; five seeds are "
             "needed for a claim about the method."
+        )
+    elif len(study.seeds) < 5:
+        found.append(
+            f"{len(study.seeds)} seeds only: “better” and “worse” hold for this run. Resampling "
+            "items and seeds alone would call 12 % of true ties at 2 seeds and 10 % at 3, "
+            "so the intervals here take the few seeds into account (a t interval; at most "
+            "7 % in simulation) and are wide; five seeds are needed for a claim about the "
+            "method."
         )
     weak = sum(c.underpowered for c in rows)
     if weak:

@@ -1,62 +1,37 @@
-"""One cell of a comparison: a method at a seed, fitted, measured and kept in a folder of its own.
+"""One cell of a comparison: a method at a seed on a model and a suite, in a folder of its own.
 
 The folder's name is a digest of everything that the cell depends on, so that a finished cell is
-never run twice and an unfinished one goes on where it was stopped.
+never run twice and an unfinished one goes on where it was stopped. `cell.json` within says what is
+to be done, so that any process which sees the folder can do it (`python -m trimtab.study.worker
+FOLDER`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trimtab import models
-from trimtab.batching import Encoded, PromptStyle, encode
-from trimtab.cache import Store
-from trimtab.dials import Dial
+from trimtab.batching import PromptStyle
 from trimtab.errors import ConfigError
-from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
-from trimtab.fit import Method, fit
-from trimtab.fit.run import HISTORY, recipe_digest
-from trimtab.pairs import PairSet
+from trimtab.fit import Method
+from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
-from trimtab.progress import Progress
-from trimtab.study.suite import SuiteData
+from trimtab.study.files import write_json
+from trimtab.study.settings import as_json, from_json
+from trimtab.study.suite import Suite, SuiteData, read_data
 
-FORMAT = 1
+FORMAT = 2
 BASE = "base"
-COSTS = "costs.json"
-SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("split", pa.string()),
-        ("seed", pa.int64()),
-        ("at", pa.string()),
-        ("alpha", pa.float64()),
-        ("item", pa.string()),
-        ("pairs", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("accuracy_sum", pa.float64()),
-        ("accuracy_choice", pa.float64()),
-        ("margin", pa.float64()),
-        ("kl", pa.float64()),
-        ("nll_rise", pa.float64()),
-    ]
-)
-"""Per-item scores. `at`: `alpha_1`, `equal_kl` or `dose`; items of split `neutral` are passages."""
-
-Rows = list[dict[str, Any]]
+PROMPT = "prompt"
+"""The control that leaves the model alone and leads every prompt with the suite's instruction."""
+SUMMARY, JOB, COSTS = "summary.json", "cell.json", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -95,73 +70,84 @@ class Measuring:
                 raise ConfigError(f"{name}: expected finite numbers, at least one, each once")
 
 
-@dataclass
-class Stage:
-    """The loaded model with everything that cells measure on; loaded when a cell first needs it."""
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of one model on one suite share."""
 
-    model_name: str
+    model: str
+    """Hub id, folder, .gguf file, or smollm2-135m."""
+    digest: str
+    """The model's."""
     dtype: str
     device: str
+    threads: int
+    """Of torch on a CPU: the last bits of a sum depend on them."""
     data: SuiteData
     measuring: Measuring
-    progress: Progress
-    store: Store = field(default_factory=Store)
+    data_root: str | None = None
+    limit: int | None = None
+    train_limit: int | None = None
 
-    @cached_property
-    def loaded(self) -> tuple[Any, Any]:
-        """Model and tokenizer."""
-        self.progress.say(f"loading {self.model_name}")
-        return models.load(self.model_name, dtype=self.dtype, device=self.device)
-
-    @cached_property
-    def splits(self) -> dict[str, Encoded]:
-        """Evaluation splits, and the part of the training set that is scored, as tokens."""
-        return {name: self._encode(pairs) for name, pairs in self.data.splits.items()} | {
-            "train": self._encode(self.data.train.limit(self.measuring.train_items))
+    @property
+    def key(self) -> dict[str, Any]:
+        """Everything that figures depend on, the content of the data among it, and nothing else:
+        not the suite's name nor where its files lie."""
+        data, m = self.data, self.measuring
+        kind = self.device.partition(":")[0]
+        return {
+            "format": FORMAT,
+            "model": self.digest,
+            "dtype": self.dtype,
+            "device": kind,
+            "threads": self.threads if kind == "cpu" else None,
+            "train": data.train.digest,
+            "splits": {name: pairs.digest for name, pairs in data.splits.items()},
+            "dose": data.dose.digest,
+            "measuring": json.loads(json.dumps(vars(m))),
+            "neutral": hashlib.sha256(
+                "\n".join((*NEUTRAL[: m.passages], *GENERATION_PROMPTS[: m.prompts])).encode()
+            ).hexdigest(),
         }
 
-    @cached_property
-    def dose(self) -> Encoded:
-        """Items of the dose–response curve."""
-        return self._encode(self.data.dose.limit(self.measuring.dose_items))
+    def as_json(self) -> dict[str, Any]:
+        """JSON values from which `setting_of` makes it again."""
+        suite = {k: v for k, v in asdict(self.data.suite).items() if k != "published"}
+        rest = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "data"}
+        return json.loads(json.dumps({**rest, "measuring": vars(self.measuring), "suite": suite}))
 
-    @cached_property
-    def neutral(self) -> NeutralText:
-        """Neutral text with the bare model's log-probs."""
-        return NeutralText(*self.loaded, NEUTRAL[: self.measuring.passages])
 
-    def _encode(self, pairs: PairSet) -> Encoded:
-        settings = self.measuring
-        found = encode(
-            pairs,
-            self.loaded[1],
-            max_length=settings.max_length,
-            prompt_style=settings.prompt_style,
-        )
-        self.progress.over_long(pairs.name, len(pairs), found.dropped_pairs, settings.max_length)
-        return found
+def setting_of(value: dict[str, Any]) -> Setting:
+    """The setting that `Setting.as_json` wrote; its pairs are read.
 
-    def score(
-        self, encoded: Encoded, label: str, dial: Dial | None = None, alpha: float = 0.0
-    ) -> ItemScores:
-        """Scores of an encoded set, with progress."""
-        with self.progress.bar(label, encoded.n_answers, "answers") as update:
-            return score(self.loaded[0], encoded, dial, alpha, store=self.store, progress=update)
+    Raises:
+        DataError: they cannot be.
+    """
+    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring")}
+    suite = Suite(**{**value["suite"], "capability": {}})
+    lists: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in value["measuring"].items()
+    }
+    root = Path(rest["data_root"]) if rest["data_root"] else None
+    data = read_data(suite, root, rest["limit"], rest["train_limit"])
+    return Setting(**rest, data=data, measuring=Measuring(**lists))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a seed. `method` None is the bare model."""
+    """A method at a seed. `method` None is the bare model, with an `instruction` its control."""
 
     method: Method | None
     seed: int | None
     key: str
     folder: Path
+    instruction: str | None = None
 
     @property
     def name(self) -> str:
-        """The method's name, or `base`."""
-        return self.method.name if self.method else BASE
+        """The method's name, `base` or `prompt`."""
+        if self.method:
+            return self.method.name
+        return PROMPT if self.instruction else BASE
 
     @property
     def label(self) -> str:
@@ -171,314 +157,96 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether the cell has been fitted and measured."""
-        return (self.folder / "summary.json").is_file()
+        return (self.folder / SUMMARY).is_file()
+
+
+def cell_of(
+    out: Path, setting: Setting, method: Method | None, seed: int | None, instruction: str | None
+) -> Cell:
+    """A cell with its key and folder."""
+    own = {**setting.key, "method": method.name if method else None, "seed": seed}
+    own["recipe"] = recipe_digest(method.recipe) if method else None
+    own |= {"instruction": instruction} if instruction else {}
+    key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    name = method.name if method else PROMPT if instruction else BASE
+    words = [name, *([] if seed is None else [f"s{seed}"]), key]
+    return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)
 
 
 def plan_cells(
     out: Path,
+    setting: Setting,
     methods: Sequence[Method],
     seeds: Sequence[int],
-    data: SuiteData,
-    digest: str,
-    dtype: str,
-    device: str,
-    m: Measuring,
+    *,
+    prompt: bool = False,
 ) -> list[Cell]:
-    """The bare model first, then every method at every seed (closed-form methods once).
-
-    A cell's key holds everything that its figures depend on, the content of the data among it, and
-    nothing else: not the suite's name nor where its files lie.
-    """
-    shared = {
-        "format": FORMAT,
-        "model": digest,
-        "dtype": dtype,
-        "device": device,
-        "train": data.train.digest,
-        "splits": {name: pairs.digest for name, pairs in data.splits.items()},
-        "dose": data.dose.digest,
-        "measuring": json.loads(json.dumps(vars(m))),
-        "neutral": hashlib.sha256(
-            "\n".join((*NEUTRAL[: m.passages], *GENERATION_PROMPTS[: m.prompts])).encode()
-        ).hexdigest(),
-    }
-
-    def cell(method: Method | None, seed: int | None) -> Cell:
-        own = {**shared, "method": method.name if method else None, "seed": seed}
-        own["recipe"] = recipe_digest(method.recipe) if method else None
-        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-        name = "-".join(
-            [method.name if method else BASE, *([] if seed is None else [f"s{seed}"]), key]
-        )
-        return Cell(method, seed, key, out / "cells" / name)
-
-    cells = [cell(None, None)]
+    """The bare model first, then every method at every seed (closed-form methods once), then, where
+    it is wanted, the bare model with led prompts."""
+    cells = [cell_of(out, setting, None, None, None)]
     for method in methods:
-        cells += [cell(method, seed) for seed in (seeds if method.trained else [None])]
+        own = seeds if method.seeded else [None]
+        cells += [cell_of(out, setting, method, seed, None) for seed in own]
+    if prompt:
+        cells.append(cell_of(out, setting, None, None, setting.data.suite.instruction))
     return cells
 
 
-def run_cell(cell: Cell, stage: Stage) -> None:
-    """Fit and measure a cell; does nothing if it is done. `summary.json` is written last."""
-    if cell.done:
-        return
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    m = stage.measuring
-    dial = _fitted(cell, stage) if cell.method else None
-    fitted = time.monotonic()
-    alpha = 1.0 if dial else 0.0
-    rows: Rows = []
-    for name, encoded in stage.splits.items():
-        rows += score_rows(
-            cell.name,
-            cell.seed,
-            name,
-            "alpha_1",
-            alpha,
-            stage.score(encoded, f"{cell.label}: scoring {name}", dial, alpha),
-        )
-    for a in m.alphas if dial else (0.0,):
-        if dial and a == 0:
-            continue  # the bare model's cell has it
-        rows += score_rows(
-            cell.name,
-            cell.seed,
-            "dose",
-            "dose",
-            a,
-            stage.score(stage.dose, f"{cell.label}: dose at alpha {a:g}", dial, a),
-        )
-        if dial:
-            rows += damage_rows(cell.name, cell.seed, "dose", a, stage.neutral.damage(dial, a))
-    if dial and 1.0 not in m.alphas:
-        rows += damage_rows(cell.name, cell.seed, "alpha_1", 1.0, stage.neutral.damage(dial, 1.0))
-    texts = _generations(cell, stage, dial)
-    write_rows(cell.folder / "items.parquet", rows)
-    if dial:
-        _stamp(cell, dial, rows)
-    costs = {
-        **_fit_seconds(cell),
-        "evaluate_seconds": round(time.monotonic() - fitted, 1),
-        "parameters": sum(t.numel() for t in dial.tensors().values()) if dial else 0,
-    }
-    write_json(cell.folder / COSTS, costs)
-    write_json(
-        cell.folder / "summary.json",
-        {"generations": texts, "pairs": {n: sizes(e) for n, e in stage.splits.items()}},
-    )
-    stage.progress.say(f"{cell.label}: done in {time.monotonic() - started:.0f} s")
-
-
-def _fitted(cell: Cell, stage: Stage) -> Dial:
-    """The cell's dial, fitted or found. The time is noted when it was fitted in one go."""
-    assert cell.method is not None
-    model, tokenizer = stage.loaded
-    whole = not any(cell.folder.iterdir())
-
-    def run(overwrite: bool) -> Dial:
-        assert cell.method is not None
-        return fit(
-            cell.method.recipe,
-            model,
-            tokenizer,
-            stage.data.train,
-            out=cell.folder / "dial",
-            seed=cell.seed or 0,
-            max_length=stage.measuring.max_length,
-            prompt_style=stage.measuring.prompt_style,
-            overwrite=overwrite,
-            store=stage.store,
-            progress=stage.progress,
-        )
-
-    started = time.monotonic()
-    try:
-        dial = run(overwrite=False)
-    except ConfigError:
-        if whole:
-            raise
-        # Begun by another version, or under another name of the model or the data.
-        stage.progress.say(
-            f"{cell.label}: what was begun cannot be gone on with, starting it again"
-        )
-        dial, whole = run(overwrite=True), True
-    if whole:
-        write_json(cell.folder / COSTS, {"fit_seconds": round(time.monotonic() - started, 1)})
-    return dial
-
-
-def _fit_seconds(cell: Cell) -> dict[str, float]:
-    """What `_fitted` noted; nothing for a fit that was interrupted and gone on with."""
-    file = cell.folder / COSTS
-    noted = json.loads(file.read_text()) if cell.method and file.is_file() else {}
-    return {k: v for k, v in noted.items() if k == "fit_seconds"}
-
-
-def _stamp(cell: Cell, dial: Dial, rows: Rows) -> None:
-    """Write what was measured into the saved dial and its card."""
-    kl: dict[float, list[float]] = {}
-    for row in rows:
-        if row["split"] == "neutral":
-            kl.setdefault(row["alpha"], []).append(row["kl"])
-    dial.info.measured = {
-        "alphas": sorted(kl),
-        "kl_nats_per_token": {f"{a:g}": float(f"{np.mean(kl[a]):.4g}") for a in sorted(kl)},
-        "measured_on": f"{len(next(iter(kl.values())))} neutral passages",
-    }
-    history = cell.folder / "dial" / HISTORY
-    dial.save_pretrained(
-        cell.folder / "dial", {HISTORY: history.read_text()} if history.is_file() else None
-    )
-
-
-def run_equal_kl(cell: Cell, stage: Stage, target: float) -> None:
-    """Measure a done cell again at the alpha whose KL is `target`; does nothing if that is done."""
-    file = equal_kl_file(cell, target)
+def write_job(cell: Cell, setting: Setting) -> None:
+    """Say in the cell's folder what is to be done there."""
+    file = cell.folder / JOB
     if file.is_file():
         return
-    dial = Dial.from_pretrained(cell.folder / "dial")
-    dial.to(next(stage.loaded[0].parameters()).device)
-    known: dict[float, list[float]] = {}
-    for row in read_rows(cell.folder / "items.parquet"):
-        if row["split"] == "neutral":
-            known.setdefault(row["alpha"], []).append(row["kl"])
-    stage.progress.say(f"{cell.label}: searching the alpha of KL {target:.3g}")
-    found = alpha_at_kl(
-        stage.neutral, dial, target, {a: float(np.mean(k)) for a, k in known.items()}
-    )
-    rows: Rows = []
-    if found is not None:
-        alpha = float(f"{found[0]:.6g}")
-        for name, encoded in stage.splits.items():
-            if name != "train":
-                label = f"{cell.label}: scoring {name} at equal KL"
-                rows += score_rows(
-                    cell.name,
-                    cell.seed,
-                    name,
-                    "equal_kl",
-                    alpha,
-                    stage.score(encoded, label, dial, alpha),
-                )
-        rows += damage_rows(
-            cell.name, cell.seed, "equal_kl", alpha, stage.neutral.damage(dial, alpha)
-        )
-    write_rows(file, rows)
-
-
-def equal_kl_file(cell: Cell, target: float) -> Path:
-    """Where a cell keeps its scores at equal KL."""
-    return cell.folder / f"equal-kl-{target:.6g}.parquet"
-
-
-def mean_kl(rows: Rows, alpha: float = 1.0) -> float:
-    """Mean KL over passages and seeds at one alpha."""
-    return float(
-        np.mean([r["kl"] for r in rows if r["split"] == "neutral" and r["alpha"] == alpha])
-    )
-
-
-def read_history(cell: Cell) -> Rows:
-    """A cell's training curve; empty for closed-form methods."""
-    file = cell.folder / "dial" / HISTORY
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-# ---- rows ---------------------------------------------------------------------------------------
-
-
-def score_rows(
-    method: str, seed: int | None, split: str, at: str, alpha: float, scores: ItemScores
-) -> Rows:
-    """Rows of `items.parquet` for the scores of a split."""
-    start = {"method": method, "split": split, "seed": seed, "at": at, "alpha": alpha}
-    return [
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        file,
         {
-            **start,
-            "item": item,
-            "pairs": int(scores.pairs[i]),
-            "accuracy": float(scores.accuracy[i]),
-            "accuracy_sum": float(scores.accuracy_sum[i]),
-            "accuracy_choice": float(scores.accuracy_choice[i]),
-            "margin": float(scores.margin[i]),
-        }
-        for i, item in enumerate(scores.items)
-    ]
-
-
-def damage_rows(method: str, seed: int | None, at: str, alpha: float, damage: Damage) -> Rows:
-    """Rows of `items.parquet` for the damage on neutral passages."""
-    start = {"method": method, "split": "neutral", "seed": seed, "at": at, "alpha": alpha}
-    return [
-        {**start, "item": f"passage {i}", "kl": float(kl), "nll_rise": float(rise)}
-        for i, (kl, rise) in enumerate(zip(damage.kl, damage.nll_rise, strict=True))
-    ]
-
-
-def _generations(cell: Cell, stage: Stage, dial: Dial | None) -> Rows:
-    m = stage.measuring
-    if not m.prompts or (cell.method is None and 0.0 not in m.generate_alphas):
-        return []
-    alphas = m.generate_alphas if dial else (0.0,)
-    stage.progress.say(f"{cell.label}: generating")
-    texts = generate(
-        *stage.loaded,
-        GENERATION_PROMPTS[: m.prompts],
-        dial,
-        alphas,
-        sampling=Sampling(max_new_tokens=m.new_tokens),
-    )
-    return [
-        {
-            "method": cell.name,
+            "key": cell.key,
+            "method": as_json(cell.method) if cell.method else None,
             "seed": cell.seed,
-            "alpha": g.alpha,
-            "prompt": g.prompt,
-            "text": g.text,
-        }
-        for g in texts
-    ]
+            "instruction": cell.instruction,
+            "setting": setting.as_json(),
+        },
+    )
 
 
-def sizes(encoded: Encoded) -> dict[str, int]:
-    """Items, pairs and dropped pairs of a split."""
-    return {"items": encoded.n_items, "pairs": encoded.n_pairs, "dropped": encoded.dropped_pairs}
+def read_job(folder: Path) -> dict[str, Any]:
+    """What `write_job` wrote.
 
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def write_rows(file: Path, rows: Rows) -> None:
-    """Rows as parquet, all or nothing."""
-    with _aside(file) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
-
-
-def read_rows(file: Path) -> Rows:
-    """Rows of a parquet file."""
-    return pq.read_table(file).to_pylist()
-
-
-def write_json(file: Path, value: Any) -> None:
-    """A JSON file, all or nothing."""
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """A text file, all or nothing."""
-    with _aside(file) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `file` at the end. An OSError names the file: those of a full
-    disk do not say what was being written."""
-    aside = file.with_name(f".{file.name}.writing")
+    Raises:
+        ConfigError: there is no cell, or this machine does not see the folder.
+    """
     try:
-        yield aside
-        os.replace(aside, file)
+        return json.loads((folder / JOB).read_text(encoding="utf-8"))
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
+        raise ConfigError(
+            f"{folder / JOB}: cannot be read ({error.strerror}); cells run where the --out of the "
+            "comparison can be seen under the same path"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{folder / JOB}: damaged ({error})") from error
+
+
+def cell_at(folder: Path, job: dict[str, Any], setting: Setting) -> Cell:
+    """The cell of a job.
+
+    Raises:
+        ConfigError: the data here are not those that the comparison was planned with.
+    """
+    method = from_json(job["method"]) if job["method"] else None
+    cell = cell_of(folder.parent.parent, setting, method, job["seed"], job["instruction"])
+    if cell.key != job["key"]:
+        raise ConfigError(
+            f"{folder}: planned with other data, or by another version of trimtab, than are here"
+        )
+    return cell
+
+
+def check_model(setting: Setting, model: Any) -> None:
+    """Raise ConfigError unless the loaded model is the one that was planned with."""
+    found = models.source_of(model).digest
+    if found != setting.digest:
+        raise ConfigError(
+            f"{setting.model}: is {found[:12]} here, but the comparison was planned with "
+            f"{setting.digest[:12]}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from trimtab.fit import METHODS, Method
 from trimtab.fit.recipes import TrainingRecipe
 from trimtab.progress import SILENT, Progress
 from trimtab.study.cell import Measuring
-from trimtab.study.compare import Comparison, compare
+from trimtab.study.compare import compare
+from trimtab.study.grid import Comparison
 
 FULL = Comparison(
     suite="facts",
+    controls=(),
     limit=80,
     train_limit=160,
     measuring=Measuring(dose_items=60, train_items=60, passages=5, prompts=3, new_tokens=32),
@@ -20,6 +23,7 @@ FULL = Comparison(
 QUICK = Comparison(
     suite="facts",
     methods=("dpo", "mean"),
+    controls=(),
     limit=24,
     train_limit=24,
     measuring=Measuring(
@@ -39,9 +43,9 @@ def demo(
     methods = [_shortened(METHODS[name], 1 if quick else 2) for name in comparison.methods]
     notes = ["One seed and a small model: read this page as a tour, not as evidence."]
     return compare(
-        comparison,
+        replace(comparison, threads=os.cpu_count() or 1),
         out,
-        recipes=methods,
+        methods=methods,
         command=command,
         title="A first look: four dials on a small model"
         if not quick

@@ -20,8 +20,10 @@ from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
 from trimtab.study import tables
-from trimtab.study.cell import BASE, Rows, damage_rows, score_rows, sizes, write_json, write_rows
-from trimtab.study.compare import commit, free_folder, write_lines
+from trimtab.study.cell import BASE
+from trimtab.study.files import Rows, free_folder, write_json, write_lines, write_rows
+from trimtab.study.measure import damage_rows, score_rows, sizes
+from trimtab.study.output import commit
 
 
 def evaluate(

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from trimtab.errors import ConfigError, near
-from trimtab.pairs import PairSet, check_disjoint, read_pairs
+from trimtab.pairs import PairSet, check_disjoint, read_pairs, unseen
+
+INSTRUCTION = "Answer truthfully and helpfully, and say only what is right."
+"""Leads the prompts of the control `prompt` where a suite has no instruction of its own."""
+
+KEYS = ("description", "train", "evaluate", "dose", "instruction", "validation", "published")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Rows of an earlier publication on the same shift, shown beside ours.
+
+    Attributes:
+        note: what they are, and why they are not comparable number by number.
+        rows: accuracy as a share of 1 by method, then by split.
+    """
+
+    note: str
+    rows: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,13 @@ class Suite:
         train: spec of the training pairs.
         evaluate: specs of the evaluation splits by name, e.g. `test`, `oos`, `rnd`.
         dose: spec of the held-out pairs on whose first items dose–response is measured.
+        instruction: leads the prompts of the control `prompt`.
+        validation: spec of held-out pairs of the training distribution, for tuning; without one, a
+            part of the training items is held out.
+        published: rows of an earlier publication.
+        capability: by split, the distribution on which a model is trained and tested to know what
+            it could reach there (GENIES): specs of its training pairs and of its test.
+        drop_seen: leave out of the splits what training holds, too, instead of refusing.
     """
 
     name: str
@@ -31,11 +58,18 @@ class Suite:
     train: str
     evaluate: dict[str, str]
     dose: str
+    instruction: str = INSTRUCTION
+    validation: str | None = None
+    published: Published | None = None
+    capability: dict[str, tuple[str, str]] = field(default_factory=dict)
+    drop_seen: bool = False
 
     @property
     def digest(self) -> str:
         """sha256 of the specs, whatever the suite is called."""
-        specs = [self.train, self.evaluate, self.dose]
+        specs: list[Any] = [self.train, self.evaluate, self.dose]
+        if self.instruction != INSTRUCTION:
+            specs.append(self.instruction)
         return hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,23 +103,25 @@ def read_suite(name: str | Path) -> Suite:
         file, content = text, Path(text).read_text(encoding="utf-8")
         text = Path(text).stem
     else:
-        known = suite_names()
+        known = [*suite_names(), "genies"]
         raise ConfigError(
-            f"no suite {text!r}{near(text, known)} (built in: {', '.join(known)}; or a YAML file)"
+            f"no suite {text!r}{near(text, known)} (built in: {', '.join(known)}, "
+            "genies:SOURCE->TARGET; or a YAML file)"
         )
     try:
         values = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML: {error}") from error
     expected = (
-        "expected the keys train (a spec), evaluate (name: spec), and optionally description, dose"
+        "expected the keys train (a spec), evaluate (name: spec), and optionally description, "
+        "dose, instruction, validation, published"
     )
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: {expected}")
     for key in ("train", "evaluate"):
         if key not in values:
             raise ConfigError(f"{file}: the key {key!r} is missing; {expected}")
-    if extra := set(values) - {"description", "train", "evaluate", "dose"}:
+    if extra := set(values) - set(KEYS):
         raise ConfigError(f"{file}: unknown key {sorted(extra)[0]!r}; {expected}")
     splits = values["evaluate"]
     if (
@@ -100,7 +136,42 @@ def read_suite(name: str | Path) -> Suite:
     dose = values.get("dose", next(iter(splits.values())))
     if not isinstance(dose, str):
         raise ConfigError(f"{file}: dose: expected a spec")
-    return Suite(text, values.get("description", ""), values["train"], dict(splits), dose)
+    instruction = values.get("instruction", INSTRUCTION)
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ConfigError(f"{file}: instruction: expected a sentence")
+    validation = values.get("validation")
+    if validation is not None and not isinstance(validation, str):
+        raise ConfigError(f"{file}: validation: expected a spec")
+    if validation in splits.values():
+        raise ConfigError(f"{file}: validation: {validation} is an evaluation split, too")
+    return Suite(
+        text,
+        values.get("description", ""),
+        values["train"],
+        dict(splits),
+        dose,
+        instruction.strip(),
+        validation,
+        _published(values.get("published"), file),
+    )
+
+
+def _published(value: Any, file: str) -> Published | None:
+    if value is None:
+        return None
+    rows = value.get("rows") if isinstance(value, Mapping) else None
+    good = isinstance(rows, Mapping) and all(
+        isinstance(row, Mapping) and all(isinstance(x, int | float) for x in row.values())
+        for row in rows.values()
+    )
+    if not good or not isinstance(value.get("note"), str):
+        raise ConfigError(
+            f"{file}: published: expected note (a text) and rows (method: split: share)"
+        )
+    return Published(
+        value["note"],
+        {str(m): {str(s): float(x) for s, x in row.items()} for m, row in rows.items()},  # type: ignore[union-attr]
+    )
 
 
 def read_data(
@@ -117,7 +188,11 @@ def read_data(
     train = read_pairs(suite.train, data_root, limit=limit if train_limit is None else train_limit)
     splits = {name: read_pairs(s, data_root, limit=limit) for name, s in suite.evaluate.items()}
     dose = read_pairs(suite.dose, data_root, limit=limit)
-    check_disjoint(train, {**splits, "dose": dose})
+    if suite.drop_seen:
+        splits = {name: unseen(train, pairs) for name, pairs in splits.items()}
+        dose = unseen(train, dose)
+    else:
+        check_disjoint(train, {**splits, "dose": dose})
     return SuiteData(suite, train, splits, dose)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.study.cell import BASE, Rows
+from trimtab.study.cell import BASE
+from trimtab.study.files import Rows
 from trimtab.study.statistics import (
     Interval,
-    cluster_bootstrap,
     dose_response,
     holm,
+    mean_interval,
     paired_difference,
     verdict,
 )
@@ -104,50 +105,129 @@ def _dose_summaries(rows: Rows, common: dict[str, Any]) -> Rows:
 
 
 def verdicts(rows: Rows, methods: Sequence[str], splits: Sequence[str], suite: str) -> Rows:
-    """Lines of `verdicts.jsonl`: every other method against DPO on every split, at alpha 1 and at
-    equal KL; p-values adjusted by Holm over each of the two tables.
+    """Lines of `verdicts.jsonl` of one study: every other method against DPO on every split, at
+    alpha 1 and at equal KL; p-values adjusted by Holm over each of the two tables."""
+    return judged(differences(rows, methods, splits, suite))
+
+
+def differences(
+    rows: Rows,
+    methods: Sequence[str],
+    splits: Sequence[str],
+    suite: str,
+    baseline: str = BASELINE,
+    places: Sequence[str] = COMPARED,
+) -> Rows:
+    """Lines without verdicts: every method less the baseline on every split, on the same items.
 
     Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
-    the comparison at equal KL, on both sides.
+    the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
     """
     groups = _grouped(rows)
     lines: Rows = []
-    for at in COMPARED:
-        table: Rows = []
+    for at in places:
         for method in methods:
             for split in splits:
-                theirs = _seeds(groups, BASELINE, split, "alpha_1")
+                theirs = _seeds(groups, baseline, split, "alpha_1")
                 mine = _seeds(groups, method, split, at)
                 both = [s for s in mine if s in theirs] if None not in {*mine, *theirs} else None
                 if both is not None:
                     mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
-                if method == BASELINE or not theirs or not mine:
+                if method == baseline or not theirs or not mine:
                     continue
-                values = [_column(part, "accuracy") for part in mine.values()]
-                against = [_column(part, "accuracy") for part in theirs.values()]
-                difference = paired_difference(np.stack(values), np.stack(against))
-                line = {
-                    "method": method,
-                    "suite": suite,
-                    "split": split,
-                    "at": at,
-                    "alpha": _alpha(mine.values()),
-                    "baseline": BASELINE,
-                    "difference": difference.value,
-                    "ci_low": _number(difference.low),
-                    "ci_high": _number(difference.high),
-                    "p": difference.p,
-                    "seeds": max(len(mine), len(theirs)),
-                    "mde": _number(difference.mde),
-                    "items": len(values[0]),
-                }
-                table.append({**line, "_difference": difference})
-        adjusted = holm([line["p"] for line in table]) if table else []
-        for line, p in zip(table, adjusted, strict=True):
-            line["p_holm"] = float(p)
-            line |= verdict(line.pop("_difference"), float(p), line["seeds"])
-        lines += table
+                values, against = _same_items(mine, theirs)
+                if not values.shape[1]:
+                    continue
+                difference = paired_difference(values, against)
+                lines.append(
+                    {
+                        "method": method,
+                        "suite": suite,
+                        "split": split,
+                        "at": at,
+                        "alpha": _alpha(mine.values()),
+                        "baseline": baseline,
+                        "difference": difference.value,
+                        "ci_low": _number(difference.low),
+                        "ci_high": _number(difference.high),
+                        "p": difference.p,
+                        "seeds": max(len(mine), len(theirs)),
+                        "mde": _number(difference.mde),
+                        "items": values.shape[1],
+                        "_difference": difference,
+                    }
+                )
     return lines
+
+
+def judged(lines: Rows) -> Rows:
+    """Lines of `differences`, of one study or of many, with verdicts: p-values are adjusted by Holm
+    over all lines at one place."""
+    adjusted: dict[int, float] = {}
+    for at in COMPARED:
+        table = [i for i, line in enumerate(lines) if line["at"] == at]
+        if table:
+            found = holm([lines[i]["p"] for i in table])
+            adjusted |= {i: float(p) for i, p in zip(table, found, strict=True)}
+    done: Rows = []
+    for i, line in enumerate(lines):
+        rest = {k: v for k, v in line.items() if k != "_difference"}
+        word = verdict(line["_difference"], adjusted[i], line["seeds"])
+        done.append({**rest, "p_holm": adjusted[i], **word})
+    return done
+
+
+def elicitation(
+    rows: Rows, capability: dict[str, Rows], methods: Sequence[str], common: dict[str, Any]
+) -> Rows:
+    """GENIES' metric a split and method, and the capability that it is a share of (see `genies`).
+
+    The interval joins those of the gain and of the capability as if they were independent (their
+    relative half-widths add in squares).
+
+    Args:
+        capability: by split, rows of the model that was trained on that split's reference.
+    """
+    groups, lines = _grouped(rows), []
+    for split, reached in capability.items():
+        seeds = _seeds(_grouped(reached), BASELINE, "capability", "alpha_1")
+        base = _seeds(groups, BASE, split, "alpha_1")
+        if not seeds or not base:
+            continue
+        top = mean_interval(np.stack([_column(part, "accuracy_choice") for part in seeds.values()]))
+        start = {"split": split, "seed": None, "alpha": 1.0, "at": "alpha_1", "pairs": None}
+        items = len(next(iter(seeds.values())))
+        line = {**start, "method": BASELINE, "metric": "capability", **_bounds(top), "items": items}
+        lines.append({**line, **common})
+        for method in methods:
+            mine = _seeds(groups, method, split, "alpha_1")
+            if not mine or not top.value > 0:
+                continue
+            gain = paired_difference(*_same_items(mine, base, "accuracy_choice"))
+            share = gain.value / top.value
+            half = (
+                np.hypot((gain.high - gain.low) / 2, share * (top.high - top.low) / 2) / top.value
+            )
+            found = _bounds(Interval(share, share - half, share + half))
+            items = len(next(iter(mine.values())))
+            line = {**start, "method": method, "metric": "elicitation", **found, "items": items}
+            lines.append({**line, **common})
+    return lines
+
+
+def _same_items(
+    mine: Seeds, theirs: Seeds, metric: str = "accuracy"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables `[seeds, items]` of the items that both have."""
+    sides = [
+        [{r["item"]: r[metric] for r in part} for part in side.values()] for side in (mine, theirs)
+    ]
+    shared = set.intersection(*(set(values) for side in sides for values in side))
+    items = [item for item in sides[0][0] if item in shared]
+    one, other = (
+        np.array([[values[i] for i in items] for values in side], dtype=float) for side in sides
+    )
+    return one, other
 
 
 def _seeds(groups: dict[Key, Seeds], method: str, split: str, at: str) -> Seeds:
@@ -180,7 +260,7 @@ def _interval(values: np.ndarray) -> dict[str, float | None]:
     """Mean and 95 % interval as fields of a line; nulls where a value is not finite."""
     if not np.isfinite(values).all():
         return {"value": None, "ci_low": None, "ci_high": None}
-    return _bounds(cluster_bootstrap(values))
+    return _bounds(mean_interval(values))
 
 
 def _bounds(interval: Interval) -> dict[str, float | None]:

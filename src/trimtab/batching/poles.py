@@ -1,0 +1,206 @@
+"""From pairs of whole sequences to token contrasts: chat templates, suffixes, truncations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from trimtab.batching.contrast import Contrast, Ids, Pole
+from trimtab.batching.tokens import common_length
+from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.pairs import Pair, PairSet, persona_pairs
+
+Stops = Literal["every", "last", "known"]
+"""Where a pole is read: after every truncation of its suffix (one token up to all but one), at its
+last token, or at the last token whose successor is known (as a loss on log-probs needs it)."""
+
+Thinking = Literal["template", "inside", "after"]
+"""Where a suffix stands in the answer of a reasoning model: wherever the chat template begins an
+answer, inside the thinking part, or after an empty one."""
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def is_contrast(pairs: PairSet) -> bool:
+    """Whether no pair has a prompt, so that the answers are whole sequences."""
+    return not any(pair.prompt for pair in pairs)
+
+
+def make_contrast(
+    template: str,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    suffixes: Sequence[str],
+    tokenizer: Any,
+    *,
+    stops: Stops = "every",
+    thinking: Thinking = "template",
+    max_length: int = 1024,
+    name: str = "contrast",
+) -> Contrast:
+    """Personas in contrast, as token ids: what `fit` reads a direction from.
+
+    The persona's prompt goes through the chat template, up to where the answer begins; the suffix's
+    own tokens follow, as if the model had generated them. No text is tokenised twice.
+
+    Args:
+        template: what the user asks, with `{persona}` where the persona goes.
+        positive: personas that have the trait.
+        negative: their opposites, in the same order.
+        suffixes: beginnings of answers; each is read after every truncation (see `Stops`).
+        thinking: for reasoning models, where the suffix stands.
+
+    Raises:
+        DataError: an empty suffix, personas without their opposites, no place for the persona.
+        ModelError: the tokenizer has no chat template, or the template does not take the messages.
+        ConfigError: `thinking` is asked of a model that does not think.
+    """
+    pairs = persona_pairs(template, positive, negative, suffixes, name)
+    return encode_contrast(pairs, tokenizer, stops=stops, thinking=thinking, max_length=max_length)
+
+
+def encode_contrast(
+    pairs: PairSet,
+    tokenizer: Any,
+    *,
+    stops: Stops = "every",
+    thinking: Thinking = "template",
+    max_length: int = 1024,
+) -> Contrast:
+    """Pairs without a prompt as a contrast.
+
+    Where both poles end in the same assistant message, that is the suffix; it is truncated as
+    `stops` says. Other poles are read once, at their last token (`known`: the last but one). Plain
+    text is tokenised as it stands; where it begins with the BOS token (a template rendered before),
+    none is added.
+
+    Raises:
+        DataError: a pair has a prompt; a pole has too few tokens; nothing fits `max_length`.
+        ModelError, ConfigError: as `make_contrast`.
+    """
+    numbers: dict[Ids, int] = {}
+    chosen: list[Pole] = []
+    rejected: list[Pole] = []
+    items: list[str] = []
+    dropped = apart = 0
+    for pair in pairs:
+        if pair.prompt:
+            raise DataError(
+                f"{pair.source or pairs.name}: a contrast has no prompt, this pair does"
+            )
+        (head, tail), (other_head, other_tail) = (
+            _pole(pair, pole, tokenizer, thinking) for pole in (pair.chosen, pair.rejected)
+        )
+        lengths = _lengths(tail, other_tail, stops)
+        whole, other = head + tail, other_head + other_tail
+        if max(len(whole), len(other)) > max_length:
+            dropped += 1
+            continue
+        apart += _far_apart(head or whole, other_head or other)
+        for short in lengths:
+            for ids, poles in ((whole, chosen), (other, rejected)):
+                stop = len(ids) - short
+                if stop < 1:
+                    raise DataError(
+                        f"{pair.source or pairs.name}: a pole has too few tokens to read"
+                    )
+                poles.append((numbers.setdefault(ids, len(numbers)), stop))
+            items.append(pair.item)
+    if not items:
+        raise DataError(
+            f"{pairs.name}: all {len(pairs)} pairs are longer than max_length={max_length} tokens; "
+            "raise --max-length"
+        )
+    if apart:
+        warnings.warn(
+            f"{pairs.name}: in {apart} of {len(pairs)} pairs the poles differ in most of their "
+            "tokens, not in the persona alone: the direction will hold all of that",
+            stacklevel=2,
+        )
+    return Contrast(
+        tuple(numbers), tuple(chosen), tuple(rejected), tuple(items), dropped, pairs.name
+    )
+
+
+def _lengths(tail: Ids, other: Ids, stops: Stops) -> Sequence[int]:
+    """How many tokens before its end each reading of a pole is."""
+    if stops == "last":
+        return [0]
+    if stops == "known" or not tail or tail != other:
+        return [1 if stops == "known" else 0]
+    return range(len(tail) - 1, 0, -1) if len(tail) > 1 else [0]
+
+
+def _pole(pair: Pair, pole: Any, tokenizer: Any, thinking: Thinking) -> tuple[Ids, Ids]:
+    """Ids up to where the suffix begins, and of the suffix."""
+    if isinstance(pole, str):
+        if thinking != "template":
+            raise ConfigError(f"thinking={thinking!r}: expected chat messages, given plain text")
+        return (), plain_ids(pole, tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            "the contrast is chat messages and the tokenizer has no chat template; give plain text"
+        )
+    answered = pole[-1]["role"] == "assistant"
+    turns, suffix = (pole[:-1], pole[-1]["content"]) if answered else (pole, "")
+    ids = _render(turns, tokenizer, answered, pair) + _thinking(
+        turns, tokenizer, answered, thinking
+    )
+    return ids, tuple(tokenizer(suffix, add_special_tokens=False)["input_ids"]) if suffix else ()
+
+
+def plain_ids(text: str, tokenizer: Any) -> Ids:
+    """Token ids of text as it stands, with one BOS where the tokenizer adds one and no EOS."""
+    bos = tokenizer.bos_token
+    rendered = bool(bos) and text.startswith(bos)
+    ids = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
+    eos = tokenizer.eos_token
+    if eos and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(eos):
+        ids.pop()
+    if not ids:
+        raise DataError("a pole has no tokens")
+    return tuple(ids)
+
+
+def _render(turns: Sequence[dict[str, str]], tokenizer: Any, answered: bool, pair: Pair) -> Ids:
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(turns), add_generation_prompt=answered, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # templates raise what they like, mostly about roles
+        raise ModelError(
+            f"{pair.source}: the chat template does not take these messages ({error})"
+        ) from error
+    return tuple(ids)
+
+
+def _thinking(
+    turns: Sequence[dict[str, str]], tokenizer: Any, answered: bool, thinking: Thinking
+) -> Ids:
+    """Ids between the template's beginning of an answer and the suffix."""
+    if thinking == "template":
+        return ()
+    knows = OPEN in (getattr(tokenizer, "chat_template", None) or "")
+    if not answered or not (knows or OPEN in tokenizer.get_vocab()):
+        raise ConfigError(
+            f"thinking={thinking!r}: the model's chat template has no {OPEN} part; "
+            "leave it out for models that do not reason"
+        )
+    begun = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
+    begun = begun[begun.rfind(OPEN) :] if OPEN in begun else ""
+    inside = begun.startswith(OPEN) and CLOSE not in begun
+    closed = CLOSE in begun
+    if closed and thinking == "inside":
+        raise ConfigError("thinking='inside': the chat template closes the thinking part itself")
+    text = "" if inside or closed else f"{OPEN}\n"
+    if thinking == "after" and not closed:
+        text += f"\n{CLOSE}\n\n"
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+
+def _far_apart(a: Ids, b: Ids) -> bool:
+    """Whether two sequences differ in more than half of the longer one."""
+    start = common_length(a, b)
+    end = common_length(a[start:][::-1], b[start:][::-1])
+    return 2 * (start + end) < max(len(a), len(b))

@@ -1,0 +1,103 @@
+"""`trimtab export DIAL --to FORMAT`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from trimtab.cli.parse import parse
+from trimtab.cli.ready import check_model, read_dials
+from trimtab.errors import ConfigError, near
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags."""
+
+    dial: Annotated[str, Positional]
+    """A dial's folder or Hub id; or a control vector file (.gguf), with `--to dial`."""
+    to: str
+    """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
+    out: Path
+    """Folder to write; for gguf and repeng also a file named ….gguf."""
+    alpha: float = 1.0
+    """The strength that the export is made at."""
+    model: str = "smollm2-135m"
+    """Hub id, folder, .gguf file, or smollm2-135m."""
+    base_gguf: Path | None = None
+    """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's."""
+    python: str = sys.executable
+    """Interpreter that makes the check, where the tool lies in another environment."""
+    device: str = "cpu"
+    """A torch device, or auto."""
+    overwrite: bool = False
+    """Replace an export that lies at --out."""
+    force: bool = False
+    """Go on although the dial was made for another base model."""
+    quiet: bool = False
+    """No progress."""
+
+
+def main(words: list[str]) -> None:
+    """Write the export and its receipt, or take a control vector in."""
+    args = parse(Args, words, verb="export", about="A dial in another tool's format.")
+    from trimtab import models
+    from trimtab.evaluate.scores import check_alphas
+    from trimtab.export import FORMATS, REFUSED, control_vector_dial, export, read_control_vector
+    from trimtab.progress import Progress
+
+    taken_in = args.dial.endswith(".gguf")
+    if taken_in != (args.to == "dial"):
+        raise ConfigError(
+            f"export {args.dial} --to {args.to}: a .gguf file is taken in with --to dial, "
+            "and nothing else is"
+        )
+    if args.to in REFUSED:
+        raise ConfigError(f"--to {args.to}: {REFUSED[args.to]}")
+    if not taken_in and args.to not in FORMATS:
+        known = (*FORMATS, "dial")
+        raise ConfigError(
+            f"--to {args.to}: no such format{near(args.to, known)} ({', '.join(known)})"
+        )
+    check_alphas([args.alpha])
+    if args.base_gguf is not None and not args.base_gguf.is_file():
+        raise ConfigError(f"--base-gguf {args.base_gguf}: no such file")
+    check_model(args.model, "float32", args.device)
+    progress = Progress(args.quiet)
+    if taken_in:
+        read_control_vector(args.dial)  # fails before the model is loaded
+        progress.say(f"loading {args.model}")
+        model, _ = models.load(args.model, dtype="float32", device=args.device)
+        dial = control_vector_dial(args.dial, model)
+        print(f"saved: {dial.save_pretrained(args.out)} ({len(dial.sites)} sites)")
+        return
+    (dial,) = read_dials([args.dial], args.model, args.force)
+    progress.say(f"loading {args.model}")
+    model, tokenizer = models.load(args.model, dtype="float32", device=args.device)
+    dial.to(next(model.parameters()).device)
+    receipt = export(
+        dial,
+        model,
+        tokenizer,
+        args.to,
+        args.out,
+        alpha=args.alpha,
+        base=models.folder_of(args.model),
+        base_gguf=args.base_gguf,
+        python=args.python,
+        overwrite=args.overwrite,
+        force=args.force,
+        progress=progress,
+    )
+    difference = receipt["largest_logit_difference"]
+    change = receipt["largest_logit_change_by_the_dial"]
+    print(f"saved: {args.out} ({FORMATS[args.to].what}, alpha {args.alpha:g})")
+    print(
+        f"checked with {receipt['checked_with']}: logits differ by at most {difference:.2g} "
+        f"(the dial moves them by up to {change:.2g})"
+    )
+    print("not carried over:", "; ".join(receipt["not_carried_over"]))

@@ -1,0 +1,147 @@
+"""The concept dial: less (or more) of a concept whose direction is known, at any depth of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, Self, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.dials.attach import VECTOR, Edit
+from trimtab.dials.dial import Dial
+from trimtab.errors import DialError
+from trimtab.interventions import Bezier, Falloff, Linear, project, reflect, repel, suppress
+from trimtab.interventions.falloffs import Mapper
+from trimtab.sites import Site
+
+Operation = Literal["suppress", "repel", "project", "reflect"]
+_MAPPERS: dict[str, type[Linear] | type[Bezier]] = {"linear": Linear, "bezier": Bezier}
+
+
+class ConceptDial(Dial):
+    """h + alpha (op(h) - h) at each site, op one of the interventions on the concept's direction.
+
+    At alpha = 1 the operation is done as it is written, in between in part; below 0 states are moved
+    the other way, towards the concept where `project` and `suppress` take it out.
+    """
+
+    kind = "concept"
+
+    def __init__(
+        self,
+        directions: dict[Site, Float[Tensor, "d"]],
+        operation: Operation = "project",
+        *,
+        falloff: Falloff | None = None,
+        mapper: Mapper | None = None,
+    ):
+        """
+        Args:
+            directions: the concept's direction at each site; normalised here.
+            operation: `project` takes it out of every state, `suppress` out of those that point
+                along it, as strongly as `falloff` says; `repel` turns those away until `mapper` is
+                satisfied, `reflect` sends it to the opposite direction.
+            falloff: for `suppress`; a hard gate by default.
+            mapper: for `repel`; to a right angle by default.
+
+        Raises:
+            DialError: no site, a direction that is zero or not finite, an unknown operation.
+        """
+        super().__init__()
+        if not directions:
+            raise DialError("a concept dial needs a direction at one site at least")
+        if operation not in get_args(Operation):
+            raise DialError(
+                f"operation {operation!r}: expected one of {', '.join(get_args(Operation))}"
+            )
+        for site, v in directions.items():
+            if not (torch.isfinite(v).all() and v.norm() > 0):
+                raise DialError(f"the direction at site {site!r} is zero or not finite")
+        self.sites: tuple[Site, ...] = tuple(directions)
+        self.operation: Operation = operation
+        self.falloff, self.mapper = falloff or Falloff(0, 1, 0), mapper or Linear()
+        units = [directions[s].float() / directions[s].float().norm() for s in self.sites]
+        self.register_buffer("vectors", torch.stack(units))
+
+    @classmethod
+    def at_axis(
+        cls,
+        axis: int,
+        width: int,
+        sites: Sequence[Site],
+        operation: Operation = "project",
+        **kwargs: Any,
+    ) -> Self:
+        """A dial on one dimension of the hidden states, where a concept was anchored.
+
+        Args:
+            axis: the dimension.
+            width: how many there are.
+            sites: where.
+
+        Raises:
+            DialError: no such dimension; as the constructor does.
+        """
+        if not 0 <= axis < width:
+            raise DialError(f"dimension {axis}: the model's hidden states have {width}")
+        v = torch.zeros(width)
+        v[axis] = 1
+        return cls(dict.fromkeys(sites, v), operation, **kwargs)
+
+    def edits(self, model: nn.Module) -> list[Edit]:
+        """One operation a site."""
+        vectors = self.get_buffer("vectors")
+        hidden = getattr(model.config.get_text_config(), "hidden_size", vectors.shape[1])  # type: ignore[union-attr,operator]
+        if hidden != vectors.shape[1]:
+            raise DialError(
+                f"the dial's directions have {vectors.shape[1]} entries, the model's hidden states "
+                f"{hidden}"
+            )
+        return [
+            Edit(site, VECTOR, partial(self._edit, v))
+            for site, v in zip(self.sites, vectors, strict=True)
+        ]
+
+    def _edit(self, v: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor) -> Tensor:
+        h = y if y.dtype == torch.float64 else y.float()
+        return (h + alpha * (self._operate(h, v.to(h)) - h)).to(y.dtype)
+
+    def _operate(self, h: Tensor, v: Tensor) -> Tensor:
+        if self.operation == "suppress":
+            return suppress(h, v, self.falloff)
+        if self.operation == "repel":
+            return repel(h, v, self.mapper)
+        return project(h, v) if self.operation == "project" else reflect(h, v)
+
+    def settings(self) -> dict[str, Any]:
+        """Sites, the operation and its shape."""
+        kind = next(name for name, t in _MAPPERS.items() if isinstance(self.mapper, t))
+        return {
+            "sites": list(self.sites),
+            "operation": self.operation,
+            "falloff": vars(self.falloff),
+            "mapper": {"kind": kind, **vars(self.mapper)},
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`vectors` [site, d]."""
+        return {"vectors": self.get_buffer("vectors")}
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From saved settings and directions."""
+        sites = settings["sites"]
+        if len(sites) != len(tensors["vectors"]):
+            raise DialError(f"{len(sites)} sites, but {len(tensors['vectors'])} directions")
+        mapper = dict(settings["mapper"])
+        dial = cls(
+            dict(zip(sites, tensors["vectors"], strict=True)),
+            settings["operation"],
+            falloff=Falloff(**settings["falloff"]),
+            mapper=_MAPPERS[mapper.pop("kind")](**mapper),
+        )
+        dial.get_buffer("vectors").copy_(tensors["vectors"])  # bit for bit, not normalised again
+        return dial

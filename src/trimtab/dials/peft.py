@@ -1,0 +1,172 @@
+"""What adapter dials of every tuner share: one edit a linear layer, and PEFT's folder as format."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from trimtab.dials.attach import ADAPTER, Edit
+from trimtab.dials.dial import Dial, DialInfo, load_finite
+from trimtab.dials.linear import linear_at
+from trimtab.errors import DialError
+from trimtab.sites import Site
+
+PREFIX = "base_model.model."
+
+HARMLESS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "target_modules", "exclude_modules", "fan_in_fan_out"),
+    *("layers_to_transform", "layers_pattern"),
+}
+"""Fields of PEFT's configs that do not change what saved weights mean."""
+
+
+class PeftDial(Dial):
+    """base + alpha (adapted - base) on every adapted linear layer, saved as a PEFT folder.
+
+    A subclass is a tuner: it has parameters a module, says what they change (`_edit`), and names
+    its tensors and settings as PEFT does.
+    """
+
+    weights_file = "adapter_model.safetensors"
+    peft_type: ClassVar[str]
+    tuner: ClassVar[str]
+    """Its name in messages."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]]):
+        """
+        Args:
+            shapes: (in, out) features of each adapted module, by its path in the model.
+        """
+        super().__init__()
+        if not shapes:
+            raise DialError("an adapter needs at least one module")
+        self.shapes = dict(shapes)
+        self.paths = list(shapes)
+
+    def places(self) -> list[Site]:
+        """The outputs of the adapted modules."""
+        return [f"{path}:out" for path in self.paths]
+
+    def edits(self, model: nn.Module) -> list[Edit]:
+        """One change of a module's output each."""
+        return [
+            Edit(
+                f"{path}:out",
+                ADAPTER,
+                partial(self._edit, index, linear_at(model, path, self.shapes[path], "adapter")),
+            )
+            for index, path in enumerate(self.paths)
+        ]
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        """y + alpha (adapted - base) of the index-th module, whose input is x."""
+        raise NotImplementedError
+
+    def flip(self) -> None:
+        """Exchange alpha and -alpha, exactly.
+
+        Raises:
+            DialError: the tuner has no parameters that would do so.
+        """
+        raise DialError(f"{self.tuner}: its opposite is no adapter of this kind")
+
+    # ---- saving: the folder is a PEFT adapter at the same time ----
+
+    def peft_config(self) -> Any:
+        """PEFT's config of this adapter."""
+        raise NotImplementedError
+
+    def _config_of(self, kind: Any, **settings: Any) -> Any:
+        return kind(
+            target_modules=self.paths,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+            base_model_name_or_path=self.info.base_model or None,
+            **settings,
+        )
+
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        config = self.peft_config().to_dict()
+        note = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+        (folder / "adapter_config.json").write_text(
+            json.dumps(note, indent=2, sort_keys=True, default=str) + "\n"
+        )
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From PEFT's config and weights. Raises DialError, or KeyError where something lacks."""
+        raise NotImplementedError
+
+    @classmethod
+    def modules_of(cls, tensors: dict[str, Tensor], pattern: str) -> list[str]:
+        """Paths of the modules whose tensors are named `PATH.pattern`; every name must be.
+
+        Raises:
+            DialError: a tensor that this tuner does not have.
+        """
+        found = {}
+        for name in tensors:
+            match = re.fullmatch(rf"(.+)\.(?:{pattern})", name.removeprefix(PREFIX))
+            if match is None:
+                raise DialError(f"only plain {cls.tuner} load as a dial; this has {name}")
+            found[match[1]] = None
+        return sorted(found)
+
+    @staticmethod
+    def from_peft(folder: str | Path) -> PeftDial:
+        """A plain PEFT folder as a dial.
+
+        Raises:
+            DialError: a tuner that has no alpha, or uses what a dial has no strength for (DoRA,
+                biases, …).
+        """
+        from trimtab.dials.kinds import TUNERS
+
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text())
+            tensors = load_finite(folder / PeftDial.weights_file)
+            if not isinstance(config, dict):
+                raise ValueError("adapter_config.json holds no settings")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DialError(f"{folder}: not a readable PEFT adapter folder: {error}") from error
+        tuner = {kind.peft_type: kind for kind in TUNERS.values()}.get(config.get("peft_type"))
+        if tuner is None:
+            known = ", ".join(kind.tuner for kind in TUNERS.values())
+            raise DialError(
+                f"{folder}: {config.get('peft_type')} has no strength that is 0 at the bare model; "
+                f"these load as a dial: {known}"
+            )
+        try:
+            dial = tuner._from_config(config, tensors)
+        except DialError as error:
+            raise DialError(f"{folder}: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
+        dial.info = DialInfo(method="peft", base_model=config.get("base_model_name_or_path") or "")
+        return dial.eval()
+
+
+def refuse_beyond(
+    config: dict[str, Any], tuner: str, known: set[str], plain: dict[str, tuple[Any, ...]]
+) -> None:
+    """Raise DialError where a PEFT config asks for more than its plain tuner (DoRA, biases, …).
+
+    Args:
+        known: fields that the tuner reads, or that do not change what saved weights mean.
+        plain: values of other fields that mean nothing special.
+    """
+    for key, value in config.items():
+        if key in HARMLESS or key in known or not value or value in plain.get(key, ()):
+            continue
+        raise DialError(f"only plain {tuner} load as a dial; this has {key} {value!r}")

@@ -1,0 +1,447 @@
+"""Adapter dials beside LoRA: (IA)³, RoAd, VeRA, DeLoRA, each base + alpha (adapted - base).
+
+Each is saved as an ordinary PEFT folder, and at alpha = 1 its logits are PEFT's own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.dials.linear import bare, dense_weight, linear_at, linear_shape
+from trimtab.dials.peft import PREFIX, PeftDial, refuse_beyond
+from trimtab.errors import DialError
+
+FEEDFORWARD = r"(down_proj|fc2|w2|dense_4h_to_h|mlp\.c_proj)$"
+"""Paths of the layers that end a feed-forward block."""
+
+
+def _kaiming(shape: tuple[int, int], generator: torch.Generator | None, gain: float) -> Tensor:
+    """Uniform within gain sqrt(3 / fan_in)."""
+    bound = gain * math.sqrt(3 / max(shape[1], 1))
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+class IA3Dial(PeftDial):
+    """(IA)³ (Liu et al. 2022): outputs times a learned vector l, in feed-forward layers the inputs.
+
+    y + alpha (l - 1) y, or W (1 + alpha (l - 1)) x.
+    """
+
+    kind = "ia3"
+    peft_type = "IA3"
+    tuner = "IA3"
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], *, feedforward: str = FEEDFORWARD):
+        """
+        Args:
+            shapes: (in, out) features of each adapted module, by its path in the model.
+            feedforward: regular expression of the paths whose inputs are scaled.
+        """
+        super().__init__(shapes)
+        self.feedforward = [p for p in self.paths if re.search(feedforward, p)]
+        self.l = nn.ParameterList(
+            nn.Parameter(torch.ones(n_in if path in self.feedforward else n_out))
+            for path, (n_in, n_out) in shapes.items()
+        )
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        more = (alpha * (self.l[index] - 1)).to(y.dtype)
+        if self.paths[index] in self.feedforward:
+            return y + bare(module, x * more)
+        return y + y * more
+
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+        """Columns of feed-forward weights scaled; rows and biases of the others."""
+        changed = {}
+        for path, v in zip(self.paths, self.l, strict=True):
+            module: Any = linear_at(model, path, self.shapes[path], "adapter")
+            scale = 1 + alpha * (v.detach() - 1)
+            weight = dense_weight(module)
+            if path in self.feedforward:
+                changed[f"{path}.weight"] = weight * scale.to(weight.device)
+                continue
+            changed[f"{path}.weight"] = weight * scale.to(weight.device)[:, None]
+            if module.bias is not None:
+                changed[f"{path}.bias"] = module.bias.float() * scale.to(weight.device)
+        return changed
+
+    @torch.no_grad()
+    def flip(self) -> None:
+        """Exchange alpha and -alpha: l - 1 negated."""
+        for v in self.l:
+            v.copy_(2 - v)
+
+    def settings(self) -> dict[str, Any]:
+        """Modules, and which of them are scaled at their input."""
+        return {"modules": self.paths, "feedforward": self.feedforward}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights under PEFT's names: rows for inputs, columns for outputs."""
+        return {
+            f"{PREFIX}{path}.ia3_l": v[None] if path in self.feedforward else v[:, None]
+            for path, v in zip(self.paths, self.l, strict=True)
+        }
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From saved settings and weights. What (IA)³ does not scale is of no width: 0."""
+        shapes = {}
+        for path in settings["modules"]:
+            size = tensors[f"{PREFIX}{path}.ia3_l"].numel()
+            shapes[path] = (size, 0) if path in settings["feedforward"] else (0, size)
+        few = "|".join(re.escape(p) for p in settings["feedforward"])
+        dial = cls(shapes, feedforward=f"^({few})$" if few else r"(?!)")
+        with torch.no_grad():
+            for path, v in zip(dial.paths, dial.l, strict=True):
+                v.copy_(tensors[f"{PREFIX}{path}.ia3_l"].flatten())
+        return dial
+
+    def peft_config(self) -> Any:
+        """PEFT's IA3Config."""
+        from peft import IA3Config
+
+        return self._config_of(IA3Config, feedforward_modules=self.feedforward)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        refuse_beyond(config, cls.tuner, {"feedforward_modules", "init_ia3_weights"}, {})
+        modules = cls.modules_of(tensors, "ia3_l")
+        # PEFT stores a row for what it multiplies at the input, a column at the output.
+        inputs = [p for p in modules if tensors[f"{PREFIX}{p}.ia3_l"].shape[0] == 1]
+        return cls.build({"modules": modules, "feedforward": inputs}, tensors)
+
+
+class RoadDial(PeftDial):
+    """RoAd (Petrov et al. 2024): outputs turned and scaled in planes of two, y + alpha (R y - y).
+
+    PEFT's variant road_1: an angle and a length a plane; within each group of outputs the i-th of
+    the first half is paired with the i-th of the second.
+    """
+
+    kind = "road"
+    peft_type = "ROAD"
+    tuner = "RoAd (road_1)"
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], *, group: int = 64):
+        """
+        Args:
+            shapes: (in, out) features of each adapted module, by its path in the model.
+            group: outputs of a group, even; halved until it divides every layer's outputs.
+        """
+        super().__init__(shapes)
+        outs = [n for _, n in shapes.values()]
+        while group > 2 and any(n % group for n in outs):
+            group //= 2
+        if group < 2 or group % 2 or any(n % group for n in outs):
+            raise DialError(f"RoAd: no even group of outputs divides {sorted(set(outs))}")
+        self.group = group
+        self.theta = nn.ParameterList(nn.Parameter(torch.zeros(n // 2)) for n in outs)
+        self.length = nn.ParameterList(nn.Parameter(torch.ones(n // 2)) for n in outs)
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        return y + (alpha * (self._turned(index, y) - y)).to(y.dtype)
+
+    def _turned(self, index: int, y: Tensor) -> Tensor:
+        """R y."""
+        theta, length = (
+            p[index].to(y.device).view(-1, self.group // 2) for p in (self.theta, self.length)
+        )
+        a, b = y.unflatten(-1, (-1, 2, self.group // 2)).unbind(-2)
+        cos, sin = length * theta.cos(), length * theta.sin()
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), -2).flatten(-3).to(y.dtype)
+
+    def weights_at(self, model: nn.Module, alpha: float = 1.0) -> dict[str, Tensor]:
+        """((1 - alpha) I + alpha R) W, and the same of the bias."""
+        changed = {}
+        for index, path in enumerate(self.paths):
+            module: Any = linear_at(model, path, self.shapes[path], "adapter")
+            columns = dense_weight(module).T  # in out
+            turned = columns + alpha * (self._turned(index, columns).detach() - columns)
+            changed[f"{path}.weight"] = turned.T
+            if module.bias is not None:
+                bias = module.bias.float()
+                changed[f"{path}.bias"] = bias + alpha * (self._turned(index, bias).detach() - bias)
+        return changed
+
+    def settings(self) -> dict[str, Any]:
+        """Modules with their shapes, and the group."""
+        return {"modules": {p: list(s) for p, s in self.shapes.items()}, "group": self.group}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights under PEFT's names."""
+        named = {}
+        for path, theta, length in zip(self.paths, self.theta, self.length, strict=True):
+            named[f"{PREFIX}{path}.road_theta"] = theta
+            named[f"{PREFIX}{path}.road_alpha"] = length
+        return named
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From saved settings and weights."""
+        shapes = {p: (int(s[0]), int(s[1])) for p, s in settings["modules"].items()}
+        dial = cls(shapes, group=settings["group"])
+        if dial.group != settings["group"]:
+            raise DialError(f"groups of {settings['group']} outputs do not divide the layers'")
+        with torch.no_grad():
+            for path, theta, length in zip(dial.paths, dial.theta, dial.length, strict=True):
+                theta.copy_(tensors[f"{PREFIX}{path}.road_theta"])
+                length.copy_(tensors[f"{PREFIX}{path}.road_alpha"])
+        return dial
+
+    def peft_config(self) -> Any:
+        """PEFT's RoadConfig."""
+        from peft import RoadConfig
+
+        return self._config_of(RoadConfig, variant="road_1", group_size=self.group)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        refuse_beyond(config, cls.tuner, {"group_size", "init_weights"}, {"variant": ("road_1",)})
+        modules = cls.modules_of(tensors, "road_theta|road_alpha")
+        shapes = {p: [0, 2 * tensors[f"{PREFIX}{p}.road_theta"].numel()] for p in modules}
+        return cls.build({"modules": shapes, "group": config["group_size"]}, tensors)
+
+
+class VeraDial(PeftDial):
+    """VeRA (Kopiczko et al. 2024): y + alpha b ⊙ B (d ⊙ A x), A and B random and shared."""
+
+    kind = "vera"
+    peft_type = "VERA"
+    tuner = "VeRA"
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        *,
+        rank: int = 256,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ):
+        """
+        Args:
+            shapes: (in, out) features of each adapted module, by its path in the model.
+            rank: rows of A and columns of B.
+            dropout: probability of dropping an input in training.
+            generator: draws A and B (Kaiming uniform); d starts at 0.1, b at 0.
+        """
+        super().__init__(shapes)
+        self.rank, self.dropout = rank, dropout
+        n_in, n_out = (max(s[i] for s in shapes.values()) for i in (0, 1))
+        self.register_buffer("A", _kaiming((rank, n_in), generator, math.sqrt(2)))
+        self.register_buffer("B", _kaiming((n_out, rank), generator, math.sqrt(2)))
+        self.d = nn.ParameterList(nn.Parameter(torch.full((rank,), 0.1)) for _ in shapes)
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(n)) for _, n in shapes.values())
+
+    def _factors(self, index: int, n_in: int) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] of a module at alpha = 1."""
+        n_out = len(self.b[index])
+        A, B = self.get_buffer("A")[:, :n_in], self.get_buffer("B")[:n_out]
+        return A * self.d[index][:, None], B * self.b[index][:, None]
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        return _add_low_rank(self, *self._factors(index, x.shape[-1]), x, y, alpha)
+
+    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """d ⊙ A and alpha b ⊙ B of every module."""
+        return _scaled(self, model, alpha)
+
+    @torch.no_grad()
+    def flip(self) -> None:
+        """Exchange alpha and -alpha: b negated."""
+        for b in self.b:
+            b.neg_()
+
+    def settings(self) -> dict[str, Any]:
+        """Modules with their shapes, rank and dropout."""
+        return {
+            "modules": {p: list(s) for p, s in self.shapes.items()},
+            "rank": self.rank,
+            "dropout": self.dropout,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights under PEFT's names, the shared projections included."""
+        named = {
+            "base_model.vera_A": self.get_buffer("A"),
+            "base_model.vera_B": self.get_buffer("B"),
+        }
+        for path, b, d in zip(self.paths, self.b, self.d, strict=True):
+            named[f"{PREFIX}{path}.vera_lambda_b"] = b
+            named[f"{PREFIX}{path}.vera_lambda_d"] = d
+        return named
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From saved settings and weights."""
+        shapes = {p: (int(s[0]), int(s[1])) for p, s in settings["modules"].items()}
+        dial = cls(shapes, rank=settings["rank"], dropout=settings["dropout"])
+        with torch.no_grad():
+            for name in ("A", "B"):
+                shared = tensors[f"base_model.vera_{name}"]
+                dial.register_buffer(name, shared.clone())
+            for path, b, d in zip(dial.paths, dial.b, dial.d, strict=True):
+                b.copy_(tensors[f"{PREFIX}{path}.vera_lambda_b"])
+                d.copy_(tensors[f"{PREFIX}{path}.vera_lambda_d"])
+        return dial
+
+    def peft_config(self) -> Any:
+        """PEFT's VeraConfig, with the projections saved."""
+        from peft import VeraConfig
+
+        return self._config_of(VeraConfig, r=self.rank, vera_dropout=self.dropout)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        known = {"r", "vera_dropout", "projection_prng_key", "save_projection", "d_initial"}
+        refuse_beyond(config, cls.tuner, known | {"init_weights"}, {"bias": ("none",)})
+        if "base_model.vera_A" not in tensors:
+            raise DialError("VeRA without its projections (save_projection=False)")
+        own = {k: t for k, t in tensors.items() if ".vera_lambda_" in k}
+        shapes = {  # of the inputs PEFT tells the widest alone
+            p: [0, tensors[f"{PREFIX}{p}.vera_lambda_b"].numel()]
+            for p in cls.modules_of(own, "vera_lambda_[bd]")
+        }
+        settings = {"rank": config["r"], "dropout": config.get("vera_dropout", 0.0)}
+        return cls.build({"modules": shapes, **settings}, tensors)
+
+
+class DeloraDial(PeftDial):
+    """DeLoRA (Bini et al. 2025): y + alpha B diag(lambda / (r |a_i| |b_i|)) A (w ⊙ x), w the norms
+    of the base weight's columns: each of the r directions has a length of its own to learn."""
+
+    kind = "delora"
+    peft_type = "DELORA"
+    tuner = "DeLoRA"
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        *,
+        rank: int = 8,
+        strength: float = 15.0,
+        dropout: float = 0.0,
+        norms: dict[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        """
+        Args:
+            shapes: (in, out) features of each adapted module, by its path in the model.
+            rank: r.
+            strength: lambda at the start.
+            dropout: probability of dropping an input in training.
+            norms: w of each module (by default 1).
+            generator: draws A (Kaiming uniform, as PEFT does); B starts at 0.
+        """
+        super().__init__(shapes)
+        self.rank, self.dropout = rank, dropout
+        self.A, self.B, self.strength = (nn.ParameterList() for _ in range(3))
+        for index, (path, (n_in, n_out)) in enumerate(shapes.items()):
+            self.A.append(nn.Parameter(_kaiming((rank, n_in), generator, math.sqrt(1 / 3))))
+            self.B.append(nn.Parameter(torch.zeros(n_out, rank)))
+            self.strength.append(nn.Parameter(torch.full((1,), float(strength))))
+            w = torch.ones(n_in) if norms is None else norms[path].float()
+            self.register_buffer(f"norm_{index}", w)
+
+    def _factors(self, index: int, n_in: int) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] of a module at alpha = 1."""
+        A, B = self.A[index], self.B[index]
+        sizes = A.norm(dim=1).clamp(min=1e-4) * B.norm(dim=0).clamp(min=1e-4)
+        return A * self.get_buffer(f"norm_{index}"), B * (self.strength[index] / self.rank / sizes)
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        return _add_low_rank(self, *self._factors(index, x.shape[-1]), x, y, alpha)
+
+    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """Both factors of every module, alpha in B."""
+        return _scaled(self, model, alpha)
+
+    @torch.no_grad()
+    def flip(self) -> None:
+        """Exchange alpha and -alpha: lambda negated."""
+        for strength in self.strength:
+            strength.neg_()
+
+    def settings(self) -> dict[str, Any]:
+        """Modules, rank and dropout."""
+        return {"modules": self.paths, "rank": self.rank, "dropout": self.dropout}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights under PEFT's names, the norms included."""
+        named = {}
+        for index, path in enumerate(self.paths):
+            named[f"{PREFIX}{path}.delora_A"] = self.A[index]
+            named[f"{PREFIX}{path}.delora_B"] = self.B[index]
+            named[f"{PREFIX}{path}.delora_lambda"] = self.strength[index]
+            named[f"{PREFIX}{path}.delora_w_norm"] = self.get_buffer(f"norm_{index}")
+        return named
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """From saved settings and weights."""
+        each = {
+            path: [tensors[f"{PREFIX}{path}.delora_{k}"] for k in ("A", "B", "lambda", "w_norm")]
+            for path in settings["modules"]
+        }
+        dial = cls(
+            {p: (A.shape[1], B.shape[0]) for p, (A, B, _, _) in each.items()},
+            rank=settings["rank"],
+            dropout=settings["dropout"],
+            norms={p: w for p, (_, _, _, w) in each.items()},
+        )
+        with torch.no_grad():
+            for index, (A, B, strength, _) in enumerate(each.values()):
+                dial.A[index].copy_(A)
+                dial.B[index].copy_(B)
+                dial.strength[index].copy_(strength)
+        return dial
+
+    def peft_config(self) -> Any:
+        """PEFT's DeloraConfig."""
+        from peft import DeloraConfig
+
+        return self._config_of(DeloraConfig, r=self.rank, module_dropout=self.dropout)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        known = {"r", "delora_lambda", "module_dropout", "init_weights"}
+        refuse_beyond(config, cls.tuner, known, {"bias": ("none",)})
+        modules = cls.modules_of(tensors, "delora_(A|B|lambda|w_norm)")
+        settings = {"rank": config["r"], "dropout": config.get("module_dropout", 0.0)}
+        return cls.build({"modules": modules, **settings}, tensors)
+
+
+def column_norms(model: nn.Module, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Norms of the columns of modules' weights, which DeLoRA scales inputs by."""
+    return {path: dense_weight(model.get_submodule(path)).norm(dim=0) for path in shapes}
+
+
+def _add_low_rank(
+    dial: Any, A: Tensor, B: Tensor, x: Tensor, y: Tensor, alpha: float | Tensor
+) -> Tensor:
+    x = F.dropout(x, dial.dropout, dial.training) if dial.dropout else x
+    change = F.linear(F.linear(x, A.to(x)), B.to(x))
+    return y + change * (alpha.to(y.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
+@torch.no_grad()
+def _scaled(dial: Any, model: nn.Module, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for index, path in enumerate(dial.paths):
+        module = linear_at(model, path, dial.shapes[path], "adapter")
+        A, B = dial._factors(index, linear_shape(module)[0])  # type: ignore[index]
+        found[path] = (A, alpha * B)
+    return found

@@ -1,0 +1,159 @@
+"""Directions from gradients of a loss with respect to hidden states.
+
+Every pair gives two gradients, at the state of its chosen and of its rejected pole. What a pair
+asks for is its *pull*: the step that the loss wants. A loss that separates the two states wants
+them moved apart, so that the pull is half of g_rejected - g_chosen; a loss on log-probs wants both
+moved downhill, so that it is half of -(g_rejected + g_chosen).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.directions.difference import principal_direction, signed, unit
+
+Fisher = Literal["covariance", "empirical", "scaled"]
+"""The Fisher matrix of m gradients: their covariance, their second moment, or the second moment of
+gradients divided by their length at the loss's own layer."""
+
+Poles = Literal["both", "dual", "positive", "negative", "difference"]
+"""Both poles' gradients in one solve; or one solve for each pole, of which the mean, the first, the
+second, or their difference is taken."""
+
+
+def pulls(
+    chosen: Float[Tensor, "pair d"], rejected: Float[Tensor, "pair d"], *, separating: bool
+) -> Float[Tensor, "pair d"]:
+    """What each pair asks for, from its two gradients (see this module's text)."""
+    return ((rejected - chosen) if separating else -(rejected + chosen)) / 2
+
+
+def gradient_mean(
+    chosen: Float[Tensor, "pair d"], rejected: Float[Tensor, "pair d"], *, separating: bool = True
+) -> Float[Tensor, "d"]:
+    """The unit vector along the mean pull. Raises ValueError where it is zero."""
+    return unit(pulls(chosen.double(), rejected.double(), separating=separating).mean(0)).to(
+        chosen.dtype
+    )
+
+
+def gradient_svd(
+    chosen: Float[Tensor, "pair d"],
+    rejected: Float[Tensor, "pair d"],
+    *,
+    separating: bool = True,
+    published: bool = False,
+) -> Float[Tensor, "d"]:
+    """The first right singular vector of the pulls, signed by their majority.
+
+    `published` takes that of all gradients after their mean is removed, as wassname/repeng does: the
+    mean, which holds what all pairs agree in, no longer counts.
+
+    Raises:
+        ValueError: all pulls (deviations) are zero.
+    """
+    pull = pulls(chosen.double(), rejected.double(), separating=separating)
+    if published:
+        v = principal_direction(torch.cat([chosen, rejected]).double(), centred=True)
+        return signed(v, pull).to(chosen.dtype)
+    return principal_direction(pull).to(chosen.dtype)
+
+
+def fisher_direction(
+    chosen: Float[Tensor, "pair d"],
+    rejected: Float[Tensor, "pair d"],
+    *,
+    separating: bool = True,
+    fisher: Fisher = "covariance",
+    damping: float | None = 0.1,
+    relative: bool = True,
+    poles: Poles = "both",
+    lengths: Float[Tensor, "two pair"] | None = None,
+    published: bool = False,
+) -> Float[Tensor, "d"]:
+    """The natural gradient: the unit vector along (F + lambda I)^-1 applied to the mean pull.
+
+    Args:
+        fisher: which matrix F (see `Fisher`); `scaled` needs `lengths`.
+        damping: lambda, or None for the published default of separate poles,
+            max(1e-6, 0.01 tr F / d).
+        relative: lambda is `damping` times tr F / d, the mean eigenvalue. Absolute, it changes its
+            meaning with the scale of the loss: at the published 0.1 it may outweigh F a thousandfold,
+            and the direction is the mean gradient.
+        poles: see `Poles`. A pole's own pull is its gradient, downhill (rejected: uphill where the
+            loss separates).
+        lengths: L2 norm of each gradient at the loss's own layer, chosen and rejected.
+        published: the target is the mean of all 2n gradients, signed so that the mean of
+            g_rejected - g_chosen projects positively (wassname/repeng); and with fewer than d / 10
+            gradients lambda is at least 1e-4 tr F / d.
+
+    Raises:
+        ValueError: the direction is zero, or `scaled` lacks `lengths`.
+    """
+    c, r = chosen.double(), rejected.double()
+    if fisher == "scaled":
+        if lengths is None:
+            raise ValueError("the scaled Fisher matrix needs the gradients' lengths at the loss")
+        weights = (lengths.double().square() + 1e-6).rsqrt()[..., None]
+    else:
+        weights = torch.ones(2, 1, 1, dtype=c.dtype, device=c.device)
+
+    def solve(gradients: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+        X, m = gradients * rows, len(gradients)
+        if fisher == "covariance":
+            X, m = X - X.mean(0), max(m - 1, 1)
+        mean_eigenvalue = X.square().sum().item() / m / X.shape[1]
+        if damping is None:
+            level = max(1e-6, 0.01 * mean_eigenvalue)
+        else:
+            level = damping * (mean_eigenvalue if relative else 1.0)
+        if published and 10 * len(gradients) < X.shape[1]:
+            level = max(level, 1e-4 * mean_eigenvalue)
+        return damped_solve(X, target, m * level) * m
+
+    if poles == "both":
+        target = pulls(c, r, separating=separating).mean(0)
+        if published:
+            target = torch.cat([c, r]).mean(0)
+        stacked = weights.expand(2, len(c), 1).reshape(-1, 1)
+        v = solve(torch.cat([c, r]), stacked, target)
+    else:
+        sign = 1.0 if separating and not published else -1.0
+        up = solve(c, weights[0], (1.0 if published else -1.0) * c.mean(0))
+        down = solve(r, weights[-1], (1.0 if published else sign) * r.mean(0))
+        v = {
+            "positive": up,
+            "negative": down,
+            "difference": up - down,
+            "dual": (up + down) / 2,
+        }[poles]
+    if published and (r - c).mean(0) @ v < 0:
+        v = -v
+    return unit(v).to(chosen.dtype)
+
+
+def damped_solve(
+    X: Float[Tensor, "m d"], target: Float[Tensor, "d"], damping: float
+) -> Float[Tensor, "d"]:
+    """(X^T X + damping I)^-1 target, by the smaller side (Woodbury); at 0 the pseudo-inverse.
+
+    With fewer rows than columns: (target - X^T (damping I + X X^T)^-1 X target) / damping.
+    """
+    m, d = X.shape
+    gram = X @ X.T if m < d else X.T @ X
+    if not damping > 0:
+        values, vectors = torch.linalg.eigh(gram)
+        kept = values > values[-1] * max(m, d) * torch.finfo(X.dtype).eps
+        values, vectors = values[kept], vectors[:, kept]
+        if m < d:  # right singular vectors, from the left ones
+            vectors = X.T @ vectors / values.sqrt()
+        return vectors @ ((vectors.T @ target) / values)
+    factor = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=X.dtype).to(X))
+    if m >= d:
+        return torch.cholesky_solve(target[:, None], factor)[:, 0]
+    inner = torch.cholesky_solve((X @ target)[:, None], factor)[:, 0]
+    return (target - X.T @ inner) / damping

@@ -1,0 +1,214 @@
+"""Checks an export with the tool it is for, in a process of its own that cannot import trimtab.
+
+Run as a script: `python -I check.py SPEC.json`. It loads the base model and the export, runs the
+fixed set, compares logits with those that the dial gave, and writes the receipt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+class _NoTrimtab:
+    """Whoever imports trimtab in this process is refused."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name.partition(".")[0] == "trimtab":
+            raise ImportError("trimtab is out of bounds here")
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Check one export and write its receipt, out of trimtab's reach."""
+    sys.meta_path.insert(0, _NoTrimtab())  # type: ignore[arg-type]
+    import torch
+
+    torch.set_num_threads(spec["threads"])
+    receipt = compare(spec)
+    Path(spec["receipt"]).write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
+
+
+def compare(spec: dict[str, Any]) -> dict[str, Any]:
+    """The receipt of an export: its logits, by the tool that it is for, beside the dial's."""
+    import torch
+    from safetensors.torch import load_file
+
+    known = load_file(spec["tensors"])
+    rows = [known[f"ids_{i}"] for i in range(spec["rows"])]
+    tool, versions, run = CHECKS[spec["format"]](spec)
+    difference = change = 0.0
+    with torch.no_grad():
+        for i, ids in enumerate(rows):
+            logits = run(ids)
+            difference = max(difference, (logits - known[f"dialled_{i}"]).abs().max().item())
+            moved = known[f"dialled_{i}"] - known[f"bare_{i}"]
+            change = max(change, moved.abs().max().item())
+    return {
+        "format": spec["format"],
+        "alpha": spec["alpha"],
+        "dial": spec["dial"],
+        "files": spec["files"],
+        "checked_with": tool,
+        "versions": {**versions, "python": sys.version.split()[0]},
+        "trimtab_importable": _importable(),
+        "sequences": len(rows),
+        "tokens": sum(ids.shape[1] for ids in rows),
+        "largest_logit_difference": difference,
+        "largest_logit_change_by_the_dial": change,
+        "tolerance": spec["tolerance"],
+        "within_tolerance": difference <= spec["tolerance"],
+        "not_carried_over": spec["not_carried_over"],
+    }
+
+
+def _importable() -> bool:
+    try:
+        import trimtab  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _model(folder: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _logits(model: Any) -> Any:
+    return lambda ids: model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _layers(model: Any) -> Any:
+    """The decoder layers: the heaviest list as long as the config says."""
+    import torch
+
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+
+
+def _with_steps(model: Any, steps: dict[int, Any]) -> Any:
+    """The model's logits with a vector added after blocks, by plain hooks."""
+
+    def adding(v: Any) -> Any:
+        return lambda _, __, out: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
+
+    for k, v in steps.items():
+        _layers(model)[k].register_forward_hook(adding(v))
+    return _logits(model)
+
+
+def _gguf(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    if spec["base_gguf"]:
+        return _llama_cpp(spec)
+    try:
+        from repeng import ControlModel, ControlVector  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        import gguf
+        import torch
+
+        reader = gguf.GGUFReader(spec["export"])
+        steps = {int(t.name.split(".")[1]): torch.from_numpy(t.data.copy()) for t in reader.tensors}
+        run = _with_steps(_model(spec["base"]), steps)
+        return "gguf and plain hooks", _versions("gguf", "transformers", "torch"), run
+    vector = ControlVector.import_gguf(spec["export"])
+    model = ControlModel(_model(spec["base"]), list(vector.directions))
+    model.set_control(vector, 1.0)
+    return "repeng", _versions("repeng", "gguf", "transformers", "torch"), _logits(model)
+
+
+def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    """llama.cpp's own logits differ from torch's by rounding; what the vector changes is added to
+    those that the bare model gave."""
+    import llama_cpp  # pyright: ignore[reportMissingImports]
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    known = load_file(spec["tensors"])
+    llama = llama_cpp.Llama(
+        spec["base_gguf"], n_ctx=256, logits_all=True, verbose=False, n_threads=spec["threads"]
+    )
+    from gguf import GGUFReader
+
+    tensors = {int(t.name.split(".")[1]): t.data for t in GGUFReader(spec["export"]).tensors}
+    width = len(next(iter(tensors.values())))
+    # llama.cpp's buffer: layer 1 first, so many as the deepest one needs
+    buffer = np.zeros((max(tensors), width), dtype=np.float32)
+    for k, data in tensors.items():
+        buffer[k - 1] = data
+    flat = np.ascontiguousarray(buffer.reshape(-1))
+    import ctypes
+
+    pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+    def evaluate(ids: Any, on: bool) -> Any:
+        apply = (
+            getattr(llama_cpp, "llama_set_adapter_cvec", None) or llama_cpp.llama_apply_adapter_cvec
+        )
+        context = llama._ctx.ctx
+        if on:
+            apply(context, pointer, flat.size, width, 1, len(buffer))
+        else:
+            apply(context, None, 0, 0, 0, 0)
+        llama.reset()
+        llama.eval(ids[0].tolist())
+        return torch.tensor(np.array(llama.scores[: ids.shape[1]]))[None]
+
+    def run(ids: Any) -> Any:
+        row = next(i for i in range(spec["rows"]) if torch.equal(known[f"ids_{i}"], ids))
+        return known[f"bare_{row}"] + evaluate(ids, True) - evaluate(ids, False)
+
+    return "llama.cpp", _versions("llama_cpp_python", "gguf"), run
+
+
+def _peft(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(_model(spec["base"]), spec["export"]).eval()
+    return "peft", _versions("peft", "transformers", "torch"), _logits(model)
+
+
+def _merged(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    return "transformers", _versions("transformers", "torch"), _logits(_model(spec["export"]))
+
+
+def _steering_vectors(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    from safetensors.torch import load_file
+
+    layers = load_file(Path(spec["export"]) / "layer_activations.safetensors")
+    steps = {int(k): v for k, v in layers.items()}
+    model = _model(spec["base"])
+    try:
+        from steering_vectors import SteeringVector  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return "plain hooks", _versions("transformers", "torch"), _with_steps(model, steps)
+    SteeringVector(steps).patch_activations(model)
+    found = _versions("steering-vectors", "transformers", "torch")
+    return "steering-vectors", found, _logits(model)
+
+
+CHECKS = {
+    "gguf": _gguf,
+    "repeng": _gguf,
+    "peft": _peft,
+    "merged": _merged,
+    "steering-vectors": _steering_vectors,
+}
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,58 @@
+"""A plain checkpoint with a dial at one alpha in its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab import models
+from trimtab.dials import Dial
+from trimtab.errors import DialError
+
+
+def export_merged(
+    dial: Dial, model: nn.Module, tokenizer: Any, alpha: float, folder: Path
+) -> list[str]:
+    """Save the model with the dial at `alpha` in its weights. Returns what is not carried over.
+
+    Raises:
+        DialError: the weights, or the architecture's config, cannot express it.
+    """
+    result: Any = dial.merged(model, alpha)
+    _declare_biases(model, result)
+    result.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return [
+        f"alpha: the checkpoint is the dial at {alpha:g} and cannot be turned back",
+        "alphas of their own for the rows of a batch",
+        "data, seed and measured range of the dial",
+    ]
+
+
+def _declare_biases(before: nn.Module, after: Any) -> None:
+    """See to it that the config tells of biases that the dial has added.
+
+    Raises:
+        DialError: the architecture's config has no word for them.
+    """
+    had = {name for name, _ in before.named_parameters()}
+    added = [name for name, _ in after.named_parameters() if name not in had]
+    if not added:
+        return
+    if not hasattr(models.text_config(after), "mlp_bias"):
+        raise DialError(
+            f"{type(after).__name__} has no bias at {added[0].rpartition('.')[0]}, and no setting "
+            "that would give it one: no plain checkpoint can hold the vector; use --to peft"
+        )
+    models.text_config(after).mlp_bias = True
+    feedforwards = {name.rpartition(".")[0].rpartition(".")[0].rpartition(".")[2] for name in added}
+    for layer in models.layers(after):
+        for name in feedforwards:
+            for module in layer.get_submodule(name).modules():
+                if isinstance(module, nn.Linear) and module.bias is None:
+                    zero = torch.zeros(module.out_features).to(module.weight)
+                    module.bias = nn.Parameter(zero, requires_grad=False)

@@ -1,0 +1,250 @@
+"""`export`: a dial at one alpha in another tool's format, checked there before it is handed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trimtab.dials import Dial
+from trimtab.dials.attach import as_alpha, check_bare
+from trimtab.errors import ConfigError, DialError, near
+from trimtab.export import check
+from trimtab.export.gguf import export_gguf
+from trimtab.export.merged import export_merged
+from trimtab.export.peft import export_peft
+from trimtab.export.steering_vectors import export_steering_vectors
+from trimtab.pairs.neutral import NEUTRAL
+from trimtab.progress import SILENT, Progress
+
+VECTOR_FILE = "control-vector.gguf"
+RECEIPT = "receipt.json"
+PASSAGES, TOKENS = 4, 24
+"""The fixed set: so many neutral passages, cut to so many tokens."""
+TOLERANCE = 1e-3
+"""Largest difference of a logit, in float32."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """An export format: what it is, and how it is written (`(dial, model, tokenizer, alpha, path)`
+    to what is not carried over)."""
+
+    what: str
+    write: Callable[[Dial, Any, Any, float, Path], list[str]]
+    file: str = ""
+    """The one file that it is; empty where it is a folder."""
+
+
+FORMATS: dict[str, Format] = {
+    "gguf": Format(
+        "llama.cpp's control vector",
+        lambda d, m, _, a, p: export_gguf(d, m, a, p, "llama.cpp"),
+        VECTOR_FILE,
+    ),
+    "repeng": Format(
+        "repeng's control vector, a GGUF file that may hold layer 0",
+        lambda d, m, _, a, p: export_gguf(d, m, a, p, "repeng"),
+        VECTOR_FILE,
+    ),
+    "peft": Format("a PEFT LoRA folder", lambda d, m, _, a, p: export_peft(d, m, a, p)),
+    "merged": Format("a plain checkpoint", export_merged),
+    "steering-vectors": Format(
+        "layer activations for the package steering-vectors",
+        lambda d, m, _, a, p: export_steering_vectors(d, m, a, p),
+    ),
+}
+REFUSED = {
+    "lm-eval": "lm-evaluation-harness loads steering files with torch.load(weights_only=False), "
+    "which runs whatever a file holds: export --to peft or --to merged and evaluate that",
+}
+"""Formats that are known and not written, with the reason."""
+
+
+def export(
+    dial: Dial,
+    model: Any,
+    tokenizer: Any,
+    to: str,
+    out: str | Path,
+    *,
+    alpha: float = 1.0,
+    base: str | Path | None = None,
+    base_gguf: str | Path | None = None,
+    python: str | Path = sys.executable,
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write a dial at `alpha` for another tool, and have it checked there.
+
+    The check runs in a process that cannot import trimtab: it loads the base model and the export
+    with the tool that it is for, compares the logits of a fixed set with the dial's, and writes
+    `receipt.json` beside the export. What does not pass is not handed over.
+
+    Args:
+        model: the base model, in float32.
+        to: one of `FORMATS`.
+        out: a folder; for `gguf` and `repeng` also a file named `….gguf`, the receipt then lies
+            beside it as `….gguf.receipt.json`.
+        base: folder of the base model (by default the model is saved aside for the check).
+        base_gguf: for `gguf`, the base model in F32: the check is then made by llama.cpp.
+        python: interpreter of the check, where the tool lies in another environment.
+        tolerance: largest difference of a logit.
+        overwrite: replace what lies at `out`, if it is an export.
+        force: go on although the dial was made for another base model.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        ConfigError: an unknown format, an alpha that is no finite number, `out` is taken.
+        DialError: the format cannot say what the dial does, or the check did not pass.
+    """
+    strength = _check(to, alpha, model)
+    if not force:
+        dial.check_base(model)
+    target, receipt_file = _targets(FORMATS[to], Path(out))
+    _check_free(target, receipt_file, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+        stage = Path(temporary)
+        made = stage / (target.name if FORMATS[to].file else "export")
+        lost = FORMATS[to].write(dial, model, tokenizer, strength, made)
+        if base is None:
+            base = stage / "base"
+            model.save_pretrained(base)
+        rows = [_ids(tokenizer, text, model) for text in NEUTRAL[:PASSAGES]]
+        _known(dial, model, rows, strength, stage / "known.safetensors")
+        spec = {
+            "format": to,
+            "export": str(made),
+            "base": str(base),
+            "base_gguf": str(base_gguf) if base_gguf else "",
+            "tensors": str(stage / "known.safetensors"),
+            "rows": len(rows),
+            "alpha": strength,
+            "tolerance": tolerance,
+            "threads": torch.get_num_threads(),
+            "receipt": str(stage / RECEIPT),
+            "not_carried_over": lost,
+            "files": _digests(made),
+            "dial": {
+                "kind": dial.kind,
+                "method": dial.info.method,
+                "base_model": dial.info.base_model,
+                "base_digest": dial.info.base_digest,
+            },
+        }
+        progress.say(f"checking the {to} export in a process without trimtab")
+        receipt = _run_check(spec, stage, python)
+        if not receipt["within_tolerance"]:
+            raise DialError(
+                f"the {to} export differs from the dial by {receipt['largest_logit_difference']:.2g} "
+                f"in a logit when loaded by {receipt['checked_with']} (tolerance {tolerance:g}): "
+                "not handed over"
+            )
+        _publish(made, stage / RECEIPT, target, receipt_file)
+    return receipt
+
+
+def _check(to: str, alpha: float, model: nn.Module) -> float:
+    if to in REFUSED:
+        raise ConfigError(f"--to {to}: {REFUSED[to]}")
+    if to not in FORMATS:
+        raise ConfigError(f"--to {to}: no such format{near(to, FORMATS)} ({', '.join(FORMATS)})")
+    strength = as_alpha(alpha)
+    if not isinstance(strength, float) or strength == 0:
+        raise ConfigError(f"alpha {alpha}: an export is made at one number, and not at 0")
+    check_bare(model, "exporting")
+    if (kind := next(model.parameters()).dtype) != torch.float32:
+        raise ConfigError(f"the model is in {kind}: exports are made and checked in float32")
+    return strength
+
+
+def _targets(kind: Format, out: Path) -> tuple[Path, Path]:
+    """Where the export and its receipt go."""
+    out = out.expanduser().absolute()
+    if not kind.file:
+        return out, out / RECEIPT
+    if out.suffix == ".gguf":
+        return out, out.with_name(f"{out.name}.{RECEIPT}")
+    return out / kind.file, out / RECEIPT
+
+
+def _check_free(target: Path, receipt: Path, overwrite: bool) -> None:
+    """Raise ConfigError where something lies at the target that is not to be replaced."""
+    empty = target.is_dir() and not any(target.iterdir())
+    if (empty or not target.exists()) and not receipt.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{target}: exists; choose another --out, or --overwrite")
+    if not receipt.is_file():
+        raise ConfigError(f"{target}: exists and is no export (no receipt); choose another --out")
+
+
+def _ids(tokenizer: Any, text: str, model: Any) -> Tensor:
+    device = next(model.parameters()).device
+    return torch.tensor([tokenizer(text)["input_ids"][:TOKENS]], device=device)
+
+
+@torch.no_grad()
+def _known(dial: Dial, model: Any, rows: list[Tensor], alpha: float, file: Path) -> None:
+    """Write the fixed set with the logits of the bare model and of the dial."""
+    tensors = {}
+    for on, context in (("bare", nullcontext()), ("dialled", dial(model, alpha, force=True))):
+        with context:
+            for i, ids in enumerate(rows):
+                logits = model(input_ids=ids, use_cache=False).logits
+                tensors |= {f"ids_{i}": ids.cpu(), f"{on}_{i}": logits.float().cpu().contiguous()}
+    save_file(tensors, file)
+
+
+def _run_check(spec: dict[str, Any], stage: Path, python: str | Path) -> dict[str, Any]:
+    file = stage / "spec.json"
+    file.write_text(json.dumps(spec))
+    command = [str(python), "-I", str(Path(check.__file__)), str(file)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"--python {python}: cannot be run ({error})") from error
+    if ran.returncode or not (stage / RECEIPT).is_file():
+        last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DialError(f"the {spec['format']} export could not be checked: {last}")
+    return json.loads((stage / RECEIPT).read_text())
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """sha256 of an export's files."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digests = {}
+    for file in files:
+        with file.open("rb") as stream:
+            name = file.name if path.is_file() else str(file.relative_to(path))
+            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _publish(made: Path, receipt: Path, target: Path, receipt_file: Path) -> None:
+    """Move an export and its receipt to their places."""
+    if made.is_file():
+        made.replace(target)
+        receipt.replace(receipt_file)
+        return
+    receipt.replace(made / RECEIPT)
+    if target.exists():
+        shutil.rmtree(target)
+    made.replace(target)

@@ -1,0 +1,240 @@
+"""Training a dial in both directions at once: rotations of singular vectors, and adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimtab import models
+from trimtab.batching import Batch, Encoded, Layout, collate
+from trimtab.cache import collect
+from trimtab.dials import Alpha, Dial, RotationDial
+from trimtab.dials.linear import linear_modules
+from trimtab.dials.rotation import Scaling, singular_basis
+from trimtab.errors import ConfigError, DataError
+from trimtab.fit.closed_form import pair_answers
+from trimtab.fit.recipes import Method, TrainingRecipe
+from trimtab.fit.reference import Reference
+from trimtab.fit.settings import AdapterSettings, TrainSettings
+from trimtab.fit.trainer import FitModule
+from trimtab.objectives.contrastive import ContrastiveSteering, scaled_direction
+from trimtab.objectives.output import preference
+from trimtab.progress import SILENT, Progress
+from trimtab.readout import Needs, Readout
+from trimtab.sites import Site, parse_sites
+from trimtab.states import Readings, depth, pair_up, read
+
+WRITERS = r"(o_proj|down_proj|out_proj|fc2|c_proj|attention\.dense|dense_4h_to_h)$"
+"""Layers that write to the residual stream."""
+QUICK_PAIRS = 64
+"""A quick try sees so many pairs, most of them once."""
+SIGN_ROWS = 32
+"""Rows of the training data on which the sign is settled."""
+
+
+@dataclass(frozen=True)
+class RotationSettings:
+    """Which singular vectors are turned, and how far."""
+
+    rank: int = 64
+    """Singular vectors of each layer."""
+    targets: str = WRITERS
+    """Regular expression searched in the paths of linear layers."""
+    blocks: str = "0.25..0.75"
+    """Decoder blocks whose layers are turned; none above the objective's deepest site."""
+    select: Literal["top", "data"] = "top"
+    """The largest singular values, or those along which the layer writes chosen - rejected most."""
+    scaling: Scaling = "multiplicative"
+    """What alpha does to singular values: S exp(alpha l), S + alpha l, or nothing."""
+    max_angle: float = 45.0
+    """No plane turns farther at alpha = 1, in degrees."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 2:
+            raise ConfigError(f"dial.rank is {self.rank}; a rotation needs 2 or more")
+        if not 0 < self.max_angle < 180:
+            raise ConfigError(f"dial.max_angle is {self.max_angle}; expected degrees, 0 to 180")
+
+
+@dataclass(frozen=True)
+class ContrastiveRecipe(TrainingRecipe):
+    """An adapter trained at alpha = +1 and -1 at once."""
+
+    objective: ContrastiveSteering = field(default_factory=ContrastiveSteering)  # type: ignore[assignment]
+    """The loss on hidden states in both directions."""
+    dial: AdapterSettings = field(default_factory=AdapterSettings)
+    """What is trained."""
+
+
+@dataclass(frozen=True)
+class RotationRecipe(ContrastiveRecipe):
+    """Rotations of linear layers' singular vectors, trained at alpha = +1 and -1 at once."""
+
+    dial: RotationSettings = field(default_factory=RotationSettings)  # type: ignore[assignment]
+    """What is turned."""
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=3e-3))
+    """How."""
+    quick: bool = False
+    """A try of about a minute: few pairs, few steps, rank 16."""
+
+    def settled(self) -> RotationRecipe:
+        """The recipe with what `quick` stands for written out."""
+        if not self.quick:
+            return self
+        train = replace(self.train, pairs_per_step=8, max_steps=8, learning_rate=2e-2)
+        return replace(self, dial=replace(self.dial, rank=min(16, self.dial.rank)), train=train)
+
+
+CONTRASTIVE_METHODS = {
+    m.name: m
+    for m in (
+        Method(
+            "rotation",
+            RotationRecipe(),
+            "rotations of o_proj and down_proj in the middle half",
+            "hidden states apart at alpha = 1 and together at -1, from one training",
+        ),
+        Method(
+            "contrastive",
+            ContrastiveRecipe(),
+            "LoRA on all linear layers",
+            "the objective of `rotation`, for an adapter",
+        ),
+    )
+}
+
+
+def new_rotation(
+    settings: RotationSettings,
+    model: nn.Module,
+    encoded: Encoded,
+    needs: Needs,
+    seed: int,
+    progress: Progress = SILENT,
+) -> RotationDial:
+    """A rotation of a model's layers that has not been trained yet.
+
+    Raises:
+        DialError: no layer matches.
+        ConfigError: no block is left below the objective's deepest site.
+    """
+    deepest = max(depth(model, s) for s in needs.sites)
+    blocks = [k for k in parse_sites(settings.blocks, models.n_layers(model)) if isinstance(k, int)]
+    below = [k for k in blocks if k <= deepest]
+    if not below:
+        raise ConfigError(
+            f"dial.blocks {settings.blocks}: all above the objective's deepest site {deepest}, "
+            "where nothing that they do is seen"
+        )
+    shapes = linear_modules(model, settings.targets, range(min(below), max(below) + 1))
+    differences: dict[Site, Tensor] = {}
+    if settings.select == "data":
+        sites = [f"{path}:in" for path in shapes]
+        with progress.bar("reading the layers' inputs", encoded.n_answers, "answers") as update:
+            found = collect(model, encoded, sites=sites, pool=needs.pool, progress=update)
+        chosen, rejected = pair_answers(encoded)
+        differences = {s: h[chosen] - h[rejected] for s, h in found.states.items()}
+    bases = {}
+    with progress.bar("singular vectors", len(shapes), "layers") as update:
+        for count, path in enumerate(shapes, 1):
+            given = differences.get(f"{path}:in")
+            bases[path] = singular_basis(model.get_submodule(path), settings.rank, given)
+            update(count, len(shapes))
+    return RotationDial(
+        bases,
+        scaling=settings.scaling,
+        max_angle=settings.max_angle * torch.pi / 180,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+class ContrastiveModule(FitModule):
+    """The model with the dial at +1 in the first half of each batch, at -1 in the second."""
+
+    alpha: Alpha = (1.0, -1.0)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dial: Dial,
+        objective: ContrastiveSteering,
+        needs: Needs,
+        reference: Reference,
+        encoded: Encoded,
+    ):
+        super().__init__(model, dial, objective, needs, reference)  # type: ignore[arg-type]
+        chosen, rejected = pair_answers(encoded)
+        try:
+            self.directions = {
+                site: scaled_direction(h[chosen] - h[rejected])
+                for site, h in reference.readings.states.items()
+            }
+        except ValueError as error:
+            raise DataError(f"{encoded.name}: {error}") from error
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each pair of a batch, and metrics."""
+        plus, minus = self._ends(batch)
+        device = batch.input_ids.device
+        directions = {s: v.to(device) for s, v in self.directions.items()}
+        before = pair_up(self._stored(batch), batch)
+        return self.objective(plus, minus, before, directions)  # type: ignore[call-arg,arg-type]
+
+    def _ends(self, batch: Batch, *, logps: bool | None = None) -> tuple[Readout, Readout]:
+        """Readouts at alpha = +1 and -1, of one pass."""
+        needs = self.needs
+        found = read(
+            self.model,
+            twice(batch),
+            logps=needs.logps if logps is None else logps,
+            sites=needs.sites if logps is None else (),
+            pool=needs.pool,
+            token_map=needs.token_map,
+        )
+        n = batch.n_answers
+        halves = [
+            Readings(
+                logps=None if found.logps is None else found.logps[part],
+                tokens=None if found.tokens is None else found.tokens[part],
+                states={s: h[part] for s, h in found.states.items()},
+            )
+            for part in (slice(n), slice(n, None))
+        ]
+        return pair_up(halves[0], batch), pair_up(halves[1], batch)
+
+    @torch.no_grad()
+    def settle_sign(self, encoded: Encoded, layout: Layout) -> float:
+        """Turn the dial round if log p(chosen) - log p(rejected) is higher at -1 than at +1.
+
+        Measured on training pairs alone: nothing held out decides a sign.
+
+        Returns:
+            The mean difference of the gap, in nats a token, after turning.
+        """
+        device = next(self.model.parameters()).device
+        total, pairs = 0.0, 0
+        with self.dial(self.model, self.alpha, force=True):
+            for row in range(min(SIGN_ROWS, len(encoded.rows))):
+                plus, minus = self._ends(collate(encoded, [row], layout).to(device), logps=True)
+                gap = preference(plus, mean=True) - preference(minus, mean=True)
+                total, pairs = total + gap.sum().item(), pairs + len(gap)
+        if total < 0:
+            self.dial.flip()  # type: ignore[operator]
+        return abs(total) / pairs
+
+
+def twice(batch: Batch) -> Batch:
+    """A batch followed by itself: all rows, then all rows again."""
+    shift = {
+        "token_row": len(batch.input_ids),
+        **dict.fromkeys(("token_answer", "pair_chosen", "pair_rejected"), batch.n_answers),
+    }
+    doubled: dict[str, Any] = {
+        name: torch.cat([value, value + shift[name] if name in shift else value])
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **doubled, items=batch.items * 2)

@@ -1,0 +1,156 @@
+"""The settings of a training run: the groups of flags that recipes are made of."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+from trimtab.errors import ConfigError, check_choices
+from trimtab.objectives import Objective
+from trimtab.spaces import TRAINABLE
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """The adapter that a training recipe fits."""
+
+    tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
+    """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
+    rank: int = 16
+    """r: rank of each update (LoRA, VeRA, DeLoRA)."""
+    lora_alpha: float = 32
+    """Numerator of the scale lora_alpha / r."""
+    dropout: float = 0.0
+    """Probability of dropping an input in training."""
+    rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+    targets: str = "all-linear"
+    """`all-linear`, or a regular expression searched in module paths."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a training recipe is optimised (AdamW)."""
+
+    pairs_per_step: int = 16
+    """Pairs of an optimizer step; the summed loss is divided by it, whatever the microbatches."""
+    epochs: float = 2.0
+    """Passes over the pairs."""
+    max_steps: int | None = None
+    """Upper limit of optimizer steps."""
+    learning_rate: float = 5e-4
+    """Peak learning rate."""
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """The learning rate after warm-up."""
+    warmup: float = 0.1
+    """Share of the steps over which the rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """The gradient's norm is clipped to this."""
+    microbatch_tokens: int = 2048
+    """Padded positions of a microbatch: memory grows with it, the gradient stays the same."""
+    checkpoint_seconds: float = 60.0
+    """A checkpoint is written when this long has passed since the last."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    report_to: Literal["none", "wandb", "tensorboard", "trackio", "all"] = "none"
+    """Who is told of every step. TensorBoard's files lie in `tensorboard/` beside the dial."""
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_step", "epochs", "learning_rate", "microbatch_tokens", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"train.{name} is {value}; expected a number above 0")
+        check_choices(self, "train")
+        if self.report_to not in ("none", "all") and not importlib.util.find_spec(self.report_to):
+            raise ConfigError(
+                f"train.report_to={self.report_to}: install it (pip install {self.report_to})"
+            )
+
+
+@dataclass(frozen=True)
+class SpaceSettings:
+    """The space in which states are compared."""
+
+    kind: Literal["none", "svd", "ortho", "hra", "ether", "etherplus", "suppressed"] = "none"
+    """none, svd, ortho, hra, ether, etherplus or suppressed."""
+    rank: int | None = None
+    """hra: reflections (38); suppressed: tokens whose unembedding rows span the space (64)."""
+    share: float = 0.5
+    """svd: the squared energy of embedding and unembedding that is left out."""
+    learning_rate: float | None = None
+    """Of a trainable space (by default the dial's)."""
+    weight_norm: float = 1.0
+    """Weight of the penalty on changed lengths, for trainable spaces that are no isometry."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "space")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"space.share is {self.share}; expected a number between 0 and 1")
+        if self.rank is not None and (self.rank < 1 or (self.kind == "hra" and self.rank % 2)):
+            raise ConfigError(
+                f"space.rank is {self.rank}; expected 1 or more, and for hra an even number"
+            )
+
+
+def no_effect(kind: str, objective: Objective) -> str | None:
+    """Why a space cannot change what an objective trains, with what could; None where it can."""
+    isometric = kind in TRAINABLE and TRAINABLE[kind].isometric
+    if not isometric or not getattr(objective, "rotation_invariant", False):
+        return None
+    return (
+        f"space {kind} turns all states alike, and {type(objective).__name__} sees only lengths and "
+        "angles: provably no effect, left out. svd, suppressed and etherplus are no isometries; the "
+        "rank objective depends on the basis"
+    )
+
+
+def check_space(kind: str, objective: object) -> None:
+    """Raise ConfigError where an objective has no states to map."""
+    if kind != "none" and not hasattr(objective, "rotation_invariant"):
+        raise ConfigError(
+            f"space {kind}: {type(objective).__name__} reads no hidden states; expected an "
+            "objective on states (mse, prefvec, rank, innerdpo)"
+        )
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """What of the gradient is let through."""
+
+    of: Literal["weights", "signal"] = "weights"
+    """weights: ProjGrad, the gradient of the adapter at each step; signal: ProjBP, what is
+    propagated back through the modules' outputs."""
+    keep: float | None = None
+    """Share of what is off the direction that is kept all the same (by default 0; published: 0.8
+    for weights, 0.2 for the signal)."""
+    clip: float | None = None
+    """A gradient whose norm is beyond clip |p| is scaled down to it (published: 0.6 for the signal)."""
+    on: Literal["gradient", "update"] = "gradient"
+    """For weights: project the gradient, as published, or the change that AdamW makes of it, whose
+    rescaling of single entries leaves the direction again."""
+    variant: Literal["sound", "published"] = "sound"
+    """Ours, or bd9ae63's: an elementwise leaky ReLU after the projection, and for weights the input
+    axis of A in square modules alone."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "projection")
+        for name in ("keep", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"projection.{name} is {value}; expected 0 or a number above")
+
+    @property
+    def kept(self) -> float:
+        """Share of the rest that is kept."""
+        if self.keep is not None:
+            return self.keep
+        return 0.0 if self.variant == "sound" else 0.8 if self.of == "weights" else 0.2
+
+    @property
+    def clipped(self) -> float | None:
+        """The clip in force."""
+        published = self.variant == "published" and self.of == "signal"
+        return 0.6 if self.clip is None and published else self.clip

@@ -1,0 +1,133 @@
+"""Contrasts of personas to read directions from, and questions to measure what they do.
+
+| spec | what |
+|---|---|
+| `personas:TRAIT` | each suffix with one couple of personas, in turn: whole sequences, no prompt |
+| `personas:TRAIT/all` | each suffix with every couple |
+| `traits:TRAIT/test` | 60 questions, the answer that shows the trait against the one that does not |
+| `traits:TRAIT/dev` | 6 more, to choose a strength on |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import DataError, near
+from .files import Source, is_empty, messages
+from .pair import Pair, PairSet
+from .personas_tables import PERSONAS, SUFFIXES
+from .traits_tables import TRAITS
+
+TURN = 11
+"""Every so many-th question of a trait goes to `dev`."""
+
+
+def read_personas(name: str, root: Path | None, option: str | None) -> Source:
+    """`personas:TRAIT` or `personas:TRAIT/all`."""
+    trait, _, which = name.partition("/")
+    known = {p.trait: p for p in PERSONAS}
+    if trait not in known or which not in ("", "all"):
+        raise DataError(
+            f"personas:{name}: there is no such set{near(trait, known)} "
+            f"({', '.join(known)}; TRAIT/all takes every couple with every suffix)"
+        )
+    personas = known[trait]
+    couples = [line.strip().split(" | ") for line in personas.couples.strip().splitlines()]
+    suffixes = SUFFIXES.strip().splitlines()
+    pairs = []
+    for i, suffix in enumerate(suffixes):
+        for positive, negative in couples if which else (couples[i % len(couples)],):
+            pairs.append(
+                contrast_pair(personas.template, positive, negative, suffix, f"{name}/{i}")
+            )
+    return Source(pairs)
+
+
+def read_traits(name: str, root: Path | None, option: str | None) -> Source:
+    """`traits:TRAIT/test` or `traits:TRAIT/dev`; `concept` is the trait."""
+    trait, _, split = name.partition("/")
+    if trait not in TRAITS or split not in ("test", "dev"):
+        known = [f"{t}/{s}" for t in TRAITS for s in ("test", "dev")]
+        raise DataError(f"traits:{name}: there is no such set{near(name, known)}")
+    pairs = []
+    for i, line in enumerate(TRAITS[trait].strip().splitlines()):
+        if (i % TURN == TURN - 1) is (split == "dev"):
+            question, chosen, rejected = line.split(" | ")
+            prompt = messages([("user", question)])
+            answers = (messages([("assistant", text)]) for text in (chosen, rejected))
+            pairs.append(Pair(prompt, *answers, f"{trait}/{i}", trait, source=f"traits:{name}/{i}"))
+    return Source(pairs)
+
+
+def persona_pairs(
+    template: str,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    suffixes: Sequence[str],
+    name: str = "contrast",
+) -> PairSet:
+    """Every suffix after every couple of personas, as pairs without a prompt.
+
+    Args:
+        template: what the user asks, with `{persona}` (or `{}`) where the persona goes.
+        positive: personas that have the trait.
+        negative: their opposites, in the same order.
+        suffixes: how the answer begins, the same for both.
+
+    Raises:
+        DataError: no place for the persona, lists of different lengths, an empty suffix or persona.
+    """
+    if "{persona}" not in template and "{}" not in template:
+        raise DataError(f"template {template!r}: expected {{persona}} where the persona goes")
+    if len(positive) != len(negative) or not positive:
+        raise DataError(
+            f"{len(positive)} positive and {len(negative)} negative personas; "
+            "expected couples, one opposite each"
+        )
+    for kind, texts in (("suffix", suffixes), ("persona", [*positive, *negative])):
+        if not texts:
+            raise DataError(f"no {kind} was given")
+        for i, text in enumerate(texts, 1):
+            if not text.strip():
+                raise DataError(f"{kind} {i} of {len(texts)} is empty")
+    return PairSet(
+        [
+            contrast_pair(template, with_, without, suffix, f"{name}/{i}")
+            for i, suffix in enumerate(suffixes)
+            for with_, without in zip(positive, negative, strict=True)
+        ],
+        name,
+    )
+
+
+def contrast_pair(template: str, positive: str, negative: str, suffix: str, item: str) -> Pair:
+    """One suffix said by two personas: chat messages whose last is the answer so far."""
+
+    def said_by(persona: str) -> tuple[dict[str, str], ...]:
+        asked = template.replace("{persona}", persona).replace("{}", persona)
+        return messages([("user", asked), ("assistant", suffix)])
+
+    return Pair("", said_by(positive), said_by(negative), item, source=item)
+
+
+def contrast_row(positive: object, negative: object, suffix: object, where: str) -> Pair:
+    """A row of a contrast file: whole sequences `positive` and `negative`, or, with a `suffix`, what
+    the user asks before it.
+
+    Raises:
+        DataError: a column is not text, or empty, or the two are equal.
+    """
+    for name, value in (("positive", positive), ("negative", negative), ("suffix", suffix)):
+        if value is None and name == "suffix":
+            continue
+        if not isinstance(value, str):
+            raise DataError(f"{where}: column {name!r}: expected text, given {value!r}")
+        if is_empty(value):
+            raise DataError(f"{where}: column {name!r} is empty")
+    if positive == negative:
+        raise DataError(f"{where}: positive equals negative")
+    if suffix is None:
+        return Pair("", str(positive), str(negative), where, source=where)
+    poles = (messages([("user", str(p)), ("assistant", str(suffix))]) for p in (positive, negative))
+    return Pair("", *poles, where, source=where)

@@ -1,0 +1,323 @@
+"""Pages of the anchoring experiments: one self-contained HTML page a run, one Markdown page over all
+of them. Made from result files; nothing is computed but medians for tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jinja2
+import numpy as np
+from matplotlib.colors import hsv_to_rgb, to_hex
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from trimtab.errors import TrimtabError
+from trimtab.report import anchoring_figures as drawings
+from trimtab.report import figures, wording
+from trimtab.report.anchoring_canvas import Run
+from trimtab.report.files import write_text
+from trimtab.report.markdown import _plain, _table
+
+HERE = Path(__file__).parent
+
+
+class Gate(Protocol):
+    """A bound that a run was held against."""
+
+    what: str
+    value: float
+    published: str
+    stretch: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the bound."""
+        ...
+
+    @property
+    def bound(self) -> str:
+        """The bound as text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text."""
+
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: Sequence[int] = ()
+    """Columns that are words, not figures."""
+
+
+def read_run(folder: Path) -> Run:
+    """An experiment's result files. Raises TrimtabError where they are missing or damaged."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        arrays = load_file(folder / "arrays.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrimtabError(f"{folder}: not the result of an experiment: {error}") from error
+    return Run(folder.name, result, arrays)
+
+
+def write_anchoring_page(folder: Path, gates: Sequence[Gate]) -> Path:
+    """Write a run's page, `report.html` in its folder; gives its path."""
+    run = read_run(folder)
+    path = folder / "report.html"
+    write_text(path, page(run, gates))
+    return path
+
+
+def page(run: Run, gates: Sequence[Gate]) -> str:
+    """A run as one HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("anchoring.html").render(
+        name=run.name,
+        title=run.result["title"],
+        about=run.result["about"],
+        verdict=verdict(run, gates),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        light=figures.variables(figures.LIGHT),
+        dark=figures.variables(figures.DARK),
+        sans=figures.SANS,
+        tables=tables(run, gates),
+        sections=drawings.sections(run),
+        moving=drawings.animation(run),
+        swatches=_swatches(run),
+        facts=facts(run),
+    )
+
+
+def write_anchoring(
+    root: Path, names: Sequence[str], gates: Mapping[str, Sequence[Gate]], out: Path
+) -> Path:
+    """Write the Markdown page over all runs, with a figure a run beside it; gives its path."""
+    parts = [
+        "# Anchoring: experiments",
+        "Every experiment of the series and those that it left to do, over seeds, beside the "
+        "published figures. How each works: [the guide](../anchoring.md). Rebuilt by "
+        "`make results` from the files in `anchoring/`; a run of your own: "
+        "`trimtab anchor run NAME`, then `trimtab anchor report NAME`.",
+    ]
+    runs = [read_run(root / name) for name in names]
+    held = [(r, gates[r.name]) for r in runs if gates[r.name]]
+    rows = [
+        [
+            f"[{_plain(r.name)}](#{_anchor(r)})",
+            _plain(r.result["title"]),
+            str(len(r.result["seeds"])),
+            f"{sum(g.passed for g in found)} of {len(found)}",
+        ]
+        for r, found in held
+    ]
+    parts.append(_table(["experiment", "what", "seeds", "gates passed"], rows, 2))
+    for run in runs:
+        parts += [
+            f"## {_plain(run.name)}: {_plain(run.result['title'])}",
+            _plain(run.result["about"]),
+        ]
+        if gates[run.name]:
+            parts.append(_plain(verdict(run, gates[run.name])))
+        panels = drawings.overview(run)
+        if panels:
+            figure = root / f"{run.name}.svg"
+            write_text(figure, figures.sheet(panels))
+            parts.append(f"![{run.name}: {run.result['title']}]({_beside(figure, out)})")
+        for table in tables(run, gates[run.name]):
+            numeric = [i for i in range(1, len(table.header)) if i not in table.text]
+            parts += [
+                f"**{_plain(table.title)}.** {_plain(table.caption)}",
+                _table(
+                    table.header,
+                    [[_plain(c) for c in row] for row in table.rows],
+                    min(numeric, default=len(table.header)),
+                ),
+            ]
+        parts.append(_plain("; ".join(f"{k} {v}" for k, v in facts(run))))
+    write_text(out, "\n\n".join(parts) + "\n")
+    return out
+
+
+def verdict(run: Run, gates: Sequence[Gate]) -> str:
+    """How many gates a run passed, in a sentence."""
+    if not gates:
+        return "A figure: nothing is held against a bound."
+    must = [g for g in gates if not g.stretch]
+    missed = [g.what for g in must if not g.passed]
+    beyond = [g.what for g in gates if g.stretch and not g.passed]
+    said = f"{len(must) - len(missed)} of {len(must)} gates passed"
+    if missed:
+        said += f"; missed: {'; '.join(missed)}"
+    if beyond:
+        said += f"; aimed for and not reached: {'; '.join(beyond)}"
+    return said + "."
+
+
+def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
+    """Gates, distributions over seeds, errors of named colours; what else a run has to tell."""
+    found = []
+    if gates:
+        found.append(
+            Table(
+                "Gates",
+                "Bounds written down before the run; the published figure, where there is one.",
+                ["gate", "value", "bound", "published", ""],
+                [
+                    [g.what, _number(g.value), g.bound, g.published or wording.NOTHING, _mark(g)]
+                    for g in gates
+                ],
+                (4,),
+            )
+        )
+    kind = run.result["kind"]
+    if kind == "colour":
+        found += _colour_tables(run)
+    elif kind == "healing":
+        found.append(_healing_table(run))
+    for table in run.result.get("tables", []):
+        found.append(
+            Table(
+                table["title"],
+                table["caption"],
+                table["header"],
+                [[row[0], *map(_cell, row[1:])] for row in table["rows"]],
+            )
+        )
+    return found
+
+
+def _colour_tables(run: Run) -> list[Table]:
+    found, arms = [], run.result["arms"]
+    if len(arms) <= 2:
+        rows = []
+        for arm, entry in arms.items():
+            for key, s in entry["summary"].items():
+                if key.startswith(("r2/", "recon", "geometry/red_cosine", "labelled/")) and s["n"]:
+                    name = key if len(arms) == 1 else f"{arm}: {key}"
+                    columns = ("mean", "sd", "min", "p10", "median", "p90", "max")
+                    rows.append([name, *(_number(s[c]) for c in columns)])
+        found.append(
+            Table(
+                "Over seeds",
+                "Distributions; r2 is selectivity, labelled/… the samples that a label was drawn for.",
+                ["", "mean", "sd", "min", "10 %", "median", "90 %", "max"],
+                rows,
+            )
+        )
+    cuts = [c for c in run.result["cuts"] if "pruning" not in c]
+    if len(cuts) > 1 and len(arms) <= 2:
+        first, best = run.result["best"]["arm"], run.result["best"]["index"]
+        values = arms[first]["values"]
+        rows = []
+        for i, colour in enumerate(run.result["colours"]):
+            cells = [colour]
+            for cut in cuts:
+                column = np.asarray(values[f"named/{cut}"], float)[:, i]
+                cells.append(f"{np.median(column):.3f} ({column[best]:.3f})")
+            rows.append(cells)
+        found.append(
+            Table(
+                "Errors of named colours",
+                "Mean squared error after each cut: median over seeds, and in brackets the best seed.",
+                ["colour", *cuts],
+                rows,
+            )
+        )
+    return found
+
+
+def _healing_table(run: Run) -> Table:
+    rows = []
+    for kind, entry in run.result["kinds"].items():
+        row = [kind, _number(float(np.median(entry["all colours"]["before"])))]
+        for data in ("all colours", "reds alone"):
+            steps = [np.inf if s is None else s for s in entry[data]["steps"]]
+            middle = float(np.median(steps))
+            row.append(
+                f"{middle:.0f}"
+                if np.isfinite(middle)
+                else f"over {run.result['settings']['steps']}"
+            )
+            share = entry[data]["red_samples"]
+            reds = float(np.median([np.inf if s is None else s for s in share]))
+            row.append(f"{reds:.0f}" if np.isfinite(reds) else wording.NOTHING)
+            row.append(f"{100 * entry[data]['recovered']:.0f} %")
+        row.append(_number(float(np.median(entry["probe"]))))
+        rows.append(row)
+    return Table(
+        "Coming back",
+        "Error of red before any further training; then, by what is trained on, the median steps and "
+        "samples of reds until its error stays below .01, and the share of seeds that get there; at "
+        "last the R² of redness read linearly from the states that are left.",
+        [
+            "deletion",
+            "red, before",
+            *("all: steps", "reds seen", "back"),
+            *("reds: steps", "reds seen", "back"),
+            "probe R²",
+        ],
+        rows,
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What was run, in a few lines."""
+    r = run.result
+    found = [("seeds", str(len(r["seeds"])) if r["seeds"] else wording.NOTHING)]
+    if "samples" in r:
+        found.append(("samples a seed", f"{r['samples']:,}"))
+    if r.get("seconds"):
+        found.append(("time", f"{r['seconds']['all']:.0f} s"))
+    found.append(("versions", ", ".join(f"{k} {v}" for k, v in r["versions"].items())))
+    found.append(("command", f"trimtab anchor run {run.name}"))
+    return found
+
+
+def _swatches(run: Run) -> dict[str, str]:
+    names = run.result.get("colours", [])
+    if len(names) != 17:
+        return {}
+    hues = [to_hex(hsv_to_rgb((i / 12, 1, 1))) for i in range(12)]
+    greys = [to_hex((v, v, v)) for v in (0, 0.25, 0.5, 0.75, 1)]
+    return dict(zip(names, [*hues, *greys], strict=True))
+
+
+def _mark(gate: Gate) -> str:
+    return "pass" if gate.passed else "missed" if gate.stretch else "fail"
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else _number(value)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return wording.NOTHING
+    if value != value:
+        return wording.NOTHING
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.4g}".replace("-", "−")
+    return f"{value:.1e}".replace("-", "−")
+
+
+def _anchor(run: Run) -> str:
+    text = f"{run.name}: {run.result['title']}".lower()
+    return "".join(c if c.isalnum() or c == "-" else "-" if c == " " else "" for c in text)
+
+
+def _beside(figure: Path, out: Path) -> str:
+    import os
+
+    return os.path.relpath(figure, out.parent).replace(os.sep, "/").replace(" ", "%20")

@@ -1,0 +1,374 @@
+"""Figures of the anchoring experiments, from their result files. Points carry the colours that they
+stand for; everything else follows the page's theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from trimtab.report import figures
+from trimtab.report.anchoring_canvas import (
+    DPI,
+    SHADES,
+    Run,
+    Section,
+    circle,
+    grid_colours,
+    hue_strip,
+    plane,
+    short,
+    slice_colours,
+    square_axes,
+    titled,
+)
+from trimtab.report.anchoring_others import OTHERS
+from trimtab.report.figures import GRID, INK, MUTED, NICE, Panel
+
+
+def sections(run: Run) -> list[Section]:
+    """Every drawing of a run."""
+    if run.result["kind"] == "colour":
+        found = [_seeds(run), _errors(run), _slices(run), _latents(run), _training(run)]
+        return [s for s in found if s.panels]
+    return OTHERS[run.name](run) if run.name in OTHERS else []
+
+
+def overview(run: Run) -> list[Panel]:
+    """The few drawings that stand for a run on the page over all of them."""
+    if run.result["kind"] != "colour":
+        return [panel for section in sections(run) for panel in section.panels][:6]
+    latent = _latents(run).panels
+    errors = _errors(run).panels
+    return [*_seeds(run).panels[:2], *errors[:1], *errors[-1:], *latent[:2]][:6]
+
+
+# ---- over seeds ---------------------------------------------------------------------------------
+
+
+def _seeds(run: Run) -> Section:
+    """Distributions over seeds."""
+    arms = run.result["arms"]
+    panels = []
+    scores = [s["cut"] for s in run.result["scores"]]
+    first = next(iter(arms.values()))["values"]
+    if scores and len(arms) == 1:
+        panels.append(
+            boxes(run, "Selectivity", "R²", {c: first[f"r2/{c}"] for c in scores}, "score")
+        )
+    cuts = [c for c in run.result["cuts"] if c != "baseline"]
+    names = run.result["colours"]
+    if cuts and len(arms) == 1:
+        shown = [c for c in cuts if "pruning" not in c and "renormalised" not in c][:4]
+        for colour in ("red", "cyan"):
+            values = {c: [row[names.index(colour)] for row in first[f"named/{c}"]] for c in shown}
+            panels.append(boxes(run, f"Error of {colour}", "MSE", values, colour))
+    some = list(arms)[:32]
+    panels.append(
+        boxes(
+            run,
+            "Reconstruction",
+            "MSE",
+            {a: arms[a]["values"]["recon"] for a in some},
+            "recon",
+            log=True,
+        )
+    )
+    if len(arms) > 2:
+        for key, title in (
+            ("geometry/red_cosine", "Cosine of red with its anchor"),
+            ("geometry/off_plane", "Vivid colours off the plane"),
+            ("geometry/radius", "Mean length"),
+            ("geometry/spread", "Mean cosine between colours"),
+        ):
+            panels.append(boxes(run, title, "", {a: arms[a]["values"][key] for a in some}, key))
+    return Section(
+        "Over seeds",
+        "A dot a seed; the box spans the middle half, the line is the median.",
+        panels,
+    )
+
+
+def boxes(
+    run: Run,
+    title: str,
+    unit: str,
+    rows: Mapping[str, Sequence[float | None]],
+    key: str,
+    log: bool = False,
+) -> Panel:
+    """A row a group: every seed as a dot, quartiles as a box."""
+    width, top, bottom, pitch = 340, 36, 42, 30 if len(rows) < 12 else 15
+    left = min(150, 20 + round(6.6 * max(len(short(r)) for r in rows)))
+    height = top + pitch * len(rows) + bottom
+    with figures._figure(width, height) as figure:
+        ax = figure.add_axes(
+            (left / width, bottom / height, (width - left - 14) / width, pitch * len(rows) / height)
+        )
+        rng = np.random.default_rng(0)
+        for y, values in enumerate(rows.values()):
+            x = np.array([v for v in values if v is not None and math.isfinite(v)], float)
+            if not len(x):
+                continue
+            low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
+            ax.plot([low, high], [y, y], color=GRID, lw=min(14, pitch * 0.6), solid_capstyle="butt")
+            ax.plot([middle], [y], marker="|", ms=min(16, pitch * 0.7), mew=2, color=SHADES[0])
+            jitter = (rng.random(len(x)) - 0.5) * 0.4
+            ax.plot(x, y + jitter, ls="none", marker="o", ms=2.6, color=SHADES[0], alpha=0.6, mew=0)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_yticks(range(len(rows)), [short(r) for r in rows])
+        small = 11 if len(rows) < 12 else 8
+        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=small)
+        ax.tick_params(axis="x", labelsize=11)
+        ax.spines["left"].set_visible(False)
+        if log:
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+        ax.grid(axis="x")
+        titled(figure, title, unit)
+        return figures._panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
+
+
+# ---- errors by colour ---------------------------------------------------------------------------
+
+
+def _errors(run: Run) -> Section:
+    """Error against likeness, and along hue, saturation and value."""
+    panels = []
+    cuts = [c for c in run.result["cuts"] if f"error/{c}" in run.arrays]
+    for score in run.result["scores"]:
+        panels.append(_scatter(run, score))
+    shown = [c for c in cuts if "pruning" not in c and "renormalised" not in c]
+    for axis, what in (
+        ("hue", "hue, vivid"),
+        ("saturation", "saturation, at red"),
+        ("value", "value, at red"),
+    ):
+        if f"line/{axis}/baseline" not in run.arrays:
+            continue
+        with plane(f"Error by {what}", "MSE") as (figure, ax):
+            for i, cut in enumerate(shown):
+                y = run.arrays[f"line/{axis}/{cut}"].astype(float)
+                x = np.linspace(0, 360 if axis == "hue" else 1, len(y))
+                ax.plot(
+                    x,
+                    y,
+                    color=MUTED if cut == "baseline" else SHADES[(i - 1) % 8],
+                    lw=1.6,
+                    label=cut,
+                )
+            hue_strip(ax, axis)
+            ax.set_xlabel({"hue": "hue, degrees"}.get(axis, axis))
+            if axis == "hue":
+                ax.set_xticks([0, 60, 120, 180, 240, 300, 360])
+            if len(shown) > 1:
+                ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
+            panels.append(figures._panel(figure, f"Error by {what}", f"{run.name}-line-{axis}"))
+    seed = run.result["best"]["seed"]
+    return Section(
+        "Which colours are lost",
+        f"The best seed ({seed}). Above: error of each colour of the 8×8×8 grid against its likeness "
+        "to what was removed, to the power at which they should lie on a line. Below: error along "
+        "hue, saturation and value.",
+        panels,
+        "two",
+    )
+
+
+def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
+    cut, power, of = score["cut"], score["power"], score["of"]
+    base = run.arrays["similarity" if of == "red" else "vibrancy"].astype(float) ** power
+    error = run.arrays[f"error/{cut}"].astype(float)
+    r2 = (
+        float(run.arrays[f"r2_fine/{cut}"].reshape(-1)[0])
+        if f"r2_fine/{cut}" in run.arrays
+        else math.nan
+    )
+    with plane(f"After {cut}", f"R² {r2:.2f}") as (figure, ax):
+        figure.set_dpi(DPI)
+        ax.scatter(base, error, c=grid_colours(8), s=14, lw=0, rasterized=True)
+        slope, offset = np.polyfit(base, error, 1)
+        ax.plot([0, 1], [offset, slope + offset], color=MUTED, lw=1, dashes=(3, 3))
+        ax.set_xlabel(
+            ("likeness to red" if of == "red" else "vibrancy") + f" to the power {power:g}"
+        )
+        ax.set_ylabel("MSE")
+        return figures._panel(
+            figure, f"Error against likeness after {cut}", f"{run.name}-sim-{cut}"
+        )
+
+
+def _slices(run: Run) -> Section:
+    """Patches: what the model makes of each colour, with the truth inside."""
+    panels = []
+    truth = slice_colours()
+    for cut in run.result["cuts"]:
+        key = f"slice/{cut}"
+        if key not in run.arrays or "pruning" in cut or "renormalised" in cut:
+            continue
+        made = run.arrays[key].astype(float).reshape(4, 5, 12, 3)
+        width, height = 420, 116
+        with figures._figure(width, height) as figure:
+            for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
+                ax = figure.add_axes(((4 + k * 104) / width, 8 / height, 100 / width, 72 / height))
+                ax.set_axis_off()
+                ax.set_xlim(0, 12)
+                ax.set_ylim(0, 5)
+                for v in range(5):
+                    for h in range(12):
+                        ax.add_patch(_square(h, v, 1, made[k, v, h]))
+                        ax.add_patch(_square(h + 0.32, v + 0.32, 0.36, truth[k, v, h]))
+                figure.text(
+                    (4 + k * 104) / width, 84 / height, f"S = {s:.2g}", size=10, color=MUTED
+                )
+            titled(figure, cut, "")
+            panels.append(figures._panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
+    return Section(
+        "What it shows instead",
+        "Slices of the HSV cube: hue runs to the right, value upwards. Each patch is what the model "
+        "makes of a colour; the small square inside is the colour itself.",
+        panels,
+        "two",
+    )
+
+
+def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), size, size, facecolor=to_hex(np.clip(colour, 0, 1)), lw=0)
+
+
+# ---- latent space -------------------------------------------------------------------------------
+
+
+def _latents(run: Run) -> Section:
+    """Projections of the states, before and after, and on the way."""
+    panels = []
+    z = run.arrays["states"].astype(float)
+    width = z.shape[1]
+    pairs = [(0, 1), (0, 2), (1, 2)] if width > 2 else [(0, 1)]
+    for a, b in pairs:
+        panels.append(_cloud(run, z, a, b, "Untouched", f"view-{a}{b}"))
+    for cut in [c for c in run.result["cuts"] if f"states/{c}" in run.arrays and "renorm" not in c]:
+        panels.append(
+            _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
+        )
+    panels.append(_history(run))
+    return Section(
+        "Where the model keeps its colours",
+        f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
+        "dimensions at a time, each dot in the colour that it stands for. Nothing was searched for: "
+        "dimension 0 is where red was put. The thumbnails are moments of training.",
+        panels,
+    )
+
+
+def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Panel:
+    with figures._figure(250, 270) as figure:
+        figure.set_dpi(DPI)
+        ax = figure.add_axes((30 / 250, 30 / 270, 208 / 250, 208 / 270))
+        circle(ax)
+        order = np.argsort(z[:, 3 - a - b] if z.shape[1] > 2 and a + b < 4 else z[:, 0])
+        ax.scatter(z[order, a], z[order, b], c=grid_colours(8)[order], s=16, lw=0, rasterized=True)
+        square_axes(ax, f"dimension {a}", f"dimension {b}")
+        titled(figure, title, "")
+        return figures._panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
+
+
+def _history(run: Run) -> Panel:
+    history = run.arrays["history"].astype(float)
+    frames = run.result["frames"]
+    chosen = [round(i * (len(frames) - 1) / 7) for i in range(8)]
+    width, height = 430, 270
+    with figures._figure(width, height) as figure:
+        figure.set_dpi(DPI)
+        for k, index in enumerate(chosen):
+            x, y = 8 + (k % 4) * 106, 122 if k < 4 else 4
+            ax = figure.add_axes((x / width, y / height, 98 / width, 98 / height))
+            circle(ax)
+            points = history[index]
+            ax.scatter(points[:, 0], points[:, 1], c=grid_colours(6), s=5, lw=0, rasterized=True)
+            most = max(1.15, 1.1 * float(np.abs(points[:, :2]).max()))
+            ax.set_xlim(-most, most)
+            ax.set_ylim(-most, most)
+            ax.set_axis_off()
+            figure.text(
+                x / width, (y + 100) / height, f"step {frames[index]:,}", size=9, color=MUTED
+            )
+        titled(figure, "On the way", "dimensions 0 and 1")
+        return figures._panel(figure, "States during training", f"{run.name}-history")
+
+
+def animation(run: Run) -> str | None:
+    """The states during training as an animated SVG (dimensions 0 and 1), twelve seconds long."""
+    if "history" not in run.arrays:
+        return None
+    history = run.arrays["history"].astype(float)[..., :2]  # frame point 2
+    colours = grid_colours(6)
+    keep = np.arange(0, len(colours), 1)
+    most = max(1.15, 1.05 * float(np.abs(history[-10:]).max()))
+    place = np.clip(history / most, -1.2, 1.2) * 100
+    dots = []
+    for i in keep:
+        x = ";".join(f"{v:.0f}" for v in place[:, i, 0])
+        y = ";".join(f"{-v:.0f}" for v in place[:, i, 1])
+        timing = 'dur="12s" repeatCount="indefinite"'
+        dots.append(
+            f'<circle r="3" fill="{to_hex(colours[i])}"><animate attributeName="cx" values="{x}" '
+            f'{timing}/><animate attributeName="cy" values="{y}" {timing}/></circle>'
+        )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-120 -120 240 240" width="480" height="480" '
+        'role="img" aria-label="States during training, animated">'
+        f"<style>svg{{{figures.variables(figures.LIGHT)}}}"
+        f"@media (prefers-color-scheme:dark){{svg{{{figures.variables(figures.DARK)}}}}}</style>"
+        '<rect x="-120" y="-120" width="240" height="240" fill="var(--page)"/>'
+        f'<circle r="{100 / most:.1f}" fill="none" stroke="var(--rule)"/>'
+        + "".join(dots)
+        + "</svg>\n"
+    )
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def _training(run: Run) -> Section:
+    """The timeline, and what it did to the loss."""
+    schedule = run.result["schedule"]
+    panels = []
+    weights = {
+        n: v for n, v in schedule["values"].items() if n != "lr" and not n.startswith("data")
+    }
+    for title, lines in (("Weights", weights), ("Learning rate", {"lr": schedule["values"]["lr"]})):
+        if not lines:
+            continue
+        with plane(title, "") as (figure, ax):
+            for i, (name, values) in enumerate(lines.items()):
+                ax.plot(schedule["step"], values, color=SHADES[i % 8], lw=1.8, label=name)
+            if len(lines) > 1:
+                ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
+            ax.set_xlabel("step")
+            panels.append(figures._panel(figure, title, f"{run.name}-sheet-{title}"))
+    losses = {n: v for n, v in run.result["losses"].items() if n != "step"}
+    with plane("Loss and terms, unweighted", "mean over models") as (figure, ax):
+        for i, (name, values) in enumerate(losses.items()):
+            shown = [v if v and v > 0 else math.nan for v in values]
+            ax.plot(
+                run.result["losses"]["step"],
+                shown,
+                color=MUTED if name == "recon" else SHADES[(i - 1) % 8],
+                lw=1.6,
+                label=name,
+            )
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
+        ax.set_xlabel("step")
+        panels.append(figures._panel(figure, "Loss and terms", f"{run.name}-losses"))
+    return Section("Training", "The timeline, and the terms over training.", panels, "two")

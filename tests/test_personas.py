@@ -1,0 +1,69 @@
+"""The persona sets, the suffixes and the questions written for this project."""
+
+from __future__ import annotations
+
+import pytest
+
+from trimtab.errors import DataError
+from trimtab.pairs import read_pairs
+from trimtab.pairs.personas_tables import PERSONAS, SUFFIXES
+from trimtab.pairs.traits_tables import TRAITS
+
+SUFFIX = SUFFIXES.strip().splitlines()
+NAMES = ["honesty", "happiness", "formality", "spanish", "refusal", "reasoning"]
+
+
+def words(text: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def grams(texts: list[str], n: int = 4) -> set[tuple[str, ...]]:
+    return {tuple(words(t)[i : i + n]) for t in texts for i in range(len(words(t)) - n + 1)}
+
+
+def test_there_are_enough():
+    assert [p.trait for p in PERSONAS] == NAMES == list(TRAITS)
+    assert len(set(SUFFIX)) == len(SUFFIX) >= 120
+    assert not any(s != s.strip() or s.endswith(".") for s in SUFFIX)  # all of them go on
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_personas(name):
+    pairs = read_pairs(f"personas:{name}")
+    assert len(pairs) == len(SUFFIX) == len(pairs.items())
+    assert all(p.prompt == "" for p in pairs)
+    for p in pairs:
+        asked, said = p.chosen
+        other_asked, other_said = p.rejected
+        assert said == other_said
+        assert asked != other_asked
+        assert (asked["role"], said["role"]) == ("user", "assistant")
+        assert "{" not in asked["content"]
+    every = read_pairs(f"personas:{name}/all")
+    assert len(every) == 3 * len(pairs)
+    assert len(every.items()) == len(pairs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traits(name):
+    test, dev = read_pairs(f"traits:{name}/test"), read_pairs(f"traits:{name}/dev")
+    assert len(test.items()) >= 60
+    assert len(dev) == 6
+    asked = [p.prompt[0]["content"] for p in (*test, *dev)]
+    assert len(set(asked)) == len(asked) == 66
+    assert {p.concept for p in test} == {name}
+
+
+def test_questions_share_nothing_with_the_suffixes():
+    questions = [line for lines in TRAITS.values() for line in lines.strip().splitlines()]
+    assert not grams(SUFFIX) & grams(questions)
+    asked = [line.split(" | ")[0] for line in questions]
+    assert len(set(asked)) > 0.95 * len(asked)
+
+
+@pytest.mark.parametrize("spec", ["personas:honest", "personas:honesty/test", "traits:honesty"])
+def test_unknown_names_have_near_ones(spec):
+    with pytest.raises(
+        DataError, match="did you mean" if spec != "personas:honesty/test" else "all"
+    ):
+        read_pairs(spec)
