@@ -3,6 +3,7 @@ compared, and jobs that other processes run (`helpers_zygote.py`, `helpers_worke
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import random
@@ -21,7 +22,7 @@ from trimtab.batching import Encoded, collate, layout_of, plan_batches
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial
 from trimtab.dials.adapter import linear_modules
-from trimtab.fit.recipes import AdapterSettings, DPORecipe, TrainSettings
+from trimtab.fit.recipes import METHODS, AdapterSettings, DPORecipe, TrainSettings
 from trimtab.fit.reference import read_reference
 from trimtab.fit.run import fit
 from trimtab.fit.trainer import FitModule
@@ -141,10 +142,12 @@ def job(
     slow_dial: float = 0.0,
     file_limit: int | None = None,
     train: dict[str, Any] | None = None,
+    method: str | None = None,
 ) -> None:
     """One `fit` of a tiny model, with a checkpoint at every step.
 
     Args:
+        method: of that name, at its defaults but for `train`, instead of DPO of a small adapter.
         slow: writing a checkpoint waits so many seconds within and after each file.
         slow_dial: so does saving the dial.
         file_limit: no file may grow beyond so many bytes (a full disk, to those who write).
@@ -155,8 +158,11 @@ def job(
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     settings = {"checkpoint_seconds": 0.0, "epochs": 4.0, **(train or {})}
+    chosen: Any = recipe(dropout=dropout, **settings)
+    if method is not None:
+        chosen = dataclasses.replace(METHODS[method].recipe, train=chosen.train)
     fit(
-        recipe(dropout=dropout, **settings),
+        chosen,
         build(model),
         _tokenizer(),
         random_pairs(pairs),

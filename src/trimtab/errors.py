@@ -37,6 +37,10 @@ class TrainingError(TrimtabError):
     """A run that had to stop, for example at a loss that is not finite."""
 
 
+class JudgeError(TrimtabError):
+    """A judge of answers that cannot be reached, or refuses."""
+
+
 class StudyError(TrimtabError):
     """Cells of a comparison that failed; those that did not are kept."""
 

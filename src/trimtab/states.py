@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from trimtab import models
-from trimtab.batching import Batch, forward, run_prefix
+from trimtab.batching import Batch, Where, forward, run_prefix, token_positions
 from trimtab.errors import ConfigError, DataError, near
 from trimtab.logprobs import has_plain_head, head_logps, token_logps
 from trimtab.readout import Pool, Readout, TokenMap, last_tokens
@@ -281,6 +282,46 @@ def read(
     return found
 
 
+def read_tokens(
+    model: nn.Module, batch: Batch, sites: Sequence[Site], where: Where, *, logps: bool = False
+) -> tuple[Float[Tensor, "token site d"], Int[Tensor, "answer"], Readings]:
+    """The states of single tokens, answer after answer in the batch's order, and the tokens of each;
+    the readings hold log-probs where they are asked for. Gradients flow, and dials are seen.
+
+    Raises:
+        ValueError: prompts whose beginning was computed apart (layout `shared`, see `layout_for`).
+        ConfigError: a site that the model does not have, or does not compute.
+    """
+    tokens = token_positions(batch, where)
+    found: dict[Site, Tensor] = {}
+    readings = Readings()
+    past = _prefix_of(model, batch, models.n_layers(model) - 1)
+    with ExitStack() as stack:
+        for site in sites:
+
+            def see(h: Tensor, site: Site = site) -> None:
+                h = by_row(h, batch, site)[tokens.row, tokens.at]  # M d
+                found[site] = h if h.dtype == torch.float64 else h.float()
+
+            stack.enter_context(seeing(model, site, see))
+        if logps:
+            token, _ = _at_scored(model, batch, past, whole=False)
+            _score(batch, token, None, readings, False, None)
+        else:
+            stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
+            with suppress(_Stop):
+                forward(model, batch, past)
+    if missing := [site for site in sites if site not in found]:
+        raise ConfigError(f"site {missing[0]!r}: the model computes nothing there")
+    return torch.stack([found[site] for site in sites], 1), tokens.count, readings
+
+
+def head_site(model: nn.Module) -> str:
+    """The input of the LM head, as a site."""
+    head = models.head(model)
+    return next(name for name, module in model.named_modules() if module is head) + ":in"
+
+
 def pair_up(
     readings: Readings,
     batch: Batch,
@@ -361,15 +402,31 @@ def _at_scored(
         return (states[0][None], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
+    _gathered[head] = (row, at)
     try:
         with suppress(_Stop):
             logits = forward(model, batch, past).logits[0]  # M V
     finally:
         handle.remove()
+        del _gathered[head]
     if alone:
         return head_logps(head, states[0], ids), None  # type: ignore[arg-type]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return token_logps(logits, ids), logits if whole else None
+
+
+_gathered: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+"""Rows and positions at which `_at_scored` has an LM head compute."""
+
+
+def at_head(
+    model: nn.Module, h: Float[Tensor, "B T d"], like: Float[Tensor, "B t e"]
+) -> Float[Tensor, "B t d"]:
+    """States of another site, in the same pass, at the positions that the LM head computes (`like`
+    is its input): all of them, the last ones, or those that predict a scored token."""
+    if (gathered := _gathered.get(models.head(model))) is not None:
+        return h[gathered][None]
+    return h[:, -like.shape[1] :]
 
 
 def _score(
@@ -453,7 +510,6 @@ def _tap(
     found: Readings,
 ) -> Iterator[None]:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
-    module, is_input = module_at(model, site)
 
     def pool(h: Tensor) -> None:
         tokens = by_row(h, batch, site)[where.row, where.at]  # T d
@@ -463,11 +519,20 @@ def _tap(
         found.norms[site] = _mean(length, where, ordinary)
         found.states[site] = _mean(change(tokens), where, None if sinks else ordinary)
 
+    with seeing(model, site, pool):
+        yield
+
+
+@contextmanager
+def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see` with the hidden states `[B, T, d]` that pass a site, in every forward pass."""
+    module, is_input = module_at(model, site)
+
     def at_input(_: nn.Module, args: Any, kwargs: Any) -> None:
-        pool(input_of(args, kwargs))
+        see(input_of(args, kwargs))
 
     def at_output(_: nn.Module, __: Any, out: Any) -> None:
-        pool(out[0] if isinstance(out, tuple) else out)
+        see(out[0] if isinstance(out, tuple) else out)
 
     if is_input:
         handle = module.register_forward_pre_hook(at_input, with_kwargs=True)

@@ -19,6 +19,9 @@ and values, gradients included, stand before every row (layout `shared`, proved 
 from trimtab.batching.batches import (
     Batch,
     Layout,
+    Over,
+    Spans,
+    answer_spans,
     collate,
     plan_batches,
     row_cost,
@@ -35,28 +38,36 @@ from trimtab.batching.contrast import (
 from trimtab.batching.forward import forward, run_prefix
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
 from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
+from trimtab.batching.positions import Positions, Where, layout_for, token_positions
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
-from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode
+from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode, encode_answers
 
 __all__ = [
     "Batch",
     "Contrast",
     "Encoded",
     "Layout",
+    "Over",
+    "Positions",
     "PromptStyle",
     "Proof",
     "Row",
     "Schedule",
+    "Spans",
+    "Where",
+    "answer_spans",
     "attention_mask",
     "batches_of",
     "collate",
     "contrast_batches",
     "encode",
+    "encode_answers",
     "encode_contrast",
     "forward",
     "gradient_batches",
     "is_contrast",
+    "layout_for",
     "layout_of",
     "make_contrast",
     "node_batches",
@@ -68,6 +79,7 @@ __all__ = [
     "row_length",
     "run_prefix",
     "sliding_window",
+    "token_positions",
     "tree_mask",
     "trimmed",
 ]

@@ -98,7 +98,7 @@ def collate(
                 if layout == "padded" and number:
                     lines.append(line)
                     line = list(prompt)
-                end = _end(answer, encoded.eos)
+                end = answer_end(answer, encoded.eos)
                 segment = 1 if layout == "padded" else number + 1
                 for offset, t in enumerate(answer):
                     at = len(line)
@@ -159,9 +159,39 @@ def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
     return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
-def _end(answer: Sequence[int], eos: int | None) -> int:
+def answer_end(answer: Sequence[int], eos: int | None) -> int:
     """Where the last EOS stands (a chat template may put a newline behind it), else the length."""
     return max((n for n, t in enumerate(answer) if t == eos), default=len(answer))
+
+
+Over = Literal["answer", "last_turn", "all"]
+"""Tokens that a reward reads: the answer's, those of its last turn, or the prompt's too."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which of an answer's tokens are read, as places in the answer (`all`: in prompt and answer).
+    What a chat template puts behind the EOS belongs to none."""
+
+    start: Int[Tensor, "answer"]
+    end: Int[Tensor, "answer"]
+    """Past the last, the EOS included."""
+    marker: Int[Tensor, "answer"]
+    """The EOS; `end` where there is none."""
+
+
+def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
+    """Spans of all answers of an encoded set. A last turn begins after the EOS of the one before."""
+    found: list[tuple[int, int, int]] = []
+    for row in encoded.rows:
+        for answer in row.answers:
+            before = len(row.prompt) if over == "all" else 0
+            marker = answer_end(answer, encoded.eos)
+            turn = [n + 1 for n in range(marker) if answer[n] == encoded.eos]
+            start = max(turn, default=0) if over == "last_turn" else 0
+            end = min(marker + 1, len(answer))
+            found.append((start, before + end, before + marker))
+    return Spans(*torch.tensor(found).T)
 
 
 def row_length(row: Row, layout: Layout) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from trimtab.errors import DataError, ModelError
 from trimtab.pairs import Pair, PairSet
+from trimtab.pairs.pair import Text
 
 PromptStyle = Literal["plain", "chat"]
 
@@ -128,6 +129,43 @@ def encode(
             "raise --max-length"
         )
     return Encoded(tuple(rows), dropped, tokenizer.eos_token_id, pairs.name)
+
+
+def encode_answers(
+    prompt: Text,
+    answers: Sequence[Text],
+    tokenizer: Any,
+    *,
+    max_length: int = 1024,
+    prompt_style: PromptStyle = "plain",
+) -> Encoded:
+    """One row of answers to one prompt, none better than another: to be scored in one pass. Answers
+    that are the same keep their places.
+
+    Raises:
+        DataError: no answer, an empty or over-long one, or one without tokens of its own.
+        ModelError: as `encode`.
+    """
+    style = _chat(tokenizer) if prompt_style == "chat" else None
+    prompt_ids: list[int] = []
+    full: list[list[int]] = []
+    for number, answer in enumerate(answers, 1):
+        if not (answer.strip() if isinstance(answer, str) else answer):
+            raise DataError(f"answer {number} is empty")
+        prompt_ids, ids = _tokenize(Pair(prompt, answer, answer, ""), answer, tokenizer, style)
+        if len(ids) > max_length:
+            raise DataError(
+                f"answer {number} and its prompt have {len(ids)} tokens, over {max_length}"
+            )
+        full.append(ids)
+    if not full:
+        raise DataError("no answers to score")
+    shared = min(_common(prompt_ids, ids) for ids in full)
+    cut = tuple(tuple(ids[shared:]) for ids in full)
+    if empty := [n for n, ids in enumerate(cut, 1) if not ids]:
+        raise DataError(f"answer {empty[0]} has no tokens of its own")
+    row = Row("answers", tuple(prompt_ids[:shared]), cut, (), ())
+    return Encoded((row,), 0, tokenizer.eos_token_id, "answers")
 
 
 def _row(

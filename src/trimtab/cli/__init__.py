@@ -10,12 +10,16 @@ from collections.abc import Sequence
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
+    "bench-tasks": "multiple-choice benchmarks, ranked by log-prob, reward, or their sum",
+    "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
     "generate": "continue prompts at several alphas",
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
+    "explain": "the tokens that a dial promotes and demotes, step by step",
+    "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
     "methods": "list the methods",
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: `trimtab VERB ...`. Exits with 2 on bad input, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())))
         sys.exit(0)
     if words[0] in ("-V", "--version"):
         from trimtab import __version__
@@ -57,7 +61,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        importlib.import_module(f"trimtab.cli.{verb}").main(words)
+        importlib.import_module(f"trimtab.cli.{verb.replace('-', '_')}").main(words)
     except TrimtabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

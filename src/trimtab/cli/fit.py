@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -36,12 +38,16 @@ class Args:
     """A torch device, or auto: the first GPU, else the CPU."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    store: Path | None = None
+    """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
     max_length: int = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
     overwrite: bool = False
     """Replace what lies in --out."""
+    processes: str = "auto"
+    """Processes to train in, through `accelerate launch`; auto: one a GPU."""
     quiet: bool = False
     """No progress."""
 
@@ -60,15 +66,23 @@ def main(words: list[str]) -> None:
         raise ConfigError("fit: expected a method first; trimtab methods lists them")
     named = method(words[0])
     args = _parse(named, words[1:])
+    count = _processes(args, named)
     from trimtab import models
+    from trimtab.cache import Store
     from trimtab.fit import fit
     from trimtab.progress import Progress
 
-    progress = Progress(args.quiet)
+    others = int(os.environ.get("RANK", 0)) > 0
+    progress = Progress(args.quiet or others)
     check_model(args.model, args.dtype, args.device)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
+    store = Store(args.store) if args.store else None
+    if store:
+        store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
+    if count > 1:
+        _launch(count, words)
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = fit(
@@ -82,14 +96,46 @@ def main(words: list[str]) -> None:
         max_length=args.max_length,
         prompt_style=args.prompt_style,
         overwrite=args.overwrite,
+        store=store,
         progress=progress,
     )
+    if others:
+        return
     count = sum(t.numel() for t in dial.tensors().values())
     use = f"--model {shlex.quote(args.model)} --dial {shlex.quote(str(args.out))}"
     print(f"saved: {args.out} ({dial.kind} dial, {count:,} parameters)")
+    if dial.kind == "reward":
+        drawn = f"--model {shlex.quote(args.model)} --reward {shlex.quote(str(args.out))}"
+        print("it ranks answers and leaves the model as it is. Next:")
+        print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
+        return
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
     print(f"  trimtab evaluate {use} --pairs test=SPEC --alpha -1 1 --out DIR")
+
+
+def _processes(args: Args, named: Any) -> int:
+    """How many processes are to be started: 1 within one of them, and for methods that do not train.
+
+    Raises:
+        ConfigError: neither a number above 0 nor `auto`.
+    """
+    if args.processes != "auto" and not (args.processes.isdigit() and int(args.processes)):
+        raise ConfigError(f"--processes {args.processes}: expected a number above 0, or auto")
+    if "RANK" in os.environ or not named.trained:
+        return 1
+    if args.processes != "auto":
+        return int(args.processes)
+    import torch
+
+    return max(1, torch.cuda.device_count()) if args.device in ("auto", "cuda") else 1
+
+
+def _launch(count: int, words: list[str]) -> NoReturn:
+    """The same command in so many processes, in place of this one."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    settings = ["--num_processes", str(count), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    os.execv(sys.executable, [sys.executable, *launch, *settings, "-m", "trimtab", "fit", *words])
 
 
 def _check_out(args: Args, named: Any, data: Any) -> None:

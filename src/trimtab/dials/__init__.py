@@ -5,6 +5,8 @@ from trimtab.dials.attach import Alpha, Edit
 from trimtab.dials.concept import ConceptDial
 from trimtab.dials.conflicts import Conflict, conflicts
 from trimtab.dials.dial import Composed, Dial, DialInfo
+from trimtab.dials.logits import LogitsDial
+from trimtab.dials.reward import RewardDial
 from trimtab.dials.rotation import RotationDial
 from trimtab.dials.tuners import DeloraDial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.vector import VectorDial
@@ -22,6 +24,8 @@ __all__ = [
     "DialInfo",
     "Edit",
     "IA3Dial",
+    "LogitsDial",
+    "RewardDial",
     "RoadDial",
     "RotationDial",
     "VectorDial",

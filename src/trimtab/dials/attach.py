@@ -23,8 +23,11 @@ from trimtab.errors import ConfigError
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
 
-Alpha = float | Tensor | Sequence[float]
-"""A number, `[B]` (a value a row) or `[B, T]` (a value a token)."""
+Alpha = float | str | Tensor | Sequence[float]
+"""A number or the name of one (`PRESETS`), `[B]` (a value a row) or `[B, T]` (a value a token)."""
+
+PRESETS = {"none": 0.0, "light": 0.5, "standard": 1.0, "strong": 1.5, "maximum": 2.0}
+"""Strengths by name."""
 
 ADAPTER, VECTOR = 0, 10
 """Orders of edits at one site: adapters first, then vectors."""
@@ -141,6 +144,10 @@ def paused() -> Iterator[None]:
 
 def as_alpha(alpha: Alpha) -> float | Tensor:
     """A float, or a float32 tensor `[B]` or `[B, T]`; every value finite."""
+    if isinstance(alpha, str):
+        if alpha not in PRESETS:
+            raise ConfigError(f"alpha is {alpha!r}; expected a number, or {', '.join(PRESETS)}")
+        return PRESETS[alpha]
     if isinstance(alpha, int | float):
         if not math.isfinite(alpha):
             raise ConfigError(f"alpha is {alpha}; expected a finite number")

@@ -6,6 +6,8 @@ from typing import Any
 
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.concept import ConceptDial
+from trimtab.dials.logits import LogitsDial
+from trimtab.dials.reward import RewardDial
 from trimtab.dials.rotation import RotationDial
 from trimtab.dials.tuners import DeloraDial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.vector import VectorDial
@@ -20,5 +22,13 @@ TUNERS: dict[str, Any] = {
 """Adapters by the name of what is tuned."""
 
 KINDS: dict[str, Any] = {
-    dial.kind: dial for dial in (VectorDial, RotationDial, ConceptDial, *TUNERS.values())
+    dial.kind: dial
+    for dial in (
+        VectorDial,
+        RotationDial,
+        ConceptDial,
+        LogitsDial,
+        RewardDial,
+        *TUNERS.values(),
+    )
 }

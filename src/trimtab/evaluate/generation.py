@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import nn
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluate.scores import check_alphas
+from trimtab.pairs.pair import Text
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Sampling:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
 
 
+LIKELIEST, PLAIN = Sampling(), Sampling(temperature=1.0)
+"""The likeliest token each time; draws from the model as it is."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """A continuation of a prompt at a strength of the dial."""
@@ -58,7 +63,7 @@ class Generation:
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: str | Sequence[str],
+    prompts: Text | Sequence[Text],
     dial: Dial | None = None,
     alphas: Sequence[float] = (1.0,),
     *,
@@ -66,10 +71,12 @@ def generate(
     prompt_style: Literal["auto", "plain", "chat"] = "auto",
     batch_size: int = 16,
     force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt at every alpha, rows of a batch at their own alpha.
 
     Args:
+        prompts: texts, or chats, each a tuple of messages.
         alphas: strengths of the dial; without one there is a single continuation, at alpha 0.
         prompt_style: `chat` puts the prompt into the model's chat template as a user message;
             `auto` does so where the tokenizer has one.
@@ -83,29 +90,28 @@ def generate(
         ConfigError: no alpha, or one that is not finite.
         DialError: the dial was made for another base model (`force` goes on).
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if any(not text.strip() for text in texts):
-        raise DataError("a prompt is empty")
+    texts: list[Text] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
     strengths = [float(alpha) for alpha in alphas] if dial is not None else [0.0]
     check_alphas(strengths)
-    template = bool(getattr(tokenizer, "chat_template", None))
-    if prompt_style == "chat" and not template:
-        raise ModelError("prompt style `chat`: the tokenizer has no chat template")
-    chat = prompt_style == "chat" or (prompt_style == "auto" and template)
-    rows = [(text, alpha) for text in texts for alpha in strengths]
-    ids = {text: _encode(tokenizer, text, chat) for text in texts}
+    ids = [encode_prompt(tokenizer, text, prompt_style) for text in texts]
+    rows = [(number, alpha) for number in range(len(texts)) for alpha in strengths]
     done: list[Generation] = []
-    with _seeded(sampling.seed, model):
+    with seeded(sampling.seed, model):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            prompt_ids, row_alphas = [ids[t] for t, _ in part], [a for _, a in part]
+            prompt_ids, row_alphas = [ids[n] for n, _ in part], [a for _, a in part]
             answers = _continue(model, tokenizer, prompt_ids, dial, row_alphas, sampling, force)
-            done += [Generation(t, a, answer) for (t, a), answer in zip(part, answers, strict=True)]
+            done += [
+                Generation(shown(texts[n]), a, answer)
+                for (n, a), answer in zip(part, answers, strict=True)
+            ]
+            if progress:
+                progress(len(done), len(rows))
     return done
 
 
 @contextmanager
-def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
+def seeded(seed: int, model: nn.Module) -> Iterator[None]:
     """Draws from a seed, the caller's own random state untouched."""
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -113,15 +119,38 @@ def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _encode(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    if chat:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    return tokenizer(text)["input_ids"]
+def encode_prompt(
+    tokenizer: Any, prompt: Text, style: Literal["auto", "plain", "chat"] = "auto"
+) -> list[int]:
+    """Token ids of what is to be continued.
+
+    Raises:
+        DataError: the prompt is empty.
+        ModelError: `chat`, or a chat, where the tokenizer has no chat template.
+    """
+    plain = isinstance(prompt, str)
+    if not (prompt.strip() if isinstance(prompt, str) else prompt):
+        raise DataError("a prompt is empty")
+    template = bool(getattr(tokenizer, "chat_template", None))
+    if not template and (style == "chat" or not plain):
+        raise ModelError("prompt style `chat`: the tokenizer has no chat template")
+    if plain and not (style == "chat" or (style == "auto" and template)):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}] if plain else list(prompt),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+
+
+def shown(prompt: Text) -> str:
+    """A prompt as text: of a chat its only turn, or all turns with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import nn
 
 from trimtab.batching import Encoded
 from trimtab.cache import Progress, Store, collect, reference
-from trimtab.dials import Dial
+from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.states import Readings
 
@@ -54,13 +54,19 @@ def score(
     budget: int = 2048,
     progress: Progress | None = None,
 ) -> ItemScores:
-    """Score every item with the dial at `alpha`. The bare model's log-probs come from the store.
+    """Score every item with the dial at `alpha`. The bare model's log-probs come from the store. A
+    reward dial ranks by alpha x reward: `margin` is then one of rewards.
 
     Raises:
         DialError: the dial was made for another base model (`force` goes on).
     """
     if dial is None or alpha == 0:
         found = reference(model, encoded, logps=True, store=store, budget=budget, progress=progress)
+    elif isinstance(dial, RewardDial):
+        from trimtab.evaluate.rewards import reward_scores, rewards_of  # it builds on item_scores
+
+        rewards, _ = rewards_of(model, dial, encoded, budget=budget, force=force, progress=progress)
+        return reward_scores(encoded, alpha * rewards)
     else:
         with dial(model, alpha, force=force) if dial else nullcontext():
             found = collect(model, encoded, logps=True, budget=budget, progress=progress)

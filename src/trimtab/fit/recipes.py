@@ -255,3 +255,7 @@ def method(name: str) -> Method:
 from trimtab.fit.rotation import CONTRASTIVE_METHODS  # noqa: E402 (it builds on the above)
 
 METHODS |= CONTRASTIVE_METHODS
+
+from trimtab.fit.head_recipes import HEADS  # noqa: E402 (it builds on the above)
+
+METHODS |= HEADS

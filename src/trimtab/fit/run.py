@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trimtab.dials import Dial, DialInfo
 from trimtab.dials.attach import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
+from trimtab.fit.head_recipes import HeadRecipe
 from trimtab.fit.recipes import (
     METHODS,
     Method,
@@ -119,20 +121,25 @@ def fit(
             "dropped"
         )
     extra: dict[str, str | bytes] = {}
+    train_dial = fit_adapter
+    if isinstance(named.recipe, HeadRecipe):
+        from trimtab.fit.heads import fit_head
+
+        train_dial = partial(fit_head, data)
     if steering:
         dial: Dial = fit_direction(
             named.recipe, model, encoded, seed=seed, store=store, progress=progress
         )
     elif folder is not None:
-        dial, extra = fit_adapter(
+        dial, extra = train_dial(
             named, model, encoded, seed, _work(folder), folder, store, progress
         )
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            dial, extra = fit_adapter(
+            dial, extra = train_dial(
                 named, model, encoded, seed, Path(temporary), None, store, progress
             )
-    dial.info = info
+    dial.info = dataclasses.replace(info, measured=dial.info.measured)
     dial.eval()
     if folder is not None:
         if _main_process():

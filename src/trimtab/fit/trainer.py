@@ -387,6 +387,7 @@ def train(
     label: str = "training",
     board: Path | None = None,
     projection: Projection | None = None,
+    kind: type[DialTrainer] | None = None,
 ) -> list[dict[str, float]]:
     """Train `module.dial` to the end of the schedule, going on from the newest complete checkpoint
     in `args.output_dir`.
@@ -394,6 +395,7 @@ def train(
     Args:
         board: TensorBoard's folder, where it reports (`args.output_dir` does not outlive the run).
         projection: what of the gradients is let through.
+        kind: what makes the microbatches, where it is not `DialTrainer`.
 
     Returns:
         A record a step: `step`, `loss` (mean a pair), `grad_norm`, `learning_rate`, and metrics.
@@ -402,7 +404,7 @@ def train(
         TrainingError: a loss or gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: Ctrl-C, after the step in hand was finished and a checkpoint written.
     """
-    trainer = DialTrainer(module, args, schedule, encoded, layout)
+    trainer = (kind or DialTrainer)(module, args, schedule, encoded, layout)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     for callback in trainer.callback_handler.callbacks:

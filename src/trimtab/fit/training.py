@@ -6,13 +6,14 @@ import dataclasses
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, layout_of, plan_training
+from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.linear import linear_modules
@@ -28,11 +29,14 @@ from trimtab.fit.rotation import (
     RotationSettings,
     new_rotation,
 )
-from trimtab.fit.settings import AdapterSettings, no_effect
+from trimtab.fit.settings import AdapterSettings, TrainSettings, no_effect
 from trimtab.fit.spaces import Spaces, build_spaces
 from trimtab.progress import Progress
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 HISTORY, SPACE = "training.jsonl", "space.safetensors"
 """Files of a trained run beside its dial: the training curve, and the spaces it was trained in."""
@@ -54,8 +58,6 @@ def fit_adapter(
         work: where checkpoints lie while it is trained.
         out: where it will be saved, for names alone.
     """
-    from transformers import TrainingArguments
-
     from trimtab.fit.projection import Projection, step_differences
     from trimtab.fit.trainer import FitModule, recomputing, train
 
@@ -67,48 +69,14 @@ def fit_adapter(
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=1,
-        max_steps=1,  # set below, once the number of processes is known
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=10**9,  # by the clock instead, see Watch
-        save_total_limit=2,
-        report_to=settings.report_to,
-        run_name=out.name if out else named.name,
-        seed=seed,
-        remove_unused_columns=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
-    model.to(args.device)
+    args = arguments(settings, model, seed, work, out.name if out else named.name)
     layout = layout_of(model)
     both_ends = isinstance(recipe, ContrastiveRecipe)
     if layout == "shared" and (settings.activation_checkpointing or both_ends):
         # Layers that run again would add to the prefix's keys and values again; rows at alphas of
         # their own have to be lines of their own.
         layout = "packed"
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=settings.pairs_per_step,
-        epochs=settings.epochs,
-        seed=seed,
-        budget=settings.microbatch_tokens,
-        layout=layout,
-        multiple_of=args.world_size,
-        max_steps=settings.max_steps,
-    )
-    args.max_steps = schedule.steps
-    args.gradient_accumulation_steps = schedule.per_step // args.world_size
-    args.warmup_steps = round(settings.warmup * schedule.steps)
+    schedule = planned(settings, encoded, seed, layout, args)
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     if blocks is not None and len(blocks) < count:
         progress.say(
@@ -173,6 +141,58 @@ def fit_adapter(
     if spaces is not None and (weights := spaces.state_dict()):
         extra[SPACE] = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
     return dial, extra
+
+
+def arguments(
+    settings: TrainSettings, model: nn.Module, seed: int, work: Path, name: str
+) -> TrainingArguments:
+    """The Trainer's arguments; the model goes to the run's device."""
+    from transformers import TrainingArguments
+
+    args = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=1,
+        max_steps=1,  # set below, once the number of processes is known
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=10**9,  # by the clock instead, see Watch
+        save_total_limit=2,
+        report_to=settings.report_to,
+        run_name=name,
+        seed=seed,
+        remove_unused_columns=False,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        log_level="error",
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
+    model.to(args.device)
+    return args
+
+
+def planned(
+    settings: TrainSettings, encoded: Encoded, seed: int, layout: Layout, args: TrainingArguments
+) -> Schedule:
+    """The microbatches of a run, and what the Trainer is to know of them."""
+    schedule = plan_training(
+        encoded,
+        pairs_per_step=settings.pairs_per_step,
+        epochs=settings.epochs,
+        seed=seed,
+        budget=settings.microbatch_tokens,
+        layout=layout,
+        multiple_of=args.world_size,
+        max_steps=settings.max_steps,
+    )
+    args.max_steps = schedule.steps
+    args.gradient_accumulation_steps = schedule.per_step // args.world_size
+    args.warmup_steps = round(settings.warmup * schedule.steps)
+    return schedule
 
 
 def _spaces(

@@ -1,0 +1,102 @@
+"""`trimtab bench-tasks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction
+
+from trimtab.cli.parse import parse
+from trimtab.cli.ready import alpha_of, check_model, read_dials
+from trimtab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags."""
+
+    tasks: tuple[str, ...]
+    """The harness's names, `glue`, `race_middle`, or choices:NAME/SPLIT for a local file; several
+    words, or one with commas."""
+    model: str = "smollm2-135m"
+    """Hub id, folder, .gguf file, or smollm2-135m."""
+    dial: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """A dial's folder or Hub id that leans the model; repeat to use several at once."""
+    alpha: str = "1"
+    """Strength: a number, or none, light, standard, strong, maximum."""
+    reward: str | None = None
+    """A reward dial's folder."""
+    read_out: Literal["logprob", "reward", "sum"] | None = None
+    """What ranks the choices (default: reward with --reward, else logprob)."""
+    limit: int | None = None
+    """The first so many documents of each task."""
+    out: Path | None = None
+    """A JSON file for the metrics."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto."""
+    device: str = "auto"
+    """A torch device, or auto."""
+    data_root: str | None = None
+    """Folder of local data sources (default: TRIMTAB_DATA)."""
+    force: bool = False
+    """Go on although a dial was made for another base model."""
+
+
+def main(words: list[str]) -> None:
+    """Run the tasks and print a table."""
+    about = "Multiple-choice benchmarks, ranked by log-prob, by reward, or by their sum."
+    args = parse(Args, words, verb="bench-tasks", about=about)
+    from trimtab.evaluate.harness import bench_tasks, check_tasks
+
+    tasks = [name.strip() for word in args.tasks for name in word.split(",") if name.strip()]
+    alpha = alpha_of(args.alpha)
+    read_out = args.read_out or ("logprob" if args.reward is None else "reward")
+    if (args.reward is None) != (read_out == "logprob"):
+        raise ConfigError("--read-out reward and sum take --reward DIR, logprob takes none")
+    check_tasks(tasks, args.data_root)
+    check_model(args.model, args.dtype, args.device)
+    dials = read_dials(args.dial, args.model, args.force)
+    reward = read_dials([args.reward], args.model, args.force)[0] if args.reward else None
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from trimtab import models
+    from trimtab.dials import RewardDial
+    from trimtab.dials.dial import Composed
+    from trimtab.evaluate.answers import write_text
+
+    if reward is not None and not isinstance(reward, RewardDial):
+        raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
+    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    dial = None
+    if dials:
+        dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])
+    for part in (dial, reward):
+        if part is not None:
+            part.to(next(model.parameters()).device)
+    found = bench_tasks(
+        model,
+        tokenizer,
+        tasks,
+        dial=dial,
+        alpha=alpha,
+        reward=reward,
+        read_out=read_out,
+        limit=args.limit,
+        root=args.data_root,
+        force=args.force,
+    )
+    table = Table(title=f"read-out: {read_out}", title_justify="left", box=None)
+    for column in ("task", "metric", "value"):
+        table.add_column(column)
+    for task, metrics in found.items():
+        for metric, value in metrics.items():
+            table.add_row(task, metric, f"{100 * value:.1f}")
+    Console().print(table)
+    if args.out is not None:
+        note = {"model": args.model, "read_out": read_out, "alpha": alpha, "results": found}
+        write_text(args.out, json.dumps(note, indent=1) + "\n")

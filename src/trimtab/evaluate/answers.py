@@ -1,0 +1,99 @@
+"""Generated answers as files of the benchmarks that judge them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a prompt, by a named generator."""
+
+    prompt: str
+    text: str
+    generator: str
+
+
+def question_id(prompt: str) -> str:
+    """A name for a prompt: the same in every file."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def write_alpaca_eval(file: Path, answers: Sequence[Answer]) -> Path:
+    """AlpacaEval's model outputs: a list of `instruction`, `output`, `generator`."""
+    rows = [{"instruction": a.prompt, "output": a.text, "generator": a.generator} for a in answers]
+    return write_text(file, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_arena_hard(file: Path, answers: Sequence[Answer], tokens: Sequence[int]) -> Path:
+    """Arena-Hard's model answers: a line a question, with one turn and its length in tokens."""
+    lines = [
+        {
+            "question_id": question_id(a.prompt),
+            "answer_id": question_id(f"{a.generator}\0{a.prompt}\0{a.text}")[:22],
+            "model_id": a.generator,
+            "choices": [{"index": 0, "turns": [{"content": a.text, "token_len": n}]}],
+            "prompt": a.prompt,
+        }
+        for a, n in zip(answers, tokens, strict=True)
+    ]
+    return write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """Answers in either format.
+
+    Raises:
+        DataError: no such file, not JSON, or an entry without prompt or answer.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    try:
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error})") from error
+    found = [_answer(row, f"{file}: entry {number}") for number, row in enumerate(rows, 1)]
+    if not found:
+        raise DataError(f"{file}: no answers in it")
+    return found
+
+
+def _answer(row: Any, where: str) -> Answer:
+    try:
+        if "instruction" in row:
+            values = row["instruction"], row["output"], row.get("generator", "")
+        else:
+            values = row["prompt"], row["choices"][0]["turns"][0]["content"], row["model_id"]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where}: expected AlpacaEval's instruction and output, or Arena-Hard's prompt, "
+            f"model_id and choices ({type(error).__name__}: {error})"
+        ) from error
+    if not all(isinstance(value, str) for value in values):
+        raise DataError(f"{where}: prompt, answer and generator are to be texts")
+    return Answer(*values)
+
+
+def write_text(file: Path, text: str) -> Path:
+    """A whole file or none: written aside and renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    return file

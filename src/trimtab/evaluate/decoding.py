@@ -1,0 +1,214 @@
+"""Token by token: a model with its cache in our hands, and decoders that compare at equal terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.dials import Dial, RewardDial
+from trimtab.errors import ConfigError
+from trimtab.evaluate.generation import (
+    LIKELIEST,
+    Generation,
+    Sampling,
+    encode_prompt,
+    seeded,
+    shown,
+)
+from trimtab.pairs.pair import Text
+from trimtab.sites import Site
+from trimtab.states import seeing
+
+
+class Decoder:
+    """n rows that continue one prompt: keys and values cached, states at `sites` kept.
+
+    `feed` takes a token a row and gives the logits of the next. The prompt is computed once.
+    """
+
+    def __init__(self, model: Any, prompt: Sequence[int], n: int = 1, sites: Sequence[Site] = ()):
+        from transformers import DynamicCache
+
+        self.model, self.prompt, self.sites = model, tuple(prompt), tuple(sites)
+        self.device = next(model.parameters()).device
+        self.cache: Any = DynamicCache(config=model.config)
+        self._seen: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
+        self.ids = torch.tensor([list(prompt)])
+        first = self._run(self.ids)
+        if n > 1:
+            self.cache.batch_repeat_interleave(n)
+            self.ids = self.ids.repeat(n, 1)
+        self.logits: Float[Tensor, "row vocab"] = first.expand(n, -1)
+
+    def feed(self, ids: Tensor) -> Float[Tensor, "row vocab"]:
+        """A token a row; the logits that follow it."""
+        self.ids = torch.cat([self.ids, ids.cpu()[:, None]], 1)
+        self.logits = self._run(ids.cpu()[:, None])
+        return self.logits
+
+    def expand(self, k: int) -> None:
+        """Each row k times."""
+        self.cache.batch_repeat_interleave(k)
+        self.ids = self.ids.repeat_interleave(k, 0)
+        self._each(partial(torch.repeat_interleave, repeats=k, dim=0))
+
+    def select(self, rows: Tensor) -> None:
+        """Some of the rows."""
+        self.cache.batch_select_indices(rows.to(self.device))
+        self.ids = self.ids[rows]
+        self._each(lambda h: h[rows.to(h.device)])
+
+    def states(self, *, prompt: bool = False) -> Float[Tensor, "row token site d"]:
+        """States of the tokens that were fed, after the prompt's where it is wanted."""
+        found = []
+        for site in self.sites:
+            first, *rest = self._seen[site]
+            fed = torch.cat(rest, 1)
+            found.append(torch.cat([first.expand(len(fed), -1, -1), fed], 1) if prompt else fed)
+        return torch.stack(found, 2)
+
+    def _each(self, change: Any) -> None:
+        for site, (first, *rest) in self._seen.items():
+            self._seen[site] = [first, *map(change, rest)]
+
+    def _run(self, ids: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            for site in self.sites:
+
+                def see(h: Tensor, site: Site = site) -> None:
+                    self._seen[site].append(h if h.dtype == torch.float64 else h.float())
+
+                stack.enter_context(seeing(self.model, site, see))
+            out = self.model(
+                input_ids=ids.to(self.device), past_key_values=self.cache, use_cache=True
+            )
+        self.cache = out.past_key_values
+        return out.logits[:, -1].float()
+
+
+def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row, drawn or the likeliest one."""
+    from transformers import (
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    seen: Any = ids.to(logits.device)
+    if sampling.repetition_penalty != 1:
+        logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
+    if sampling.temperature == 0:
+        return logits.argmax(-1).cpu()
+    logits = TemperatureLogitsWarper(sampling.temperature)(seen, logits)  # type: ignore[arg-type]
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(seen, logits)  # type: ignore[arg-type]
+    return torch.multinomial(logits.softmax(-1), 1)[:, 0].cpu()
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end an answer."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [] if found is None else found if isinstance(found, list) else [found]
+    return {int(t) for t in (*found, tokenizer.eos_token_id) if t is not None}
+
+
+# ---- decoders to compare with -------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate_genarm(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Text | Sequence[Text],
+    arm: Dial,
+    alpha: float = 1.0,
+    *,
+    sampling: Sampling = LIKELIEST,
+    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    force: bool = False,
+) -> list[Generation]:
+    """GenARM (Xu et al. 2024, eq. 9): log pi_base + alpha log pi_arm, normalised; at a temperature t
+    the sum is divided by t (1 + alpha). The reward model, `arm` at 1 on the same base (`fit
+    genarm`), is run as a forward pass of its own with its own cache.
+
+    At alpha = 0 it is the bare model, and costs the same as at any other.
+    """
+    done = []
+    ends = end_ids(model, tokenizer)
+    with seeded(sampling.seed, model):
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+            ids = encode_prompt(tokenizer, prompt, prompt_style)  # type: ignore[arg-type]
+            base = Decoder(model, ids)
+            with arm(model, 1.0, force=force):
+                other = Decoder(model, ids)
+            drawn: list[int] = []
+            while len(drawn) < sampling.max_new_tokens:
+                both = base.logits.log_softmax(-1) + alpha * other.logits.log_softmax(-1)
+                token = next_ids(both / (1 + max(alpha, 0.0)), base.ids, sampling)
+                drawn.append(int(token))
+                if drawn[-1] in ends or len(drawn) == sampling.max_new_tokens:
+                    break
+                base.feed(token)
+                with arm(model, 1.0, force=force):
+                    other.feed(token)
+            done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+    return done
+
+
+@torch.no_grad()
+def generate_args(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Text | Sequence[Text],
+    reward: RewardDial,
+    alpha: float = 1.0,
+    *,
+    k: int = 10,
+    sampling: Sampling = LIKELIEST,
+    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    force: bool = False,
+) -> list[Generation]:
+    """ARGS-greedy (Khanov et al. 2024, section 2.2): of the k likeliest next tokens the one with the
+    highest log-prob + alpha x reward of the text that it ends. The k tokens are k rows of one
+    batch. A reward meant for whole answers is thereby asked about unfinished ones.
+
+    Raises:
+        ConfigError: the reward brings an adapter, which would lean the model too.
+    """
+    if reward.adapter is not None:
+        raise ConfigError(
+            "ARGS reads rewards while it decodes; this dial's adapter would lean it too"
+        )
+    if not force:
+        reward.check_base(model)
+    done = []
+    ends = end_ids(model, tokenizer)
+    whole = reward.over == "all"
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        rows = Decoder(model, encode_prompt(tokenizer, prompt, prompt_style), 1, reward.sites)  # type: ignore[arg-type]
+        drawn: list[int] = []
+        while len(drawn) < sampling.max_new_tokens and not (drawn and drawn[-1] in ends):
+            logps, tokens = rows.logits[0].log_softmax(-1).topk(k)
+            rows.expand(k)
+            logits = rows.feed(tokens)
+            states = rows.states(prompt=whole)
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+            marker = torch.zeros_like(mask)
+            marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
+            r = reward.rewards(reward.aggregated(states, mask, marker))[:, 0]
+            best = int((logps + alpha * r.to(logps)).argmax())
+            rows.select(torch.tensor([best]))
+            rows.logits = logits[best : best + 1]
+            drawn.append(int(tokens[best]))
+        done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+    return done
+
+
+def _done(tokenizer: Any, prompt: Text, alpha: float, ids: list[int]) -> Generation:
+    return Generation(shown(prompt), alpha, tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,112 @@
+"""What a dial does to the next token, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trimtab.dials import Dial
+from trimtab.errors import ConfigError
+from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
+from trimtab.evaluate.generation import LIKELIEST, Sampling, encode_prompt, seeded
+from trimtab.pairs.pair import Text
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A token that a dial moves: by `change` nats of log-prob, from `before` to `after`
+    (probabilities)."""
+
+    token: str
+    change: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a continuation with the dial.
+
+    Attributes:
+        token: what was taken.
+        bare: what the bare model finds likeliest there.
+        kl: KL(dialled || bare) of the step, in nats.
+        promoted, demoted: the tokens that gain and lose most.
+    """
+
+    token: str
+    bare: str
+    kl: float
+    promoted: tuple[Shift, ...]
+    demoted: tuple[Shift, ...]
+
+
+@torch.no_grad()
+def explain(
+    model: nn.Module,
+    tokenizer: Any,
+    dial: Dial,
+    prompt: Text,
+    alpha: float = 1.0,
+    *,
+    steps: int = 12,
+    top: int = 5,
+    likely: float = 1e-4,
+    sampling: Sampling = LIKELIEST,
+    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    force: bool = False,
+) -> list[Step]:
+    """The tokens that a dial promotes and demotes at each step of its own continuation.
+
+    Args:
+        steps: at most so many tokens.
+        top: so many tokens of either kind.
+        likely: tokens that neither model gives this probability are passed over: among tens of
+            thousands that nobody would say, the largest change means nothing.
+
+    Raises:
+        ConfigError: `steps` or `top` below 1.
+    """
+    if steps < 1 or top < 1:
+        raise ConfigError(f"explain: expected steps and top of 1 or more, given {steps} and {top}")
+    ends = end_ids(model, tokenizer)
+    ids = encode_prompt(tokenizer, prompt, prompt_style)
+    found: list[Step] = []
+    with seeded(sampling.seed, model):
+        bare = Decoder(model, ids)
+        with dial(model, alpha, force=force):
+            lean = Decoder(model, ids)
+        while True:
+            old, new = bare.logits[0].log_softmax(-1), lean.logits[0].log_softmax(-1)
+            token = next_ids(lean.logits, lean.ids, sampling)
+            change = (new - old).masked_fill(torch.maximum(old, new).exp() < likely, 0.0)
+
+            def shifts(order: torch.Tensor, sign: int, change: Any, old: Any, new: Any) -> Any:
+                return tuple(
+                    Shift(
+                        tokenizer.decode([int(i)]),
+                        float(change[i]),
+                        float(old[i].exp()),
+                        float(new[i].exp()),
+                    )
+                    for i in order
+                    if sign * float(change[i]) > 0
+                )
+
+            found.append(
+                Step(
+                    tokenizer.decode(token.tolist()),
+                    tokenizer.decode([int(old.argmax())]),
+                    float((new.exp() * (new - old)).sum()),
+                    shifts(change.topk(top).indices, 1, change, old, new),
+                    shifts((-change).topk(top).indices, -1, change, old, new),
+                )
+            )
+            if int(token) in ends or len(found) == steps:
+                return found
+            bare.feed(token)
+            with dial(model, alpha, force=force):
+                lean.feed(token)

@@ -1,0 +1,331 @@
+"""Rewards of answers: of given ones in packed passes, and of candidates while they are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.batching import (
+    Encoded,
+    PromptStyle,
+    Row,
+    answer_spans,
+    collate,
+    encode_answers,
+    layout_for,
+    plan_batches,
+)
+from trimtab.dials import Dial, LogitsDial, RewardDial
+from trimtab.dials.dial import Composed
+from trimtab.errors import ConfigError
+from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
+from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, seeded
+from trimtab.evaluate.scores import ItemScores, item_scores
+from trimtab.pairs.pair import Text
+from trimtab.states import Readings, read_tokens
+from trimtab.states import read as read_batch
+
+
+def rewards_of(
+    model: nn.Module,
+    dial: RewardDial | None,
+    encoded: Encoded,
+    *,
+    head: str | None = None,
+    logps: bool = False,
+    count_end: bool = True,
+    budget: int = 2048,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Float[Tensor, "answer"], Readings]:
+    """Rewards of all answers of an encoded set (0 without a dial); with `logps` their log-probs from
+    the same passes, that of the EOS included if `count_end`.
+
+    Raises:
+        ConfigError: no such head.
+        DialError: the dial was made for another base model (`force` goes on).
+    """
+    if dial is not None and not force:
+        dial.check_base(model)
+    index = 0 if dial is None else dial.head(head)
+    where = answer_spans(encoded, "answer" if dial is None else dial.over)
+    layout = layout_for(model, "answer" if dial is None else dial.where)
+    device = next(model.parameters()).device
+    found = torch.zeros(encoded.n_answers)
+    total, tokens = torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long()
+    done = 0
+    with torch.no_grad(), nullcontext() if dial is None else dial(model, 1.0, force=True):
+        for rows in plan_batches(encoded, budget, layout):
+            batch = collate(encoded, rows, layout).to(device)
+            if not count_end:
+                scored = batch.token_scored & ~batch.token_marker
+                batch = replace(batch, token_scored=scored)
+            at = batch.answer_ids.cpu()
+            if dial is None:
+                read = read_batch(model, batch, logps=True)
+            else:
+                states, counts, read = read_tokens(
+                    model, batch, dial.sites, dial.where, logps=logps
+                )
+                h = dial.from_tokens(states, counts, where, batch.answer_ids)
+                found[at] = dial.rewards(h)[:, index].float().cpu()
+            if read.logps is not None and read.tokens is not None:
+                total[at], tokens[at] = read.logps.float().cpu(), read.tokens.cpu()
+            done += batch.n_answers
+            if progress:
+                progress(done, encoded.n_answers)
+    readings = Readings(total, tokens)
+    return found, readings
+
+
+def reward_scores(encoded: Encoded, rewards: Float[Tensor, "answer"]) -> ItemScores:
+    """Rewards as scores of items: accuracies of ranking by reward instead of by log-prob."""
+    return item_scores(encoded, Readings(rewards, torch.ones(len(rewards), dtype=torch.long)))
+
+
+def score_candidates(
+    model: nn.Module,
+    tokenizer: Any,
+    dial: RewardDial,
+    prompt: Text,
+    candidates: Sequence[Text],
+    *,
+    head: str | None = None,
+    prompt_style: PromptStyle = "plain",
+    max_length: int = 1024,
+) -> Float[Tensor, "candidate"]:
+    """Rewards of candidate answers to one prompt, which is computed once for all of them.
+
+    Raises:
+        DataError: no candidate, or one without tokens, or longer than `max_length` with the prompt.
+        ConfigError: no such head.
+    """
+    encoded = encode_answers(
+        prompt, candidates, tokenizer, max_length=max_length, prompt_style=prompt_style
+    )
+    whole = encoded.rows[0].packed_length
+    return rewards_of(model, dial, encoded, head=head, budget=whole)[0]
+
+
+@torch.no_grad()
+def token_rewards(
+    model: nn.Module, dial: RewardDial, encoded: Encoded, *, head: str | None = None
+) -> list[Float[Tensor, "token"]]:
+    """A reward at every token of every answer, of the text up to it.
+
+    Raises:
+        DialError: the dial's aggregation is not causal.
+    """
+    index, where = dial.head(head), answer_spans(encoded, dial.over)
+    layout, device = layout_for(model, dial.where), next(model.parameters()).device
+    found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
+    with dial(model, 1.0):
+        for rows in plan_batches(encoded, 2048, layout):
+            batch = collate(encoded, rows, layout).to(device)
+            states, counts, _ = read_tokens(model, batch, dial.sites, dial.where)
+            own = torch.bincount(batch.token_answer, minlength=batch.n_answers)
+            h = dial.from_tokens(states, counts, where, batch.answer_ids, every=True)
+            r = dial.rewards(h)[..., index].float().cpu()
+            for place, answer in enumerate(batch.answer_ids.tolist()):
+                end = int(counts[place])
+                found[answer] = r[place, end - int(own[place]) : end]
+    return found
+
+
+# ---- candidates ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How many candidates are drawn, and what becomes of them."""
+
+    n: int = 8
+    """Candidates a prompt."""
+    pick: Literal["best", "sample"] = "best"
+    """`best`: the highest reward; `sample`: with weights softmax(alpha r), so that alpha 0 is a
+    plain sample."""
+    alpha: float = 1.0
+    """Strength of the reward in `sample`."""
+    reject_every: int = 0
+    """Every so many tokens the worst candidates are given up, by their reward so far; 0 never."""
+    keep: float = 0.5
+    """Share of them that goes on."""
+
+    def __post_init__(self) -> None:
+        wrong = (
+            ("n", self.n >= 1, "1 or more"),
+            ("pick", self.pick in ("best", "sample"), "best or sample"),
+            ("alpha", math.isfinite(self.alpha), "a finite number"),
+            ("reject_every", self.reject_every >= 0, "0 or more"),
+            ("keep", 0 < self.keep <= 1, "above 0, at most 1"),
+        )
+        for name, fine, expected in wrong:
+            if not fine:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One drawn answer.
+
+    Attributes:
+        tokens: its ids, the EOS that ends it included (put behind it where it was cut).
+        reward: of the whole; of what there was, where it was rejected.
+        finished: whether the model ended it.
+        rejected: whether it was given up early.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    reward: float
+    finished: bool
+    rejected: bool
+
+
+def pick(found: Sequence[Candidate], drawing: Drawing, generator: torch.Generator) -> Candidate:
+    """The candidate that is used."""
+    whole = [c for c in found if not c.rejected]
+    if drawing.pick == "best":
+        return max(whole, key=lambda c: c.reward)
+    weights = (drawing.alpha * torch.tensor([c.reward for c in whole], dtype=torch.double)).softmax(
+        0
+    )
+    return whole[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: Text,
+    reward: RewardDial,
+    drawing: Drawing = Drawing(),
+    *,
+    dial: Dial | None = None,
+    alpha: float = 1.0,
+    sampling: Sampling = PLAIN,
+    head: str | None = None,
+    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    force: bool = False,
+) -> list[Candidate]:
+    """Draw n answers to a prompt and reward each: the prompt is computed once, and rewards come from
+    the very passes that draw the tokens, where `dial` changes no hidden state.
+
+    Args:
+        dial: leans the model while it draws, at `alpha` (an alignment head, for example).
+
+    Returns:
+        Candidates in the order in which they were drawn.
+
+    Raises:
+        ConfigError: several candidates at temperature 0, which would all be the same.
+        DialError: early rejection by a reward that there is only at the end.
+    """
+    if drawing.n > 1 and sampling.temperature == 0:
+        raise ConfigError("candidates at temperature 0 would all be the same; raise --temperature")
+    if not force:
+        reward.check_base(model)
+    index = reward.head(head)
+    prompt_ids = encode_prompt(tokenizer, prompt, prompt_style)
+    one_pass = reward.adapter is None and all(isinstance(d, LogitsDial) for d in _members(dial))
+    if drawing.reject_every and not (one_pass and reward.causal):
+        why = "is read at the end alone" if one_pass else "takes a pass of its own"
+        raise ConfigError(f"early rejection: this reward {why}")
+    ends = end_ids(model, tokenizer)
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
+    context = seeded(sampling.seed, model)
+    found: list[Candidate] = []
+    drawn: list[list[int]] = [[] for _ in range(drawing.n)]
+    with context, _at(dial, model, alpha, force):
+        rows = Decoder(model, prompt_ids, drawing.n, reward.sites if one_pass else ())
+        alive = torch.ones(drawing.n, dtype=torch.bool)
+        logits = rows.logits
+        for step in range(1, sampling.max_new_tokens + 1):
+            ids = next_ids(logits, rows.ids, sampling)
+            for row in alive.nonzero()[:, 0].tolist():
+                drawn[row].append(int(ids[row]))
+            ended = torch.tensor([bool(d) and d[-1] in ends for d in drawn])
+            logits = rows.feed(ids)
+            alive = ~ended
+            if not alive.any():
+                break
+            if drawing.reject_every and step % drawing.reject_every == 0 and len(drawn) > 1:
+                r = _rewards(rows, reward, index, drawn, ends)
+                keep = r.argsort(descending=True)[: math.ceil(drawing.keep * len(drawn))]
+                keep = keep.sort().values
+                kept = set(keep.tolist())
+                found += [
+                    _candidate(tokenizer, d, float(r[i]), ends, True)
+                    for i, d in enumerate(drawn)
+                    if i not in kept
+                ]
+                rows.select(keep)
+                drawn, alive = [drawn[i] for i in keep.tolist()], alive[keep]
+                logits = logits[keep.to(logits.device)]
+        if alive.any():  # what was cut is ended, so that its end has a state
+            rows.feed(torch.full((len(drawn),), eos))
+    whole = [d if d[-1] in ends else [*d, eos] for d in drawn]
+    if one_pass:
+        r = _rewards(rows, reward, index, whole, ends)
+    else:
+        row = Row("answers", tuple(prompt_ids), tuple(map(tuple, whole)), (), ())
+        r, _ = rewards_of(model, reward, Encoded((row,), 0, eos, "answers"), head=head, force=force)
+    finished = [d[-1] in ends for d in drawn]
+    return [
+        *(
+            _candidate(tokenizer, d, float(v), ends, False, done)
+            for d, v, done in zip(whole, r, finished, strict=True)
+        ),
+        *found,
+    ]
+
+
+def _rewards(
+    rows: Decoder, reward: RewardDial, index: int, drawn: list[list[int]], ends: set[int]
+) -> Tensor:
+    """Rewards of what was drawn so far, from the states that were seen."""
+    states = rows.states(prompt=reward.over == "all")
+    before = len(rows.prompt) if reward.over == "all" else 0
+    counts = torch.tensor([before + len(d) for d in drawn])
+    place = torch.arange(states.shape[1])
+    mask = (place < counts[:, None]).to(states.device)
+    marker = torch.tensor([before + len(d) - 1 if d[-1] in ends else -1 for d in drawn])
+    is_marker = (place == marker[:, None]).to(states.device)
+    h = reward.aggregated(states, mask, is_marker)
+    return reward.rewards(h)[:, index].float().cpu()
+
+
+def _candidate(
+    tokenizer: Any,
+    ids: list[int],
+    reward: float,
+    ends: set[int],
+    rejected: bool,
+    finished: bool = False,
+) -> Candidate:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return Candidate(text, tuple(ids), reward, finished, rejected)
+
+
+def _at(dial: Dial | None, model: nn.Module, alpha: float, force: bool) -> Any:
+    return nullcontext() if dial is None else dial(model, alpha, force=force)
+
+
+def _members(dial: Dial | None) -> list[Any]:
+    if dial is None:
+        return []
+    return list(dial.members) if isinstance(dial, Composed) else [dial]
+
+
+def expected_kl(n: int) -> float:
+    """The most that best-of-n moves the model: ln n - (n - 1) / n, in nats an answer (Beirami et
+    al. 2024)."""
+    return float(np.log(n) - (n - 1) / n)

@@ -1,0 +1,1 @@
+"""Tasks that lm-evaluation-harness lacks: YAML files, and what they compute."""
