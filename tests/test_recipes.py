@@ -16,11 +16,16 @@ from helpers_fit import files_of, random_pairs, relative
 from trimtab.dials import AdapterDial, Dial
 from trimtab.errors import ConfigError
 from trimtab.fit import METHODS, fit, method
+from trimtab.fit.head_recipes import HeadRecipe
 from trimtab.fit.recipes import InnerDPORecipe, InnerRecipe, TrainingRecipe
 from trimtab.fit.settings import AdapterSettings, SpaceSettings, TrainSettings
 from trimtab.objectives import InnerDPO
 
-TRAINED = [name for name, m in METHODS.items() if isinstance(m.recipe, TrainingRecipe)]
+TRAINED = [
+    name
+    for name, m in METHODS.items()
+    if isinstance(m.recipe, TrainingRecipe) and not isinstance(m.recipe, HeadRecipe)
+]
 STEPS = 10
 
 
