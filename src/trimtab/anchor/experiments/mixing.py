@@ -364,9 +364,11 @@ def run(
     """Every arm on every seed; a finished one is not run again."""
     start, task = time.perf_counter(), data()
     length = STEPS if steps is None else steps
-    cells: dict[str, list[dict[str, Any]]] = {}
+    cells: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    first = ("control", "pooling")  # what the gates need
     for seed in seeds:
-        for arm, how in ARMS.items():
+        for arm in (*first, *(a for a in ARMS if a not in first)):
+            how = ARMS[arm]
             file = out / "cells" / f"{arm}-{seed}-{length}.json"
             if not file.is_file():
                 begun = time.perf_counter()
@@ -375,7 +377,7 @@ def run(
                 entry = measure(arm, model, task, seed)
                 results.write_json(file, entry | {"labelled": labelled, "seconds": took})
                 save_file(model.state_dict(), file.with_suffix(".safetensors"))
-            cells.setdefault(arm, []).append(json.loads(file.read_text()))
+            cells[arm].append(json.loads(file.read_text()))
     result = {
         "name": NAME,
         "kind": "mixing",
