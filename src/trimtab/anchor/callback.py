@@ -217,9 +217,12 @@ class Anchors(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Put the latest values into the Trainer's log."""
-        if logs is not None and self.history:
-            for entry in self.history[-2:]:
-                logs.update({f"anchor/{k}": v for k, v in entry.items() if k != "step"})
+        # The Trainer has kept its entry by now; what reports to other places reads `logs`.
+        for entry in self.history[-2:]:
+            found = {f"anchor/{k}": v for k, v in entry.items() if k != "step"}
+            for kept in (logs, state.log_history[-1] if state.log_history else None):
+                if kept is not None:
+                    kept.update(found)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Detach."""

@@ -28,19 +28,34 @@ HERE = Path(__file__).parent
 class Gate(Protocol):
     """A bound that a run was held against."""
 
-    what: str
-    value: float
-    published: str
-    stretch: bool
+    @property
+    def what(self) -> str:
+        """What is measured."""
+        ...
 
     @property
-    def passed(self) -> bool:
-        """Whether the value is within the bound."""
+    def value(self) -> Any:
+        """The number."""
         ...
 
     @property
     def bound(self) -> str:
         """The bound as text."""
+        ...
+
+    @property
+    def published(self) -> str:
+        """The figure of the original series."""
+        ...
+
+    @property
+    def stretch(self) -> bool:
+        """Aimed for; missing it fails nothing."""
+        ...
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the bound."""
         ...
 
 

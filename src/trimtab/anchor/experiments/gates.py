@@ -23,7 +23,7 @@ class Gate:
     """One bound."""
 
     what: str
-    value: float
+    value: float | np.floating[Any]
     low: float | None = None
     high: float | None = None
     published: str = ""
@@ -33,7 +33,7 @@ class Gate:
     @property
     def passed(self) -> bool:
         """Whether the value is within the bounds; what was not measured is not."""
-        return (
+        return bool(
             self.value == self.value
             and (self.low is None or self.value >= self.low)
             and (self.high is None or self.value <= self.high)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
@@ -201,10 +202,14 @@ def _reflected(h: Tensor, _: int) -> Tensor:
 # ---- interventions ------------------------------------------------------------------------------
 
 
-def _remove(directions: Tensor, dose: float, h: Tensor, point: int) -> Tensor:
-    """h less `dose` times its part along the point's direction, at length 1 again."""
+def _remove(
+    directions: Tensor, dose: float, h: Tensor, point: int, *, renormalise: bool = False
+) -> Tensor:
+    """h less `dose` times its part along the point's direction. Renormalised, the little that is
+    left of a state that was nearly nothing else is blown up to full length, and read again."""
     v = directions[point]
-    return F.normalize(h - dose * (h @ v).unsqueeze(-1) * v, dim=-1)
+    left = h - dose * (h @ v).unsqueeze(-1) * v
+    return F.normalize(left, dim=-1) if renormalise else left
 
 
 def _axis(model: NGPT) -> Tensor:
@@ -271,6 +276,9 @@ def _interventions(arm: str, model: NGPT, task: Data, seed: int) -> dict[str, An
     cut.ablate([0])
     return {
         "projection": partial(_answers, model, task, partial(_remove, axis, 1.0)),
+        "projection, renormalised": partial(
+            _answers, model, task, partial(_remove, axis, 1.0, renormalise=True)
+        ),
         "ablation": partial(_answers, cut, task),
         "reflection": partial(_answers, model, task, _reflected),
     }
@@ -303,7 +311,8 @@ def measure(arm: str, model: NGPT, task: Data, seed: int) -> dict[str, Any]:
         entry["cuts"][name] = _compare(answers(), true, task, groups)
     if arm != "control":
         axis = _axis(model)
-        everywhere = _answers(model, task, partial(_remove, axis, 1.0), everywhere=True)
+        whole = partial(_remove, axis, 1.0, renormalise=True)
+        everywhere = _answers(model, task, whole, everywhere=True)
         cut = copy.deepcopy(model)
         cut.ablate([0])
         entry["ablate_is_project"] = float((everywhere - _answers(cut, task)).abs().max())
@@ -355,17 +364,20 @@ def run(
     """Every arm on every seed; a finished one is not run again."""
     start, task = time.perf_counter(), data()
     length = STEPS if steps is None else steps
-    cells: dict[str, list[dict[str, Any]]] = {}
+    cells: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    first = ("control", "pooling")  # what the gates need
     for seed in seeds:
-        for arm, how in ARMS.items():
+        for arm in (*first, *(a for a in ARMS if a not in first)):
+            how = ARMS[arm]
             file = out / "cells" / f"{arm}-{seed}-{length}.json"
             if not file.is_file():
                 begun = time.perf_counter()
                 model, labelled = train(how, seed, task, length, progress, f"{arm}, seed {seed}")
+                took = time.perf_counter() - begun
                 entry = measure(arm, model, task, seed)
-                entry |= {"labelled": labelled, "seconds": time.perf_counter() - begun}
-                results.write_json(file, entry)
-            cells.setdefault(arm, []).append(json.loads(file.read_text()))
+                results.write_json(file, entry | {"labelled": labelled, "seconds": took})
+                save_file(model.state_dict(), file.with_suffix(".safetensors"))
+            cells[arm].append(json.loads(file.read_text()))
     result = {
         "name": NAME,
         "kind": "mixing",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -116,15 +117,15 @@ class NGPT(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Put every matrix back on the sphere: readers by rows, writers by columns."""
-        readers = [self.embedding, self.head]
-        writers = []
+        readers: list[Any] = [self.embedding, self.head]
+        writers: list[Any] = []
         for block in self.blocks:
             readers += [block.qkv, block.up]
             writers += [block.out, block.down]
         for layer in readers:
-            layer.weight.copy_(F.normalize(layer.weight, dim=-1))  # type: ignore[union-attr,operator,arg-type]
+            layer.weight.copy_(F.normalize(layer.weight, dim=-1))
         for layer in writers:
-            layer.weight.copy_(F.normalize(layer.weight, dim=0))  # type: ignore[union-attr,operator,arg-type]
+            layer.weight.copy_(F.normalize(layer.weight, dim=0))
 
     def ablate(self, axes: list[int]) -> None:
         """Zero dimensions of the stream in all weights. Raises ConfigError as `surgery` does."""

@@ -36,7 +36,7 @@ ABOUT = (
     "steps and samples until pure red is reconstructed again (error below .01)."
 )
 SEEDS = 20
-STEPS, EVERY, BATCH, RATE, BACK = 600, 5, 64, 0.003, 0.01
+STEPS, EVERY, BATCH, RATE, BACK = 600, 5, 64, 0.01, 0.01
 RED = 0.5
 """Colours with at least this much redness are reds."""
 DATA = ("all colours", "reds alone")

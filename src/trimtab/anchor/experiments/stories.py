@@ -32,6 +32,7 @@ from trimtab.anchor.timeline import Row, Sheet
 from trimtab.dials import ConceptDial
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
+from trimtab.sites import Site
 from trimtab.states import module_at
 
 NAME, TITLE = "stories", "A language model with a landmark and a lie anchored"
@@ -279,11 +280,11 @@ def difference(model: Any, tokenizer: Any, concept: str, sites: Sequence[int]) -
     told = [world.story(s) for s in world.seeds("train", TESTED)]
     batch = encode(told, tokenizer)
     has = torch.tensor([s.landmark == 0 if concept == "landmark" else s.lies for s in told])
-    found = {}
+    found: dict[Site, Tensor] = {}
     for k, h in _states(model, batch, sites).items():
         mean = (h * batch.mask[..., None]).sum(1) / batch.mask.sum(1, keepdim=True)
         found[k] = mean[has].mean(0) - mean[~has].mean(0)
-    return ConceptDial(dict(found), "project")
+    return ConceptDial(found, "project")
 
 
 def _states(model: Any, batch: Batch, sites: Sequence[int]) -> dict[int, Tensor]:
