@@ -39,7 +39,7 @@ LITTLE = Measuring(
 def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     """A folder with two tiny models, two suites, and the cache that this module uses."""
     folder = tmp_path_factory.mktemp("workers")
-    for name in ("llama", "gpt2"):
+    for name in ("llama", "qwen3"):
         tiny(name).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     write_suite(folder)
@@ -86,6 +86,7 @@ def test_a_ray_cluster_gives_the_same_bytes(here, run):
     assert result_bytes(there) == result_bytes(run)
 
 
+@pytest.mark.slow
 def test_one_cell_is_one_command(here, run, tmp_path):
     """Any process that sees the folder can run the cell that it describes."""
     copy = tmp_path / "copy"
@@ -140,12 +141,12 @@ def test_a_random_direction_is_as_long_as_the_mean(run):
 
 
 def test_several_models_and_suites(here, run):
-    models = (str(here / "llama"), str(here / "gpt2"))
+    models = (str(here / "llama"), str(here / "qwen3"))
     suites = (str(here / "suite.yaml"), str(here / "second.yaml"))
     grid = small(here, models=models, suites=suites, methods=("dpo",), controls=("random",))
-    out = compare(grid, here / "grid", jobs=2)
+    out = compare(grid, here / "grid")
     names = json.loads((out / "grid.json").read_text())["studies"]
-    assert names == ["llama--suite", "llama--second", "gpt2--suite", "gpt2--second"]
+    assert names == ["llama--suite", "llama--second", "qwen3--suite", "qwen3--second"]
     verdicts = [v for name in names for v in lines(out / name / "verdicts.jsonl")]
     first = [v for v in verdicts if v["at"] == "alpha_1"]
     assert len(first) == 8, "two splits each"
@@ -165,17 +166,17 @@ def test_a_cell_that_fails_loses_no_other(here, tmp_path):
     wild = replace(dpo, train=replace(dpo.train, learning_rate=1e9, pairs_per_step=2, warmup=0))
     methods = [METHODS["mean"], replace(METHODS["dpo"], name="wild", recipe=wild)]
     comparison = small(here, controls=())
-    for jobs in (1, 2):
-        out = tmp_path / f"run{jobs}"
-        with pytest.raises(StudyError, match=r"1 cell of 3 failed; .*wild, seed 0: the loss is"):
-            compare(comparison, out, methods=methods, jobs=jobs)
-        assert not (out / "results.jsonl").exists()
-        done = {f.parent.name.split("-")[0] for f in out.glob("cells/*/summary.json")}
-        assert done == {"base", "mean"}
+    out = tmp_path / "run"
+    with pytest.raises(StudyError, match=r"1 cell of 3 failed; .*wild, seed 0: (the loss|a grad)"):
+        compare(comparison, out, methods=methods)
+    assert not (out / "results.jsonl").exists()
+    done = {f.parent.name.split("-")[0] for f in out.glob("cells/*/summary.json")}
+    assert done == {"base", "mean"}
     compare(comparison, out, methods=methods[:1])
     assert (out / "results.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported(here, tmp_path, monkeypatch):
     from trimtab.study import workers
 
@@ -236,6 +237,7 @@ def test_ray_that_is_not_installed(here, tmp_path, monkeypatch):
         compare(small(here), tmp_path / "run", ray=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_the_run_goes_on(here, run, tmp_path):
     """Only the parent gets the signal, as from `kill`; its workers end with it."""
     out = tmp_path / "run"

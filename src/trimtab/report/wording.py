@@ -285,7 +285,8 @@ def caveats(results: Results) -> list[str]:
     elif len(study.seeds) < 5:
         found.append(
             f"{len(study.seeds)} seeds only: “better” and “worse” hold for this run. Resampling "
-            "items and seeds alone would call 12 % of true ties at 2 seeds and 10 % at 3, "
+            "items and seeds alone would call up to 24\u00a0% of simulated ties at 2 seeds and "
+            "14\u00a0% at 3, "
             "so the intervals here take the few seeds into account (a t interval; at most "
             "7 % in simulation) and are wide; five seeds are needed for a claim about the "
             "method."
