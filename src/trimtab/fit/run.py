@@ -88,6 +88,10 @@ def fit(
     """
     named = _named(recipe)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
+    if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
+        raise ConfigError(
+            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
+        )
     source = models.source_of(model)
     info = DialInfo(
         method=named.name,
@@ -112,33 +116,23 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    steering = isinstance(named.recipe, SteeringRecipe)
-    if steering:
-        encoded = encode_poles(
-            named.recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
-        )
-    elif isinstance(data, Contrast):
-        raise ConfigError(
-            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
-        )
-    else:
-        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-    if encoded.dropped_pairs:
-        progress.say(
-            f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
-            "dropped"
-        )
+    recipe = named.recipe
     extra: dict[str, str | bytes] = {}
-    if steering:
-        dial: Dial = fit_direction(named.recipe, model, encoded, store=store, progress=progress)
-    elif folder is not None:
-        dial, extra = _fit_adapter(
-            named, model, encoded, seed, _work(folder), folder, store, progress
+    if isinstance(recipe, SteeringRecipe):
+        poles = encode_poles(
+            recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
+        _say_dropped(data, poles, max_length, progress)
+        dial: Dial = fit_direction(recipe, model, poles, store=store, progress=progress)
     else:
-        with tempfile.TemporaryDirectory() as temporary:
+        assert isinstance(data, PairSet)
+        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+        _say_dropped(data, encoded, max_length, progress)
+        with (
+            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work
+        ):
             dial, extra = _fit_adapter(
-                named, model, encoded, seed, Path(temporary), None, store, progress
+                named, model, encoded, seed, Path(work), folder, store, progress
             )
     dial.info = info
     dial.eval()
@@ -148,6 +142,16 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def _say_dropped(
+    data: PairSet | Contrast, encoded: Encoded | Contrast, max_length: int, progress: Progress
+) -> None:
+    if encoded.dropped_pairs:
+        of = f" of {len(data)}" if isinstance(data, PairSet) else ""
+        progress.say(
+            f"{data.name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
+        )
 
 
 def _fit_adapter(
