@@ -75,6 +75,12 @@ def estimate(
     progress: Progress = SILENT,
 ) -> tuple[dict[Site, Tensor], dict[Site, float]]:
     """A unit direction a site, and the mean norm of the states there. Raises as `fit_direction`."""
+    dtype = next(model.parameters()).dtype
+    if isinstance(recipe, DirectionRecipe) and "pca" in recipe.estimator and dtype.itemsize < 4:
+        progress.say(
+            f"states are read in {str(dtype).removeprefix('torch.')}: where leading directions are "
+            "nearly equally strong, rounding chooses among them; --dtype float32 does not"
+        )
     pool = getattr(recipe, "pool", "completion") if isinstance(encoded, Encoded) else "completion"
     size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
     read = partial(reference, store=store) if size <= STORED_BYTES else collect

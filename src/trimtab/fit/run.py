@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, PromptStyle, encode
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.attach import check_bare
@@ -80,6 +81,10 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
+    if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
+        raise ConfigError(
+            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
+        )
     source = models.source_of(model)
     info = DialInfo(
         method=named.name,
@@ -104,40 +109,28 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    steering = isinstance(named.recipe, SteeringRecipe)
-    if steering:
-        encoded = encode_poles(
-            named.recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
-        )
-    elif isinstance(data, Contrast):
-        raise ConfigError(
-            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
-        )
-    else:
-        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-    if encoded.dropped_pairs:
-        progress.say(
-            f"{data.name}: {encoded.dropped_pairs} of {len(data)} pairs exceed {max_length} tokens: "
-            "dropped"
-        )
+    recipe = named.recipe
     extra: dict[str, str | bytes] = {}
-    train_dial = fit_adapter
-    if isinstance(named.recipe, HeadRecipe):
-        from trimtab.fit.heads import fit_head
-
-        train_dial = partial(fit_head, data)
-    if steering:
-        dial: Dial = fit_direction(
-            named.recipe, model, encoded, seed=seed, store=store, progress=progress
+    if isinstance(recipe, SteeringRecipe):
+        poles = encode_poles(
+            recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
-    elif folder is not None:
-        dial, extra = train_dial(
-            named, model, encoded, seed, _work(folder), folder, store, progress
-        )
+        _say_dropped(data, poles, max_length, progress)
+        dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
-        with tempfile.TemporaryDirectory() as temporary:
+        assert isinstance(data, PairSet)
+        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+        _say_dropped(data, encoded, max_length, progress)
+        train_dial = fit_adapter
+        if isinstance(recipe, HeadRecipe):
+            from trimtab.fit.heads import fit_head
+
+            train_dial = partial(fit_head, data)
+        with (
+            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work
+        ):
             dial, extra = train_dial(
-                named, model, encoded, seed, Path(temporary), None, store, progress
+                named, model, encoded, seed, Path(work), folder, store, progress
             )
     dial.info = dataclasses.replace(info, measured=dial.info.measured)
     dial.eval()
@@ -147,6 +140,16 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def _say_dropped(
+    data: PairSet | Contrast, encoded: Encoded | Contrast, max_length: int, progress: Progress
+) -> None:
+    if encoded.dropped_pairs:
+        of = f" of {len(data)}" if isinstance(data, PairSet) else ""
+        progress.say(
+            f"{data.name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
+        )
 
 
 # ---- the folder ---------------------------------------------------------------------------------
