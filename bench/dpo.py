@@ -22,6 +22,7 @@ class Case:
         pairs: the spec.
         items: how many items of it.
         batches: TRL's batch sizes to try, each a divisor of the number of pairs.
+        samplings: its ways of drawing batches to try.
         whole: all pairs of each item instead of one.
         dtype: what both sides compute in.
     """
@@ -29,12 +30,13 @@ class Case:
     pairs: str
     items: int
     batches: tuple[int, ...]
+    samplings: tuple[str, ...] = ("group_by_length",)
     whole: bool = False
     dtype: str = "float32"
 
     def quick(self) -> Case:
         """A small one, to see that everything runs."""
-        return Case(self.pairs, 4, (4,), self.whole, self.dtype)
+        return Case(self.pairs, 4, (4,), whole=self.whole, dtype=self.dtype)
 
     def spec(self) -> dict[str, Any]:
         """What both lanes are told."""
@@ -48,11 +50,11 @@ class Case:
 
 
 CASES = {
-    "dpo_vs_trl_truthful_qa": Case("genies:truthful_qa/train", 32, (4, 8, 16)),
-    "dpo_vs_trl_truthful_qa_bf16": Case(
-        "genies:truthful_qa/train", 32, (4, 8, 16), dtype="bfloat16"
+    "dpo_vs_trl_truthful_qa": Case(
+        "genies:truthful_qa/train", 32, (4, 8, 16), ("group_by_length", "random")
     ),
-    "dpo_vs_trl_truthful_qa_items": Case("genies:truthful_qa/train", 16, (4, 8, 16), whole=True),
+    "dpo_vs_trl_truthful_qa_bf16": Case("genies:truthful_qa/train", 32, (4, 8), dtype="bfloat16"),
+    "dpo_vs_trl_truthful_qa_items": Case("genies:truthful_qa/train", 16, (4, 8), whole=True),
     "dpo_vs_trl_change_my_view": Case("genies:change_my_view/train", 8, (2, 4)),
 }
 
@@ -163,7 +165,7 @@ def best_setting(key: str, case: Case, tune: bool) -> dict[str, Any]:
 
     choices: list[tuple[str, tuple[Any, ...]]] = [
         ("batch", case.batches),
-        ("sampling", ("group_by_length", "random")),
+        ("sampling", case.samplings),
     ]
     if case.dtype == "bfloat16":
         choices += [("attention", ("sdpa", "eager")), ("load", ("float32", "bfloat16"))]
