@@ -67,7 +67,7 @@ def find_sites(model: nn.Module, spec: str | int | Sequence[Site]) -> tuple[Site
     """Sites by name, as `parse_sites` and `expand_sites` have them, or by a regular expression over
     all module paths.
 
-    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"\.self_attn\.k_proj$"` is the output
+    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"[.]self_attn[.]k_proj$"` is the output
     of every module whose path it is found in, a decoder layer among them as its block.
 
     Raises:

@@ -59,9 +59,9 @@ def main(words: list[str]) -> None:
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
-    sides = [read_answers(file) for file in (args.first, args.second)]
+    first, second = read_answers(args.first), read_answers(args.second)
     if args.n is not None:
-        sides[0] = sides[0][: args.n]
+        first = first[: args.n]
     if args.endpoint is not None:
         key = os.environ.get(args.key, "")
         judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
@@ -77,8 +77,8 @@ def main(words: list[str]) -> None:
         model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
         dial.to(next(model.parameters()).device)
         judge = reward_judge(model, tokenizer, dial, chat=args.chat)
-    with progress.bar("judging", len(sides[0]), "prompts") as update:
-        found = compare_answers(*sides, judge, update)
+    with progress.bar("judging", len(first), "prompts") as update:
+        found = compare_answers(first, second, judge, update)
     if args.out is not None:
         lines = [
             {"prompt": j.prompt, "forward": j.forward, "backward": j.backward, "win": j.win}
@@ -87,7 +87,7 @@ def main(words: list[str]) -> None:
         write_text(args.out, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     rate = win_rate(found)
     files = (args.first, args.second)
-    names = [s[0].generator or file.stem for s, file in zip(sides, files, strict=True)]
+    names = [s[0].generator or file.stem for s, file in zip((first, second), files, strict=True)]
     print(
         f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} % "
         f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] on {rate.prompts} prompts, ties one half; "

@@ -82,8 +82,11 @@ class RewardDial(Dial):
             raise ConfigError(f"attention_heads {attention_heads}: expected a divisor of {width}")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout {dropout}: expected 0 or more, below 1")
-        self.width, self.sites, self.mix = width, tuple(sites), mix
-        self.aggregate, self.over, self.pooling, self.norm = aggregate, over, pooling, norm
+        self.width, self.sites, self.norm = width, tuple(sites), norm
+        self.mix: Mix = mix
+        self.aggregate: Aggregate = aggregate
+        self.over: Over = over
+        self.pooling: Pooling = pooling
         self.inner = inner or round(8 * width / 3)
         self.attention_heads, self.dropout = attention_heads, dropout
         self.heads, self.adapter = tuple(heads), adapter

@@ -39,7 +39,7 @@ def check_tasks(names: Sequence[str], root: str | None = None) -> list[str | dic
         ConfigError: unknown names, with near ones; a local file that is not there.
     """
     require()
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     manager = TaskManager(include_path=str(TASKS))
     found: list[str | dict[str, Any]] = []
@@ -110,8 +110,8 @@ def bench_tasks(
         raise ConfigError(f"read-out {read_out!r}: expected logprob, reward or sum")
     if (reward is None) != (read_out == "logprob"):
         raise ConfigError("read-outs reward and sum take a reward dial, logprob takes none")
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     lm = _model_class()(model, tokenizer, reward, read_out, force)
     with dial(model, alpha, force=force) if dial is not None else nullcontext():
@@ -139,7 +139,7 @@ def bench_tasks(
 
 def _model_class() -> Any:
     """The harness's model class over ours; made here, since the harness is an extra."""
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 
     class TrimtabLM(TemplateLM):
         """Choices of one context are answers of one packed row; log-prob and reward come from the

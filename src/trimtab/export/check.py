@@ -194,7 +194,7 @@ def _steering_vectors(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     steps = {int(k): v for k, v in layers.items()}
     model = _model(spec["base"])
     try:
-        from steering_vectors import SteeringVector  # pyright: ignore[reportMissingImports]
+        from steering_vectors import SteeringVector  # pyright: ignore
     except ImportError:
         return "plain hooks", _versions("transformers", "torch"), _with_steps(model, steps)
     SteeringVector(steps).patch_activations(model)

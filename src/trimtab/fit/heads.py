@@ -116,7 +116,8 @@ class HeadModule(nn.Module):
 
     def __init__(self, model: nn.Module, dial: Dial, where: Where, sites: Sequence[Site]):
         super().__init__()
-        self.model, self.dial, self.where = model, dial, where
+        self.model, self.dial = model, dial
+        self.where: Where = where
         self.sites = tuple(sites)
         self.stored: Features | None = None
         model.requires_grad_(False)
@@ -226,7 +227,7 @@ class IAVModule(HeadModule):
 def after_head(model: Any) -> Callable[[Tensor], Tensor] | None:
     """What a model does to its head's output (scaling, soft-capping), as a function of `[M, V]`; None
     where that is nothing. It is the model's own code, run with its decoder and its head replaced."""
-    vocabulary = models.head(model).weight.shape[0]  # type: ignore[union-attr,index]
+    vocabulary = len(models.head(model).weight)  # type: ignore[union-attr,arg-type]
     generator = torch.Generator().manual_seed(0)
     probe = 20 * torch.randn(3, vocabulary, generator=generator)
     probe = probe.to(next(model.parameters()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -39,7 +39,8 @@ class HeadReadout:
     arm_logps: Float[Tensor, "answer"] | None = None
 
     def __getitem__(self, answers: Tensor) -> HeadReadout:
-        return HeadReadout(**{k: None if v is None else v[answers] for k, v in vars(self).items()})
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        return replace(self, **{k: v[answers] for k, v in given.items()})
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def read_traits(name: str, root: Path | None, option: str | None) -> Source:
         if (i % TURN == TURN - 1) is (split == "dev"):
             question, chosen, rejected = line.split(" | ")
             prompt = messages([("user", question)])
-            answers = (messages([("assistant", text)]) for text in (chosen, rejected))
-            pairs.append(Pair(prompt, *answers, f"{trait}/{i}", trait, source=f"traits:{name}/{i}"))
+            good, bad = (messages([("assistant", text)]) for text in (chosen, rejected))
+            pairs.append(Pair(prompt, good, bad, f"{trait}/{i}", trait, source=f"traits:{name}/{i}"))
     return Source(pairs)
 
 
@@ -129,5 +129,7 @@ def contrast_row(positive: object, negative: object, suffix: object, where: str)
         raise DataError(f"{where}: positive equals negative")
     if suffix is None:
         return Pair("", str(positive), str(negative), where, source=where)
-    poles = (messages([("user", str(p)), ("assistant", str(suffix))]) for p in (positive, negative))
-    return Pair("", *poles, where, source=where)
+    good, bad = (
+        messages([("user", str(p)), ("assistant", str(suffix))]) for p in (positive, negative)
+    )
+    return Pair("", good, bad, where, source=where)

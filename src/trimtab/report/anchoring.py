@@ -304,7 +304,7 @@ def _swatches(run: Run) -> dict[str, str]:
     names = run.result.get("colours", [])
     if len(names) != 17:
         return {}
-    hues = [to_hex(hsv_to_rgb((i / 12, 1, 1))) for i in range(12)]
+    hues = [to_hex(tuple(hsv_to_rgb((i / 12, 1, 1)))) for i in range(12)]
     greys = [to_hex((v, v, v)) for v in (0, 0.25, 0.5, 0.75, 1)]
     return dict(zip(names, [*hues, *greys], strict=True))
 

@@ -241,7 +241,7 @@ def _slices(run: Run) -> Section:
 def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x, y), size, size, facecolor=to_hex(np.clip(colour, 0, 1)), lw=0)
+    return Rectangle((x, y), size, size, facecolor=tuple(np.clip(colour, 0, 1)), lw=0)
 
 
 # ---- latent space -------------------------------------------------------------------------------
