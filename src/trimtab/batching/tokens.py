@@ -153,7 +153,7 @@ def _row(
     if not kept:
         return None, len(cut)
     used = sorted({a for c, r, _ in kept for a in (c, r)})
-    shared = min(_common(prompt_ids, full[a]) for a in used)
+    shared = min(common_length(prompt_ids, full[a]) for a in used)
     answers = tuple(tuple(full[a][shared:]) for a in used)
     if any(not answer for answer in answers):
         raise DataError(
@@ -216,7 +216,7 @@ def _chat(tokenizer: Any) -> Any:
     return render
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""
     n = 0
     for x, y in zip(a, b, strict=False):
