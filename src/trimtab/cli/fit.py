@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,7 +72,7 @@ def main(words: list[str]) -> None:
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = fit(
-        args.recipe,
+        replace(named, recipe=args.recipe),
         model,
         tokenizer,
         data,

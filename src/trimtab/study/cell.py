@@ -28,7 +28,7 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
 from trimtab.fit import Method, fit
-from trimtab.fit.run import HISTORY, recipe_digest
+from trimtab.fit.run import HISTORY, SPACE, recipe_digest
 from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
@@ -279,7 +279,7 @@ def _fitted(cell: Cell, stage: Stage) -> Dial:
     def run(overwrite: bool) -> Dial:
         assert cell.method is not None
         return fit(
-            cell.method.recipe,
+            cell.method,
             model,
             tokenizer,
             stage.data.train,
@@ -326,10 +326,9 @@ def _stamp(cell: Cell, dial: Dial, rows: Rows) -> None:
         "kl_nats_per_token": {f"{a:g}": float(f"{np.mean(kl[a]):.4g}") for a in sorted(kl)},
         "measured_on": f"{len(next(iter(kl.values())))} neutral passages",
     }
-    history = cell.folder / "dial" / HISTORY
-    dial.save_pretrained(
-        cell.folder / "dial", {HISTORY: history.read_text()} if history.is_file() else None
-    )
+    folder = cell.folder / "dial"
+    beside = [file for name in (HISTORY, SPACE) if (file := folder / name).is_file()]
+    dial.save_pretrained(folder, {file.name: file.read_bytes() for file in beside})
 
 
 def run_equal_kl(cell: Cell, stage: Stage, target: float) -> None:
