@@ -53,7 +53,13 @@ CASES = {
     "dpo_vs_trl_truthful_qa": Case(
         "genies:truthful_qa/train", 32, (4, 8, 16), ("group_by_length", "random")
     ),
-    "dpo_vs_trl_truthful_qa_bf16": Case("genies:truthful_qa/train", 32, (4, 8), dtype="bfloat16"),
+    "dpo_vs_trl_truthful_qa_bf16": Case(
+        "genies:truthful_qa/train",
+        32,
+        (4, 8, 16),
+        ("group_by_length", "random"),
+        dtype="bfloat16",
+    ),
     "dpo_vs_trl_truthful_qa_items": Case("genies:truthful_qa/train", 16, (4, 8), whole=True),
     "dpo_vs_trl_change_my_view": Case("genies:change_my_view/train", 8, (2, 4)),
 }

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +74,20 @@ def write_suite(folder: Path, **sizes: int) -> Path:
     file = folder / "suite.yaml"
     file.write_text(f"description: tiny\ntrain: jsonl:{folder}/train.jsonl\nevaluate:\n{specs}")
     return file
+
+
+@contextlib.contextmanager
+def at_home(folder: Path, model: Any, tokenizer: Any) -> Iterator[Any]:
+    """A model and a suite in a folder, which keeps the cache, too, as long as the context is open.
+    Gives the patch of the environment."""
+    import pytest  # not where this file is a process of its own
+
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_suite(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(folder / "cache"))
+        yield patch
 
 
 class Said(NamedTuple):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers_study import SMALL, rows, trimtab, write_lines, write_suite
+from helpers_study import SMALL, at_home, rows, trimtab, write_lines, write_suite
 from trimtab import models
 from trimtab.dials import VectorDial
 
@@ -27,11 +27,7 @@ NOWHERE = "http://127.0.0.1:9"
 def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     """A folder with a tiny model, a suite, and a dial of the model."""
     folder = tmp_path_factory.mktemp("bad")
-    tiny("llama").save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    write_suite(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRIMTAB_CACHE", str(folder / "cache"))
+    with at_home(folder, tiny("llama"), tokenizer):
         dial = VectorDial({1: torch.ones(32)}, {1: 1.0})
         dial.info.method, dial.info.base_model = "mean", str(folder / "model")
         dial.info.base_digest = models.digest_of(str(folder / "model"))

@@ -19,7 +19,7 @@ from rich.console import Console
 from tyro.conf import UseAppendAction
 
 import trimtab as package
-from helpers_study import rows, trimtab, write_lines, write_suite
+from helpers_study import at_home, rows, trimtab, write_lines
 from trimtab.cli import VERBS, main
 from trimtab.cli.parse import parse
 from trimtab.dials import Dial
@@ -287,11 +287,7 @@ def test_help_is_not_an_error(capsys):
 def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     """A folder with a tiny model, pairs, and this module's cache; the terminal is 100 wide."""
     folder = tmp_path_factory.mktemp("cli")
-    tiny("llama").save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    write_suite(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRIMTAB_CACHE", str(folder / "cache"))
+    with at_home(folder, tiny("llama"), tokenizer) as patch:
         patch.setenv("COLUMNS", "100")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield folder
@@ -330,6 +326,17 @@ def test_fit_again_does_nothing(here, fitted, monkeypatch):
     )
     assert done.code == 0
     assert "nothing to do" in done.err
+
+
+def test_a_dial_is_called_by_the_method_that_was_asked_for(here, tmp_path):
+    """Also where two names stand for equal recipes; the same command again finds it."""
+    words = ["fit", "hs-none-innerdpo", "--model", here / "model", "--out", tmp_path / "dial"]
+    words += ["--pairs", f"jsonl:{here}/train.jsonl", "--train.max-steps", 1]
+    assert trimtab(*words).code == 0
+    assert Dial.from_pretrained(tmp_path / "dial").info.method == "hs-none-innerdpo"
+    again = trimtab(*words)
+    assert again.code == 0, again.err
+    assert "nothing to do" in again.err
 
 
 def test_fit_from_a_file(here, tmp_path):

@@ -22,6 +22,7 @@ from helpers_study import (
     RESULT_FILES,
     SMALL,
     Commands,
+    at_home,
     result_bytes,
     rows,
     trimtab,
@@ -35,8 +36,9 @@ from trimtab.fit import METHODS
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names, tables
-from trimtab.study.cell import Measuring, Setting, plan_cells
+from trimtab.study.cell import Cell, Measuring, Setting, plan_cells
 from trimtab.study.files import read_rows
+from trimtab.study.measure import _stamp
 from trimtab.study.suite import read_data
 
 LITTLE = Measuring(
@@ -275,6 +277,17 @@ def test_what_cannot_be_measured_is_refused(wrong):
         replace(LITTLE, **wrong)
 
 
+def test_what_lies_beside_a_dial_outlives_its_stamp(tmp_path):
+    cell = Cell(METHODS["mean"], None, "key", tmp_path)
+    dial = VectorDial({1: torch.ones(4)}, {1: 1.0})
+    dial.save_pretrained(tmp_path / "dial", {"training.jsonl": "{}\n", "space.safetensors": b"\0"})
+    row = {"split": "neutral", "alpha": 1.0, "kl": 0.5}
+    _stamp(cell, dial, [row])
+    assert (tmp_path / "dial/training.jsonl").read_text() == "{}\n"
+    assert (tmp_path / "dial/space.safetensors").read_bytes() == b"\0"
+    assert Dial.from_pretrained(tmp_path / "dial").info.measured["alphas"] == [1.0]
+
+
 # ---- a whole comparison -------------------------------------------------------------------------
 
 
@@ -282,11 +295,7 @@ def test_what_cannot_be_measured_is_refused(wrong):
 def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     """A folder with a tiny model, a suite, and the cache that this module uses."""
     folder = tmp_path_factory.mktemp("study")
-    tiny("llama").save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    write_suite(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRIMTAB_CACHE", str(folder / "cache"))
+    with at_home(folder, tiny("llama"), tokenizer):
         yield folder
 
 

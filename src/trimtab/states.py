@@ -138,13 +138,14 @@ def expand_sites(model: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
         ConfigError: no module matches; the near names are listed.
     """
     found: list[Site] = []
+    paths = {path for path, _ in model.named_modules()}
     for site in sites:
         if isinstance(site, int) or site in ("embed", "final"):
             found.append(site)
             continue
         pattern, _, rest = site.rpartition(":")
         side, _, where = rest.partition("@")
-        if not where and pattern in dict(model.named_modules()):
+        if not where and pattern in paths:
             found.append(site)
         else:
             found += [f"{path}:{side}" for path in _matching(model, site, pattern, where)]
@@ -258,9 +259,9 @@ def read(
         ConfigError: a site that the model does not have, or does not compute.
     """
     found = Readings()
-    last = models.n_layers(model) - 1
-    deepest = last if logps else min(last, max((depth(model, s) for s in sites), default=last))
-    past = _prefix_of(model, batch, deepest)
+    count = models.n_layers(model)
+    deepest = count if logps else max((depth(model, s) for s in sites), default=-1)
+    past = _prefix_of(model, batch, min(deepest, count - 1))
     with ExitStack() as stack:
         if sites:
             where = pooled_tokens(batch, pool)
@@ -273,7 +274,7 @@ def read(
             _score(batch, token, found.logits, found, confidence, against)
             found.logits = found.logits if keep_logits else None
         elif sites:
-            stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
+            stack.enter_context(_stop_after(model, deepest))
             with suppress(_Stop):
                 forward(model, batch, past)
     for site in sites:

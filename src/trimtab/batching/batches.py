@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from trimtab.batching.tokens import Encoded, Row
+from trimtab.batching.tokens import Encoded, Row, common_length
 
 Layout = Literal["shared", "packed", "padded"]
 """`packed`: a line of a batch holds a prompt and all its answers; `shared`: it holds several such
@@ -147,15 +147,16 @@ def collate(
 
 def common_prefix(rows: Sequence[Row]) -> int:
     """Length of the longest prefix of all prompts that leaves each a token to predict its answers."""
-    first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)
-    common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
-    shortest = min(len(row.prompt) for row in rows)
-    return max(0, min(shortest - 1, shortest if common is None else common))
+    prompts = [row.prompt for row in rows]
+    common = common_length(min(prompts), max(prompts))  # in order, all others lie between these
+    return max(0, min(common, min(map(len, prompts)) - 1))
 
 
 def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
     """Rows as long as they are computed: for planning."""
     common = common_prefix(encoded.rows) if layout == "shared" else 0
+    if not common:
+        return encoded.rows
     return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
@@ -208,9 +209,10 @@ def batch_positions(rows: Sequence[Row], layout: Layout) -> int:
     """Positions that a batch of rows computes, padding included."""
     lengths = [row_length(row, layout) for row in rows]
     if layout == "shared":
-        return _size(lengths, lines_of(lengths))
-    lines = sum(len(row.answers) for row in rows) if layout == "padded" else len(rows)
-    return max(lengths) * lines
+        lines = lines_of(lengths)
+        return _widest(lengths, lines) * len(lines)
+    count = sum(len(row.answers) for row in rows) if layout == "padded" else len(rows)
+    return max(lengths) * count
 
 
 def lines_of(lengths: Sequence[int]) -> list[list[int]]:
@@ -234,18 +236,15 @@ def lines_of(lengths: Sequence[int]) -> list[list[int]]:
                 room.append(width)
             lines[place].append(n)
             room[place] -= lengths[n]
-        size, widest = _size(lengths, lines), _widest(lengths, lines)
-        if size * (ATTENTION + widest) < least:
-            best, least = lines, size * (ATTENTION + widest)
+        widest = _widest(lengths, lines)
+        cost = widest * len(lines) * (ATTENTION + widest)
+        if cost < least:
+            best, least = lines, cost
     return best
 
 
 def _widest(lengths: Sequence[int], lines: list[list[int]]) -> int:
     return max(sum(lengths[n] for n in line) for line in lines)
-
-
-def _size(lengths: Sequence[int], lines: list[list[int]]) -> int:
-    return _widest(lengths, lines) * len(lines)
 
 
 def plan_batches(
@@ -266,10 +265,22 @@ def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list
     batches: list[list[int]] = []
     held: list[Row] = []
     for index, row in zip(order, rows, strict=True):
-        if batches and batch_positions([*held, row], layout) <= budget:
+        if batches and _fits([*held, row], budget, layout):
             batches[-1].append(index)
             held.append(row)
         else:
             batches.append([index])
             held = [row]
     return batches
+
+
+def _fits(rows: Sequence[Row], budget: int, layout: Layout) -> bool:
+    """Whether a batch of rows stays within a budget of positions. Lines are laid out only where that
+    decides: they hold no less than the rows, and no more than one row a line would."""
+    if layout == "shared":
+        lengths = [row.packed_length for row in rows]
+        if sum(lengths) > budget:
+            return False
+        if max(lengths) * len(lengths) <= budget:
+            return True
+    return batch_positions(rows, layout) <= budget

@@ -6,7 +6,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.batching.batches import Layout, batch_positions, fill, row_length, trimmed
+from trimtab.batching.batches import (
+    Layout,
+    batch_positions,
+    fill,
+    row_cost,
+    row_length,
+    trimmed,
+)
 from trimtab.batching.tokens import Encoded, Row
 from trimtab.errors import DataError
 
@@ -123,22 +130,19 @@ def _tokens(row: Row, layout: Layout) -> int:
 
 def _cut(step: list[int], rows: Sequence[Row], k: int, layout: Layout) -> list[tuple[int, ...]]:
     """Cut a length-sorted step into exactly k non-empty runs whose largest padded size is least."""
-    cost = [
-        row_length(rows[i], layout) * (len(rows[i].answers) if layout == "padded" else 1)
-        for i in step
-    ]
+    mine = [rows[i] for i in step]
+    cost = [row_cost(row, layout) for row in mine]
     low, high = (
         max(cost),
         cost[0] * len(step) * (max(len(r.answers) for r in rows) if layout == "padded" else 1),
     )
-    order = list(step)
     while low < high:  # the least budget that needs at most k runs
         middle = (low + high) // 2
-        if len(fill(order, [rows[i] for i in order], middle, layout)) <= k:
+        if len(fill(step, mine, middle, layout)) <= k:
             high = middle
         else:
             low = middle + 1
-    runs = fill(order, [rows[i] for i in order], high, layout)
+    runs = fill(step, mine, high, layout)
     while len(runs) < k:  # split the longest runs until there are k
         widest = max(range(len(runs)), key=lambda i: (len(runs[i]), -i))
         run = runs[widest]

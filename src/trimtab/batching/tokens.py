@@ -160,7 +160,7 @@ def encode_answers(
         full.append(ids)
     if not full:
         raise DataError("no answers to score")
-    shared = min(_common(prompt_ids, ids) for ids in full)
+    shared = min(common_length(prompt_ids, ids) for ids in full)
     cut = tuple(tuple(ids[shared:]) for ids in full)
     if empty := [n for n, ids in enumerate(cut, 1) if not ids]:
         raise DataError(f"answer {empty[0]} has no tokens of its own")

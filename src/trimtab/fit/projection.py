@@ -153,12 +153,8 @@ def step_differences(
             uses = [
                 (i, s) for i, p in enumerate(batch.pair_ids.tolist()) for s in steps_of.get(p, ())
             ]
-            which, steps = (
-                (torch.tensor(part, dtype=torch.long) for part in zip(*uses, strict=True))
-                if uses
-                else (None, None)
-            )
-            if which is not None and steps is not None:
+            if uses:
+                which, steps = torch.tensor(uses).T
                 counts.index_add_(0, steps, torch.ones(len(steps)))
                 for path in paths:
                     delta = (found.chosen[f"{path}:out"] - found.rejected[f"{path}:out"]).cpu()

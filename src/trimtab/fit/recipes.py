@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimtab.errors import ConfigError, near
@@ -165,20 +165,18 @@ def _named_for(recipe: Recipe) -> tuple[Any, ...]:
 
 LORA = "LoRA on all linear layers"
 INNER = {
-    "mse": (MSERecipe, MSE, "rejected states drawn to the reference's chosen ones"),
+    "mse": (MSERecipe, "rejected states drawn to the reference's chosen ones"),
     "prefvec": (
         PrefVecRecipe,
-        PrefVec,
         "states apart along the reference's direction, as far as a trust region",
     ),
-    "rank": (RankRecipe, Rank, "the rejected states' ranking of units drawn to the chosen ones'"),
+    "rank": (RankRecipe, "the rejected states' ranking of units drawn to the chosen ones'"),
     "innerdpo": (
         InnerDPORecipe,
-        InnerDPO,
         "hidden states apart along the reference's preference direction, plus DPO",
     ),
 }
-"""Recipe, objective and description of each loss on hidden states."""
+"""Recipe and description of each loss on hidden states."""
 SPACES = {
     "none": "",
     "svd": "without the top directions of embedding and unembedding",
@@ -195,12 +193,13 @@ SIDE = "(o_proj|down_proj)$:in@0.3..0.9"
 def _inner_methods() -> list[Method]:
     """Every loss on hidden states in every space, and at the sites on the side."""
     found = []
-    for name, (recipe, objective, what) in INNER.items():
+    for name, (recipe, what) in INNER.items():
         for kind, where in SPACES.items():
             made: Any = recipe(space=SpaceSettings(kind=kind))  # type: ignore[arg-type]
             text = f"{what}, compared {where}" if where else what
             found.append(Method(f"hs-{kind}-{name}", made, LORA, text))
-        side: Any = recipe(objective=objective(sites=SIDE))  # type: ignore[arg-type]
+        side: Any = recipe()
+        side = replace(side, objective=replace(side.objective, sites=SIDE))
         found.append(
             Method(
                 f"side-none-{name}", side, LORA, f"{what}, at the inputs of o_proj and down_proj"
@@ -233,7 +232,7 @@ METHODS: dict[str, Method] = {
             LORA,
             "DPO, the backpropagated signal kept to the reference's preference direction",
         ),
-        Method("innerdpo", InnerDPORecipe(), LORA, INNER["innerdpo"][2]),
+        Method("innerdpo", InnerDPORecipe(), LORA, INNER["innerdpo"][1]),
         *_inner_methods(),
     )
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Encoded
 from trimtab.cache import Store, reference
+from trimtab.dials.adapter import linear_shape
 from trimtab.errors import ConfigError
 from trimtab.fit.settings import SpaceSettings
 from trimtab.progress import SILENT, Progress
@@ -74,7 +75,7 @@ def build_spaces(
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     if settings.kind in TRAINABLE:
-        extra = {"rank": settings.rank or 38} if settings.kind == "hra" else {}
+        extra = {"rank": settings.rank} if settings.kind == "hra" and settings.rank else {}
         try:
             made: dict[Site, Space] = {
                 site: TRAINABLE[settings.kind](width, generator, **extra)  # type: ignore[call-arg]
@@ -131,8 +132,6 @@ def suppressed_tokens(
 
 def site_widths(model: nn.Module, sites: Sequence[Site]) -> dict[Site, int]:
     """Hidden units at each site."""
-    from trimtab.dials.adapter import linear_shape
-
     width = models.text_config(model).hidden_size
     found: dict[Site, int] = {}
     for site in sites:

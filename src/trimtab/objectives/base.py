@@ -80,7 +80,7 @@ class Terms:
             loss = weight * loss
             metrics["weight"] = weight
         if self.weight_nll:
-            rise = nll(require(reference, "weight_nll"), negative=True) + nll(policy)
+            rise = nll(policy) - nll(require(reference, "weight_nll"))
             loss = loss + self.weight_nll * F.relu(rise - self.nll_margin)
             metrics["nll_rise"] = rise.detach()
         if self.weight_kl:
@@ -92,14 +92,13 @@ class Terms:
         return loss, metrics
 
 
-def nll(readout: Readout, *, negative: bool = False) -> Float[Tensor, "pair"]:
-    """Negative log-likelihood of the chosen answer in nats a token (its negative, on request)."""
+def nll(readout: Readout) -> Float[Tensor, "pair"]:
+    """Negative log-likelihood of the chosen answer, in nats a token."""
     if readout.chosen_logps is None or readout.chosen_tokens is None:
         raise ValueError(
             "this objective needs log-probs and token counts, and the readout has none"
         )
-    mean = readout.chosen_logps / readout.chosen_tokens
-    return mean if negative else -mean
+    return -readout.chosen_logps / readout.chosen_tokens
 
 
 def wpo_weight(policy: Readout) -> Float[Tensor, "pair"]:

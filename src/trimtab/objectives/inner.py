@@ -29,10 +29,11 @@ the axis is rounding, and the gradient of its length would have size 1 all the s
 class Separation(NamedTuple):
     """The policy's difference of states at one site, measured with the reference's, a value a pair.
 
-    `along`: s. `off`: o, smooth at 0. `length`: of the reference's own delta. `scale`: D. `own`:
-    s of the reference itself. `own_off`: its o.
+    `axis`: u, a pair's or all pairs'. `along`: s. `off`: o, smooth at 0. `length`: of the reference's
+    own delta. `scale`: D. `own`: s of the reference itself. `own_off`: its o.
     """
 
+    axis: Tensor
     along: Tensor
     off: Tensor
     length: Tensor
@@ -52,6 +53,7 @@ def separation(policy: Readout, reference: Readout, site: Site) -> Separation:
         u = target / length.clamp(min=1e-12)[:, None]
     along, own = (delta * u).sum(-1), (target * u).sum(-1)
     return Separation(
+        u,
         along,
         _length(delta - along[:, None] * u, scale),
         length,
@@ -229,11 +231,7 @@ class PrefVec(Inner):
             "off": over_sites(off).detach(),
         }
         if self.published:
-            projected = []
-            for site, f in found.items():
-                delta = reference.chosen[site] - reference.rejected[site]
-                u = reference.direction.get(site, delta / f.length.clamp(min=1e-12)[:, None])
-                projected.append((f.along[:, None] * u).mean(-1))
+            projected = [(f.along[:, None] * f.axis).mean(-1) for f in found.values()]
             loss = (1e5 * over_sites(projected)).abs()
             if self.outer_weight:
                 rho = log_ratio(policy, reference)

@@ -150,28 +150,25 @@ def _published(align: Align, policy: Readout, reference: Readout, site: Site) ->
         return F.cosine_similarity(c, j, dim=-1) - F.cosine_similarity(rc, rj, dim=-1)
     if align == "cosine_cross_model":
         return F.cosine_similarity(c, rc, dim=-1) - F.cosine_similarity(j, rj, dim=-1)
-    delta, target = c - j, rc - rj
-    length = target.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    u = reference.direction.get(site, target / length)
-    along, own = (delta * u).sum(-1), (target * u).sum(-1)
+    f = separation(policy, reference, site)
 
     def l1(d: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        par = s[:, None] * u
+        par = s[:, None] * f.axis
         return par.abs().sum(-1), (d - par).abs().sum(-1)
 
     def log(x: Tensor) -> Tensor:
         return x.sign() * x.abs().clamp(min=EPSILON).log()
 
-    par, off = l1(delta, along)
+    par, off = l1(c - j, f.along)
     if align == "para_signed":
-        return along
+        return f.along
     if align == "para_signed_log":
-        return log(along)
+        return log(f.along)
     if align == "para_orth_signed":
-        return along - off
+        return f.along - off
     if align == "para_orth_signed_log":
-        return log(along) - (off + EPSILON).log()
+        return log(f.along) - (off + EPSILON).log()
     if align == "ratio":
-        return along / (length[:, 0] + EPSILON) - 1
-    ref_par, ref_off = l1(target, own)
+        return f.along / (f.length.clamp(min=1e-12) + EPSILON) - 1
+    ref_par, ref_off = l1(rc - rj, f.own)
     return (log(par) - log(off)) - (log(ref_par) - log(ref_off))

@@ -56,7 +56,9 @@ def read_traits(name: str, root: Path | None, option: str | None) -> Source:
             question, chosen, rejected = line.split(" | ")
             prompt = messages([("user", question)])
             good, bad = (messages([("assistant", text)]) for text in (chosen, rejected))
-            pairs.append(Pair(prompt, good, bad, f"{trait}/{i}", trait, source=f"traits:{name}/{i}"))
+            pairs.append(
+                Pair(prompt, good, bad, f"{trait}/{i}", trait, source=f"traits:{name}/{i}")
+            )
     return Source(pairs)
 
 

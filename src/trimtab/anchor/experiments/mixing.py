@@ -333,8 +333,8 @@ def _compare(after: Tensor, before: Tensor, task: Data, groups: np.ndarray) -> d
         "by_bin": [float(now.numpy()[groups == k].mean()) for k in range(len(BINS))],
         "pure_red": float(now.numpy()[red > 0.999].mean()),
         "loss_below_half": float(drop[red < 0.5].mean()),
-        "spearman": float(spearmanr(red, drop)[0]),
-        "spearman_red": float(spearmanr(red[red >= 0.5], drop[red >= 0.5])[0]),
+        "spearman": float(spearmanr(red, drop).statistic),  # pyright: ignore
+        "spearman_red": float(spearmanr(red[red >= 0.5], drop[red >= 0.5]).statistic),  # pyright: ignore
         "moved": float(moved[red > 0.999].mean()),
     }
 
