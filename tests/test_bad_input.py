@@ -296,8 +296,8 @@ def test_names_that_do_not_exist(here, refused, tmp_path):
 
 def test_grids_with_nothing_or_something_twice(here, refused, tmp_path):
     words = compare_words(here, tmp_path / "x")
-    assert "seeds: expected at least one, each once" in refused(*words, "--seeds")
-    assert "seeds: expected at least one, each once" in refused(*words, "--seeds", 1, 0, 1)
+    assert "seeds: expected at least one number of 0 or more, each once" in refused(*words, "--seeds")
+    assert "seeds: expected at least one number of 0 or more, each once" in refused(*words, "--seeds", 1, 0, 1)
     assert "methods: expected at least one, each once" in refused(*words, "--methods")
     assert "methods: expected at least one" in refused(*words, "--methods", "mean", "mean")
     evaluate = evaluate_words(here, tmp_path / "x")
@@ -317,7 +317,7 @@ def test_a_suite_whose_splits_share_items_with_training(here, refused, tmp_path)
 
 def test_prompts_that_say_nothing(here, refused, tmp_path):
     words = ["generate", "--model", here / "model"]
-    assert "give --prompt TEXT or --prompts FILE" in refused(*words)
+    assert "give --prompt TEXT, --prompts FILE or --pairs SPEC" in refused(*words)
     assert "no such file" in refused(*words, "--prompts", tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "give --prompt TEXT" in refused(*words, "--prompts", tmp_path / "empty.txt")

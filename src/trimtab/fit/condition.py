@@ -79,7 +79,7 @@ def fit_condition(
     for site in where:
         h = found.states[site]
         direction = h[for_direction & label].mean(0) - h[for_direction & ~label].mean(0)
-        if not direction.norm() > 0:
+        if not direction.norm() > 1e-5 * h.norm(dim=-1).mean():  # rounding alone
             continue
         scores = h[~for_direction] @ (direction / direction.norm())
         threshold, accuracy = best_threshold(scores, label[~for_direction])
