@@ -32,12 +32,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## four dials on a real model, compared on one page: runs/demo
 	$(BIN)/trimtab demo --out runs/demo
 
+# A process a core, at most four; tests of one file share what is dear to set up. One thread each: they
+# run tiny models.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile
+
+test test-slow: export OMP_NUM_THREADS = 1
 test test-slow: export HF_HUB_OFFLINE = 1
 test test-slow: export HF_HUB_DISABLE_TELEMETRY = 1
 test test-slow: export TOKENIZERS_PARALLELISM = false
 
 test: install ## the tests, the shortened demo among them; ARGS="-k name" passes flags to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-slow: install ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)

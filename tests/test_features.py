@@ -17,7 +17,7 @@ import trimtab.cache
 from conftest import TINY, _tokenizer, build, random_rows
 from helpers_fit import files_of, random_pairs
 from trimtab import models
-from trimtab.batching import Encoded, Where, answer_spans, collate, encode, layout_of
+from trimtab.batching import Encoded, Where, answer_spans, collate, encode, layout_for
 from trimtab.cache import Store, _packed, _unpacked, features
 from trimtab.errors import CacheError
 from trimtab.states import head_site, read_tokens
@@ -260,4 +260,4 @@ def test_collated_order(tiny: Any, rows: Encoded) -> None:
         assert counts.tolist() == [len(i) for i in ids]
         assert torch.equal(states[:, 0], table[torch.tensor([i for line in ids for i in line])])
         assert found.logps is not None
-    assert layout_of(model) == "packed"
+    assert layout_for(model, "all") == "packed"

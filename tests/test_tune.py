@@ -50,7 +50,7 @@ def test_what_is_searched():
     assert dpo == {"train.learning_rate": Range(1e-5, 5e-3), "objective.beta": Range(0.01, 1.0)}
     inner = parameters_of(METHODS["innerdpo"])
     assert inner["train.learning_rate"] == dpo["train.learning_rate"], "the same range for all"
-    assert "objective.weight_inner" in inner
+    assert "objective.beta_inner" in inner
     assert list(parameters_of(METHODS["mean"])) == ["sites"]
 
 

@@ -133,7 +133,7 @@ def test_a_random_direction_is_as_long_as_the_mean(run):
     }
     mean, random = own["mean"], own["random"]
     assert mean.scales == random.scales  # type: ignore[attr-defined]
-    pairs = zip(mean.get_buffer("vectors"), random.get_buffer("vectors"), strict=True)
+    pairs = zip(mean.tensors()["vectors"], random.tensors()["vectors"], strict=True)
     for other, direction in pairs:
         assert direction.norm().item() == pytest.approx(1, rel=1e-5)
         assert abs((direction @ other).item()) < 0.9

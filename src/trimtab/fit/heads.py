@@ -73,7 +73,18 @@ class HeadBatch:
 
 
 def head_batch(encoded: Encoded, rows: Sequence[int], layout: Layout, live: bool) -> HeadBatch:
-    """Rows of an encoded set by index. `live` also lays out their tokens."""
+    """Rows of an encoded set by index. `live` also lays out their tokens, and has answers and pairs
+    in the order of that layout."""
+    if live:
+        batch = collate(encoded, rows, layout)
+        return HeadBatch(
+            batch.answer_ids,
+            batch.pair_chosen,
+            batch.pair_rejected,
+            batch.pair_ids,
+            batch.items,
+            batch,
+        )
     answers: list[int] = []
     chosen: list[int] = []
     rejected: list[int] = []
@@ -90,7 +101,7 @@ def head_batch(encoded: Encoded, rows: Sequence[int], layout: Layout, live: bool
         torch.tensor(rejected),
         torch.tensor([i for index in rows for i in encoded.rows[index].pair_ids]),
         tuple(items),
-        collate(encoded, rows, layout) if live else None,
+        None,
     )
 
 

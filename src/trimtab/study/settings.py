@@ -148,7 +148,7 @@ class Settings:
         if name not in METHODS:
             known = [*METHODS, *self.methods]
             raise ConfigError(
-                f"unknown method {name!r}{near(name, known)} (known: {', '.join(known)})"
+                f"unknown method {name!r}{near(name, known)} (`trimtab methods` lists them all)"
             )
         return METHODS[name]
 
