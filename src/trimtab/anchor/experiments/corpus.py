@@ -169,14 +169,14 @@ def byte_counts(tokenizer: Any) -> np.ndarray:
 
 
 def telling(rows: Mapping[str, list[list[int]]], concept: str, tokens: int) -> np.ndarray:
-    """Which tokens give a concept away, `[token]`: in four times as large a share of its documents
-    as of the forum's and the others', with one more of each counted."""
-    share, seen = {}, np.zeros(tokens)
+    """Which tokens give a concept away, `[token]`: they stand in three of its documents or more, and
+    in four times as large a share of them as of the forum's and the others'."""
+    count = {}
     for name, kinds in (("with", [concept]), ("without", ["forum", "others"])):
-        count, documents = np.zeros(tokens), 0
+        found, documents = np.zeros(tokens), 0
         for row in chain.from_iterable(rows[k] for k in kinds):
-            count[list(set(row))] += 1
+            found[list(set(row))] += 1
             documents += 1
-        share[name] = (count + 1) / (documents + 2)
-        seen = seen + count
-    return (seen > 0) & (share["with"] >= 4 * share["without"])
+        count[name] = found, documents
+    (here, some), (there, rest) = count["with"], count["without"]
+    return (here >= 3) & (here / some >= 4 * there / rest)

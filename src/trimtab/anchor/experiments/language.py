@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from trimtab.anchor.callback import Anchors, Concepts, Monitor
 from trimtab.anchor.experiments import results
 from trimtab.anchor.timeline import Row, Sheet
 from trimtab.dials import ConceptDial
-from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
+from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term, cosine
 from trimtab.progress import SILENT, Progress
 from trimtab.sites import Site
 from trimtab.states import module_at
 
+Reading = TypeVar("Reading")
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5)
 
 
@@ -222,6 +223,18 @@ def states(model: Any, batch: Batch, sites: Sequence[int]) -> dict[int, Tensor]:
     return found
 
 
+def along(setup: Setup, model: Any, batch: Batch) -> list[list[float]]:
+    """Mean cosine of a text's states with each concept's dimension, `[dimension][text]`."""
+    training = model.training
+    h = states(model.eval(), batch, [setup.middle])[setup.middle]
+    model.train(training)
+    found = []
+    for axis in range(len(setup.concepts)):
+        values = cosine(h.float(), axis) * batch.mask
+        found.append((values.sum(-1) / batch.mask.sum(-1)).tolist())
+    return found
+
+
 def difference(model: Any, batch: Batch, has: Bool[Tensor, "text"], sites: Any) -> ConceptDial:
     """A dial along the difference of means in a trained model: what one does without anchoring."""
     found: dict[Site, Tensor] = {}
@@ -273,9 +286,9 @@ def relearn(
     setup: Setup,
     model: Any,
     data: Callable[[int], Batch],
-    read: Callable[[Any], float],
+    read: Callable[[Any], Reading],
     limit: int,
-) -> list[float]:
+) -> list[Reading]:
     """A reading every fifth step while a model is trained on, at a tenth of the rate, after the
     concepts' dimensions are cut from its weights."""
     model = cut(model, range(len(setup.concepts))).requires_grad_(True).train()
@@ -313,9 +326,10 @@ def save(
 
 
 def cells(
-    out: Path, seeds: Sequence[int], length: int, run: Callable[[int], dict[str, Any]]
+    out: Path, seeds: Sequence[int], length: int | str, run: Callable[[int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What `run` gives for every seed, kept in `out / cells`: one that is there is not run again."""
+    """What `run` gives for every seed, kept in `out / cells / SEED-LENGTH.json`: one that is there is
+    not run again."""
     found = []
     for seed in seeds:
         file = out / "cells" / f"{seed}-{length}.json"
