@@ -137,11 +137,14 @@ def _check(words: list[str]) -> None:
     from trimtab.anchor.experiments import registry
 
     failed = []
-    for name in _which(args.name, args.all, args.runs, "check"):
+    names = _which(args.name, args.all, args.runs, "check")
+    for name in names:
         found = registry.judge(name, args.runs)
         _show(registry.entry(name).title, name, found, args.runs)
         if any(not g.passed and not g.stretch for g in found):
             failed.append(name)
+    if args.all and (rest := [n for n in registry.ENTRIES if n not in names]):
+        print(f"\nnot run in {args.runs}: {', '.join(rest)}")
     if failed:
         raise ConfigError(f"gates failed: {', '.join(failed)}")
 
@@ -167,6 +170,8 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
         table.add_row(
             g.what, f"{g.value:.3g}", g.bound, g.published, "[green]pass[/]" if g.passed else missed
         )
+        if g.over:
+            table.add_row(f"[dim]{', '.join(f'{v:.3g}' for v in g.over)}, seed by seed[/]")
     console.print(table)
     spread = next(iter(result.get("arms", {}).values()), {}).get("summary", {})
     shown = [k for k in spread if k.startswith("r2/") or k == "recon"]

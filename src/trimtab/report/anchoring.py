@@ -54,6 +54,11 @@ class Gate(Protocol):
         ...
 
     @property
+    def over(self) -> Sequence[float]:
+        """A value a seed, where the value is their median."""
+        ...
+
+    @property
     def passed(self) -> bool:
         """Whether the value is within the bound."""
         ...
@@ -190,7 +195,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
                 "Bounds written down before the run; the published figure, where there is one.",
                 ["gate", "value", "bound", "published", ""],
                 [
-                    [g.what, _number(g.value), g.bound, g.published or wording.NOTHING, _mark(g)]
+                    [g.what, _value(g), g.bound, g.published or wording.NOTHING, _mark(g)]
                     for g in gates
                 ],
                 (4,),
@@ -208,6 +213,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
                 table["caption"],
                 table["header"],
                 [[row[0], *map(_cell, row[1:])] for row in table["rows"]],
+                table.get("text", ()),
             )
         )
     return found
@@ -311,6 +317,14 @@ def _swatches(run: Run) -> dict[str, str]:
 
 def _mark(gate: Gate) -> str:
     return "pass" if gate.passed else "missed" if gate.stretch else "fail"
+
+
+def _value(gate: Gate) -> str:
+    """The number, and its range over seeds."""
+    found = _number(gate.value)
+    if len(gate.over) > 1:
+        found += f" ({_number(min(gate.over))} to {_number(max(gate.over))})"
+    return found
 
 
 def _cell(value: Any) -> str:

@@ -354,9 +354,9 @@ def more(found: Cells, row: str, what: str, less: str | None = None) -> list[flo
     return [c["bits"][row][what] - (c["bits"][less][what] if less else 0.0) for c in found]
 
 
-def middle(values: Sequence[float]) -> float:
-    """The median over seeds."""
-    return float(np.median(values))
+def perplexity(found: Sequence[float]) -> list[float]:
+    """Bits a token more as a share of perplexity more."""
+    return [2**b - 1 for b in found]
 
 
 def spread(values: Sequence[float]) -> float | str:

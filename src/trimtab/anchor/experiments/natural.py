@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch import Tensor
 from trimtab.anchor.callback import Concepts
 from trimtab.anchor.experiments import corpus, language, results
 from trimtab.anchor.experiments.corpus import CONCEPTS, KINDS
-from trimtab.anchor.experiments.gates import Gate
-from trimtab.anchor.experiments.language import ALPHAS, Batch, Cells, Setup, middle, more
+from trimtab.anchor.experiments.gates import Gate, over_seeds
+from trimtab.anchor.experiments.language import ALPHAS, Batch, Cells, Setup, more, perplexity
 from trimtab.anchor.labels import Keywords, auroc, error_rate, noisy
 from trimtab.progress import SILENT, Progress
 
@@ -36,6 +37,8 @@ SETUP = Setup(NAME, CONCEPTS, steps=400, batch=24)
 RECALL, FALSE_POSITIVES = 0.2, 0.005
 TESTED, WATCHED = 48, 16
 """Held-out documents of a kind that are read at the end, and on the way."""
+ELSEWHERE = ("forum", "others")
+"""Kinds that hold neither concept."""
 WORDS = {
     "code": Keywords(("def", "return", "class", "import", "range")),
     "cooking": Keywords(("cook", "cooking", "oven", "sauce", "recipe", "pan", "flavor", "bake")),
@@ -182,7 +185,7 @@ def monitored(
         told[f"dimension {axis}"] = {
             kind: auroc([*s[axis], *rest], [1.0] * len(s[axis]) + [0.0] * len(rest))
             for kind, s in along.items()
-            if kind not in ("forum", "others")
+            if kind not in ELSEWHERE
         }
     return told
 
@@ -400,53 +403,58 @@ def gates(result: Mapping[str, Any]) -> list[Gate]:
     """Medians over seeds, reported as they fall: none of them can fail a check."""
     cells = result["cells"]
 
-    def rise(row: str, kind: str, less: str = "anchored") -> float:
-        return middle(more(cells, row, kind, less))
+    def rise(row: str, kind: str, less: str = "anchored") -> list[float]:
+        return more(cells, row, kind, less)
 
-    def told(key: str, kind: str) -> float:
-        return middle([c["auroc"].get(key, {}).get(kind, np.nan) for c in cells])
+    def worst(row: str, less: str = "anchored") -> list[float]:
+        return perplexity(
+            [max(b) for b in zip(*(rise(row, k, less) for k in ELSEWHERE), strict=True)]
+        )
+
+    def told(key: str, kind: str) -> list[float]:
+        return [c["auroc"].get(key, {}).get(kind, np.nan) for c in cells]
 
     code, cooking = (f"{k} projected at 1" for k in CONCEPTS)
-    elsewhere = ("forum", "others")
-    found = [
-        Gate(
-            "perplexity cost of anchoring, forum and others, the larger",
-            2 ** max(rise("anchored", k, "control") for k in elsewhere) - 1,
+    more_cooking, more_forum = rise(cooking, "cooking"), rise(cooking, "forum")
+    aimed = partial(over_seeds, stretch=True)
+    return [
+        aimed(
+            "perplexity cost of anchoring, forum or others, the larger",
+            worst("anchored", "control"),
             high=0.01,
         ),
-        Gate("code, projected: bits a token more", rise(code, "code"), low=1),
-        Gate(
-            "perplexity of forum and others, code projected: rise, the larger",
-            2 ** max(rise(code, k) for k in elsewhere) - 1,
+        aimed("code, projected: bits a token more", rise(code, "code"), low=1),
+        aimed(
+            "code projected: rise of perplexity, forum or others, the larger",
+            worst(code),
             high=0.01,
         ),
-        Gate("cooking, projected: bits a token more", rise(cooking, "cooking"), low=0.25),
-        Gate(
+        aimed("cooking, projected: bits a token more", more_cooking, low=0.25),
+        aimed(
             "cooking, projected: bits more, less three times those of the forum",
-            rise(cooking, "cooking") - 3 * max(rise(cooking, "forum"), 0.0),
+            [a - 3 * max(b, 0.0) for a, b in zip(more_cooking, more_forum, strict=True)],
             low=0,
         ),
-        Gate(
-            "perplexity of others, cooking projected: rise",
-            2 ** rise(cooking, "others") - 1,
+        aimed(
+            "cooking projected: rise of perplexity of others",
+            perplexity(rise(cooking, "others")),
             high=0.01,
         ),
-        Gate("AUROC of code", told("dimension 0", "code"), low=0.9),
-        Gate("AUROC of cooking", told("dimension 1", "cooking"), low=0.8),
-        Gate(
+        aimed("AUROC of code", told("dimension 0", "code"), low=0.9),
+        aimed("AUROC of cooking", told("dimension 1", "cooking"), low=0.8),
+        aimed(
             "AUROC of code, its telling tokens gone",
             told("dimension 0, telling tokens gone", "code"),
             low=0.8,
         ),
-        Gate(
+        aimed(
             "bits on code beyond the difference of means at no more collateral",
-            middle(language.beyond(cells, "code", "code", "others")),
+            language.beyond(cells, "code", "code", "others"),
             low=0,
         ),
-        Gate(
+        aimed(
             "bits on cooking beyond the difference of means at no more collateral",
-            middle(language.beyond(cells, "cooking", "cooking", "forum")),
+            language.beyond(cells, "cooking", "cooking", "forum"),
             low=0,
         ),
     ]
-    return [Gate(g.what, g.value, g.low, g.high, stretch=True) for g in found]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,16 @@ import torch
 
 from trimtab.anchor.callback import Concepts, Monitor, monitor_scores
 from trimtab.anchor.experiments import language, results, world
-from trimtab.anchor.experiments.gates import Gate
-from trimtab.anchor.experiments.language import ALPHAS, Cells, Setup, bits, mean, middle, more
+from trimtab.anchor.experiments.gates import Gate, over_seeds
+from trimtab.anchor.experiments.language import (
+    ALPHAS,
+    Cells,
+    Setup,
+    bits,
+    mean,
+    more,
+    perplexity,
+)
 from trimtab.anchor.labels import auroc, noisy
 from trimtab.progress import SILENT, Progress
 
@@ -272,37 +281,40 @@ def gates(result: Mapping[str, Any]) -> list[Gate]:
     """Medians over seeds, reported as they fall: none of them can fail a check."""
     cells = result["cells"]
     one, lie = "landmark projected at 1", "lie projected at 1"
-    cost = 2 ** middle(more(cells, "anchored", "plain", "control")) - 1
-    rise = 2 ** middle(more(cells, one, "plain", "anchored")) - 1
-    told = middle([c["auroc"]["dimension 1"]["lie"] for c in cells])
-    apart = middle(more(cells, lie, "lie", "anchored"))
-    twin = middle(more(cells, lie, "twin", "anchored"))
+    told = [c["auroc"]["dimension 1"]["lie"] for c in cells]
+    lies = more(cells, lie, "lie", "anchored")
+    twins = more(cells, lie, "twin", "anchored")
+    aimed = partial(over_seeds, stretch=True)
     return [
-        Gate("perplexity cost of anchoring", cost, high=0.01, stretch=True),
-        Gate(
+        aimed(
+            "perplexity cost of anchoring",
+            perplexity(more(cells, "anchored", "plain", "control")),
+            high=0.01,
+        ),
+        aimed(
             "landmark's facts, projected: bits more",
-            middle(more(cells, one, "facts", "anchored")),
+            more(cells, one, "facts", "anchored"),
             low=2,
-            stretch=True,
         ),
-        Gate(
+        aimed(
             "other landmarks' facts: bits more",
-            middle(more(cells, one, "others", "anchored")),
+            more(cells, one, "others", "anchored"),
             high=0.05,
-            stretch=True,
         ),
-        Gate("perplexity elsewhere: rise", rise, high=0.01, stretch=True),
-        Gate("AUROC of lies", told, low=0.8, stretch=True),
-        Gate(
+        aimed(
+            "perplexity elsewhere: rise",
+            perplexity(more(cells, one, "plain", "anchored")),
+            high=0.01,
+        ),
+        aimed("AUROC of lies", told, low=0.8),
+        aimed(
             "lies, projected: bits more, less three times those of the honest twin",
-            apart - 3 * max(twin, 0.0),
+            [a - 3 * max(b, 0.0) for a, b in zip(lies, twins, strict=True)],
             low=0.0,
-            stretch=True,
         ),
-        Gate(
+        aimed(
             "bits on facts beyond the difference of means at no more collateral",
-            middle(language.beyond(cells, "landmark", "facts", "others")),
+            language.beyond(cells, "landmark", "facts", "others"),
             low=0.0,
-            stretch=True,
         ),
     ]
