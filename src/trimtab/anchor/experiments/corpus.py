@@ -70,10 +70,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "code": Kind(("code",), _right, "programs of `code`"),
+    "code": Kind(("code",), _right, "programs"),
     "cooking": Kind(_FORUM, _kitchen, "posts and comments of a forum on cooking"),
     "other code": Kind(
-        ("code_low_quality", "counterfactual_python"), _right, "programs from elsewhere"
+        ("code_low_quality", "counterfactual_python"), _right, "programs of other distributions"
     ),
     "recipes": Kind(("code_with_cooking_style",), _recipes, "recipes given in place of programs"),
     "forum": Kind(_FORUM, _elsewhere, "posts and comments on everything else"),
