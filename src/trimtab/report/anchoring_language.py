@@ -34,9 +34,9 @@ def natural(run: Run) -> list[Section]:
     panels = [
         *_doses(run, "code", ("code", "other code", "forum", "others")),
         *_doses(run, "cooking", ("cooking", "recipes", "forum", "others")),
+        _monitor(run, ("code", "cooking")),
         _relearning(run, "Held-out code", "code", "code"),
         _relearning(run, "Held-out posts on cooking", "cooking", "cooking"),
-        _monitor(run, ("code", "cooking")),
     ]
     caption = (
         "Bits a token of held-out documents beyond those of the same model untouched: of the concept, "

@@ -360,8 +360,8 @@ def perplexity(found: Sequence[float]) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> float | str:
-    """The median over seeds, and the range where there are several."""
-    if len(values) == 1:
+    """The median over seeds, and the range where they differ."""
+    if min(values) == max(values):
         return float(values[0])
     low, high = min(values), max(values)
     return f"{np.median(values):.3g} ({low:.3g} to {high:.3g})".replace("-", "−")
