@@ -185,6 +185,44 @@ def test_suppression_takes_the_concept_and_nothing_else():
     assert torch.equal(cone[outside], x[outside])
 
 
+@pytest.mark.parametrize("mapper", [Linear(0, 0.3), Bezier(0.2, 0.5)], ids=repr)
+def test_suppression_by_a_mapper_leaves_the_mapped_part(mapper):
+    x = torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    v = torch.tensor([0.0, 2.0, 0, 0, 0], dtype=torch.float64)
+    out, length = suppress(x, v, mapper), x.norm(dim=-1)
+    along = x[:, 1] / length
+    expected = torch.where(along > 0, mapper(along.clamp(0, 1)) * length, x[:, 1])
+    torch.testing.assert_close(out[:, 1], expected, atol=1e-6, rtol=1e-6)
+    others = [0, 2, 3, 4]
+    assert torch.equal(out[:, others], x[:, others])
+
+
+def test_every_operation_is_a_dial_that_survives_saving(tiny, tmp_path):
+    from trimtab.dials import ConceptDial, Dial
+
+    model = tiny("llama")
+    ids = torch.arange(12).reshape(2, 6)
+    width = model.config.hidden_size
+    v = torch.randn(width, generator=torch.Generator().manual_seed(3))
+    seen: dict[str, Tensor] = {}
+    for operation, shape in {
+        "project": {},
+        "suppress": {"falloff": Bezier(0, 0.2)},
+        "repel": {"mapper": Linear(0, 0.1)},
+        "reflect": {},
+        "redirect": {"gamma": 2.5},
+    }.items():
+        dial = ConceptDial({1: v}, operation, **shape)  # type: ignore[arg-type]
+        dial.save_pretrained(tmp_path / operation)
+        with torch.no_grad():
+            with dial(model, 1.0, force=True):
+                seen[operation] = model(ids).logits
+            with Dial.from_pretrained(tmp_path / operation)(model, 1.0, force=True):
+                assert torch.equal(model(ids).logits, seen[operation])
+    found = list(seen.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
 def test_falloffs_by_hand():
     a = torch.tensor([0.0, 0.5, 0.75, 1.0])
     assert Falloff(0, 1, 2)(a).tolist() == [0, 0.25, 0.5625, 1]

@@ -29,6 +29,8 @@ class Run:
     """How many seeds; each experiment has its own default."""
     steps: int | None = None
     """A shorter run with the same sheets, to see that all runs; it proves nothing."""
+    data_root: Path | None = None
+    """Folder of local data, for `natural` (default: TRIMTAB_DATA)."""
     runs: Path = ROOT
     """Folder of the runs."""
     quiet: bool = False
@@ -100,13 +102,34 @@ def _run(words: list[str]) -> None:
     names = list(registry.ENTRIES) if args.all else [_name(args.name, "run")]
     for name in names:
         registry.entry(name)
+    if args.all:
+        names = [n for n in names if _has_data(n, args.data_root)]
     # Models this small lose more to waiting for each other's threads than they gain by them.
     torch.set_num_threads(1)
     for name in names:
         out = registry.run(
-            name, args.runs, seeds=args.seeds, steps=args.steps, progress=Progress(args.quiet)
+            name,
+            args.runs,
+            seeds=args.seeds,
+            steps=args.steps,
+            data_root=args.data_root,
+            progress=Progress(args.quiet),
         )
         print(f"{name}: {out / 'result.json'}")
+
+
+def _has_data(name: str, data_root: Path | None) -> bool:
+    """Whether the data of an experiment are there; says so where they are not."""
+    from trimtab.anchor.experiments import corpus, registry
+    from trimtab.errors import DataError
+
+    if name in registry.NATURAL:
+        try:
+            corpus.read(corpus.data_root(data_root))
+        except DataError as error:
+            print(f"{name} is left out: {error}")
+            return False
+    return True
 
 
 def _check(words: list[str]) -> None:
@@ -114,11 +137,14 @@ def _check(words: list[str]) -> None:
     from trimtab.anchor.experiments import registry
 
     failed = []
-    for name in _which(args.name, args.all, args.runs, "check"):
+    names = _which(args.name, args.all, args.runs, "check")
+    for name in names:
         found = registry.judge(name, args.runs)
         _show(registry.entry(name).title, name, found, args.runs)
         if any(not g.passed and not g.stretch for g in found):
             failed.append(name)
+    if args.all and (rest := [n for n in registry.ENTRIES if n not in names]):
+        print(f"\nnot run in {args.runs}: {', '.join(rest)}")
     if failed:
         raise ConfigError(f"gates failed: {', '.join(failed)}")
 
@@ -144,6 +170,8 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
         table.add_row(
             g.what, f"{g.value:.3g}", g.bound, g.published, "[green]pass[/]" if g.passed else missed
         )
+        if g.over:
+            table.add_row(f"[dim]{', '.join(f'{v:.3g}' for v in g.over)}, seed by seed[/]")
     console.print(table)
     spread = next(iter(result.get("arms", {}).values()), {}).get("summary", {})
     shown = [k for k in spread if k.startswith("r2/") or k == "recon"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self, get_args
@@ -13,12 +14,21 @@ from torch import Tensor, nn
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
 from trimtab.errors import DialError
-from trimtab.interventions import Bezier, Falloff, Linear, project, reflect, repel, suppress
+from trimtab.interventions import (
+    Bezier,
+    Falloff,
+    Linear,
+    project,
+    redirect,
+    reflect,
+    repel,
+    suppress,
+)
 from trimtab.interventions.falloffs import Mapper
 from trimtab.sites import Site
 
-Operation = Literal["suppress", "repel", "project", "reflect"]
-_MAPPERS: dict[str, type[Linear] | type[Bezier]] = {"linear": Linear, "bezier": Bezier}
+Operation = Literal["suppress", "repel", "project", "reflect", "redirect"]
+_SHAPES: dict[str, Any] = {"power": Falloff, "linear": Linear, "bezier": Bezier}
 
 
 class ConceptDial(Dial):
@@ -35,20 +45,24 @@ class ConceptDial(Dial):
         directions: dict[Site, Float[Tensor, "d"]],
         operation: Operation = "project",
         *,
-        falloff: Falloff | None = None,
+        falloff: Falloff | Mapper | None = None,
         mapper: Mapper | None = None,
+        gamma: float = 1.0,
     ):
         """
         Args:
             directions: the concept's direction at each site; normalised here.
             operation: `project` takes it out of every state, `suppress` out of those that point
                 along it, as strongly as `falloff` says; `repel` turns those away until `mapper` is
-                satisfied, `reflect` sends it to the opposite direction.
+                satisfied, `reflect` sends it to the opposite direction, `redirect` to -`gamma` times
+                it, whatever a state held.
             falloff: for `suppress`; a hard gate by default.
             mapper: for `repel`; to a right angle by default.
+            gamma: for `redirect`, in units of the hidden states.
 
         Raises:
-            DialError: no site, a direction that is zero or not finite, an unknown operation.
+            DialError: no site, a direction that is zero or not finite, an unknown operation, a gamma
+                that is not finite.
         """
         super().__init__()
         if not directions:
@@ -60,9 +74,12 @@ class ConceptDial(Dial):
         for site, v in directions.items():
             if not (torch.isfinite(v).all() and v.norm() > 0):
                 raise DialError(f"the direction at site {site!r} is zero or not finite")
+        if not math.isfinite(gamma):
+            raise DialError(f"gamma {gamma}: expected a finite number")
         self.sites: tuple[Site, ...] = tuple(directions)
         self.operation: Operation = operation
         self.falloff, self.mapper = falloff or Falloff(0, 1, 0), mapper or Linear()
+        self.gamma = gamma
         units = [directions[s].float() / directions[s].float().norm() for s in self.sites]
         self.register_buffer("vectors", torch.stack(units))
 
@@ -114,16 +131,18 @@ class ConceptDial(Dial):
             return suppress(h, v, self.falloff)
         if self.operation == "repel":
             return repel(h, v, self.mapper)
+        if self.operation == "redirect":
+            return redirect(h, v, self.gamma)
         return project(h, v) if self.operation == "project" else reflect(h, v)
 
     def settings(self) -> dict[str, Any]:
         """Sites, the operation and its shape."""
-        kind = next(name for name, t in _MAPPERS.items() if isinstance(self.mapper, t))
         return {
             "sites": list(self.sites),
             "operation": self.operation,
-            "falloff": vars(self.falloff),
-            "mapper": {"kind": kind, **vars(self.mapper)},
+            "falloff": _shape(self.falloff),
+            "mapper": _shape(self.mapper),
+            "gamma": self.gamma,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -136,12 +155,22 @@ class ConceptDial(Dial):
         sites = settings["sites"]
         if len(sites) != len(tensors["vectors"]):
             raise DialError(f"{len(sites)} sites, but {len(tensors['vectors'])} directions")
-        mapper = dict(settings["mapper"])
         dial = cls(
             dict(zip(sites, tensors["vectors"], strict=True)),
             settings["operation"],
-            falloff=Falloff(**settings["falloff"]),
-            mapper=_MAPPERS[mapper.pop("kind")](**mapper),
+            falloff=_shaped(settings["falloff"]),
+            mapper=_shaped(settings["mapper"]),
+            gamma=settings.get("gamma", 1.0),
         )
         dial.get_buffer("vectors").copy_(tensors["vectors"])  # bit for bit, not normalised again
         return dial
+
+
+def _shape(shape: Any) -> dict[str, Any]:
+    kind = next(name for name, t in _SHAPES.items() if isinstance(shape, t))
+    return {"kind": kind, **vars(shape)}
+
+
+def _shaped(settings: dict[str, Any]) -> Any:
+    given = dict(settings)
+    return _SHAPES[given.pop("kind", "power")](**given)

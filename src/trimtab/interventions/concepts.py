@@ -25,15 +25,20 @@ def alignment(x: Float[Tensor, "... d"], v: Float[Tensor, "d"]) -> Float[Tensor,
 
 
 def suppress(
-    x: Float[Tensor, "... d"], v: Float[Tensor, "d"], falloff: Falloff | None = None
+    x: Float[Tensor, "... d"], v: Float[Tensor, "d"], falloff: Falloff | Mapper | None = None
 ) -> Float[Tensor, "... d"]:
     """x - g(a) (x . v) v: less of the concept in states that hold it; the far side is untouched.
 
-    With the hard gate `Falloff(power=0)` this is a one-sided projection. Directions at right angles
-    to the concept are kept; lengths are not.
+    With the hard gate `Falloff(power=0)` this is a one-sided projection. With a mapper m, g is
+    1 - m(a) / a: the part along v becomes m(a) of the state's former length. Directions at right
+    angles to the concept are kept; lengths are not.
     """
     v = unit(v).to(x)
-    strength = (falloff or Falloff())(alignment(x, v))
+    a = alignment(x, v)
+    if falloff is None or isinstance(falloff, Falloff):
+        strength = (falloff or Falloff())(a)
+    else:
+        strength = torch.where(a > 0, 1 - falloff(a) / a.clamp(min=EPS), 0.0)
     return x - strength * (x @ v).unsqueeze(-1) * v
 
 

@@ -16,6 +16,22 @@ FOLDERS = ("genies/distributions", "distributions")
 
 def read_genies(name: str, root: Path | None, option: str | None) -> Source:
     """`genies:NAME/SPLIT`: one pair a wrong response, in file order; items are the file's."""
+    pairs = []
+    for number, (where, item) in enumerate(read_items(name, root)):
+        prompt = text(item, "prompt", where)
+        right, wrong = responses(column(item, "responses", where), where)
+        pairs += [Pair(prompt, right, w, f"{name}/{number}", source=where) for w in wrong]
+    return Source(pairs)
+
+
+def read_items(
+    name: str, root: Path | None, limit: int | None = None
+) -> list[tuple[str, Mapping[str, object]]]:
+    """The items of `NAME/SPLIT` in file order, each after the place where it stands.
+
+    Raises:
+        DataError: no such distribution under `root`, or it is no list of items.
+    """
     distribution, split = name_and_split("genies", name, "genies:truthful_qa/train")
     path = located(
         root,
@@ -26,14 +42,8 @@ def read_genies(name: str, root: Path | None, option: str | None) -> Source:
     items = json_value(read_text(path), str(path))
     if not isinstance(items, list):
         raise DataError(f"{path}: expected a list of items, given {shown(items)}")
-    pairs = []
-    for number, value in enumerate(items):
-        where = f"{path}: item {number}"
-        item = row_of(value, where)
-        prompt = text(item, "prompt", where)
-        right, wrong = responses(column(item, "responses", where), where)
-        pairs += [Pair(prompt, right, w, f"{name}/{number}", source=where) for w in wrong]
-    return Source(pairs)
+    places = [f"{path}: item {number}" for number in range(len(items[:limit]))]
+    return [(where, row_of(item, where)) for where, item in zip(places, items, strict=False)]
 
 
 def responses(value: object, where: str) -> tuple[str, list[str]]:

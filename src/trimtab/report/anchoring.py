@@ -19,6 +19,7 @@ from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
 from trimtab.report import figures, wording
 from trimtab.report.anchoring_canvas import Run
+from trimtab.report.anchoring_published import NAMED
 from trimtab.report.files import write_text
 from trimtab.report.markdown import _plain, _table
 
@@ -51,6 +52,11 @@ class Gate(Protocol):
     @property
     def stretch(self) -> bool:
         """Aimed for; missing it fails nothing."""
+        ...
+
+    @property
+    def over(self) -> Sequence[float]:
+        """A value a seed, where the value is their median."""
         ...
 
     @property
@@ -169,15 +175,18 @@ def verdict(run: Run, gates: Sequence[Gate]) -> str:
     """How many gates a run passed, in a sentence."""
     if not gates:
         return "A figure: nothing is held against a bound."
-    must = [g for g in gates if not g.stretch]
-    missed = [g.what for g in must if not g.passed]
-    beyond = [g.what for g in gates if g.stretch and not g.passed]
-    said = f"{len(must) - len(missed)} of {len(must)} gates passed"
-    if missed:
-        said += f"; missed: {'; '.join(missed)}"
-    if beyond:
-        said += f"; aimed for and not reached: {'; '.join(beyond)}"
-    return said + "."
+    must, aims = ([g for g in gates if g.stretch is which] for which in (False, True))
+    said = []
+    for found, done, not_done in (
+        (must, "gates passed", "missed"),
+        (aims, "aims reached", "not reached"),
+    ):
+        missed = [g.what for g in found if not g.passed]
+        if found:
+            said.append(f"{len(found) - len(missed)} of {len(found)} {done}")
+        if missed:
+            said.append(f"{not_done}: {'; '.join(missed)}")
+    return "; ".join(said) + "."
 
 
 def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
@@ -190,7 +199,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
                 "Bounds written down before the run; the published figure, where there is one.",
                 ["gate", "value", "bound", "published", ""],
                 [
-                    [g.what, _number(g.value), g.bound, g.published or wording.NOTHING, _mark(g)]
+                    [g.what, _value(g), g.bound, g.published or wording.NOTHING, _mark(g)]
                     for g in gates
                 ],
                 (4,),
@@ -208,6 +217,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
                 table["caption"],
                 table["header"],
                 [[row[0], *map(_cell, row[1:])] for row in table["rows"]],
+                table.get("text", ()),
             )
         )
     return found
@@ -234,18 +244,21 @@ def _colour_tables(run: Run) -> list[Table]:
     cuts = [c for c in run.result["cuts"] if "pruning" not in c]
     if len(cuts) > 1 and len(arms) <= 2:
         first, best = run.result["best"]["arm"], run.result["best"]["index"]
-        values = arms[first]["values"]
+        values, known = arms[first]["values"], NAMED.get(run.name, {})
         rows = []
         for i, colour in enumerate(run.result["colours"]):
             cells = [colour]
             for cut in cuts:
                 column = np.asarray(values[f"named/{cut}"], float)[:, i]
-                cells.append(f"{np.median(column):.3f} ({column[best]:.3f})")
+                said = f"{np.median(column):.3f} ({column[best]:.3f})"
+                theirs = known.get(cut, {}).get(colour)
+                cells.append(said if theirs is None else f"{said}; {theirs:.3f}")
             rows.append(cells)
         found.append(
             Table(
                 "Errors of named colours",
-                "Mean squared error after each cut: median over seeds, and in brackets the best seed.",
+                "Mean squared error after each cut: median over seeds, and in brackets the best seed"
+                + ("; then the published best seed's." if known else "."),
                 ["colour", *cuts],
                 rows,
             )
@@ -311,6 +324,14 @@ def _swatches(run: Run) -> dict[str, str]:
 
 def _mark(gate: Gate) -> str:
     return "pass" if gate.passed else "missed" if gate.stretch else "fail"
+
+
+def _value(gate: Gate) -> str:
+    """The number, and its range over seeds."""
+    found = _number(gate.value)
+    if len(gate.over) > 1:
+        found += f" ({_number(min(gate.over))} to {_number(max(gate.over))})"
+    return found
 
 
 def _cell(value: Any) -> str:

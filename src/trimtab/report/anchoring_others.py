@@ -1,5 +1,5 @@
 """Figures of the anchoring experiments that are no colour model: data, transitions, lobes, healing,
-the mixing transformer, the stories model."""
+the mixing transformer; the language models by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from trimtab.report import figures
+from trimtab.report import anchoring_language, figures
 from trimtab.report.anchoring_canvas import (
     DPI,
     SHADES,
@@ -237,88 +237,13 @@ def _mixing(run: Run) -> list[Section]:
     return [Section("What is lost, by redness", caption, panels, "two")]
 
 
-def _stories(run: Run) -> list[Section]:
-    cells, alphas = run.result["cells"], run.result["alphas"]
-    panels = []
-    for concept, shown in (
-        ("landmark", ("facts", "neighbour", "others", "plain")),
-        ("lie", ("lie", "twin", "plain")),
-    ):
-        for kind, form, start in (
-            ("anchored, projected", f"{concept} projected at {{:g}}", "anchored"),
-            (
-                "control, difference of means",
-                f"{concept}, difference of means at {{:g}}",
-                "control",
-            ),
-        ):
-            with plane(f"{concept}: {kind}", "bits more") as (figure, ax):
-                for i, what in enumerate(shown):
-                    rows = [start, *(form.format(a) for a in alphas)]
-                    table = np.array([[c["bits"][r][what] for r in rows] for c in cells], float)
-                    ax.plot(
-                        [0, *alphas],
-                        np.median(table - table[:, :1], 0),
-                        color=SHADES[i],
-                        lw=1.8,
-                        marker="o",
-                        ms=4,
-                        label=what,
-                    )
-                ax.set_xlabel("α")
-                ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-                panels.append(
-                    figures._panel(figure, f"{concept}, {kind}", f"{run.name}-{concept}-{start}")
-                )
-    with plane("The landmark's facts", "bits") as (figure, ax):
-        points = [h for h in cells[0]["control_history"] if "facts" in h]
-        ax.plot(
-            [h["step"] for h in points],
-            [h["facts"] for h in points],
-            color=MUTED,
-            lw=1.8,
-            label="learned the first time",
-        )
-        back = cells[0]["relearned"]
-        ax.plot(
-            [5 * i for i in range(len(back))],
-            back,
-            color=SHADES[0],
-            lw=1.8,
-            label="after both dimensions were cut",
-        )
-        ax.set_xlabel("step")
-        ax.set_ylim(0, None)
-        ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-        panels.append(figures._panel(figure, "Learning and relearning", f"{run.name}-relearn"))
-    with plane("AUROC while training", "") as (figure, ax):
-        points = [h for h in cells[0]["history"] if "auroc/landmark" in h]
-        for i, name in enumerate(("landmark", "neighbour", "lie")):
-            ax.plot(
-                [h["step"] for h in points],
-                [h[f"auroc/{name}"] for h in points],
-                color=SHADES[i],
-                lw=1.8,
-                marker="o",
-                ms=4,
-                label=name,
-            )
-        ax.set_xlabel("step")
-        ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-        panels.append(figures._panel(figure, "AUROC while training", f"{run.name}-auroc"))
-    caption = (
-        "Surprisal beyond that of the same model untouched, where the concept tells and where it should "
-        "not; the landmark's dimension as a monitor; how fast the facts come back."
-    )
-    return [Section("What it costs, in bits", caption, panels, "two")]
-
-
 OTHERS: dict[str, Callable[[Run], list[Section]]] = {
     "1.1": _data,
     "1.4": _transitions,
     "2.1": _lobes,
     "healing": _healing,
     "mixing": _mixing,
-    "stories": _stories,
+    "stories": anchoring_language.stories,
+    "natural": anchoring_language.natural,
 }
 """Drawings by experiment."""

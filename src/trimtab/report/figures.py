@@ -347,8 +347,11 @@ def sheet(panels: Sequence[Panel], columns: int = 3) -> str:
         y += max(panel.height for panel in line) + gap
     height = y - gap + margin
     names = ", ".join(panel.title for panel in panels)
+    # Pictures within a drawing are linked by a prefix that a page knows and a file must declare.
+    linked = any("xlink:" in part for part in parts)
+    prefix = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if linked else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg"{prefix} width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{_attribute(names)}">\n'
         f"<style>svg{{{variables(LIGHT)}--sans:{SANS}}}"
         f"@media (prefers-color-scheme:dark){{svg{{{variables(DARK)}}}}}</style>\n"

@@ -7,7 +7,7 @@ is one, for reading beside ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class Gate:
     published: str = ""
     stretch: bool = False
     """Aimed for; missing it fails nothing."""
+    over: tuple[float, ...] = ()
+    """A value a seed, where the value is their median."""
 
     @property
     def passed(self) -> bool:
@@ -45,6 +47,19 @@ class Gate:
         if self.low is not None and self.high is not None:
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if self.low is not None else f"at most {self.high:g}"
+
+
+def over_seeds(
+    what: str,
+    values: Sequence[float],
+    low: float | None = None,
+    high: float | None = None,
+    published: str = "",
+    stretch: bool = False,
+) -> Gate:
+    """A gate on the median over seeds."""
+    every = tuple(map(float, values))
+    return Gate(what, float(np.median(every)), low, high, published, stretch, every)
 
 
 class View:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,16 @@ def _order(name: str) -> list[int]:
     return [int(part) for part in name.split(".")]
 
 
-_STORIES = (
-    "stories",
-    "A language model with a landmark and a lie anchored",
-    "A language model trained from scratch on generated stories; a landmark and dishonesty are "
-    "anchored by sparse, noisy labels, then projected out.",
-    1,
-)
+def _language(name: str, title: str, about: str) -> Entry:
+    """An experiment whose module brings transformers, so that it is imported late."""
 
+    def run(out: Path, seeds: Sequence[int], **options: Any) -> Path:
+        return import_module(f"trimtab.anchor.experiments.{name}").run(out, seeds, **options)
 
-def _stories(out: Path, seeds: Sequence[int], **options: Any) -> Path:
-    from trimtab.anchor.experiments import stories  # it brings transformers
+    def gates(result: dict[str, Any]) -> list[Gate]:
+        return import_module(f"trimtab.anchor.experiments.{name}").gates(result)
 
-    return stories.run(out, seeds, **options)
-
-
-def _stories_gates(result: dict[str, Any]) -> list[Gate]:
-    from trimtab.anchor.experiments import stories
-
-    return stories.gates(result)
+    return Entry(name, title, about, 3, run, gates)
 
 
 ENTRIES: dict[str, Entry] = {name: _colour(name) for name in sorted(COLOUR, key=_order)}
@@ -69,9 +61,21 @@ ENTRIES |= {
     mixing.NAME: Entry(
         mixing.NAME, mixing.TITLE, mixing.ABOUT, mixing.SEEDS, mixing.run, mixing.gates
     ),
-    "stories": Entry(*_STORIES, _stories, _stories_gates),
+    "stories": _language(
+        "stories",
+        "A language model with a landmark and a lie anchored",
+        "A language model trained from scratch on generated stories; a landmark and dishonesty are "
+        "anchored by sparse, noisy labels, then projected out.",
+    ),
+    "natural": _language(
+        "natural",
+        "A language model on natural text with code and cooking anchored",
+        "The same on documents of public data sets, which a data folder must hold.",
+    ),
 }
 """In the order of the series."""
+NATURAL = ("natural",)
+"""Experiments on data that trimtab does not bring."""
 
 
 def entry(name: str) -> Entry:
@@ -89,12 +93,17 @@ def run(
     *,
     seeds: int | None = None,
     steps: int | None = None,
+    data_root: Path | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Run an experiment on seeds 0 to `seeds` - 1; result files go to `root / name`.
 
+    Args:
+        data_root: folder of local data, for those in `NATURAL`; by default TRIMTAB_DATA names it.
+
     Raises:
         ConfigError: unknown experiment, no seeds, too few steps.
+        DataError: data that it needs are not there.
     """
     e = entry(name)
     count = e.seeds if seeds is None else seeds
@@ -102,7 +111,8 @@ def run(
         raise ConfigError(f"--seeds {seeds}: expected at least 1")
     if steps is not None and steps < 20:
         raise ConfigError(f"--steps {steps}: expected at least 20")
-    return e.run(root / name, range(count), steps=steps, progress=progress)
+    options = {"data_root": data_root} if name in NATURAL else {}
+    return e.run(root / name, range(count), steps=steps, progress=progress, **options)
 
 
 def judge(name: str, root: Path) -> list[Gate]:
