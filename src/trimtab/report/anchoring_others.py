@@ -212,7 +212,7 @@ def _mixing(run: Run) -> list[Section]:
             ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
             panels.append(figures._panel(figure, title, f"{run.name}-{title[:6]}"))
     doses = run.result["doses"]
-    for arm in [a for a in ("pooling", "graded") if a in arms]:
+    for arm in [a for a in ("strong", "graded") if a in arms]:
         with plane(f"Dose: {arm}", "probability") as (figure, ax):
             table = np.median(np.array([c["dose"] for c in arms[arm]], float), 0)
             for k, name in enumerate(names):
@@ -221,7 +221,7 @@ def _mixing(run: Run) -> list[Section]:
             ax.set_xlabel("share of dimension 0 taken out")
             ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
             panels.append(figures._panel(figure, f"Dose, {arm}", f"{run.name}-dose-{arm}"))
-    for arm in [a for a in ("anchor", "pooling") if a in arms]:
+    for arm in [a for a in ("anchor", "strong") if a in arms]:
         with plane(f"Dimension 0 by redness: {arm}", "cosine, first seed") as (figure, ax):
             figure.set_dpi(DPI)
             red, along = (np.array(v, float) for v in arms[arm][0]["cosine_by_redness"])
