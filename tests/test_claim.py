@@ -79,7 +79,12 @@ def test_a_table_is_judged_as_a_whole(run):
 def said_of(run: Results, gains: list[tuple[float, float]], learned: float = 0.001, seeds: int = 3):
     """The finding and the answer for one method on shifts with these gains and p-values."""
     studies = [
-        study(run, f"s{i}", [comparison("m", gain=g, p=p, seeds=seeds)], [comparison("m", "test", p=learned)])
+        study(
+            run,
+            f"s{i}",
+            [comparison("m", gain=g, p=p, seeds=seeds)],
+            [comparison("m", "test", p=learned)],
+        )
         for i, (g, p) in enumerate(gains)
     ]
     found = findings(judged(studies, "oos"), judged(studies, "test", bare=True), ["m"])
@@ -91,7 +96,7 @@ def test_words_follow_from_the_verdicts(run):
     assert (finding.word, len(finding.further), len(finding.open)) == ("holds", 1, 1)
     assert text.startswith("The claim holds in this run. It holds for m.")
     assert "further than DPO on s0 (+10.0 points, 95 % +5.0 to +15.0)" in finding.sentence("DPO")
-    assert "on s1 one cannot tell (differences under 7 points" in finding.sentence("DPO")
+    assert "on s1 it cannot be told from DPO (differences under 7 points" in finding.sentence("DPO")
 
     finding, text = said_of(run, [(-0.1, 0.001), (0.0, 0.9)])
     assert finding.word == "does not hold"
@@ -106,6 +111,7 @@ def test_words_follow_from_the_verdicts(run):
     assert text.startswith("Whether the claim holds cannot be told in this run.")
     assert "no interval reaches beyond +6 points" in text
 
+    assert "everywhere it cannot be told from DPO" in finding.sentence("DPO")
     assert said_of(run, [(0.1, 0.001)], seeds=5)[1].startswith("The claim holds. ")
 
 
@@ -130,7 +136,8 @@ def test_the_page(tmp_path: Path):
         assert f"\n## {title}\n" in text
     assert text.rindex("\n## ") == text.index("\n## What this says about the claim")
     assert text.index("### truthful-qa") < text.index("### facts")  # the README's order
-    assert "None" not in text and "nan" not in text
+    assert "None" not in text
+    assert "nan" not in text
     again = write_innerpo(folder, tmp_path / "again.md")
     assert again.read_bytes() == page.read_bytes().replace(b"innerpo.svg", b"again.svg")
     assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()

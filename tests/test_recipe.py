@@ -93,13 +93,13 @@ def test_a_recipe_is_a_file_of_flags_too(here, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": "compair"}, "run: no verb 'compair' (did you mean compare"),
+        ({"run": "compair"}, "run: no verb 'compair'; did you mean 'compare'"),
         ({"run": "methods"}, "no verb 'methods'"),
         ({"run": None}, "the key 'run' is None"),
         ({"out": ...}, "the key 'out' is missing; expected the keys run (a verb), out (a folder)"),
-        ({"flag": {}}, "unknown key 'flag' (did you mean flags"),
+        ({"flag": {}}, "unknown key 'flag'; did you mean 'flags'"),
         ({"flags": [1]}, "flags: expected flags with their values"),
-        ({"flags": {"methodz": ["dpo"]}}, "unknown key 'methodz' (did you mean methods"),
+        ({"flags": {"methodz": ["dpo"]}}, "unknown key 'methodz'; did you mean 'methods'"),
         ({"flags": {"seeds": ["x"]}}, "bad.yaml: "),
         ({"run": "fit dpoo", "flags": {"pairs": "facts:train"}}, "unknown method 'dpoo'"),
         ({"run": "fit dpo", "flags": {}}, "pairs"),

@@ -101,8 +101,12 @@ class Finding:
                 )
         if self.open:
             sizes = [100 * c.mde for c in self.open if math.isfinite(c.mde)]
-            on = wording.join([self.suites[id(c)] for c in self.open])
-            said.append(f"on {on} one cannot tell{_blind(sizes)}")
+            on = (
+                f"on {wording.join([self.suites[id(c)] for c in self.open])}"
+                if said
+                else "everywhere"
+            )
+            said.append(f"{on} it cannot be told from {baseline}{_blind(sizes)}")
         return "; ".join(said)
 
 
@@ -140,8 +144,10 @@ def answer(found: Sequence[Finding], baseline: str) -> str:
         opening = f"The claim holds{run}."
     elif by["holds"] or by["holds in part"]:
         opening = f"The claim holds in part{run}."
-    elif by["does not hold"]:
+    elif len(by["does not hold"]) == len(found):
         opening = f"The claim does not hold{run}."
+    elif by["does not hold"]:
+        opening = f"Where one can tell, the claim does not hold{run}."
     else:
         opening = f"Whether the claim holds cannot be told{run}."
     said = [f"{text} {wording.join(by[w])}" for w, text in WORDS.items() if by[w]]

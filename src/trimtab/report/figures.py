@@ -203,7 +203,7 @@ def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> 
             continue
         methods = [m for m in results.methods if any(c.method == m for c in mine)]
         name = named(results, split) if named else split
-        look: dict[str, Any] = {"width": 440, "most": 24} if named else {}
+        look: dict[str, Any] = {"width": 480, "most": 30} if named else {}
         with _rows(methods, limits, 34, name, f"against {baseline}", **look) as (figure, ax):
             ax.axvline(0, color=MUTED, lw=1)
             for c in mine:

@@ -109,7 +109,12 @@ def _accuracies(results: Results) -> str:
     published = results.study.published.rows if results.study.published else {}
     same = results.study.equivalent
     rows = []
-    for name in dict.fromkeys([BASE, *results.methods, *published]):
+    twins = {
+        m: [n for n, other in same.items() if other == m and n in published]
+        for m in results.methods
+    }
+    mine = [name for m in results.methods for name in (m, *twins[m])]
+    for name in dict.fromkeys([BASE, *mine, *published]):
         ours = same.get(name, name)
         text = _plain(wording.label(name))
         if ours != name:
