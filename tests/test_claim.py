@@ -111,7 +111,7 @@ def test_words_follow_from_the_verdicts(run):
     assert text.startswith("Whether the claim holds cannot be told in this run.")
     assert "no interval reaches beyond +6 points" in text
 
-    assert "everywhere it cannot be told from DPO" in finding.sentence("DPO")
+    assert "cannot be told from DPO anywhere" in finding.sentence("DPO")
     assert said_of(run, [(0.1, 0.001)], seeds=5)[1].startswith("The claim holds. ")
 
 

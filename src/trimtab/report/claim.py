@@ -83,7 +83,7 @@ class Finding:
         return "holds" if self.further else "cannot tell"
 
     def sentence(self, baseline: str) -> str:
-        """Where it generalised further, less far, and where one cannot tell."""
+        """The word, then where it generalised further, less far, and where one cannot tell."""
         said = []
         for name, text in (
             ("further", f"further than {baseline} on {{}}"),
@@ -101,13 +101,13 @@ class Finding:
                 )
         if self.open:
             sizes = [100 * c.mde for c in self.open if math.isfinite(c.mde)]
-            on = (
-                f"on {wording.join([self.suites[id(c)] for c in self.open])}"
-                if said
-                else "everywhere"
-            )
-            said.append(f"{on} it cannot be told from {baseline}{_blind(sizes)}")
-        return "; ".join(said)
+            told = f"be told from {baseline}"
+            if said:
+                on = wording.join([self.suites[id(c)] for c in self.open])
+                said.append(f"on {on} it cannot {told}{_blind(sizes)}")
+            else:
+                said.append(f"cannot {told} anywhere{_blind(sizes)}")
+        return "; ".join([*([] if self.word == "cannot tell" else [self.word]), *said])
 
 
 def findings(oos: Table, learned: Table, methods: Iterable[str]) -> list[Finding]:

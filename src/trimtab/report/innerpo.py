@@ -80,7 +80,10 @@ def _markdown(
     ]
     for r in studies:
         parts += [f"### {_plain(r.study.suite)}", _accuracies(r)]
-    about = "Points of accuracy [95 % interval]; bold where it is a verdict (Holm over the table)."
+    about = (
+        "Points of accuracy [95 % interval, not adjusted]; bold where it is a verdict (p-values "
+        "adjusted by Holm over the table)."
+    )
     for title, table in (
         (f"Out of distribution, against {baseline}", tables[ALPHA_1]),
         (f"The same where each dial's KL equals {baseline}'s", tables[EQUAL_KL]),
@@ -159,7 +162,10 @@ def _tuning(studies: Sequence[Results]) -> str:
     """Who had how many trials to find their settings."""
     trials = {m: n for r in studies for m, n in r.study.trials.items()}
     if not trials or not any(trials.values()):
-        return "No method's settings were tuned: all share the package's defaults of training."
+        return (
+            "No method's settings were tuned, DPO's no more than the others': unless its name says "
+            "otherwise, each has the package's defaults of training, one learning rate for all."
+        )
     if len(set(trials.values())) == 1:
         return (
             f"Every trained method had {next(iter(trials.values()))} trials to find its settings."
@@ -190,7 +196,7 @@ def _claim(
         found = findings(tables[at], learned, tried)
         if found:
             lines = [
-                f"- {_plain(wording.label(f.method))}: {_plain(f.word)}; {_plain(f.sentence(baseline))}."
+                f"- {_plain(wording.label(f.method))}: {_plain(f.sentence(baseline))}."
                 for f in found
             ]
             parts.append(f"{place}:\n\n" + "\n".join(lines))
