@@ -164,7 +164,8 @@ def _tuning(studies: Sequence[Results]) -> str:
     if not trials or not any(trials.values()):
         return (
             "No method's settings were tuned, DPO's no more than the others': unless its name says "
-            "otherwise, each has the package's defaults of training, one learning rate for all."
+            "otherwise, each has the package's defaults of training, with one learning rate for all "
+            "that was chosen once looking at DPO and innerDPO on `facts` ([log](../LOG.md))."
         )
     if len(set(trials.values())) == 1:
         return (
