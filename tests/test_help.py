@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ def undocumented(value: Any) -> Iterator[str]:
     documented: set[str] = set()
     for kind in type(value).__mro__[:-1]:
         body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
-        for field, after in zip(body, body[1:], strict=False):
+        for field, after in itertools.pairwise(body):
             text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and text:
                 documented.add(ast.unparse(field.target))

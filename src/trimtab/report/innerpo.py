@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.errors import TrimtabError
 from trimtab.report import figures, wording
 from trimtab.report.claim import CONTROLS, OOS, TEST, Table, answer, findings, judged
 from trimtab.report.files import write_text
@@ -23,18 +22,19 @@ ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion
 """The README's."""
 
 
-def write_innerpo(folder: Path, page: Path) -> Path:
+def write_innerpo(folder: Path, page: Path) -> Path | None:
     """Write the page and its figure from the comparisons in `folder`.
 
+    Returns:
+        the page; None where no comparison with DPO and a split `oos` is finished yet.
+
     Raises:
-        TrimtabError: there is none that has a split `oos`, or a result file is malformed.
+        TrimtabError: a result file is malformed.
     """
     runs = [read_results(file.parent) for file in sorted(folder.glob("*/study.json"))]
     studies = [r for r in runs if OOS in r.splits and r.baseline]
     if not studies:
-        raise TrimtabError(
-            f"{folder}: no comparison with DPO and a split {OOS!r} in a folder below"
-        )
+        return None
     rank = {name: i for i, name in enumerate(ORDER)}
     studies.sort(key=lambda r: (rank.get(r.study.suite, len(ORDER)), r.study.suite))
     tables = {at: judged(studies, OOS, at) for at in (ALPHA_1, EQUAL_KL)}
