@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from trimtab.cli.parse import Checked, checking, parse
 from trimtab.errors import ConfigError, near
@@ -33,8 +33,9 @@ class Args:
     """Flags."""
 
     files: Annotated[tuple[Path, ...], Positional]
-    """Recipes, run in this order. What was done already is not done again."""
-    render_only: bool = False
+    """Recipes, run in this order. What was done already is not done again. As in recipes/x-*.yaml, and
+    with a flag for each: recipes/x-*.yaml -- --jobs 2."""
+    render_only: Annotated[bool, FlagCreatePairsOff] = False
     """Run nothing; make the pages from what lies in the folders."""
     quiet: bool = False
     """No progress."""
@@ -66,8 +67,7 @@ def main(words: list[str]) -> None:
         Args,
         words,
         verb="recipe",
-        about="Make results again: run what recipes/*.yaml say, then render their pages. Words after "
-        "-- are flags for each of them (-- --jobs 2).",
+        about="Run what recipes/*.yaml say, then render their pages; words after -- go to each verb.",
     )
     if not args.files:
         raise ConfigError("recipe: expected at least one file (see trimtab recipe --help)")
