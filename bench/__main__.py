@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
     """The ratios that a name stands for, and those that come with it."""
-    from bench import anchoring, directions, dpo, positions, states_only
+    from bench import anchoring, directions, dpo, objectives, positions, states_only
 
     subjects: dict[str, Callable[[], results.Found]] = {
         "memory_vs_trl": lambda: dpo.run("dpo_vs_trl_truthful_qa", repeats, quick, tune),
         "states_only_vs_dpo": lambda: states_only.run(repeats, quick),
+        **{n: partial(objectives.run, n, repeats, quick) for n in objectives.STEPS},
+        "sites_18_over_1": lambda: objectives.sites(repeats, quick),
+        "length_per_position": lambda: objectives.lengths(repeats, quick),
         "directions_vs_repeng_unrelated": lambda: directions.run(repeats, quick, tune),
         "packed_positions_over_tokens": positions.run_positions,
         "second_method_reference_forwards": positions.run_forwards,

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from trimtab.batching import encode, layout_of, plan_batches, plan_training
 from trimtab.cache import Store, collect
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
+from trimtab.fit import METHODS
 from trimtab.fit.closed_form import pair_answers
 from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import FitModule, train
-from trimtab.objectives import DPO, InnerDPO
+from trimtab.objectives import DPO
 from trimtab.pairs import Pair, PairSet
 from trimtab.sites import Site
 from trimtab.states import depth
@@ -47,11 +49,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
         max_length=data.MAX_LENGTH,
     )
     assert not encoded.dropped_pairs, "the other side would cut these pairs"
-    objective = (
-        DPO(beta=data.BETA)
-        if spec["objective"] == "dpo"
-        else InnerDPO(sites=spec["sites"], weight_outer=0.0)
-    )
+    objective = objective_of(spec)
     needs = objective.needs(models.n_layers(model))
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     shapes = linear_modules(model, "all-linear", blocks)
@@ -122,6 +120,17 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
                 layout=layout,
                 checkpoint_seconds=float("inf"),
             )
+
+
+def objective_of(spec: dict[str, Any]) -> Any:
+    """A method's objective, with other settings where the lane is told some."""
+    settings = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in spec.get("settings", {}).items()
+    }
+    if spec["objective"] == "dpo":
+        return DPO(beta=data.BETA)
+    recipe: Any = METHODS[spec["objective"]].recipe
+    return replace(recipe.objective, **settings)
 
 
 def directions(spec: dict[str, Any], channel: Channel) -> None:

@@ -48,6 +48,19 @@ SUBJECTS: dict[str, Subject] = {
     "states_only_vs_dpo": Subject(
         "InnerDPO on states up to 0.6 N without log-probs, against our own DPO step, float32", 1.6
     ),
+    "step_ipo_vs_dpo": Subject("IPO step, 32 short pairs, float32, against our own DPO step", None),
+    "step_simpo_vs_dpo": Subject("SimPO, likewise", None),
+    "step_orpo_vs_dpo": Subject("ORPO, likewise", None),
+    "step_mse_vs_dpo": Subject("MSE on states up to 0.9 N, without log-probs, likewise", 1.0),
+    "step_rank_vs_dpo": Subject("Rank on states up to 0.9 N, without log-probs, likewise", 1.0),
+    "step_prefvec_vs_dpo": Subject("PrefVec with its coherence margin, likewise", None),
+    "step_innerdpo_vs_dpo": Subject("InnerDPO with its DPO term, likewise", None),
+    "sites_18_over_1": Subject(
+        "InnerDPO on states without log-probs at 18 sites over the deepest of them alone", None
+    ),
+    "length_per_position": Subject(
+        "a position of a DPO step on 8 pairs of long prompts over one on 32 short pairs", None
+    ),
     "directions_vs_repeng_unrelated": Subject(
         "directions of 256 unrelated contrast pairs, float32, against repeng: "
         "the lesser of mean and PCA",

@@ -15,7 +15,8 @@ def run(repeats: int, quick: bool) -> results.Found:
     case = CASES["dpo_vs_trl_truthful_qa"]
     case = case.quick() if quick else case
     data.adapter_weights()
-    states = case.spec() | {"name": "states-only", "objective": "innerdpo", "sites": SITES}
+    settings = {"sites": SITES, "weight_outer": 0.0}
+    states = case.spec() | {"name": "states-only", "objective": "innerdpo", "settings": settings}
     full = case.spec() | {"name": "states-dpo", "objective": "dpo"}
     with Lane("bench.ours", states) as ours:
         us = ours.hear()

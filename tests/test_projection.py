@@ -182,3 +182,16 @@ def test_bad_settings():
         ProjectionSettings(of="weight")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"projection\.keep"):
         ProjectionSettings(keep=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"of": "signal", "on": "update"}, "expected of=weights"),
+        ({"on": "update", "variant": "published"}, "expected on=gradient"),
+        ({"on": "update", "clip": 0.5}, "expected on=gradient"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ProjectionSettings(**settings)

@@ -17,7 +17,16 @@ from helpers_study import Commands, trimtab, write_suite
 from trimtab.errors import ConfigError
 from trimtab.fit import METHODS
 from trimtab.study.settings import read_settings
-from trimtab.study.tune import Range, Search, best, parameters_of, parse_parameters, tune
+from trimtab.study.suite import read_suite
+from trimtab.study.tune import (
+    Range,
+    Search,
+    _write,
+    best,
+    parameters_of,
+    parse_parameters,
+    tune,
+)
 
 pytest.importorskip("optuna")
 
@@ -163,3 +172,26 @@ def test_without_optuna(here, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trimtab\[tune\]"):
         tune("dpo", search(here), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("start", "settings"),
+    [
+        ("mine", "mine: {method: innerdpo, objective: {align: logodds}}"),
+        ("innerdpo", "innerdpo: {train: {epochs: 1.0}}"),
+    ],
+)
+def test_what_a_search_started_from_is_kept(tmp_path, start, settings):
+    """The file of a tuned variation describes all of it, so that a comparison can read it."""
+    file = tmp_path / "start.yaml"
+    file.write_text(f"settings: {{{settings}}}")
+    named = read_settings([file]).method(start)
+    trial = {"trial": 0, "settings": {"train.learning_rate": 2e-3}, "accuracy": 0.5, "margin": 0.1}
+    result = tmp_path / "trials" / "000-x" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps(trial))
+    _write(tmp_path, Search(trials=1), named, read_suite("facts"), "")
+    found = read_settings([tmp_path / "recipe.yaml"]).method(start)
+    rate = replace(named.recipe.train, learning_rate=2e-3)
+    assert found.recipe == replace(named.recipe, train=rate)
+    assert yaml.safe_load((tmp_path / "fit.yaml").read_text())["train"]["learning_rate"] == 2e-3

@@ -222,6 +222,7 @@ def test_other_data_than_planned_are_refused(here, run, tmp_path):
         ({"models": ("a", "a")}, {}, "models: expected each once"),
         ({"suites": ("facts", "facts")}, {}, "suites: expected each once"),
         ({"recipes": ("none.yaml",)}, {}, r"none.yaml: No such file"),
+        ({"measuring": Measuring(equal_kl=("oss",))}, {}, "no split 'oss'; did you mean 'oos'"),
     ],
 )
 def test_what_is_refused_before_a_model_loads(here, tmp_path, changes, options, message):

@@ -22,6 +22,7 @@ VERBS = {
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
+    "recipe": "make results again: run what files say, then render their pages; resumable",
     "methods": "list the methods",
     "anchor": "experiments with concepts whose direction is chosen before training",
 }

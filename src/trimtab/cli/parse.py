@@ -10,6 +10,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,22 @@ T = TypeVar("T")
 
 FLAT = ("recipe", "comparison", "sampling", "search")
 """Fields whose own fields are shown, and written in a file, without a prefix."""
+
+_checking: ContextVar[bool] = ContextVar("checking", default=False)
+
+
+class Checked(Exception):
+    """A command line that makes sense, and that was only to be checked."""
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Within it `parse` raises `Checked` where it would have handed a verb its flags."""
+    token = _checking.set(True)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
 
 
 def parse(
@@ -48,9 +65,12 @@ def parse(
     given: dict[str, Any] = {} if default is None else {"default": default}
     config = (tyro.conf.DisallowNone,)
     with _one_line(f"trimtab {verb}"):
-        return tyro.cli(
+        found = tyro.cli(
             kind, prog=f"trimtab {verb}", description=about, args=words, config=config, **given
         )
+    if _checking.get():
+        raise Checked
+    return found
 
 
 def command(verb: str, words: Sequence[str]) -> str:
@@ -89,6 +109,8 @@ def _words_of(
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected keys and values, as in `seed: 1`")
+    if is_recipe(values):
+        values = {**(values.get("flags") or {}), "out": values["out"]}
     values = {key: value for key, value in values.items() if key not in beside}
     known = dict(_flags(kind, default))
     names = {_plain(word.partition("=")[0]) for word in typed if word.startswith("--")}
@@ -102,6 +124,11 @@ def _words_of(
         if value is not None and flag not in names:
             words += _flag_words(file, flag, value, known[flag])
     return words
+
+
+def is_recipe(values: dict[str, Any]) -> bool:
+    """Whether a file of keys is one for `trimtab recipe`: a verb, where it writes, its flags."""
+    return {"run", "out"} <= set(values) <= {"run", "out", "flags"}
 
 
 def _flag_words(file: Path, flag: str, value: Any, markers: tuple[Any, ...]) -> list[str]:

@@ -29,11 +29,10 @@ def main(words: list[str]) -> None:
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    files = [*args.run.glob("*/study.json"), *args.run.glob("*/grid.json")]
-    runs = sorted({file.parent for file in files})
-    if not runs:
-        raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
-    from trimtab.report import write_markdown
+    from trimtab.report.pages import write_pages
 
-    for run in runs:
-        print(write_markdown(run, run.parent / f"{run.name}.md"))
+    made = write_pages(args.run)
+    if not made:
+        raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
+    for page in made:
+        print(page)

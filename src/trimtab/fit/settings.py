@@ -130,7 +130,8 @@ class ProjectionSettings:
     """A gradient whose norm is beyond clip |p| is scaled down to it (published: 0.6 for the signal)."""
     on: Literal["gradient", "update"] = "gradient"
     """For weights: project the gradient, as published, or the change that AdamW makes of it, whose
-    rescaling of single entries leaves the direction again."""
+    rescaling of single entries leaves the direction again. A change has no clip and no published
+    variant."""
     variant: Literal["sound", "published"] = "sound"
     """Ours, or bd9ae63's: an elementwise leaky ReLU after the projection, and for weights the input
     axis of A in square modules alone."""
@@ -141,6 +142,19 @@ class ProjectionSettings:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"projection.{name} is {value}; expected 0 or a number above")
+        if self.on == "update" and self.of == "signal":
+            raise ConfigError(
+                "projection.on=update: AdamW changes weights, not the signal; expected of=weights"
+            )
+        if self.on == "update" and self.variant == "published":
+            raise ConfigError(
+                "projection.variant=published: it projects gradients; expected on=gradient"
+            )
+        if self.on == "update" and self.clip is not None:
+            raise ConfigError(
+                f"projection.clip is {self.clip}: it limits gradients, and AdamW's change does not "
+                "grow with them; expected on=gradient"
+            )
 
     @property
     def kept(self) -> float:

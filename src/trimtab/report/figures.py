@@ -12,7 +12,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -183,49 +183,42 @@ def accuracy(results: Results) -> list[Panel]:
     return panels
 
 
-def gain(results: Results) -> list[Panel]:
-    """A panel a split: each method's difference from the baseline in points, with 95 % intervals.
+def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> list[Panel]:
+    """A panel a run and split: each method's difference from the baseline in points, with 95 %
+    intervals.
 
     Two lines a method: at alpha 1 above, at equal KL below and thinner. A filled marker is a
-    verdict, a hollow one "cannot tell"; the grey bar spans what could not have been seen.
+    verdict, a hollow one "cannot tell"; the grey bar spans what could not have been seen. `named`
+    gives a panel its heading; by default it is the split.
     """
-    rows = [c for c in results.comparisons if math.isfinite(c.difference)]
+    rows = [c for r in runs for c in r.comparisons if math.isfinite(c.difference)]
     if not rows:
         return []
     baseline = wording.label(rows[0].baseline)
     limits = _limits([100 * x for c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5)
     panels = []
-    for split in [s for s in results.splits if any(c.split == s for c in rows)]:
-        mine = [c for c in rows if c.split == split]
+    for results, split in [(r, s) for r in runs for s in r.splits]:
+        mine = [c for c in results.comparisons if c.split == split and math.isfinite(c.difference)]
+        if not mine:
+            continue
         methods = [m for m in results.methods if any(c.method == m for c in mine)]
-        with _rows(methods, limits, 34, split, f"against {baseline}") as (figure, ax):
+        name = named(results, split) if named else split
+        look: dict[str, Any] = {"width": 480, "most": 30} if named else {}
+        with _rows(methods, limits, 34, name, f"against {baseline}", **look) as (figure, ax):
             ax.axvline(0, color=MUTED, lw=1)
             for c in mine:
                 second = c.at == EQUAL_KL
                 y = methods.index(c.method) + (0.22 if second else -0.16)
                 if math.isfinite(c.mde):
-                    ax.barh(
-                        y,
-                        200 * c.mde,
-                        left=-100 * c.mde,
-                        height=0.26,
-                        color=GRID,
-                        zorder=0.5,
-                    )
+                    bar = {"left": -100 * c.mde, "height": 0.26, "color": GRID}
+                    ax.barh(y, 200 * c.mde, zorder=0.5, **bar)
                 low, high, width = 100 * c.ci_low, 100 * c.ci_high, 1 if second else 2
                 _whisker(ax, results, c.method, low, high, y, width=width)
                 size = 5 if second else 7.5
-                _dot(
-                    ax,
-                    results,
-                    c.method,
-                    100 * c.difference,
-                    y,
-                    size=size,
-                    hollow=not c.told,
-                )
+                x = 100 * c.difference
+                _dot(ax, results, c.method, x, y, size=size, hollow=not c.told)
             ax.set_xlabel(f"points above {baseline}")
-        panels.append(_panel(figure, f"Difference from {baseline} on {split}", f"gain-{split}"))
+        panels.append(_panel(figure, f"Difference from {baseline} on {name}", f"gain-{name}"))
     return panels
 
 

@@ -121,6 +121,7 @@ def grid_page(grid: Grid) -> str:
             baseline=wording.label(next((s.baseline for s in grid.studies if s.baseline), "")),
             figure=figures.shifts(grid.studies),
             tables=tables,
+            several=len({r.study.model for r in grid.studies}) > 1,
             studies=[
                 (name, r.study.suite, wording.model(r.study.model), wording.headline(r))
                 for name, r in zip(grid.names, grid.studies, strict=True)

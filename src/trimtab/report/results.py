@@ -66,6 +66,10 @@ class Study:
     train_items: int | None
     train_pairs: int | None
     published: Published | None = None
+    trials: dict[str, int] = field(default_factory=dict)
+    """How many trials chose each trained method's settings."""
+    equivalent: dict[str, str] = field(default_factory=dict)
+    """Methods that were not run, being provably another one that was."""
 
 
 @dataclass(frozen=True)
@@ -462,6 +466,8 @@ def _study(r: _Record) -> Study:
         train_items=r.integer_or_none("train_items"),
         train_pairs=r.integer_or_none("train_pairs"),
         published=_published(r),
+        trials={k: int(v) for k, v in (r.fields.get("trials") or {}).items()},
+        equivalent={k: str(v) for k, v in (r.fields.get("equivalent") or {}).items()},
     )
 
 

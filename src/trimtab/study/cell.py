@@ -56,6 +56,8 @@ class Measuring:
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    equal_kl: tuple[str, ...] = ()
+    """Splits that are measured again where a dial's KL equals DPO's (by default all)."""
 
     def __post_init__(self) -> None:
         for name in ("dose_items", "train_items", "passages", "new_tokens", "max_length"):
@@ -93,6 +95,7 @@ class Setting:
         """Everything that figures depend on, the content of the data among it, and nothing else:
         not the suite's name nor where its files lie."""
         data, m = self.data, self.measuring
+        given = json.loads(json.dumps(vars(m)))
         kind = self.device.partition(":")[0]
         return {
             "format": FORMAT,
@@ -103,7 +106,7 @@ class Setting:
             "train": data.train.digest,
             "splits": {name: pairs.digest for name, pairs in data.splits.items()},
             "dose": data.dose.digest,
-            "measuring": json.loads(json.dumps(vars(m))),
+            "measuring": {k: v for k, v in given.items() if k != "equal_kl" or v},
             "neutral": hashlib.sha256(
                 "\n".join((*NEUTRAL[: m.passages], *GENERATION_PROMPTS[: m.prompts])).encode()
             ).hexdigest(),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import models
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
 from trimtab.progress import Progress
 from trimtab.study import tables
@@ -155,6 +155,12 @@ def plan_studies(
     for what, values in (("models", many), ("suites", [suite.name for suite in suites])):
         if len(set(values)) < len(values):
             raise ConfigError(f"{what}: expected each once, given {', '.join(values)}")
+    for suite in suites:
+        for split in set(comparison.measuring.equal_kl) - set(suite.evaluate):
+            raise ConfigError(
+                f"measuring.equal_kl: {suite.name} has no split {split!r}"
+                f"{near(split, suite.evaluate)} (it has {', '.join(suite.evaluate)})"
+            )
     data = [read_data(s, root, comparison.limit, comparison.train_limit) for s in suites]
     references = _references(suites, root, comparison)
     for pairs in (p for d in (*data, *references.values()) for p in (d.train, *d.splits.values())):

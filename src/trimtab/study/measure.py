@@ -263,7 +263,7 @@ def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
     if found is not None:
         alpha = float(f"{found[0]:.6g}")
         for name, encoded in stage.splits.items():
-            if name != "train":
+            if name != "train" and name in (stage.measuring.equal_kl or stage.splits):
                 label = f"{cell.label}: scoring {name} at equal KL"
                 rows += score_rows(
                     cell.name,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trimtab.fit import Method
+from trimtab.fit import METHODS, Method
 from trimtab.fit.run import versions
 from trimtab.study import tables
 from trimtab.study.cell import BASE, COSTS, PROMPT, SUMMARY
@@ -68,7 +68,16 @@ def write_results(
         )
     for study, verdicts, gained in zip(studies, against, gains, strict=True):
         _write_study(
-            study, rows[id(study)], verdicts, gained, comparison, chosen, command, title, notes
+            study,
+            rows[id(study)],
+            verdicts,
+            gained,
+            comparison,
+            chosen,
+            settings,
+            command,
+            title,
+            notes,
         )
     stale = [out / name for name in RESULTS] if grid else [out / GRID]
     for file in stale:
@@ -93,6 +102,16 @@ def _budgets(chosen: list[Method], settings: Settings) -> list[str]:
     return [f"Settings were not chosen with the same number of trials: {said}."]
 
 
+def _equivalent(chosen: Iterable[Method]) -> dict[str, str]:
+    """Methods that need not be run, being provably one that was, with its own settings."""
+    run = {m.name for m in chosen if m == METHODS.get(m.name)}
+    return {
+        m.name: m.equivalent
+        for m in METHODS.values()
+        if m.name not in run and m.equivalent is not None and m.equivalent in run
+    }
+
+
 def _title(chosen: Iterable[Method], studies: list[Study]) -> str:
     names = dict.fromkeys(s.suite.name for s in studies)
     return f"{', '.join(m.name for m in chosen)} on {', '.join(names)}"
@@ -105,6 +124,7 @@ def _write_study(
     gains: Rows,
     comparison: Comparison,
     chosen: list[Method],
+    settings: Settings,
     command: str,
     title: str,
     notes: Sequence[str],
@@ -154,6 +174,8 @@ def _write_study(
             "limit": comparison.limit,
             "equal_kl": study.target(),
             "published": asdict(suite.published) if suite.published else None,
+            "trials": {m.name: settings.trials.get(m.name, 0) for m in chosen if m.trained},
+            "equivalent": _equivalent(chosen),
             "notes": list(notes),
         },
     )

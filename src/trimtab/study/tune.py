@@ -29,14 +29,14 @@ from trimtab.batching import PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluate import score
-from trimtab.fit import Method, fit
+from trimtab.fit import METHODS, Method, fit
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.study.files import free_folder, write_json, write_lines, write_text
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
-from trimtab.study.settings import configured, read_settings
+from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 
 HELD_OUT = 0.25
@@ -391,6 +391,13 @@ def _write(out: Path, search: Search, method: Method, suite: Suite, command: str
         for part in parts:
             inner = inner.setdefault(part, {})
         inner[last] = value
+    entry = settings
+    if method != METHODS.get(method.name):  # a name of its own, or a start of its own
+        found = configured(method.recipe, chosen["settings"], method.name)
+        whole = as_json(replace(method, recipe=found))
+        settings = whole["settings"]
+        own = {} if whole["method"] == method.name else {"method": whole["method"]}
+        entry = {**own, **settings}
     tuned = {
         "trials": len(results),
         "accuracy": chosen["accuracy"],
@@ -398,7 +405,7 @@ def _write(out: Path, search: Search, method: Method, suite: Suite, command: str
         "model": search.model,
     }
     head = f"# {command}\n" if command else ""
-    content = {"settings": {method.name: settings}, "tuned": {method.name: tuned}}
+    content = {"settings": {method.name: entry}, "tuned": {method.name: tuned}}
     write_text(out / RECIPE, head + yaml.safe_dump(content, sort_keys=False))
     write_text(out / FIT, head + yaml.safe_dump(settings, sort_keys=False))
 

@@ -1,0 +1,249 @@
+"""The page `innerpo.md`: the four tables of InnerPO's README made again, with intervals, and what
+they say of its claim that aligning hidden states generalises further than aligning outputs (DPO).
+
+    innerpo/SUITE/study.json, …    a comparison a suite, with splits test, oos and rnd
+    innerpo/…/study.json           one without oos: the choice among innerDPO's scores
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trimtab.report import figures, wording
+from trimtab.report.claim import CONTROLS, OOS, TEST, Table, answer, findings, judged
+from trimtab.report.files import write_text
+from trimtab.report.markdown import _cell, _gain, _plain, _ran, _table
+from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, TRAIN, Results, read_results
+
+ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion")
+"""The README's."""
+
+
+def write_innerpo(folder: Path, page: Path) -> Path | None:
+    """Write the page and its figure from the comparisons in `folder`.
+
+    Returns:
+        the page; None where no comparison with DPO and a split `oos` is finished yet.
+
+    Raises:
+        TrimtabError: a result file is malformed.
+    """
+    runs = [read_results(file.parent) for file in sorted(folder.glob("*/study.json"))]
+    studies = [r for r in runs if OOS in r.splits and r.baseline]
+    if not studies:
+        return None
+    rank = {name: i for i, name in enumerate(ORDER)}
+    studies.sort(key=lambda r: (rank.get(r.study.suite, len(ORDER)), r.study.suite))
+    tables = {at: judged(studies, OOS, at) for at in (ALPHA_1, EQUAL_KL)}
+    panels = figures.gain(
+        *(_only(r, tables) for r in studies),
+        named=lambda r, split: wording.shift(r.study.suite, split),
+    )
+    figure = page.with_suffix(".svg")
+    write_text(figure, figures.sheet(panels, columns=2))
+    screened = [r for r in runs if OOS not in r.splits]
+    write_text(page, _markdown(studies, screened, tables, figure.name))
+    return page
+
+
+def _only(results: Results, tables: dict[str, Table]) -> Results:
+    """A run with the comparisons of these tables alone, as they are judged there."""
+    own = [
+        c for t in tables.values() for (suite, _), c in t.items() if suite == results.study.suite
+    ]
+    return replace(results, comparisons=tuple(own))
+
+
+def _markdown(
+    studies: Sequence[Results], screened: Sequence[Results], tables: dict[str, Table], figure: str
+) -> str:
+    baseline = wording.label(studies[0].baseline or "")
+    methods = list(dict.fromkeys(m for r in studies for m in r.methods))
+    tried = [m for m in methods if m not in CONTROLS and not m.startswith("dpo")]
+    learned = judged(studies, TEST, bare=True)
+    found = findings(tables[ALPHA_1], learned, tried)
+    said = answer(found, baseline)
+    parts = [
+        "# Does aligning hidden states generalise further than aligning outputs?",
+        _plain(said),
+        f"![Gain over {baseline} out of distribution with 95 % intervals]({figure})",
+        f"Points of accuracy above {baseline} out of distribution, on the same items; thick: dials at "
+        f"α = 1, thin: at the α where KL equals {baseline}'s. A filled marker is a verdict, a hollow "
+        "one “cannot tell”; the grey bar spans what could not have been seen.",
+        "## The four tables" if len(studies) == 4 else "## The tables",
+        "Accuracy in percent with 95 % intervals, dials at α = 1; beside it what the README of "
+        "wassname/repr-preference-optimization says: one unseeded run each on another model "
+        "(llama-3-2-1b-sft), by another score, so not to be compared number by number.",
+    ]
+    for r in studies:
+        parts += [f"### {_plain(r.study.suite)}", _accuracies(r)]
+    about = (
+        "Points of accuracy [95 % interval, not adjusted]; bold where it is a verdict (p-values "
+        "adjusted by Holm over the table)."
+    )
+    for title, table in (
+        (f"Out of distribution, against {baseline}", tables[ALPHA_1]),
+        (f"The same where each dial's KL equals {baseline}'s", tables[EQUAL_KL]),
+        (f"In distribution, against {baseline}", judged(studies, TEST)),
+        ("Out of distribution, against the bare model", judged(studies, OOS, bare=True)),
+        ("In distribution, against the bare model", learned),
+    ):
+        if table:
+            parts += [f"## {title}", about, _gains(table, studies, methods)]
+    for r in screened:
+        parts += ["## Which of innerDPO's scores", _screening(r)]
+    parts += ["## What was run"]
+    for r in studies:
+        parts += [f"**{_plain(r.study.suite)}**", f"{_ran(r)}\n\n```\n{r.study.command}\n```"]
+    parts.append(_tuning(studies))
+    caveats = dict.fromkeys(c for r in studies for c in wording.caveats(r) if "Holm" not in c)
+    parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in caveats)]
+    parts += ["## What this says about the claim", *_claim(studies, tables, learned, said, tried)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracies(results: Results) -> str:
+    """A row a method: ours by split, then the README's in one column."""
+    splits = [TRAIN] if any(results.read(m, TRAIN) for m in results.methods) else []
+    splits += results.splits
+    published = results.study.published.rows if results.study.published else {}
+    same = results.study.equivalent
+    rows = []
+    twins = {
+        m: [n for n, other in same.items() if other == m and n in published]
+        for m in results.methods
+    }
+    mine = [name for m in results.methods for name in (m, *twins[m])]
+    for name in dict.fromkeys([BASE, *mine, *published]):
+        ours = same.get(name, name)
+        text = _plain(wording.label(name))
+        if ours != name:
+            text += f" (provably {_plain(ours)})"
+        shares = published.get(name, {})
+        theirs = " / ".join(wording.share(shares.get(s)) for s in splits) if shares else ""
+        rows.append([text, *(_cell(results.read(ours, s)) for s in splits), theirs])
+    header = ["method", *splits, f"README: {' / '.join(splits)}"]
+    if not published:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return _table(header, rows, numeric_from=1)
+
+
+def _gains(table: Table, studies: Sequence[Results], methods: Sequence[str]) -> str:
+    """A row a method, a column a shift."""
+    suites = [r.study.suite for r in studies]
+    shown = [m for m in methods if any((s, m) in table for s in suites)]
+    rows = [[_plain(wording.label(m)), *(_gain(table.get((s, m))) for s in suites)] for m in shown]
+    return _table(["method", *suites], rows, numeric_from=1)
+
+
+def _screening(results: Results) -> str:
+    """Accuracy and margin on held-out items of the training distribution."""
+    split = results.splits[0]
+    seeds = wording.count(len(results.study.seeds), "seed")
+    about = (
+        f"Trained on `{results.study.train}`, judged on `{results.study.splits[split].spec}`, "
+        f"{seeds}: accuracy in percent and margin in nats a token, with 95 % intervals."
+    )
+    rows = []
+    for name in results.methods:
+        margin = results.read(name, split, "margin")
+        interval = wording.bounds(margin.ci_low, margin.ci_high, wording.number) if margin else ""
+        shown = wording.number(margin.value if margin else None)
+        cells = [_cell(results.read(name, split)), f"{shown} [{interval}]" if interval else shown]
+        rows.append([_plain(wording.label(name)), *cells])
+    table = _table(["method", "accuracy", "margin"], rows, numeric_from=1)
+    return f"{about}\n\n{table}\n\n```\n{results.study.command}\n```"
+
+
+def _tuning(studies: Sequence[Results]) -> str:
+    """Who had how many trials to find their settings."""
+    trials = {m: n for r in studies for m, n in r.study.trials.items()}
+    if not trials or not any(trials.values()):
+        return (
+            "No method's settings were tuned, DPO's no more than the others': unless its name says "
+            "otherwise, each has the package's defaults of training, with one learning rate for all "
+            "that was chosen once looking at DPO and innerDPO on `facts` ([log](../LOG.md))."
+        )
+    if len(set(trials.values())) == 1:
+        return (
+            f"Every trained method had {next(iter(trials.values()))} trials to find its settings."
+        )
+    said = ", ".join(f"{_plain(m)} {n}" for m, n in trials.items())
+    return f"Settings were not chosen with the same number of trials: {said}."
+
+
+def _claim(
+    studies: Sequence[Results],
+    tables: dict[str, Table],
+    learned: Table,
+    said: str,
+    tried: Sequence[str],
+) -> list[str]:
+    """The last section."""
+    baseline = wording.label(studies[0].baseline or "")
+    parts = [
+        "The claim: optimising internal representations generalises further to new tasks than "
+        f"optimising outputs ({baseline}), and beats it, especially out of distribution.",
+        "A method *generalises further* on a shift where its accuracy out of distribution is better "
+        f"than {baseline}'s, and in distribution better than the bare model's: whoever learns nothing "
+        f"also loses nothing. It *holds* for a method that goes further somewhere and less far "
+        "nowhere.",
+        f"**{_plain(said)}**",
+    ]
+    for at, place in ((ALPHA_1, "At α = 1"), (EQUAL_KL, f"At {baseline}'s KL")):
+        found = findings(tables[at], learned, tried)
+        if found:
+            lines = [
+                f"- {_plain(wording.label(f.method))}: {_plain(f.sentence(baseline))}."
+                for f in found
+            ]
+            parts.append(f"{place}:\n\n" + "\n".join(lines))
+    parts += filter(None, (_indoors(studies, tried), _controls(tables[ALPHA_1]), _readme(studies)))
+    return parts
+
+
+def _indoors(studies: Sequence[Results], tried: Sequence[str]) -> str:
+    """The claim's other half: in distribution."""
+    rows = [c for (_, m), c in judged(studies, TEST).items() if m in tried]
+    counts = {w: sum(c.verdict == w for c in rows) for w in ("better", "worse", "cannot tell")}
+    baseline = wording.label(studies[0].baseline or "")
+    return (
+        f"In distribution, of {wording.count(len(rows), 'comparison')} with {baseline} "
+        f"{counts['better']} came out better, {counts['worse']} worse; for {counts['cannot tell']} one "
+        "cannot tell."
+    )
+
+
+def _controls(oos: Table) -> str:
+    """What is ahead of the baseline without aligning any hidden state."""
+    ahead = [
+        f"{wording.label(m)} on {suite}"
+        for (suite, m), c in oos.items()
+        if (m in CONTROLS or m.startswith("dpo")) and c.verdict == "better"
+    ]
+    if not ahead:
+        return ""
+    return _plain(
+        f"Better than DPO out of distribution, too: {wording.join(ahead)}. There it takes no alignment "
+        "of hidden states to be ahead."
+    )
+
+
+def _readme(studies: Sequence[Results]) -> str:
+    """What the README's own figures say."""
+    gains = []
+    for r in studies:
+        rows = r.study.published.rows if r.study.published else {}
+        inner = [row[OOS] for name, row in rows.items() if name.startswith("hs-") and OOS in row]
+        dpo = rows.get("dpo", {}).get(OOS, math.nan)
+        if inner and math.isfinite(dpo):
+            gains.append(f"{wording.points(max(inner) - dpo)} on {r.study.suite}")
+    if not gains:
+        return ""
+    return _plain(
+        "The README's own figures, the best of its methods on hidden states less DPO out of "
+        f"distribution: {wording.join(gains)} points."
+    )
