@@ -1,7 +1,5 @@
 """`trimtab dose`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +18,7 @@ def main(words: list[str]) -> None:
         """Flags."""
 
         out: Path
-        """Folder in which each trait gets one; what is done is not done again."""
+        """Folder of the run, of several traits one in it for each; what is done is not done again."""
         comparison: Annotated[Dosing, tyro.conf.arg(name="")] = field(default_factory=Dosing)
         quiet: bool = False
         """No progress."""

@@ -31,9 +31,13 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
     files = [*args.run.glob("*/study.json"), *args.run.glob("*/grid.json")]
     runs = sorted({file.parent for file in files})
-    if not runs:
+    steered = sorted({file.parent.parent for file in args.run.glob("*/*/dose.json")})
+    if not runs and not steered:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     from trimtab.report import write_markdown
+    from trimtab.report.steering import write_steering
 
+    for folder in steered:
+        print(write_steering(folder, folder.with_suffix(".md")))
     for run in runs:
         print(write_markdown(run, run.parent / f"{run.name}.md"))

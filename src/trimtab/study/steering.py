@@ -181,9 +181,9 @@ def dose(
     A cell that fails is reported at the end; the others are run all the same.
 
     Args:
-        out: a folder is made in it for each trait: `cells/` (a file each, written when it is done),
-            `dials/`, `dose.json`, `results.jsonl`, `comparisons.jsonl`, `curves.jsonl`,
-            `generations.jsonl`.
+        out: the trait's folder, of several traits one in it for each: `cells/` (a file each,
+            written when it is done), `dials/`, `dose.json`, `results.jsonl`, `comparisons.jsonl`,
+            `curves.jsonl`, `generations.jsonl`.
         command: what was typed, for the record.
 
     Returns:
@@ -193,7 +193,9 @@ def dose(
         ConfigError: settings that make no sense, an `out` that holds something else.
         StudyError: cells failed; the text says which and why.
     """
-    folders = [free_folder(Path(out) / t, "cells", "dose.json") for t in dosing.traits]
+    several = len(dosing.traits) > 1
+    places = [Path(out) / t if several else Path(out) for t in dosing.traits]
+    folders = [free_folder(place, "cells", "dose.json") for place in places]
     digest = models.digest_of(dosing.model)
     failed: dict[str, str] = {}
     loaded: list[Any] = []
@@ -463,7 +465,9 @@ def _curve(
     rise = np.stack([damage[a].nll_rise if a else none for a in alphas])
     ratio = np.stack([read[a].ratio for a in alphas])
     if not all(np.isfinite(x).all() for x in (kl, rise, ratio)):
-        raise StudyError(f"log-probs are not finite within alpha {alphas[0]:.3g} to {alphas[-1]:.3g}")
+        raise StudyError(
+            f"log-probs are not finite within alpha {alphas[0]:.3g} to {alphas[-1]:.3g}"
+        )
     return {
         "alphas": [float(f"{a:.6g}") for a in alphas],
         "kl": [float(f"{x:.6g}") for x in kl.mean(1)],
