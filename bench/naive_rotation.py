@@ -113,7 +113,7 @@ class Naive:
         states = {}
         for site in self.needs.sites:
             assert isinstance(site, int)
-            h, part = out.hidden_states[site + 1], body[..., None]
+            h, part = out.hidden_states[site + 1], body[..., None]  # any block but the last
             states[site] = (h * part).sum(1) / part.sum(1)
         return taken.sum(1), scored.sum(1), states
 

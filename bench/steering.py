@@ -258,8 +258,9 @@ def run_rotation(repeats: int, quick: bool) -> results.Found:
     optimizer = torch.optim.AdamW(dial.parameters(), lr=0.0)
 
     def ours() -> torch.Tensor:
-        loss = module(batch)[0].mean()
-        loss.backward()
+        with dial(model, module.alpha, training=True, force=True):
+            loss = module(batch)[0].mean()
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()

@@ -145,6 +145,7 @@ def made_cell(name, gain, *, method=None, half="", kl=0.04, items=20, passages=4
         "kind": "vector",
         "items": [f"i{k}" for k in range(items)],
         "alphas": alphas,
+        "matched": [1, 3],
         "kl": (dose**2).tolist(),
         "ratio": y.tolist(),
         "valid": np.ones_like(y, int).tolist(),
@@ -167,7 +168,8 @@ def test_a_row_a_cell():
     assert row["score"] == pytest.approx(2.0 * row["r2"])
     # Slopes 1.5 and 0.5 about a common 1: R2 is 1 / mean of 2.25 and 0.25.
     assert row["r2"] == pytest.approx(1 / 1.25)
-    assert (row["alpha"], row["kl_up"]) == (2.0, pytest.approx(0.04))
+    assert (row["alpha"], row["kl_up"]) == (1.0, pytest.approx(0.01))
+    assert row["swing"] == pytest.approx(2.0 * 0.1)
 
 
 def test_a_wrong_way_dial_has_a_negative_score_but_a_positive_published_one():
@@ -199,6 +201,7 @@ def test_comparisons_are_paired_and_the_halves_are_the_noise_floor():
     found = {(c["name"], c["against"]): c for c in steering_tables.comparisons(cells)}
     assert found["mean", "prompt"]["difference"] == pytest.approx(1.0)
     assert found["mean", "random"]["difference"] == pytest.approx(2.0)
+    assert found["mean", "prompt"]["swing"] == pytest.approx(0.1)
     noise = found["mean-second", "mean-first"]
     assert noise["difference"] == pytest.approx(0.1)
     # All three move the same items alike: paired, the interval is narrower than either's own.

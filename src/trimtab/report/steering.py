@@ -109,7 +109,7 @@ def markdown(found: Sequence[Doses], figure: str) -> str:
         "question has an answer that shows the trait and one that does not; the log-ratio is the "
         "difference of their mean log-probs, in nats a token. Damage is KL from the bare model on "
         f"{size['passages']} neutral passages; every dial is turned to where it equals that of a "
-        "system prompt with the persona, and measured there, at half of that α, and at the "
+        "system prompt with the persona, and measured there, at twice that α, and at the "
         "opposites. Intervals are 95 %, over questions and passages.",
         "\n".join(f"- {_headline(d)}" for d in found),
         f"![Shift of the log-ratio and rise of NLL over damage, by trait]({figure})",
@@ -128,7 +128,8 @@ def markdown(found: Sequence[Doses], figure: str) -> str:
         "- *slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that "
         "a dial has the same slope at any strength, and dials of different kinds can be compared. "
         "Bold: its interval lies above the random directions', paired on the same questions.\n"
-        "- *− prompt*: the same less the prompt's.\n"
+        "- *swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
+        "the prompt's own.\n"
         "- *R²*: share of the questions' movement that one line explains. *valid*: readings at which "
         "the likelier answer had lost no more than 1 nat a token. *score*: slope × R² × valid².\n"
         "- *odd*: 1 where −α does the opposite of α on every question, ½ where the two are unrelated, "
@@ -167,7 +168,7 @@ def _headline(doses: Doses) -> str:
     if best is None:
         return f"**{doses.trait}**: nothing could be measured."
     names = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], RANDOM))]
-    above = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], PROMPT))]
+    above = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], PROMPT), "swing")]
     parts = [
         f"**{doses.trait}**: steepest is `{best['name']}`, {_value(best, 'per_damage')} nats a "
         "token for a root nat of damage"
@@ -181,8 +182,8 @@ def _headline(doses: Doses) -> str:
     if prompt:
         beat = wording.join([f"`{n}`" for n in above]) if above else "no method"
         parts.append(
-            f"the prompt has {_value(prompt, 'per_damage')}, and {beat} "
-            f"{'lie' if len(above) > 1 else 'lies'} clear above it"
+            f"at its damage the prompt moves the log-ratio by {_value(prompt, 'swing')}, and {beat} "
+            f"{'do' if len(above) > 1 else 'does'} clearly more"
         )
     return "; ".join(parts) + "."
 
@@ -210,8 +211,8 @@ def _about(doses: Doses) -> str:
     noise = [c for c in doses.comparisons if c["against"].endswith("-first")]
     said = [
         f"Prompts: “{_plain(doses.about['personas']['1.0'])}” and "
-        f"“{_plain(doses.about['personas']['-1.0'])}”. Largest damage: KL "
-        f"{wording.number(doses.about['kl'], 3)} nats a token."
+        f"“{_plain(doses.about['personas']['-1.0'])}”. Damage of the two, on "
+        f"average: KL {wording.number(doses.about['kl'], 3)} nats a token."
     ]
     for c in noise:
         name = c["against"].removesuffix("-first")
@@ -228,8 +229,18 @@ def _results(doses: Doses) -> str:
 
 
 def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
-    header = ["method", "slope", "− prompt", "R²", "valid", "score", "odd", "wrong way, %"]
-    header += ["largest α", "published", "seconds"]
+    header = [
+        "method",
+        "slope",
+        "swing",
+        "− prompt's",
+        "R²",
+        "valid",
+        "score",
+        "odd",
+        "wrong way, %",
+    ]
+    header += ["α", "published", "seconds"]
     rows = []
     for r in doses.results:
         difference = doses.against(r["name"], PROMPT)
@@ -237,7 +248,8 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
             [
                 _plain(r["name"]),
                 _slope(doses, r),
-                _value(difference, "difference", sign=True) if difference else wording.NOTHING,
+                _value(r, "swing", sign=True),
+                _value(difference, "swing", sign=True) if difference else wording.NOTHING,
                 wording.number(r["r2"]),
                 wording.number(r["valid"]),
                 _value(r, "score", sign=True),
@@ -280,9 +292,9 @@ def _ran(found: Sequence[Doses]) -> str:
     return "\n".join(lines) + (f"\n\n```\n{commands}\n```" if commands else "")
 
 
-def _clear(difference: Row | None) -> bool:
+def _clear(difference: Row | None, what: str = "difference") -> bool:
     """Whether a difference lies above 0 with its interval."""
-    low = difference["difference_low"] if difference else None
+    low = difference[f"{what}_low"] if difference else None
     return low is not None and low > 0
 
 

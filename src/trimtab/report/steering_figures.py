@@ -35,7 +35,7 @@ Look = tuple[str, str, str]
 def panels(found: Sequence[Doses]) -> list[Panel]:
     """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage; then
     the legend."""
-    looks = _looks(found)
+    looks, labels = _looks(found)
     drawn = []
     for doses in found:
         for metric, title, unit in (
@@ -51,23 +51,27 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
                 ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.set_xlabel("√KL from the bare model, with the sign of α")
             drawn.append(_panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
-    return [*drawn, _legend(looks)]
+    return [*drawn, _legend({labels[name]: look for name, look in looks.items()})]
 
 
-def _looks(found: Sequence[Doses]) -> dict[str, Look]:
-    """A look for each cell that is drawn: no halves, and of equal curves the first."""
+def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
+    """A look and a label for each cell that is drawn: no halves, and of equal curves the first, under
+    both names."""
     looks: dict[str, Look] = {}
+    labels = {}
     rows = {r["name"]: r for d in found for r in d.results if not r["half"]}
     for name, row in sorted(rows.items(), key=lambda item: item[1]["method"] != RANDOM):
         if row["method"] == RANDOM:
-            looks[name] = (MUTED, "", "-")
+            looks[name], labels[name] = (MUTED, "", "-"), wording.label(RANDOM)
         elif row["method"] == PROMPT:
-            looks[name] = (INK, "D", "--")
-        elif not any(_same(found, name, other) for other in looks):
+            looks[name], labels[name] = (INK, "D", "--"), "persona prompt"
+        elif equal := next((other for other in looks if _same(found, name, other)), None):
+            labels[equal] += f", {name}"
+        else:
             place = sum(colour not in (MUTED, INK) for colour, _, _ in looks.values())
             colour = _PLACEHOLDER[f"m{place % 8}"]
-            looks[name] = (colour, MARKERS[place % len(MARKERS)][0], "-")
-    return looks
+            looks[name], labels[name] = (colour, MARKERS[place % len(MARKERS)][0], "-"), name
+    return looks, labels
 
 
 def _same(found: Sequence[Doses], one: str, other: str) -> bool:
@@ -96,10 +100,7 @@ def _line(ax: Axes, rows: Sequence[dict[str, Any]], metric: str, look: Look) -> 
     )
 
 
-def _legend(looks: dict[str, Look]) -> Panel:
-    shown: dict[str, Look] = {}
-    for name, look in looks.items():
-        shown[wording.label(RANDOM) if look[0] == MUTED else _name(name)] = look
+def _legend(shown: dict[str, Look]) -> Panel:
     columns, pitch = 4, 22
     width, height = 860, 12 + pitch * -(-len(shown) // columns)
     with _figure(width, height) as figure:
@@ -114,7 +115,3 @@ def _legend(looks: dict[str, Look]) -> Panel:
                 ax.plot([x + 13], [y], color=colour, marker=marker, ms=6.5, mec=PAGE, mew=1)
             ax.text(x + 34, y, name, va="center", size=12)
         return _panel(figure, "Legend", "legend")
-
-
-def _name(name: str) -> str:
-    return "persona prompt" if name == PROMPT else name

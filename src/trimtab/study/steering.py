@@ -2,8 +2,8 @@
 
 From `personas:TRAIT` each method makes a dial. The damage of a prompt with the trait's persona is
 measured first; each dial is then turned to where its damage on the same passages is that of the
-prompt, and read there, at half of that and at the opposites, on questions that share nothing with the
-personas (`traits:TRAIT/test`). One cell is one file, written when it is done.
+prompt, and read there, at twice that alpha and at the opposites, on questions that share nothing with
+the personas (`traits:TRAIT/test`). One cell is one file, written when it is done.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ ESTIMATORS = (
     "fisher",
 )
 ADAPTERS = ("rotation", "contrastive")
-SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Doses, as shares of the alpha whose damage is the prompt's."""
+DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Doses, in units of the alpha whose damage is the prompt's."""
 REQUEST = "Write a short paragraph about anything you like."
 """What the neutral passages answer, where damage is measured."""
 PAIRS_PER_STEP = 8
@@ -84,7 +84,7 @@ class Dosing:
     random_seeds: tuple[int, ...] = (0, 1)
     """Random directions, turned to the same damage."""
     kl: float | None = None
-    """Damage at the largest dose, mean KL in nats a token (default: that of the persona prompt)."""
+    """Damage at dose 1, mean KL in nats a token (default: that of the persona prompt)."""
     steps: int = 8
     """Training steps of `rotation` and `contrastive`, of 8 pairs each."""
     limit: int | None = None
@@ -392,7 +392,7 @@ def _dial(cell: Cell, stage: Stage, target: float) -> dict[str, Any]:
     measured = _Measured(stage.neutral)
     found = alpha_at_kl(measured, dial, target, {}, largest=LARGEST, tolerance=0.05, attempts=5)
     one = found[0] if found else measured.nearest(target)
-    alphas = tuple(share * one for share in SHARES)
+    alphas = tuple(dose * one for dose in DOSES)
     damage = {a: measured.damage(dial, a) for a in alphas if a}
     read = {a: stage.ratios(stage.encoded, dial, a) if a else stage.base for a in alphas}
     return {
@@ -458,7 +458,8 @@ def _curve(
     damage: dict[float, Damage],
     stage: Stage,
 ) -> dict[str, Any]:
-    """A cell's figures as lists: [dose][item] and [dose][passage]."""
+    """A cell's figures as lists: [dose][item] and [dose][passage]. `matched` are the places of the two
+    doses whose damage is the prompt's."""
     none = np.zeros(stage.dosing.passages)
     best = np.stack([read[a].best for a in alphas])
     kl = np.stack([damage[a].kl if a else none for a in alphas])
@@ -468,8 +469,10 @@ def _curve(
         raise StudyError(
             f"log-probs are not finite within alpha {alphas[0]:.3g} to {alphas[-1]:.3g}"
         )
+    middle = len(alphas) // 2
     return {
         "alphas": [float(f"{a:.6g}") for a in alphas],
+        "matched": [middle - 1, middle + 1],
         "kl": [float(f"{x:.6g}") for x in kl.mean(1)],
         "ratio": _short(ratio),
         "valid": valid_answers(best, stage.base.best).astype(int).tolist(),

@@ -50,9 +50,10 @@ def results(cells: Sequence[dict[str, Any]]) -> Rows:
         ]
         row: dict[str, Any] = {k: cell[k] for k in ("name", "method", "seed", "half", "kind")}
         row |= {
-            "alpha": float(np.max(alphas)),
-            "kl_up": cell["kl"][-1],
-            "kl_down": cell["kl"][0],
+            "alpha": float(alphas[cell["matched"][1]]),
+            "kl_up": cell["kl"][cell["matched"][1]],
+            "kl_down": cell["kl"][cell["matched"][0]],
+            **_interval("swing", mean_interval(_swing(cell))),
             "reached": cell.get("reached", True),
             **_interval("slope", mean_interval(slopes(alphas, y))),
             **_interval("per_damage", _of_draws(per_damage, slope_draws(cell, weights))),
@@ -82,7 +83,9 @@ def results(cells: Sequence[dict[str, Any]]) -> Rows:
 
 
 def comparisons(cells: Sequence[dict[str, Any]]) -> Rows:
-    """Differences of slopes per unit damage, items and passages paired.
+    """Differences from the controls, items (and passages) paired: `difference` of the slopes per unit
+    damage; `swing` of what the two doses do to the log-ratio, (y(1) - y(-1)) / 2, where the damage of
+    both is the same.
 
     `against` is `random` (the mean of the random directions), `prompt`, or for the second of two
     halves the first: then the difference is noise alone.
@@ -93,7 +96,9 @@ def comparisons(cells: Sequence[dict[str, Any]]) -> Rows:
     one = _weights(len(cells[0]["items"]), len(cells[0]["kl_passages"][0]), whole=True)
     draws = {c["name"]: slope_draws(c, weights) for c in cells}
     value = {c["name"]: float(slope_draws(c, one)[0]) for c in cells}
+    swings = {c["name"]: _swing(c) for c in cells}
     if names := [c["name"] for c in cells if c["method"] == RANDOM]:
+        swings[RANDOM] = np.mean([swings[n] for n in names], axis=0)
         draws[RANDOM] = np.mean([draws[n] for n in names], axis=0)
         value[RANDOM] = float(np.mean([value[n] for n in names]))
     rows = []
@@ -107,6 +112,7 @@ def comparisons(cells: Sequence[dict[str, Any]]) -> Rows:
         for rival in rivals:
             found = _of_draws(value[name] - value[rival], draws[name] - draws[rival])
             row = {"name": name, "against": rival, **_interval("difference", found)}
+            row |= _interval("swing", mean_interval(swings[name] - swings[rival]))
             rows.append({k: _plain(v) for k, v in row.items()})
     return rows
 
@@ -170,6 +176,13 @@ def _fits(cell: dict[str, Any], weights: Weights) -> tuple[np.ndarray, np.ndarra
         within = of_items @ ((y - y.mean(0)) ** 2).sum(0)
         r2 = slope**2 * sxx / within
     return slope, r2, of_items @ valid.mean(0)
+
+
+def _swing(cell: dict[str, Any]) -> Float[np.ndarray, "items"]:
+    """What a cell does at the prompt's damage: half the log-ratios' way from one end to the other."""
+    low, high = cell["matched"]
+    y = np.array(cell["ratio"], float)
+    return (y[high] - y[low]) / 2
 
 
 def _arrays(cell: dict[str, Any]) -> tuple[np.ndarray, ...]:
