@@ -1,4 +1,5 @@
-"""The known traps of steering, each with the tests that would see it; those that have no other home."""
+"""The known traps of steering and kinds of bad input, each with the tests that would see it; and the
+tests that have no other home."""
 
 from __future__ import annotations
 
@@ -90,13 +91,42 @@ TRAPS = {
     ),
 }
 
+BAD_INPUT = {
+    "a layer that matches nothing": (
+        "test_states.py::test_a_site_that_is_not_there_is_refused",
+        "test_steering.py::test_sites_by_regular_expression",
+        "test_dials.py::test_linear_layers_are_found_by_structure",
+    ),
+    "prompts that differ in more than the persona": (
+        "test_contrast.py::test_poles_that_differ_in_more_than_the_persona_are_warned_of",
+    ),
+    "an empty suffix": ("test_contrast.py::test_what_makes_no_contrast",),
+    "a control vector truncated, of another architecture, of another size, fuzzed": (
+        "test_export.py::test_a_damaged_control_vector_is_refused_with_the_reason",
+        "test_export.py::test_a_control_vector_that_does_not_fit_the_model",
+        "test_export.py::test_fuzzed_control_vectors_are_refused_or_read",
+        "test_export.py::test_ten_thousand_fuzzed_control_vectors",
+    ),
+    "an alpha that is no number": (
+        "test_dials.py::test_what_alpha_cannot_be",
+        "test_bad_input.py::test_alphas_that_are_no_numbers",
+    ),
+    "dials of two base models": ("test_vector.py::test_dials_of_two_base_models_do_not_compose",),
+    "a dial entered or changed under activation checkpointing": TRAPS[
+        "15 activation checkpointing"
+    ],
+}
+
 
 def test_every_trap_has_a_test():
     assert [int(name.split()[0]) for name in TRAPS] == list(range(1, 19))
-    for names in TRAPS.values():
-        for file, test in (name.split("::") for name in names):
-            found = ast.parse((HERE / file).read_text(encoding="utf-8")).body
-            assert test in {f.name for f in found if isinstance(f, ast.FunctionDef)}, test
+    wanted: dict[str, set[str]] = {}
+    for name in (name for names in (*TRAPS.values(), *BAD_INPUT.values()) for name in names):
+        file, _, test = name.partition("::")
+        wanted.setdefault(file, set()).add(test)
+    for file, tests in wanted.items():
+        found = ast.parse((HERE / file).read_text(encoding="utf-8")).body
+        assert not tests - {f.name for f in found if isinstance(f, ast.FunctionDef)}, file
 
 
 @pytest.fixture

@@ -343,6 +343,7 @@ class Stage:
 def _run(cell: Cell, prompt: Cell, stage: Stage) -> None:
     """Measure a cell and write its file."""
     cell.file.parent.mkdir(parents=True, exist_ok=True)
+    cpu = time.process_time()
     if cell.method is None:
         found = _prompt(stage)
     else:
@@ -354,6 +355,7 @@ def _run(cell: Cell, prompt: Cell, stage: Stage) -> None:
         "seed": cell.seed,
         "half": cell.half,
         "items": [row.item for row in stage.encoded.rows],
+        "cpu_seconds_in_all": round(time.process_time() - cpu, 1),
     }
     write_json(cell.file, {**note, **found})
 
