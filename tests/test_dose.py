@@ -26,7 +26,7 @@ from trimtab.evaluate.dose import (
 )
 from trimtab.report.steering import write_steering
 from trimtab.states import Readings
-from trimtab.study import steering, steering_tables
+from trimtab.study import steering_cells, steering_tables
 from trimtab.study.files import write_json, write_lines
 
 # ---- by hand ------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_the_study_is_resumed_cell_by_cell(saved_model, tokenizer, tmp_path, mon
     folder = tmp_path / "results" / "steering" / "honesty"
     words = dose_words(saved_model(), folder, "--methods", "mean", "contrastive")
     calls = []
-    whole = steering._dial
+    whole = steering_cells._dial
 
     def stopped(cell, *rest):
         calls.append(cell.name)
@@ -283,7 +283,7 @@ def test_the_study_is_resumed_cell_by_cell(saved_model, tokenizer, tmp_path, mon
             raise KeyboardInterrupt
         return whole(cell, *rest)
 
-    monkeypatch.setattr(steering, "_dial", stopped)
+    monkeypatch.setattr(steering_cells, "_dial", stopped)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
@@ -311,7 +311,10 @@ def test_measured_again_gives_the_same_bytes(saved_model, tmp_path, monkeypatch)
     found, folder = [], saved_model()
     for out in ("a", "b"):
         with pytest.raises(SystemExit):
-            main(dose_words(folder, tmp_path / out, "--methods", "mean"))
+            main(dose_words(folder, tmp_path / out, "--methods", "pca", "pca_center", "--halves"))
+        cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*")]
+        assert {c["name"] for c in cells} == {"pca", "pca_center"}
+        assert cells[0]["ratio"] == cells[1]["ratio"]  # one direction, measured once
         rows = [json.loads(x) for x in (tmp_path / out / "results.jsonl").open()]
         found.append([{k: v for k, v in r.items() if "seconds" not in k} for r in rows])
         found[-1].append((tmp_path / out / "curves.jsonl").read_text())
