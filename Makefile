@@ -50,11 +50,12 @@ test-slow: install ## the tests marked slow
 bench: install .venv-bench/.installed ## measure against other tools; writes bench/results
 	$(BIN)/python -m bench $(ARGS)
 
-.venv-bench/.installed: bench/repeng-requirements.txt
-	@echo "Setting up .venv-bench, where repeng runs."
+.venv-bench/.installed: bench/repeng-requirements.txt bench/steering-vectors-requirements.txt
+	@echo "Setting up .venv-bench, where repeng and steering-vectors run."
 	@test -x .venv-bench/bin/pip || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/steering-vectors-requirements.txt
 	@touch $@
 
 lint: install ## ruff (lint and format) and pyright

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
     """The ratios that a name stands for, and those that come with it."""
-    from bench import anchoring, directions, dpo, objectives, positions, states_only
+    from bench import anchoring, directions, dpo, objectives, positions, states_only, steering
 
     subjects: dict[str, Callable[[], results.Found]] = {
         "memory_vs_trl": lambda: dpo.run("dpo_vs_trl_truthful_qa", repeats, quick, tune),
@@ -73,12 +74,19 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         "sites_18_over_1": lambda: objectives.sites(repeats, quick),
         "length_per_position": lambda: objectives.lengths(repeats, quick),
         "directions_vs_repeng_unrelated": lambda: directions.run(repeats, quick, tune),
+        "fisher_vs_dense": lambda: steering.run_fisher(repeats, quick),
+        "decoding_with_vector": lambda: steering.run_decoding(repeats, quick),
+        "decoding_with_rotation": lambda: steering.run_decoding(repeats, quick),
+        "rotation_step_vs_naive": lambda: steering.run_rotation(repeats, quick),
         "packed_positions_over_tokens": positions.run_positions,
         "second_method_reference_forwards": positions.run_forwards,
         "anchor_60_seeds_over_20_s": lambda: anchoring.run_seeds(quick),
         "anchor_mixing_over_90_s": lambda: anchoring.run_mixing(quick),
         "anchor_callback_over_step": lambda: anchoring.run_callback(repeats, quick),
     }
+    found = re.fullmatch(r"directions_(honesty|chat)_vs_(\w+)", name)
+    if found:
+        return steering.run_directions(found[1], found[2], repeats, quick, tune)
     if name in dpo.CASES:
         return dpo.run(name, repeats, quick, tune)
     return subjects[name]()

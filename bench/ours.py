@@ -18,8 +18,10 @@ from bench import data
 from bench.floor import Work, counted, matmul_rate, reading_per_position, training_work
 from bench.gate import Gate, total
 from bench.lane import Channel
+from bench.steering import PERSONAS, TEMPLATE
 from trimtab import models
-from trimtab.batching import encode, layout_of, plan_batches, plan_training
+from trimtab.batching import encode, layout_of, make_contrast, plan_batches, plan_training
+from trimtab.batching.contrast import batches_of
 from trimtab.cache import Store, collect
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
@@ -168,6 +170,43 @@ def directions(spec: dict[str, Any], channel: Channel) -> None:
     channel.serve(once, {"work": work.__dict__, "per_position": reading_per_position(model)})
 
 
+def contrast(spec: dict[str, Any], channel: Channel) -> None:
+    """All directions of personas in contrast a turn: tokenising, one pass over the token tree, the
+    estimator."""
+    model, tokenizer = models.load(data.MODEL)
+    layout_of(model)
+    given = json.loads(Path(spec["contrast"]).read_text())
+    count = models.n_layers(model)
+    sites: tuple[Site, ...] = tuple(range(count))
+    if spec["peer"] == "repeng":  # all blocks but the first, the last one after the final norm
+        sites = (*range(1, count - 1), "final")
+
+    def once() -> dict[str, Any]:
+        made = make_contrast(
+            TEMPLATE, PERSONAS[:1], PERSONAS[1:], given["suffixes"], tokenizer, stops=given["stops"]
+        )
+        states = collect(model, made, sites=sites).states
+        chosen, rejected = made.pair_answers()
+        found: dict[str, Tensor] = {}
+        for site in sites:
+            differences = states[site][chosen] - states[site][rejected]
+            if spec["estimator"] == "mean":
+                v = mean_difference(differences)
+            else:
+                v = principal_direction(differences, centred=True)
+            found[str(count - 1 if site == "final" else site)] = v
+        save_file(found, spec["out"])
+        return {}
+
+    once()  # warm-up
+    made = make_contrast(
+        TEMPLATE, PERSONAS[:1], PERSONAS[1:], given["suffixes"], tokenizer, stops=given["stops"]
+    )
+    positions = sum(b.input_ids.numel() for b in batches_of(made, 2048, layout_of(model)))
+    work = Work.reading(model, made.n_tokens, positions)
+    channel.serve(once, {"work": work.__dict__, "per_position": reading_per_position(model)})
+
+
 def rate(spec: dict[str, Any], channel: Channel) -> None:
     """The matmul rate a turn."""
     model, _ = models.load(data.MODEL, dtype=spec["dtype"])
@@ -177,4 +216,5 @@ def rate(spec: dict[str, Any], channel: Channel) -> None:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     torch.manual_seed(0)
-    {"training": training, "directions": directions, "rate": rate}[given["mode"]](given, Channel())
+    modes = {"training": training, "directions": directions, "contrast": contrast, "rate": rate}
+    modes[given["mode"]](given, Channel())

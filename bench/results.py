@@ -66,6 +66,32 @@ SUBJECTS: dict[str, Subject] = {
         "the lesser of mean and PCA",
         1.6,
     ),
+    "directions_honesty_vs_repeng": Subject(
+        "PCA directions of an honesty set, every suffix cut after each of its tokens, float32, "
+        "against repeng",
+        15.0,
+    ),
+    "directions_honesty_vs_steering_vectors": Subject(
+        "the same set, mean directions, against steering-vectors", 15.0
+    ),
+    "directions_chat_vs_repeng": Subject(
+        "PCA directions of 256 pairs in one chat template, float32, against repeng", 3.0
+    ),
+    "directions_chat_vs_steering_vectors": Subject(
+        "the same pairs, mean directions, against steering-vectors", 3.0
+    ),
+    "fisher_vs_dense": Subject(
+        "a Fisher direction of 880 gradients of 2560 entries, against the dense matrix", 50.0
+    ),
+    "decoding_with_vector": Subject(
+        "tokens a second with a vector after every block, over the bare model's", 0.98
+    ),
+    "decoding_with_rotation": Subject(
+        "the same with a rotation of rank 64 on o_proj and down_proj of the middle half", 0.9
+    ),
+    "rotation_step_vs_naive": Subject(
+        "a training step of a rotation on 8 pairs, against three padded passes", None
+    ),
     "packed_positions_over_tokens": Subject(
         "positions computed over real tokens, a DPO run on truthful_qa (counted)", 1.2, True
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -88,3 +89,26 @@ def test_the_readmes_example_runs(tiny, tokenizer, tmp_path, monkeypatch, capsys
     said = capsys.readouterr()
     assert said.out.strip()
     assert "Warning" not in said.err
+
+
+def test_the_readmes_control_vector_runs(tiny, tokenizer, tmp_path, monkeypatch, capsys):
+    """Word for word, but for the model and the process that checks the export."""
+    from trimtab.export import check
+
+    def checked_here(spec: dict[str, Any], stage: Path, _: Any) -> dict[str, Any]:
+        receipt = check.compare(spec)
+        (stage / "receipt.json").write_text(json.dumps(receipt))
+        return receipt
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    monkeypatch.setattr(models, "load", lambda *_, **__: (tiny("llama"), tokenizer))
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trimtab.export.run._run_check", checked_here)
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line[:1] in "-0123456789"]
+    assert (tmp_path / "honesty.gguf").is_file()
+    assert (tmp_path / "honesty.gguf.receipt.json").is_file()

@@ -5,20 +5,28 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from bench import data, directions, dpo, floor, positions, results
+from bench import data, directions, dpo, floor, positions, results, steering
 from bench.__main__ import main
+from bench.naive_rotation import Naive
 from bench.sides import Comparison
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import encode, plan_training
+from trimtab.batching import collate, encode, make_contrast, plan_training
+from trimtab.cache import Store
 from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
+from trimtab.fit.recipes import method
+from trimtab.fit.reference import read_reference
+from trimtab.fit.rotation import ContrastiveModule, new_rotation
 from trimtab.objectives import DPO, InnerDPO
+from trimtab.pairs import read_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -181,3 +189,63 @@ def test_results_are_merged_in_the_order_of_the_table(
         ("memory_vs_trl", 2.0),
         ("states_only_vs_dpo", 3.0),
     ]
+
+
+def test_the_honesty_set_is_every_cut_of_every_suffix(truthful: None) -> None:
+    made = steering.honesty_set(3)
+    tokenizer = models.load_tokenizer(data.MODEL)
+    head = tokenizer(steering.rendered(tokenizer, steering.PERSONAS[0]))["input_ids"]
+    wanted = []
+    for suffix in made["contrast"]["suffixes"]:
+        ids = tokenizer(suffix)["input_ids"]
+        wanted += [head + ids[:n] for n in range(1, len(ids))]
+    assert [tokenizer(positive)["input_ids"] for positive, _ in made["texts"]] == wanted
+    ours = make_contrast(
+        steering.TEMPLATE,
+        steering.PERSONAS[:1],
+        steering.PERSONAS[1:],
+        made["contrast"]["suffixes"],
+        tokenizer,
+    )
+    assert [list(ours.ids(pole)) for pole in ours.chosen] == wanted
+
+
+def test_the_chat_set_is_of_distinct_answers(truthful: None) -> None:
+    made = steering.chat_set(256)
+    assert len({text for pair in made["texts"] for text in pair}) == 512
+
+
+def test_the_naive_rotation_has_our_loss(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny("llama", fresh=True)
+    recipe: Any = method("rotation").recipe
+    encoded = encode(read_pairs("personas:honesty").limit(3), tokenizer)
+    # The naive reading of the last block would be after the final norm.
+    recipe = replace(recipe, objective=replace(recipe.objective, sites="0.5"))
+    needs = recipe.objective.needs(models.n_layers(model))
+    dial = new_rotation(replace(recipe.dial, rank=4), model, encoded, needs, 0)
+    with torch.no_grad():
+        for turn, gain in zip(dial.turn, dial.gain, strict=True):
+            turn.mul_(100)
+            gain.mul_(100)
+    before = read_reference(model, encoded, needs, Store(tmp_path))
+    module = ContrastiveModule(model, dial, recipe.objective, needs, before, encoded)
+    with dial(model, module.alpha, training=True, force=True):
+        ours = module(collate(encoded, range(len(encoded.rows))))[0].mean()
+        ours.backward()
+    mine = [p.grad.clone() for p in dial.parameters() if p.grad is not None]
+    dial.zero_grad()
+    naive = Naive(model, dial, recipe.objective, needs, encoded, module.directions)
+    grads: list[torch.Tensor] = []
+    naive.optimizer.step = lambda: grads.extend(  # type: ignore[method-assign,assignment]
+        p.grad.clone() for p in dial.parameters() if p.grad is not None
+    )
+    assert naive.step().item() == pytest.approx(ours.item(), rel=1e-4)
+    assert grads
+    for a, b in zip(mine, grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_dense_fisher_is_ours() -> None:
+    ratio, details = steering.run_fisher(1, quick=True)["fisher_vs_dense"]
+    assert ratio > 0
+    assert details["cosine"] > 0.999

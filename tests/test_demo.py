@@ -89,6 +89,7 @@ def test_pages_without_a_run_are_noticed():
         "index",
         "README",
         "anchoring",
+        "steering",
     }
     assert pages <= {run.name for run in runs()}
 

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
+    "dose": "every way to steer towards a trait, at the damage of a persona prompt; resumable",
     "generate": "continue prompts at several alphas",
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +33,34 @@ class Damage:
 class NeutralText:
     """Passages on which damage is measured, with what the bare model says of them."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, passages: Sequence[str]):
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, passages: Sequence[str], lead: Sequence[int] = ()
+    ):
+        """
+        Args:
+            lead: ids that stand before every passage and are not measured, such as the prompt that
+                it answers. The passage is then tokenised without special tokens.
+        """
         self.model = model
+        self.lead = len(lead)
         device = next(model.parameters()).device
+        special = {"add_special_tokens": False} if lead else {}
         self.ids = [
-            torch.tensor([tokenizer(text)["input_ids"]], device=device) for text in passages
+            torch.tensor([[*lead, *tokenizer(text, **special)["input_ids"]]], device=device)
+            for text in passages
         ]
         self.kept: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def _logps(self, index: int) -> Tensor:
-        """Next-token log-probs at every position but the last: [T - 1, V]."""
-        logits = self.model(input_ids=self.ids[index], use_cache=False).logits[0, :-1]
+        """Log-probs of every token of the passage that has one before it: [T, V]."""
+        logits = self.model(input_ids=self.ids[index], use_cache=False).logits[0, self._first : -1]
         return torch.log_softmax(logits.float(), -1)
+
+    @property
+    def _first(self) -> int:
+        """The position from which the first measured token is predicted."""
+        return max(self.lead - 1, 0)
 
     def _base(self, index: int) -> Tensor:
         if index not in self.kept:
@@ -58,12 +73,23 @@ class NeutralText:
 
     def damage(self, dial: Dial, alpha: float, *, force: bool = False) -> Damage:
         """Damage of a dial at one alpha."""
+
+        def dialled(index: int) -> Tensor:
+            with dial(self.model, alpha, force=force):
+                return self._logps(index)
+
+        return self._against(dialled)
+
+    def damage_of_lead(self, other: NeutralText) -> Damage:
+        """Damage that another lead does to the same passages: the dial of a prompt."""
+        return self._against(other._logps)
+
+    def _against(self, logps: Callable[[int], Tensor]) -> Damage:
         kl, rise = [], []
         for index, ids in enumerate(self.ids):
-            base = self._base(index)  # before the dial is attached
-            with dial(self.model, alpha, force=force):
-                new = self._logps(index)
-            targets = ids[0, 1:, None]
+            base = self._base(index)  # before a dial is attached
+            new = logps(index)
+            targets = ids[0, self._first + 1 :, None]
             kl.append((base.exp() * (base - new)).sum(-1).mean().item())
             rise.append((base.gather(-1, targets) - new.gather(-1, targets)).mean().item())
         return Damage(np.array(kl), np.array(rise))

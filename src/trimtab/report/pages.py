@@ -7,8 +7,12 @@ from pathlib import Path
 
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.markdown import write_markdown
+from trimtab.report.steering import write_steering
 
-OWN: dict[str, Callable[[Path, Path], Path | None]] = {"innerpo": write_innerpo}
+OWN: dict[str, Callable[[Path, Path], Path | None]] = {
+    "innerpo": write_innerpo,
+    "steering": write_steering,
+}
 """Pages of a form of their own, by the name of the folder that their results lie in: each takes that
 folder and the page to write, and gives None where there is nothing to show yet."""
 

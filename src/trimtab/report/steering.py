@@ -1,0 +1,307 @@
+"""The page of `trimtab dose`: every way to steer, by trait, in tables, a figure, and words that the
+dials made the model say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import TrimtabError
+from trimtab.report import figures, wording
+from trimtab.report.files import write_text
+from trimtab.report.markdown import _plain, _table
+from trimtab.report.steering_figures import PROMPT, RANDOM, panels
+
+SHOWN = ("mean", "rotation", PROMPT)
+"""Cells whose generations are on the page, beside the best one's."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Doses:
+    """The result files of one trait."""
+
+    folder: Path
+    about: Row
+    results: list[Row]
+    comparisons: list[Row]
+    curves: list[Row]
+    generations: list[Row]
+
+    @property
+    def trait(self) -> str:
+        """Its name."""
+        return self.about["trait"]
+
+    def row(self, name: str) -> Row | None:
+        """A cell's figures."""
+        return next((r for r in self.results if r["name"] == name), None)
+
+    def against(self, name: str, rival: str) -> Row | None:
+        """A cell's difference from another."""
+        return next(
+            (c for c in self.comparisons if (c["name"], c["against"]) == (name, rival)), None
+        )
+
+    @property
+    def methods(self) -> list[Row]:
+        """Whole methods: neither halves nor controls."""
+        return [r for r in self.results if not r["half"] and r["method"] not in (RANDOM, PROMPT)]
+
+    @property
+    def best(self) -> Row | None:
+        """The method with the steepest slope per unit damage."""
+        known = [r for r in self.methods if r["per_damage"] is not None]
+        return max(known, key=lambda r: r["per_damage"], default=None)
+
+
+def read_doses(folder: Path) -> Doses:
+    """The result files of a trait.
+
+    Raises:
+        TrimtabError: one is missing or malformed.
+    """
+    try:
+        about = json.loads((folder / "dose.json").read_text(encoding="utf-8"))
+        lines = [
+            [
+                json.loads(x)
+                for x in (folder / f"{n}.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
+            for n in ("results", "comparisons", "curves", "generations")
+        ]
+        found = Doses(folder, about, *lines)
+        _ = found.trait, found.best
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrimtabError(
+            f"{folder}: its result files cannot be read ({type(error).__name__}: {error}); the same "
+            "`trimtab dose` writes them again"
+        ) from error
+    return found
+
+
+def write_steering(folder: Path, page: Path) -> Path | None:
+    """Write the Markdown page over every trait in `folder`, and its figure beside it; None where there
+    is none. Same files, same bytes."""
+    found = [read_doses(file.parent) for file in sorted(folder.glob("*/dose.json"))]
+    if not found:
+        return None
+    figure = page.with_suffix(".svg")
+    write_text(figure, figures.sheet(panels(found), columns=2))
+    write_text(page, markdown(found, figure.name))
+    return page
+
+
+def markdown(found: Sequence[Doses], figure: str) -> str:
+    """The page."""
+    first = found[0]
+    size = first.results[0]
+    parts = [
+        "# Steering: every method, at the damage of a prompt",
+        f"`{_plain(wording.model(first.about['model']))}`; each method learns from "
+        f"{first.about['train']['pairs']} suffixes that a persona with the trait and one without it "
+        f"might say, and is measured on {size['items']} questions that share nothing with them. A "
+        "question has an answer that shows the trait and one that does not; the log-ratio is the "
+        "difference of their mean log-probs, in nats a token. Damage is KL from the bare model on "
+        f"{size['passages']} neutral passages; every dial is turned to where it equals that of a "
+        "system prompt with the persona, and measured there, at twice that α, and at the "
+        "opposites. Intervals are 95 %, over questions and passages.",
+        "\n".join(f"- {_headline(d)}" for d in found),
+        f"![Shift of the log-ratio and rise of NLL over damage, by trait]({figure})",
+        "Left of 0 is negative α, or the opposite persona. Grey: random directions.",
+        "## Slopes",
+        "Nats a token of log-ratio for one root nat of damage, with 95 % intervals; bold where it lies "
+        "clear of random directions. The last column: processor seconds of fitting, the mean over "
+        "traits.",
+        _overview(found),
+    ]
+    for doses in found:
+        parts += [f"## {doses.trait.capitalize()}", _about(doses), _results(doses)]
+        parts += _said(doses)
+    parts += [
+        "## How to read the table",
+        "- *slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that "
+        "a dial has the same slope at any strength, and dials of different kinds can be compared. "
+        "Bold: its interval lies above the random directions', paired on the same questions.\n"
+        "- *swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
+        "the prompt's own.\n"
+        "- *R²*: share of the questions' movement that one line explains. *valid*: readings at which "
+        "the likelier answer had lost no more than 1 nat a token. *score*: slope × R² × valid².\n"
+        "- *odd*: 1 where −α does the opposite of α on every question, ½ where the two are unrelated, "
+        "0 where both do the same.\n"
+        "- *wrong way*: share of questions that the dial moves away from the trait.\n"
+        "- *published*: the binary log-ratio correlation of wassname/repeng, |slope over "
+        "sign(α) log(1+|α|)| × R² × valid², of each question, averaged. It depends on what one α "
+        "means, and a dial that works the wrong way round scores as well.\n"
+        "- *seconds*: processor time of fitting, states not shared with other methods.",
+        "## What was run",
+        _ran(found),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def console(folder: Path) -> str:
+    """A trait's table as text."""
+    doses = read_doses(folder)
+    header, rows = _cells(doses)
+    lines = [[c.replace("**", "").replace("\\", "") for c in line] for line in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    said = [f"{doses.trait}, {wording.model(doses.about['model'])}"]
+    said += [
+        "  ".join(c.replace("**", "").ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*said, str(folder)])
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def _headline(doses: Doses) -> str:
+    """The answer for one trait."""
+    best = doses.best
+    if best is None:
+        return f"**{doses.trait}**: nothing could be measured."
+    names = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], RANDOM))]
+    above = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], PROMPT), "swing")]
+    parts = [
+        f"**{doses.trait}**: steepest is `{best['name']}`, {_value(best, 'per_damage')} nats a "
+        "token for a root nat of damage"
+    ]
+    if any(doses.against(r["name"], RANDOM) for r in doses.methods):
+        parts.append(
+            f"{len(names)} of {len(doses.methods)} methods lie clear of random directions"
+            + (f" ({wording.join([f'`{n}`' for n in names])})" if 0 < len(names) < 5 else "")
+        )
+    prompt = doses.row(PROMPT)
+    if prompt:
+        beat = wording.join([f"`{n}`" for n in above]) if above else "no method"
+        parts.append(
+            f"at its damage the prompt moves the log-ratio by {_value(prompt, 'swing')}, and {beat} "
+            f"{'do' if len(above) > 1 else 'does'} clearly more"
+        )
+    return "; ".join(parts) + "."
+
+
+def _overview(found: Sequence[Doses]) -> str:
+    """A row a method, a column a trait."""
+    names = dict.fromkeys(r["name"] for d in found for r in d.results if not r["half"])
+    rows = []
+    for name in names:
+        cells = [d.row(name) for d in found]
+        took = [r["cpu_seconds"] for r in cells if r and r["cpu_seconds"] is not None]
+        mean = sum(took) / len(took) if took and name != PROMPT else None
+        slopes = [_slope(d, r) if r else wording.NOTHING for d, r in zip(found, cells, strict=True)]
+        rows.append([_plain(name), *slopes, wording.number(mean, 1)])
+    return _table(["method", *(d.trait for d in found), "seconds"], rows, numeric_from=1)
+
+
+def _slope(doses: Doses, row: Row) -> str:
+    """The slope per unit damage, bold where it is clear of random directions."""
+    text = _value(row, "per_damage", sign=True)
+    return f"**{text}**" if _clear(doses.against(row["name"], RANDOM)) else text
+
+
+def _about(doses: Doses) -> str:
+    noise = [c for c in doses.comparisons if c["against"].endswith("-first")]
+    said = [
+        f"Prompts: “{_plain(doses.about['personas']['1.0'])}” and "
+        f"“{_plain(doses.about['personas']['-1.0'])}”. Damage of the two, on "
+        f"average: KL {wording.number(doses.about['kl'], 3)} nats a token."
+    ]
+    for c in noise:
+        name = c["against"].removesuffix("-first")
+        said.append(
+            f"Noise floor: `{name}` from one half of the suffixes and from the other differ by "
+            f"{_value(c, 'difference', sign=True)}."
+        )
+    return " ".join(said)
+
+
+def _results(doses: Doses) -> str:
+    header, rows = _cells(doses)
+    return _table(header, rows, numeric_from=1)
+
+
+def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "method",
+        "slope",
+        "swing",
+        "− prompt's",
+        "R²",
+        "valid",
+        "score",
+        "odd",
+        "wrong way, %",
+    ]
+    header += ["α", "published", "seconds"]
+    rows = []
+    for r in doses.results:
+        difference = doses.against(r["name"], PROMPT)
+        rows.append(
+            [
+                _plain(r["name"]),
+                _slope(doses, r),
+                _value(r, "swing", sign=True),
+                _value(difference, "swing", sign=True) if difference else wording.NOTHING,
+                wording.number(r["r2"]),
+                wording.number(r["valid"]),
+                _value(r, "score", sign=True),
+                wording.number(r["antisymmetry"]),
+                _value(r, "wrong_way", form=wording.share),
+                wording.alpha(r["alpha"]) + ("" if r["reached"] else " (KL not met)"),
+                wording.number(r["published_score"]),
+                wording.number(r["cpu_seconds"], 1) if r["kind"] != PROMPT else wording.NOTHING,
+            ]
+        )
+    return header, rows
+
+
+def _said(doses: Doses) -> list[str]:
+    """Generations of a few cells at every dose; all of them lie in the folder."""
+    best = doses.best
+    names = list(dict.fromkeys([*([best["name"]] if best else []), *SHOWN]))
+    rows = [g for n in names for g in doses.generations if g["name"] == n]
+    if not rows:
+        return []
+    prompt = rows[0]["prompt"]
+    body = [
+        [_plain(g["name"]), wording.alpha(g["alpha"]), _plain(g["text"])]
+        for g in rows
+        if g["prompt"] == prompt
+    ]
+    about = f"Asked “{_plain(prompt)}”; the likeliest token each time. All: `generations.jsonl`."
+    return [about, _table(["method", "α", "answer"], body, numeric_from=1, numeric_to=2)]
+
+
+def _ran(found: Sequence[Doses]) -> str:
+    first = found[0].about
+    versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
+    lines = [
+        f"- model `{_plain(first['model'])}`, digest `{first['model_digest']}`",
+        *(f"- `{d.about['train']['spec']}`, `{d.about['test']['spec']}`" for d in found),
+        f"- {versions}; commit `{first['commit']}`",
+    ]
+    commands = "\n".join(d.about["command"] for d in found if d.about["command"])
+    return "\n".join(lines) + (f"\n\n```\n{commands}\n```" if commands else "")
+
+
+def _clear(difference: Row | None, what: str = "difference") -> bool:
+    """Whether a difference lies above 0 with its interval."""
+    low = difference[f"{what}_low"] if difference else None
+    return low is not None and low > 0
+
+
+def _value(row: Row, name: str, form: Any = wording.number, *, sign: bool = False) -> str:
+    """A value with its interval."""
+    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+    value = form(row[name], sign=True) if sign and form is wording.number else form(row[name])
+    if low is None or high is None or math.isnan(low):
+        return value
+    return f"{value} [{form(low)}, {form(high)}]"

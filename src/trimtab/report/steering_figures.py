@@ -1,0 +1,117 @@
+"""Dose and damage of every way to steer: two panels a trait, and what the lines are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from trimtab.report import wording
+from trimtab.report.figures import (
+    _PLACEHOLDER,
+    INK,
+    MARKERS,
+    MUTED,
+    NICE,
+    PAGE,
+    RULE,
+    Panel,
+    _figure,
+    _panel,
+    _plane,
+)
+
+if TYPE_CHECKING:
+    from trimtab.report.steering import Doses
+
+RANDOM, PROMPT = "random", "prompt"
+
+Look = tuple[str, str, str]
+"""Colour, marker, how its line is drawn."""
+
+
+def panels(found: Sequence[Doses]) -> list[Panel]:
+    """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage; then
+    the legend."""
+    looks, labels = _looks(found)
+    drawn = []
+    for doses in found:
+        for metric, title, unit in (
+            ("shift", doses.trait.capitalize(), "log-ratio, nats a token"),
+            ("nll_rise", f"{doses.trait.capitalize()}: damage", "rise of NLL, nats a token"),
+        ):
+            with _plane(title, unit) as (figure, ax):
+                ax.axhline(0, color=RULE, lw=1, zorder=0.6)
+                ax.axvline(0, color=RULE, lw=1, zorder=0.6)
+                for name, look in looks.items():
+                    _line(ax, [c for c in doses.curves if c["name"] == name], metric, look)
+                ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+                ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+                ax.set_xlabel("√KL from the bare model, with the sign of α")
+            drawn.append(_panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
+    return [*drawn, _legend({labels[name]: look for name, look in looks.items()})]
+
+
+def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
+    """A look and a label for each cell that is drawn: no halves, and of equal curves the first, under
+    both names."""
+    looks: dict[str, Look] = {}
+    labels = {}
+    rows = {r["name"]: r for d in found for r in d.results if not r["half"]}
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["method"] != RANDOM):
+        if row["method"] == RANDOM:
+            looks[name], labels[name] = (MUTED, "", "-"), wording.label(RANDOM)
+        elif row["method"] == PROMPT:
+            looks[name], labels[name] = (INK, "D", "--"), "persona prompt"
+        elif equal := next((other for other in looks if _same(found, name, other)), None):
+            labels[equal] += f", {name}"
+        else:
+            place = sum(colour not in (MUTED, INK) for colour, _, _ in looks.values())
+            colour = _PLACEHOLDER[f"m{place % 8}"]
+            looks[name], labels[name] = (colour, MARKERS[place % len(MARKERS)][0], "-"), name
+    return looks, labels
+
+
+def _same(found: Sequence[Doses], one: str, other: str) -> bool:
+    """Whether two cells have the same curve everywhere."""
+
+    def curve(doses: Doses, name: str) -> list[tuple[Any, ...]]:
+        return [(c["alpha"], c["shift"], c["kl"]) for c in doses.curves if c["name"] == name]
+
+    return all(curve(d, one) == curve(d, other) for d in found)
+
+
+def _line(ax: Axes, rows: Sequence[dict[str, Any]], metric: str, look: Look) -> None:
+    colour, marker, style = look
+    rows = sorted(rows, key=lambda r: r["alpha"])
+    ax.plot(
+        [r["dose"] for r in rows],
+        [r[metric] for r in rows],
+        color=colour,
+        lw=1.2 if colour == MUTED else 1.6,
+        ls=style,
+        marker=marker or None,
+        ms=6.5,
+        mec=PAGE,
+        mew=1,
+        zorder=2 if colour == MUTED else 3,
+    )
+
+
+def _legend(shown: dict[str, Look]) -> Panel:
+    columns, pitch = 4, 22
+    width, height = 860, 12 + pitch * -(-len(shown) // columns)
+    with _figure(width, height) as figure:
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.set_xlim(0, width)
+        ax.set_ylim(height, 0)
+        ax.axis("off")
+        for i, (name, (colour, marker, style)) in enumerate(shown.items()):
+            x, y = 16 + (i % columns) * (width // columns), 14 + pitch * (i // columns)
+            ax.plot([x, x + 26], [y, y], color=colour, lw=1.6, ls=style)
+            if marker:
+                ax.plot([x + 13], [y], color=colour, marker=marker, ms=6.5, mec=PAGE, mew=1)
+            ax.text(x + 34, y, name, va="center", size=12)
+        return _panel(figure, "Legend", "legend")

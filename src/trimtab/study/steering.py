@@ -1,0 +1,108 @@
+"""`dose`: every way to steer towards a trait, at the damage that a persona prompt does.
+
+From `personas:TRAIT` each method makes a dial. The damage of a prompt with the trait's persona is
+measured first; each dial is then turned to where its damage on the same passages is that of the
+prompt, and read there, at twice that alpha and at the opposites, on questions that share nothing with
+the personas (`traits:TRAIT/test`). One cell is one file, written when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab import models
+from trimtab.errors import StudyError, TrimtabError
+from trimtab.fit.run import versions
+from trimtab.progress import SILENT, Progress
+from trimtab.study import steering_tables
+from trimtab.study.files import free_folder, write_json, write_lines
+from trimtab.study.measure import threads
+from trimtab.study.output import commit
+from trimtab.study.steering_cells import Stage, read_cell, run_cell
+from trimtab.study.steering_plan import Cell, Dosing, plan
+
+__all__ = ["Dosing", "dose"]
+
+
+def dose(
+    dosing: Dosing,
+    out: str | Path,
+    *,
+    command: str = "",
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Fit and measure what is not done yet; write the result files of every trait.
+
+    A cell that fails is reported at the end; the others are run all the same.
+
+    Args:
+        out: the trait's folder, of several traits one in it for each: `cells/` (a file each,
+            written when it is done), `dials/`, `dose.json`, `results.jsonl`, `comparisons.jsonl`,
+            `curves.jsonl`, `generations.jsonl`.
+        command: what was typed, for the record.
+
+    Returns:
+        The traits' folders.
+
+    Raises:
+        ConfigError: settings that make no sense, an `out` that holds something else.
+        StudyError: cells failed; the text says which and why.
+    """
+    several = len(dosing.traits) > 1
+    places = [Path(out) / t if several else Path(out) for t in dosing.traits]
+    folders = [free_folder(place, "cells", "dose.json") for place in places]
+    digest = models.digest_of(dosing.model)
+    failed: dict[str, str] = {}
+    loaded: list[Any] = []
+    for trait, folder in zip(dosing.traits, folders, strict=True):
+        stage = Stage(dosing, trait, loaded, progress)
+        cells = plan(dosing, stage.train, stage.test, folder, digest)
+        todo = [cell for cell in cells if not cell.file.is_file()]
+        progress.say(f"{trait}: {len(cells)} cells, {len(cells) - len(todo)} of them done already")
+        for number, cell in enumerate(todo, 1):
+            try:
+                with threads(dosing.threads):
+                    run_cell(cell, cells, stage)
+            except TrimtabError as error:
+                failed[f"{trait}, {cell.name}"] = str(error)
+                progress.say(f"{trait}, {cell.name}: failed: {error}")
+                if cell.method is None:
+                    break  # the others are turned to its damage
+            else:
+                progress.say(f"{trait}, {cell.name}: {number} of {len(todo)}")
+        if all(cell.file.is_file() for cell in cells):
+            _write(folder, stage, cells, digest, command)
+    if failed:
+        said = "; ".join(f"{cell}: {error}" for cell, error in failed.items())
+        raise StudyError(f"failed: {said}; the others are kept, the same command tries again")
+    return folders
+
+
+def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: str) -> None:
+    """The trait's result files, from its cells'."""
+    found = [read_cell(cell) for cell in cells]
+    results = steering_tables.results(found)
+    write_lines(folder / "results.jsonl", results)
+    write_lines(folder / "comparisons.jsonl", steering_tables.comparisons(found))
+    write_lines(folder / "curves.jsonl", steering_tables.curves(found))
+    generations = [{"name": c["name"], **g} for c in found for g in c["generations"]]
+    write_lines(folder / "generations.jsonl", generations)
+    write_json(
+        folder / "dose.json",
+        {
+            "trait": stage.trait,
+            "model": stage.dosing.model,
+            "model_digest": digest,
+            "train": {"spec": stage.train.name, "pairs": len(stage.train)},
+            "test": {"spec": stage.test.name, "items": len(stage.test)},
+            "personas": {str(k): v for k, v in stage.personas.items()},
+            "kl": stage.dosing.kl or next((c["kl_target"] for c in found[1:]), None),
+            "settings": json.loads(json.dumps(asdict(stage.dosing))),
+            "versions": versions(),
+            "commit": commit(),
+            "command": command,
+        },
+    )

@@ -1,0 +1,192 @@
+"""What `dose` is to do: its settings, and the cells of a trait."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from trimtab.errors import ConfigError, near
+from trimtab.fit import Method
+from trimtab.fit.recipes import method
+from trimtab.fit.rotation import ContrastiveRecipe, RotationRecipe
+from trimtab.fit.run import recipe_digest
+from trimtab.fit.settings import TrainSettings
+from trimtab.fit.steering import SteeringRecipe
+from trimtab.pairs import PairSet
+from trimtab.pairs.neutral import NEUTRAL
+from trimtab.pairs.personas_tables import PERSONAS
+from trimtab.pairs.traits_tables import TRAITS
+
+FORMAT = 1
+PROMPT = "prompt"
+"""The control that leaves the model alone and makes the persona the system message."""
+ESTIMATORS = (
+    "mean",
+    "pca",
+    "pca_center",
+    "logistic",
+    "gradient_mean",
+    "gradient_svd",
+    "fisher",
+)
+ADAPTERS = ("rotation", "contrastive")
+PAIRS_PER_STEP = 8
+
+Half = Literal["", "first", "second"]
+
+
+@dataclass(frozen=True)
+class Dosing:
+    """What is compared, and on how much."""
+
+    model: str = "smollm2-135m"
+    """Hub id, folder, .gguf file, or smollm2-135m."""
+    traits: tuple[str, ...] = ("honesty",)
+    """Traits that have personas and questions: honesty, happiness, formality, spanish, …"""
+    methods: tuple[str, ...] = (*ESTIMATORS, *ADAPTERS)
+    """Methods (see trimtab methods); vectors in closed form, `rotation`, `contrastive`."""
+    halves: tuple[str, ...] = ("mean",)
+    """Methods fitted to each half of the suffixes, too: how far two such fits differ is the noise
+    floor."""
+    random_seeds: tuple[int, ...] = (0, 1)
+    """Random directions, turned to the same damage."""
+    kl: float | None = None
+    """Damage at dose 1, mean KL in nats a token (default: that of the persona prompt)."""
+    steps: int = 8
+    """Training steps of `rotation` and `contrastive`, of 8 pairs each."""
+    limit: int | None = None
+    """The first so many suffixes."""
+    items: int = 60
+    """Questions that are measured on."""
+    passages: int = 6
+    """Neutral passages on which damage is measured."""
+    prompts: int = 1
+    """Questions that are answered freely at every dose; 0 generates nothing."""
+    new_tokens: int = 24
+    """Longest answer, in tokens."""
+    seed: int = 0
+    """Of what is trained."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto."""
+    device: str = "auto"
+    """A torch device, or auto."""
+    threads: int = 1
+    """Of torch: the last bits of a sum depend on them."""
+
+    def __post_init__(self) -> None:
+        known = [p.trait for p in PERSONAS if p.trait in TRAITS]
+        for trait in self.traits:
+            if trait not in known:
+                raise ConfigError(
+                    f"trait {trait!r}{near(trait, known)} (known: {', '.join(known)})"
+                )
+        for name in ("traits", "methods", "halves", "random_seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{name}: each is to be given once, given {values}")
+        if not self.traits or not (self.methods or self.random_seeds):
+            raise ConfigError("expected a trait and a method at least")
+        for name, least in (("steps", 1), ("items", 2), ("passages", 2), ("new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if self.passages > len(NEUTRAL):
+            raise ConfigError(f"passages is {self.passages}; there are {len(NEUTRAL)}")
+        if self.limit is not None and self.limit < 2:
+            raise ConfigError(f"limit is {self.limit}; expected 2 or more")
+        if self.kl is not None and not 0 < self.kl < float("inf"):
+            raise ConfigError(f"kl is {self.kl}; expected nats a token, above 0")
+        for name in (*self.methods, *self.halves):
+            recipe = method(name).recipe
+            if not isinstance(recipe, SteeringRecipe | ContrastiveRecipe):
+                raise ConfigError(
+                    f"{name}: does not learn from personas in contrast; expected a vector in closed "
+                    "form, rotation or contrastive"
+                )
+        if "random" in self.methods:
+            raise ConfigError("random: say how many with random_seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to steer: a method, or the prompt (`method` None)."""
+
+    method: Method | None
+    seed: int
+    half: Half
+    key: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """`mean`, `random-1`, `mean-first`, `prompt`."""
+        if self.method is None:
+            return PROMPT
+        if self.method.name == "random":
+            return f"random-{self.seed}"
+        return f"{self.method.name}-{self.half}" if self.half else self.method.name
+
+    @property
+    def file(self) -> Path:
+        """Where its result lies, once it is done."""
+        return self.folder / "cells" / f"{self.name}-{self.key}.json"
+
+    @property
+    def dial(self) -> Path:
+        """Where its dial is saved."""
+        return self.folder / "dials" / f"{self.name}-{self.key}"
+
+
+def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: str) -> list[Cell]:
+    """The cells of a trait, the prompt first.
+
+    Args:
+        train, test: the personas and the questions.
+        folder: the trait's.
+        digest: the model's.
+    """
+    measured = {k: getattr(dosing, k) for k in ("items", "passages", "prompts", "new_tokens")}
+    common = {
+        "format": FORMAT,
+        "model": digest,
+        "dtype": dosing.dtype,
+        "device": dosing.device.partition(":")[0],
+        "threads": dosing.threads,
+        "train": train.digest,
+        "test": test.digest,
+        "neutral": hashlib.sha256("\n".join(NEUTRAL[: dosing.passages]).encode()).hexdigest(),
+        **measured,
+    }
+
+    def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:
+        own = {**common, "method": None}
+        if chosen is not None:
+            own |= {"method": chosen.name, "recipe": recipe_digest(chosen.recipe)}
+            own |= {"seed": seed, "half": half, "kl": dosing.kl}
+        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+        return Cell(chosen, seed, half, key, folder)
+
+    halves: tuple[Half, Half] = ("first", "second")
+    chosen = [for_personas(method(name), dosing.steps) for name in dosing.methods]
+    return [
+        cell(None),
+        *(cell(m, dosing.seed if m.seeded else 0) for m in chosen),
+        *(cell(for_personas(method(n), dosing.steps), 0, h) for n in dosing.halves for h in halves),
+        *(cell(method("random"), seed) for seed in dosing.random_seeds),
+    ]
+
+
+def for_personas(named: Method, steps: int) -> Method:
+    """The method as it learns from whole sequences that differ in a persona: adapters read the last
+    token, and train for a minute or two."""
+    recipe = named.recipe
+    if not isinstance(recipe, ContrastiveRecipe):
+        return named
+    rate = 2e-2 if isinstance(recipe, RotationRecipe) else 2e-3
+    train = TrainSettings(pairs_per_step=PAIRS_PER_STEP, max_steps=steps, learning_rate=rate)
+    recipe = replace(recipe, train=train, objective=replace(recipe.objective, pool="last"))
+    if isinstance(recipe, RotationRecipe):
+        recipe = replace(recipe, dial=replace(recipe.dial, rank=16))
+    return replace(named, recipe=recipe)
