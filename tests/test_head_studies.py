@@ -241,6 +241,43 @@ def test_heads_resumed(here: Path, leaned: Path, monkeypatch: pytest.MonkeyPatch
     assert before == {p.name: p.read_bytes() for p in leaned.glob("*.jsonl")}
 
 
+# ---- the page -----------------------------------------------------------------------------------
+
+
+def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> None:
+    """`report` makes the page and its figures from result files alone, the same bytes each time, and
+    its last words are those of the verdicts."""
+    root = tmp_path / "results" / "heads"
+    for name, run in (("dph", ranked), ("iav", leaned)):
+        (root / name).mkdir(parents=True)
+        for file in (p for p in run.iterdir() if p.is_file()):
+            (root / name / file.name).write_bytes(file.read_bytes())
+    done = trimtab("report", root.parent)
+    assert done.code == 0, done.err
+    page = tmp_path / "results" / "heads.md"
+    text = page.read_text()
+    assert text.index("Held out: tasks") < text.index("What holds of the published claims")
+    for v in lines(leaned / "verdicts.jsonl"):
+        if v["arm"] == "iav" and v["against"] == "dpo":
+            sentence = {"cannot tell": "IAV cannot be told from DPO"}.get(
+                v["verdict"], f"IAV is {v['verdict']} than DPO in this run"
+            )
+            assert sentence in text
+    assert "no logit changes by a bit" in text
+    assert "the logits are the bare model's to the last bit" in text
+    for name in ("dph", "iav"):
+        assert f"(heads/{name}.svg)" in text
+        assert "prefers-color-scheme:dark" in (root / f"{name}.svg").read_text()
+    before = {p: p.read_bytes() for p in (page, *root.glob("*.svg"))}
+    assert trimtab("report", root / "dph").code == 0
+    assert before == {p: p.read_bytes() for p in before}
+    (root / "iav" / "rates.jsonl").unlink()
+    said = trimtab("report", root.parent)
+    assert said.code == 2
+    assert "rates.jsonl: cannot be read" in said.err
+    assert page.read_bytes() == before[page]
+
+
 # ---- parts, and what is refused -----------------------------------------------------------------
 
 

@@ -29,9 +29,16 @@ def main(words: list[str]) -> None:
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
+    from trimtab.report.heads import is_heads, write_heads
+
+    of_heads = [f for f in (args.run, *sorted(args.run.iterdir())) if f.is_dir() and is_heads(f)]
+    if (args.run / "heads.json").is_file():  # one run of several on a page
+        of_heads = [args.run.absolute().parent]
+    for folder in of_heads:
+        print(write_heads(folder, folder.parent / f"{folder.name}.md"))
     files = [*args.run.glob("*/study.json"), *args.run.glob("*/grid.json")]
     runs = sorted({file.parent for file in files})
-    if not runs:
+    if not runs and not of_heads:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     from trimtab.report import write_markdown
 

@@ -347,7 +347,7 @@ class _Run:
         s = self.settings
         own = {"arm": "rates", "tokens": s.new_tokens, "rounds": s.rounds, "k": s.k}
         found = self.cells.get("rates", own, lambda _: self._timed(methods))
-        lines = []
+        lines, pair = [], found["genarm"]
         for arm, seconds in found.items():
             ratios = sorted(b / a for a, b in zip(seconds, found["base"], strict=True))
             lines.append(
@@ -357,6 +357,7 @@ class _Run:
                     "of_base": median(ratios),
                     "low": ratios[0],
                     "high": ratios[-1],
+                    "of_genarm": median(b / a for a, b in zip(seconds, pair, strict=True)),
                     "rounds": len(seconds),
                 }
             )

@@ -154,12 +154,11 @@ class _Run:
         table["dph frozen", REWARD] = self._frozen("dph-frozen", frozen, self.train)
         if self.more is not None:
             table["dph frozen, more data", REWARD] = self._frozen("dph-more", frozen, self.more)
-        ablation: Rows = []
-        if s.ablation:
-            for pooling in POOLINGS:
-                for loss in LOSSES:
-                    found = self._frozen(f"{pooling}-{loss}", _variant(pooling, loss), self.train)
-                    ablation += _shares(s, found, pooling=pooling, loss=loss)
+        ablation: dict[tuple[str, str], dict[str, Scores]] = {}
+        for pooling in POOLINGS if s.ablation else ():
+            for loss in LOSSES:
+                named = _variant(pooling, loss)
+                ablation[pooling, loss] = self._frozen(f"{pooling}-{loss}", named, self.train)
         untouched = self.cells.get(
             "untouched", {"arm": "untouched"}, lambda _: {"largest": self._moved(frozen)}
         )
@@ -173,7 +172,7 @@ class _Run:
             ],
         )
         write_lines(out / "verdicts.jsonl", _differences(s, table))
-        write_lines(out / "ablation.jsonl", ablation)
+        write_lines(out / "ablation.jsonl", _ablated(s, ablation))
         more = {} if self.more is None else {"more items": len(self.more.items())}
         what = described(
             self.model,
@@ -360,6 +359,19 @@ COMPARED = (
     (("dpo", LOGPROB), ("sft", LOGPROB)),
 )
 """Arm and read-out, and what it is set against: the claims of the seed, and what explains them."""
+
+
+def _ablated(settings: RewardComparison, table: dict[tuple[str, str], dict[str, Scores]]) -> Rows:
+    """A line each of both averages, beside its difference from the first pooling and loss."""
+    lines, against = [], next(iter(table.values()), {})
+    for (pooling, loss), found in table.items():
+        for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
+            a, b = (averaged([side[t] for t in tasks]) for side in (found, against))
+            labels = {"pooling": pooling, "loss": loss, "split": name}
+            first = found is against
+            lines.append(share_line(a, **labels) | (difference_line(a, b) if not first else {}))
+    told = iter(judged([line for line in lines if "p" in line]))
+    return [next(told) if "p" in line else line for line in lines]
 
 
 def _differences(

@@ -112,8 +112,8 @@ def difference_line(mine: Scores, theirs: Scores, **labels: Any) -> dict[str, An
     return {
         **labels,
         "difference": found.value,
-        "ci_low": _number(found.low),
-        "ci_high": _number(found.high),
+        "difference_low": _number(found.low),
+        "difference_high": _number(found.high),
         "p": found.p,
         "mde": _number(found.mde),
         "seeds": max(len(mine), len(theirs)),
