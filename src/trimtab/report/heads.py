@@ -185,47 +185,51 @@ def _claims(runs: Sequence[HeadRun]) -> list[str]:
     parts = []
     for run in runs:
         build = _reward_claims if run.study["kind"] == "rewards" else _alignment_claims
-        lines = "\n".join(f"- *{claim}* {_plain(found)}" for claim, found in build(run))
-        parts += [f"**{_plain(run.study['title'])}**", lines]
+        lines = []
+        for claim, found in build(run):
+            lines += [f"- *{claim}*", *(f"  - {_plain(sentence)}" for sentence in found)]
+        parts += [f"**{_plain(run.study['title'])}**", "\n".join(lines)]
     return parts
 
 
-def _reward_claims(run: HeadRun) -> list[tuple[str, str]]:
+def _reward_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
     moved = run.study["largest_logit_change_by_a_frozen_head"]
     found = [
         (
             "A head leaves the model's output as it is.",
-            "Holds for the frozen head: no logit changes by a bit. "
-            if moved == 0
-            else f"Does not hold: a logit changes by {moved:.2g}. ",
+            [
+                "Holds for the frozen head: no logit changes by a bit."
+                if moved == 0
+                else f"Does not hold: a logit changes by {moved:.2g}."
+            ],
         )
     ]
     for against in ("sft", "dpo"):
         found.append(
             (
                 f"Ranking by reward answers better than {arm_name(against)} by log-prob.",
-                " ".join(
+                [
                     _said(v)
                     for v in run.verdicts
                     if v["against"] == against and v["read_out"] == "reward"
-                ),
+                ],
             )
         )
     both = [v for v in run.verdicts if v["arm"] == "dph joint" == v["against"]]
     found.append(
         (
             "The reward ranks better than the log-probs of the very model it was trained with.",
-            " ".join(_said(v) for v in both),
+            [_said(v) for v in both],
         )
     )
     own = [v for v in run.verdicts if v["against"] == "base" and v["read_out"] == "reward"]
-    found.append(("What is learned carries over.", " ".join(_said(v) for v in own)))
+    found.append(("What is learned carries over.", [_said(v) for v in own]))
     if run.ablation:
         found.append(("SwiGLU pooling is best, and the loss matters.", _ablated(run.ablation)))
     return found
 
 
-def _ablated(lines: Sequence[Line]) -> str:
+def _ablated(lines: Sequence[Line]) -> list[str]:
     said = []
     for split in dict.fromkeys(x["split"] for x in lines):
         mine = [x for x in lines if x["split"] == split]
@@ -241,51 +245,55 @@ def _ablated(lines: Sequence[Line]) -> str:
             f"({wording.share(worst['value'])}); "
             + (f"told from {first}: {names}." if told else f"none can be told from {first}.")
         )
-    return " ".join(said)
+    return said
 
 
-def _alignment_claims(run: HeadRun) -> list[tuple[str, str]]:
+def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
     equal = run.study["alpha_0_is_the_bare_model"]
     zero = (
         "At α = 0 the logits are the bare model's to the last bit."
         if equal
         else "At α = 0 the logits are not the bare model's."
     )
-    found = [("Its strength is set when it is used.", f"{zero} {_rise(run)}")]
+    found = [("Its strength is set when it is used.", [zero, *_rise(run)])]
     for against in ("dpo", "genarm", "args"):
         mine = [v for v in run.verdicts if (v["arm"], v["against"]) == ("iav", against)]
         found.append(
             (
                 f"It keeps up with {arm_name(against)}.",
-                " ".join(_said(v, split=True) for v in mine),
+                [_said(v) for v in mine],
             )
         )
     learned = [v for v in run.verdicts if v["against"] == "base"]
-    found.append(("It learns the preference.", " ".join(_said(v, split=True) for v in learned)))
+    found.append(("It learns the preference.", [_said(v) for v in learned]))
     rates = {x["arm"]: x for x in run.rates}
     if {"iav", "genarm", "args"} <= rates.keys():
         iav = rates["iav"]
         found.append(
             (
                 "It decodes twice as fast as GenARM.",
-                f"{iav['of_genarm']:.2f} times GenARM's tokens a second beside the LM head, "
-                f"{rates['iav merged']['of_genarm']:.2f} times merged; "
-                f"{iav['of_base']:.2f} and {rates['iav merged']['of_base']:.2f} of the bare model's.",
+                [
+                    f"{iav['of_genarm']:.2f} times GenARM's tokens a second beside the LM head, "
+                    f"{rates['iav merged']['of_genarm']:.2f} times merged; {iav['of_base']:.2f} and "
+                    f"{rates['iav merged']['of_base']:.2f} of the bare model's."
+                ],
             )
         )
     took, stored = run.study["seconds_to_train"], run.study["seconds_to_store"]
     found.append(
         (
             "A store makes training cheap.",
-            f"{took['iav']:,.0f} s of processor time, and {stored:,.0f} s once for the store; DPO of "
-            f"a LoRA on the same pairs took {took['dpo']:,.0f} s, GenARM's second model "
-            f"{took['genarm']:,.0f} s.",
+            [
+                f"{took['iav']:,.0f} s of processor time, and {stored:,.0f} s once for the store; "
+                f"DPO of a LoRA on the same pairs took {took['dpo']:,.0f} s, GenARM's second model "
+                f"{took['genarm']:,.0f} s."
+            ],
         )
     )
     return found
 
 
-def _rise(run: HeadRun) -> str:
+def _rise(run: HeadRun) -> list[str]:
     said = []
     for test in run.study["tests"]:
         mine = {
@@ -303,17 +311,17 @@ def _rise(run: HeadRun) -> str:
             f"{test}: accuracy {told}; the KL {'grows' if up else 'does not always grow'} with α, to "
             f"{_kl(kls[-1])}."
         )
-    return " ".join(said)
+    return said
 
 
-def _said(v: Line, split: bool = False) -> str:
+def _said(v: Line) -> str:
     """A difference as a sentence."""
     a, b = (_side(v, k) for k in ("arm", "against"))
-    where = v["split"] if split else v["split"].removesuffix(" average")
+    where = v["split"].removesuffix(" average")
     interval = f"{_points(v['difference'])} points [{_ends(v)}]"
     if v["verdict"] == "cannot tell":
         seen = number_of(v["mde"])
-        blind = f", differences under {wording.points(seen, sign=False)} could not have been seen"
+        blind = f"; under {wording.points(seen, sign=False)} could not have been seen"
         return f"{where}: {a} cannot be told from {b} ({interval}{blind if seen == seen else ''})."
     run = " in this run" if v["in_this_run"] else ""
     return f"{where}: {a} is {v['verdict']} than {b}{run} ({interval})."
