@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from helpers_study import rows, trimtab, write_lines
 from trimtab import models
@@ -26,6 +27,7 @@ from trimtab.study.compare_heads import HeadComparison
 from trimtab.study.compare_rewards import HELD_OUT, IN_DOMAIN, RewardComparison
 from trimtab.study.head_cells import averaged, difference_line, judged
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WORDS = ("Rome", "Paris", "blue", "four", "nothing", "water", "three", "sky")
 
 
@@ -312,4 +314,17 @@ def test_what_is_refused(here: Path, tmp_path: Path) -> None:
     done = trimtab("compare-rewards", *words)
     assert done.code == 2
     assert "choices:ARC-Easy/train was not found" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("heads-*.yaml")), ids=lambda f: f.stem)
+def test_recipes_say_what_the_verbs_understand(file: Path, tmp_path: Path) -> None:
+    """Every flag is one of the verb's; it fails at the model, which is not there."""
+    recipe = yaml.safe_load(file.read_text())
+    assert Path(recipe["out"]).parent == Path("docs/results/heads")
+    flags = tmp_path / "flags.yaml"
+    flags.write_text(yaml.safe_dump({**recipe["flags"], "model": "./nowhere"}))
+    done = trimtab(recipe["run"], "--config", flags, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "nowhere" in done.err
     assert not (tmp_path / "out").exists()
