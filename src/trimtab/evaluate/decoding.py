@@ -208,6 +208,7 @@ def generate_args(
         )
     if not force:
         reward.check_base(model)
+    reward.edits(model)  # refuses a model that it does not fit
     done = []
     ends = end_ids(model, tokenizer) if ends is None else ends
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
