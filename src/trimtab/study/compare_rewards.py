@@ -158,10 +158,10 @@ class _Run:
         for pooling in POOLINGS if s.ablation else ():
             for loss in LOSSES:
                 named = _variant(pooling, loss)
-                ablation[pooling, loss] = self._frozen(f"{pooling}-{loss}", named, self.train)
-        untouched = self.cells.get(
-            "untouched", {"arm": "untouched"}, lambda _: {"largest": self._moved(frozen)}
-        )
+                name = "dph-frozen" if named == frozen else f"{pooling}-{loss}"
+                ablation[pooling, loss] = self._frozen(name, named, self.train)
+        own = {"arm": "untouched", "train": self.train.digest}
+        untouched = self.cells.get("untouched", own, lambda _: {"largest": self._moved(frozen)})
         out = self.cells.out
         write_lines(
             out / "results.jsonl",

@@ -44,6 +44,7 @@ class Cells:
         """
         self.out = free_folder(out, "cells", STUDY).absolute()
         self.common, self.progress = {"format": FORMAT, **common}, progress
+        self.used: dict[Path, float] = {}
 
     def folder(self, name: str, own: Mapping[str, Any]) -> Path:
         """A cell's folder."""
@@ -62,12 +63,13 @@ class Cells:
             start = time.process_time()
             found = make(folder)
             write_json(file, {"found": found, "seconds": time.process_time() - start})
-        return json.loads(file.read_text(encoding="utf-8"))["found"]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        self.used[folder] = content["seconds"]
+        return content["found"]
 
     def seconds(self) -> float:
-        """Processor time of all cells that there are."""
-        files = sorted(self.out.glob(f"cells/*/{CELL}"))
-        return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
+        """Processor time that the cells took."""
+        return sum(self.used.values())
 
 
 @contextmanager
