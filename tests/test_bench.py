@@ -14,6 +14,7 @@ from bench.__main__ import main
 from bench.sides import Comparison
 from torch import nn
 
+from helpers_fit import random_pairs
 from trimtab import models
 from trimtab.batching import encode, plan_training
 from trimtab.dials import AdapterDial
@@ -181,3 +182,22 @@ def test_results_are_merged_in_the_order_of_the_table(
         ("memory_vs_trl", 2.0),
         ("states_only_vs_dpo", 3.0),
     ]
+
+
+def test_lines_of_heads(tiny, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model: every line that is announced comes out, bytes counted as they are."""
+    from bench import heads
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: (tiny("llama"), tokenizer))
+    monkeypatch.setattr(data, "pairs_of", lambda *_, **__: random_pairs(8))
+    found = {
+        **heads.run_decoding(1, True),
+        **heads.run_epochs(1, True),
+        **heads.run_candidates(1, True),
+    }
+    own = {name for name in results.SUBJECTS if name.startswith(("head", "iav", "dph", "store"))}
+    assert found.keys() == own | {"candidates_packed"}
+    assert all(value > 0 for value, _ in found.values())
+    # 2 d + 1 bytes of a state, and 4 of each answer's count
+    assert 1 + 1 / 64 < found["store_bytes_over_2d"][0] < 1.05
+    assert len(results.rows({k: v for k, (v, _) in found.items()}, {})) == 1 + len(found)

@@ -172,6 +172,7 @@ def head_settings(here: Path, **changes: Any) -> HeadComparison:
         "head_seeds": (0, 1),
         "new_tokens": 3,
         "rounds": 2,
+        "head_epochs": 2.0,
         "dtype": "float32",
     }
     return HeadComparison(**{**given, **changes})

@@ -162,8 +162,8 @@ def _alignment(run: HeadRun) -> list[str]:
             for x in run.rates
         ]
         parts += [
-            f"**Decoding.** One row at a time, {run.rates[0]['rounds']} rounds in turn: medians, in "
-            "brackets the least and the largest.",
+            f"**Decoding.** One row at a time, {run.rates[0]['rounds']} rounds in turn, seconds of "
+            f"{run.study['clock']} time: medians, in brackets the least and the largest.",
             _table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, 1),
         ]
     took = run.study["seconds_to_train"]
@@ -399,7 +399,8 @@ def _ran(run: HeadRun) -> str:
         dropped = f" ({train['dropped']} over-long dropped)" if train["dropped"] else ""
         data = (
             f"trained on `{settings['train']}`, {wording.count(train['items'], 'item')}, "
-            f"{wording.count(train['pairs'], 'pair')}{dropped}; judged on {tests}"
+            f"{wording.count(train['pairs'], 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
+            f"and GenARM, {settings['head_epochs']:g} times by the head; judged on {tests}"
         )
     seeds = f"seeds {_listed(settings['seeds'])}, of frozen heads {_listed(settings['head_seeds'])}"
     versions = ", ".join(f"{k} {v}" for k, v in s["versions"].items())

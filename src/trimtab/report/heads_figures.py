@@ -55,7 +55,7 @@ def panels(study: Line, lines: Sequence[Line], ablation: Sequence[Line] = ()) ->
 def _shares(lines: Sequence[Line]) -> list[Panel]:
     """A panel each of both averages: every arm with its interval; the bare model's as a line."""
     found = []
-    names = {(a, r): f"{arm_name(a)}, {r}" for a, r in arms(lines)}
+    names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
     order = list(dict.fromkeys(a for a, _ in names))
     for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
         mine = [x for x in lines if x["split"] == split]
