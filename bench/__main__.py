@@ -65,7 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
     """The ratios that a name stands for, and those that come with it."""
-    from bench import anchoring, directions, dpo, objectives, positions, states_only, steering
+    from bench import (
+        anchoring,
+        directions,
+        dpo,
+        heads,
+        objectives,
+        positions,
+        states_only,
+        steering,
+    )
 
     subjects: dict[str, Callable[[], results.Found]] = {
         "memory_vs_trl": lambda: dpo.run("dpo_vs_trl_truthful_qa", repeats, quick, tune),
@@ -83,6 +92,15 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         "anchor_60_seeds_over_20_s": lambda: anchoring.run_seeds(quick),
         "anchor_mixing_over_90_s": lambda: anchoring.run_mixing(quick),
         "anchor_callback_over_step": lambda: anchoring.run_callback(repeats, quick),
+        "head_low_rank_of_base": lambda: heads.run_decoding(repeats, quick),
+        "head_merged_of_base": lambda: heads.run_decoding(repeats, quick),
+        "head_full_of_base": lambda: heads.run_decoding(repeats, quick),
+        "head_over_genarm": lambda: heads.run_decoding(repeats, quick),
+        "iav_epoch_from_store": lambda: heads.run_epochs(repeats, quick),
+        "dph_epoch_from_store": lambda: heads.run_epochs(repeats, quick),
+        "store_and_2_epochs_over_live": lambda: heads.run_epochs(repeats, quick),
+        "store_bytes_over_2d": lambda: heads.run_epochs(repeats, quick),
+        "candidates_packed": lambda: heads.run_candidates(repeats, quick),
     }
     found = re.fullmatch(r"directions_(honesty|chat)_vs_(\w+)", name)
     if found:

@@ -109,6 +109,29 @@ SUBJECTS: dict[str, Subject] = {
         1.05,
         True,
     ),
+    "head_low_rank_of_base": Subject(
+        "decoding with a low-rank alignment head, in tokens a second of the bare model", 0.98
+    ),
+    "head_merged_of_base": Subject("the same merged into the LM head", 0.98),
+    "head_full_of_base": Subject("the same with a full head", None),
+    "head_over_genarm": Subject(
+        "decoding with a low-rank alignment head, against GenARM's two models", 1.9
+    ),
+    "iav_epoch_from_store": Subject(
+        "an epoch of a low-rank alignment head from stored states, float32, against the packed "
+        "backbone in the loop",
+        5.0,
+    ),
+    "dph_epoch_from_store": Subject("the same for a preference head", 500.0),
+    "store_and_2_epochs_over_live": Subject(
+        "storing states and two epochs from them, over two epochs with the backbone in the loop",
+        1.0,
+        True,
+    ),
+    "store_bytes_over_2d": Subject("bytes of a stored token state over 2 d (counted)", 1.01, True),
+    "candidates_packed": Subject(
+        "rewards of 8 candidates in one packed pass, against one by one", None
+    ),
 }
 
 

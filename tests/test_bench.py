@@ -17,6 +17,7 @@ from bench.naive_rotation import Naive
 from bench.sides import Comparison
 from torch import nn
 
+from helpers_fit import random_pairs
 from trimtab import models
 from trimtab.batching import collate, encode, make_contrast, plan_training
 from trimtab.cache import Store
@@ -249,3 +250,22 @@ def test_the_dense_fisher_is_ours() -> None:
     ratio, details = steering.run_fisher(1, quick=True)["fisher_vs_dense"]
     assert ratio > 0
     assert details["cosine"] > 0.999
+
+
+def test_lines_of_heads(tiny, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model: every line that is announced comes out, bytes counted as they are."""
+    from bench import heads
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: (tiny("llama"), tokenizer))
+    monkeypatch.setattr(data, "pairs_of", lambda *_, **__: random_pairs(8))
+    found = {
+        **heads.run_decoding(1, True),
+        **heads.run_epochs(1, True),
+        **heads.run_candidates(1, True),
+    }
+    own = {name for name in results.SUBJECTS if name.startswith(("head", "iav", "dph", "store"))}
+    assert found.keys() == own | {"candidates_packed"}
+    assert all(value > 0 for value, _ in found.values())
+    # 2 d + 1 bytes of a state, and 4 of each answer's count
+    assert 1 + 1 / 64 < found["store_bytes_over_2d"][0] < 1.05
+    assert len(results.rows({k: v for k, (v, _) in found.items()}, {})) == 1 + len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from helpers_study import rows, trimtab, write_lines
-from trimtab import models
+from trimtab import cache, models
 from trimtab.cache import Store
 from trimtab.dials import Dial, LogitsDial, RewardDial
 
@@ -228,6 +229,50 @@ def test_heads_of_another_model(here: Path, refused, tmp_path: Path) -> None:
     assert "made for other" in said
     said = refused("generate", *model, "--reward", tmp_path / "reward", "--temperature", "1")
     assert "made for other" in said
+
+
+def test_heads_that_do_not_fit(here: Path, tmp_path: Path) -> None:
+    """Another hidden size or vocabulary, told before anything is generated or written."""
+    flags = {"logits": ["--dial"], "reward": ["--temperature", "1", "--best-of", "2", "--reward"]}
+    for number, (dial, message) in enumerate(
+        (
+            (LogitsDial(32, 999), "maps 32 to 999 values, the model's LM head 32 to 320"),
+            (LogitsDial(48, 320), "maps 48 to 320 values, the model's LM head 32 to 320"),
+            (RewardDial(48), "reads states of width 48, the model's have 32"),
+        )
+    ):
+        folder, out = tmp_path / f"dial-{number}", tmp_path / f"out-{number}"
+        dial.save_pretrained(folder)
+        words = ["generate", "--model", here / "model", "--prompt", "a", "--out", out, "--force"]
+        done = trimtab(*words, *flags[dial.kind], folder)
+        assert done.code == 2, done.err
+        assert message in done.err
+        assert "Traceback" not in done.err
+        assert not out.exists()
+
+
+def test_a_disk_that_fills_up(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While states are stored: one line that names the folder; no entry, no dial, and with room again
+    the same command ends."""
+    written = cache.save_file
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = tmp_path / "store"
+    words = [*fit_words(here, "iav", tmp_path / "out"), "--store", store, *FAST]
+    monkeypatch.setattr(cache, "save_file", full)
+    done = trimtab(*words)
+    assert done.code == 2
+    assert "No space left on device" in done.err
+    assert str(store) in done.err
+    assert not list(store.rglob("manifest.json"))
+    assert not list(store.rglob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(cache, "save_file", written)
+    assert trimtab(*words).code == 0
+    a, b = (Dial.from_pretrained(p).state_dict() for p in (tmp_path / "out", here / "iav"))
+    assert all(torch.equal(a[k], b[k]) for k in b)
 
 
 @pytest.mark.parametrize("kind", ["iav", "dph"])

@@ -14,6 +14,8 @@ VERBS = {
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
+    "compare-heads": "an alignment head beside DPO, GenARM and ARGS, over alpha; resumable",
+    "compare-rewards": "preference heads beside SFT and DPO on multiple choice; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
     "dose": "every way to steer towards a trait, at the damage of a persona prompt; resumable",
     "generate": "continue prompts at several alphas",
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: `trimtab VERB ...`. Exits with 2 on bad input, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {verb:<15} {what}" for verb, what in VERBS.items())))
         sys.exit(0)
     if words[0] in ("-V", "--version"):
         from trimtab import __version__

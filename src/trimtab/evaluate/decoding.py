@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
@@ -118,6 +118,19 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
     return {int(t) for t in (*found, tokenizer.eos_token_id) if t is not None}
 
 
+@torch.no_grad()
+def decode(model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
+    """The n likeliest tokens, one after the other, whatever ends an answer: plain decoding as the
+    decoders below do it, so that rates can be compared."""
+    rows, drawn = Decoder(model, prompt), []
+    for _ in range(n):
+        token = rows.logits.argmax(-1).cpu()
+        drawn.append(int(token))
+        if len(drawn) < n:
+            rows.feed(token)
+    return drawn
+
+
 # ---- decoders to compare with -------------------------------------------------------------------
 
 
@@ -131,6 +144,7 @@ def generate_genarm(
     *,
     sampling: Sampling = LIKELIEST,
     prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
     """GenARM (Xu et al. 2024, eq. 9): log pi_base + alpha log pi_arm, normalised; at a temperature t
@@ -138,9 +152,12 @@ def generate_genarm(
     genarm`), is run as a forward pass of its own with its own cache.
 
     At alpha = 0 it is the bare model, and costs the same as at any other.
+
+    Args:
+        ends: ids that end an answer (by default the model's).
     """
     done = []
-    ends = end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer) if ends is None else ends
     with seeded(sampling.seed, model):
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             ids = encode_prompt(tokenizer, prompt, prompt_style)  # type: ignore[arg-type]
@@ -172,11 +189,15 @@ def generate_args(
     k: int = 10,
     sampling: Sampling = LIKELIEST,
     prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
     """ARGS-greedy (Khanov et al. 2024, section 2.2): of the k likeliest next tokens the one with the
     highest log-prob + alpha x reward of the text that it ends. The k tokens are k rows of one
     batch. A reward meant for whole answers is thereby asked about unfinished ones.
+
+    Args:
+        ends: ids that end an answer (by default the model's).
 
     Raises:
         ConfigError: the reward brings an adapter, which would lean the model too.
@@ -187,27 +208,36 @@ def generate_args(
         )
     if not force:
         reward.check_base(model)
+    reward.edits(model)  # refuses a model that it does not fit
     done = []
-    ends = end_ids(model, tokenizer)
-    whole = reward.over == "all"
+    ends = end_ids(model, tokenizer) if ends is None else ends
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
         rows = Decoder(model, encode_prompt(tokenizer, prompt, prompt_style), 1, reward.sites)  # type: ignore[arg-type]
         drawn: list[int] = []
         while len(drawn) < sampling.max_new_tokens and not (drawn and drawn[-1] in ends):
             logps, tokens = rows.logits[0].log_softmax(-1).topk(k)
-            rows.expand(k)
-            logits = rows.feed(tokens)
-            states = rows.states(prompt=whole)
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            marker = torch.zeros_like(mask)
-            marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
-            r = reward.rewards(reward.aggregated(states, mask, marker))[:, 0]
-            best = int((logps + alpha * r.to(logps)).argmax())
+            r = args_rewards(rows, reward, tokens, ends)
+            best = int((logps + alpha * r).argmax())
+            logits = rows.logits
             rows.select(torch.tensor([best]))
             rows.logits = logits[best : best + 1]
             drawn.append(int(tokens[best]))
         done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
     return done
+
+
+def args_rewards(
+    rows: Decoder, reward: RewardDial, tokens: Tensor, ends: Collection[int]
+) -> Float[Tensor, "row"]:
+    """Rewards of the text that each of some next tokens of the one row ends. Afterwards there is a
+    row for each token, which it was fed."""
+    rows.expand(len(tokens))
+    rows.feed(tokens)
+    states = rows.states(prompt=reward.over == "all")
+    mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    marker = torch.zeros_like(mask)
+    marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
+    return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
 
 
 def _done(tokenizer: Any, prompt: Text, alpha: float, ids: list[int]) -> Generation:

@@ -233,6 +233,7 @@ def draw(
         raise ConfigError("candidates at temperature 0 would all be the same; raise --temperature")
     if not force:
         reward.check_base(model)
+    reward.edits(model)  # refuses a model that it does not fit
     index = reward.head(head)
     prompt_ids = encode_prompt(tokenizer, prompt, prompt_style)
     one_pass = reward.adapter is None and all(isinstance(d, LogitsDial) for d in _members(dial))

@@ -6,7 +6,6 @@ from trimtab.export.gguf import (
     read_control_vector,
     write_control_vector,
 )
-from trimtab.export.heads import export_lora
 from trimtab.export.run import FORMATS, REFUSED, export
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "ControlVector",
     "control_vector_dial",
     "export",
-    "export_lora",
     "read_control_vector",
     "write_control_vector",
 ]

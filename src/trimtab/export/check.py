@@ -179,7 +179,9 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
 def _peft(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(_model(spec["base"]), spec["export"]).eval()
+    untied = Path(spec["export"]) / "base"
+    base = _model(str(untied) if untied.is_dir() else spec["base"])
+    model = PeftModel.from_pretrained(base, spec["export"]).eval()
     return "peft", _versions("peft", "transformers", "torch"), _logits(model)
 
 

@@ -40,7 +40,7 @@ def _declare_biases(before: nn.Module, after: Any) -> None:
         DialError: the architecture's config has no word for them.
     """
     had = {name for name, _ in before.named_parameters()}
-    added = [name for name, _ in after.named_parameters() if name not in had]
+    added = [n for n, _ in after.named_parameters() if n not in had and n.endswith("bias")]
     if not added:
         return
     if not hasattr(models.text_config(after), "mlp_bias"):

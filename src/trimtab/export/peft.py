@@ -11,19 +11,25 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.dials import Dial, IA3Dial, RoadDial, VectorDial
 from trimtab.dials.dial import members
 from trimtab.dials.peft import PREFIX
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
 from trimtab.export.gguf import added_steps
+from trimtab.export.heads import BASE, is_tied, save_untied
 
 
-def export_peft(dial: Dial, model: nn.Module, alpha: float, folder: Path) -> list[str]:
+def export_peft(
+    dial: Dial, model: nn.Module, tokenizer: Any, alpha: float, folder: Path
+) -> list[str]:
     """Write a dial at `alpha` as a LoRA folder. Returns what is not carried over.
 
-    Low-rank dials (LoRA, VeRA, DeLoRA, rotations) are written as they are; a vector that is added
-    after blocks becomes the LoRA bias of the layer that writes to the residual stream last.
+    Low-rank dials (LoRA, VeRA, DeLoRA, rotations, alignment heads) are written as they are; a vector
+    that is added after blocks becomes the LoRA bias of the layer that writes to the residual stream
+    last. A head on an LM head that is tied to the embedding gets an untied copy of the base model
+    beside it, in `base/`, which the adapter's config names.
 
     Raises:
         DialError: what a LoRA cannot do, with the reason.
@@ -46,12 +52,18 @@ def export_peft(dial: Dial, model: nn.Module, alpha: float, folder: Path) -> lis
             if path in factors:
                 A, B = torch.cat([factors[path][0], A]), torch.cat([factors[path][1], B], 1)
             factors[path] = (A, B)
-    _write(model, factors, biases, folder)
+    head = models.head(model)
+    untied = is_tied(model) and any(model.get_submodule(path) is head for path in factors)
+    _write(model, factors, biases, folder, BASE if untied else models.source_of(model).name)
+    if untied:
+        save_untied(model, tokenizer, folder / BASE)
     lost = [
         f"alpha: the adapter is the dial at {alpha:g} and no other",
         "alphas of their own for the rows of a batch",
         "data, seed and measured range of the dial",
     ]
+    if untied:
+        lost.append("the tied base: the adapter is made for the untied copy in base/")
     if biases:
         lost.append("servers that take no LoRA bias (lora_bias) cannot load it: vLLM for one")
     return lost
@@ -62,6 +74,7 @@ def _write(
     factors: dict[str, tuple[Tensor, Tensor]],
     biases: dict[str, Tensor],
     folder: Path,
+    base: str,
 ) -> None:
     from peft import LoraConfig
 
@@ -89,6 +102,7 @@ def _write(
         lora_bias=bool(biases),
         task_type="CAUSAL_LM",
         inference_mode=True,
+        base_model_name_or_path=base,
     )
     note = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     folder.mkdir(parents=True)

@@ -23,6 +23,7 @@ from trimtab.dials.attach import as_alpha, check_bare
 from trimtab.errors import ConfigError, DialError, near
 from trimtab.export import check
 from trimtab.export.gguf import export_gguf
+from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
@@ -59,7 +60,7 @@ FORMATS: dict[str, Format] = {
         lambda d, m, _, a, p: export_gguf(d, m, a, p, "repeng"),
         VECTOR_FILE,
     ),
-    "peft": Format("a PEFT LoRA folder", lambda d, m, _, a, p: export_peft(d, m, a, p)),
+    "peft": Format("a PEFT LoRA folder", export_peft),
     "merged": Format("a plain checkpoint", export_merged),
     "steering-vectors": Format(
         "layer activations for the package steering-vectors",
@@ -115,6 +116,7 @@ def export(
         DialError: the format cannot say what the dial does, or the check did not pass.
     """
     strength = _check(to, alpha, model)
+    refuse_rewards(dial)
     if not force:
         dial.check_base(model)
     target, receipt_file = _targets(FORMATS[to], Path(out))

@@ -440,7 +440,7 @@ def fit_head(
             needs = Needs(logps=True, reference_logps=recipe.objective.weight_dpo != 0)
             module.reference = read_reference(model, encoded, needs, store, progress).readings
         if not live and args.world_size == 1:
-            schedule = _whole_steps(schedule)
+            schedule = whole_steps(schedule)
             args.gradient_accumulation_steps = 1
     progress.say(
         f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
@@ -512,7 +512,7 @@ def _heads(recipe: DPHRecipe, data: PairSet) -> Tensor:
     return torch.tensor([names.index(pair.concept or "") for pair in data])
 
 
-def _whole_steps(schedule: Schedule) -> Schedule:
+def whole_steps(schedule: Schedule) -> Schedule:
     """A microbatch a step: vectors take no memory, and fewer microbatches less time."""
     k = schedule.per_step
     steps = [schedule.microbatches[i : i + k] for i in range(0, len(schedule.microbatches), k)]

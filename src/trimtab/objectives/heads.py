@@ -131,12 +131,19 @@ def head_readout(
     u = z + shift
     if after is not None:
         z, u = after(z), after(u)
-    logps, reference, kl = _Terms.apply(u, z, ids)
+    logps, reference, kl = told_apart(u, z, ids)
     found = {"logps": logps, "reference_logps": reference, "kl": kl}
     found["l2"] = a.norm(dim=-1) if norm else _CentredSquare.apply(a)
     if arm:
         found["arm_logps"] = a.gather(-1, ids[:, None])[:, 0] - a.logsumexp(-1)
     return found
+
+
+def told_apart(
+    u: Float[Tensor, "token vocab"], z: Float[Tensor, "token vocab"], ids: Int[Tensor, "token"]
+) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"], Float[Tensor, "token"]]:
+    """Log-probs of the tokens by logits u, by logits z, and KL(p_u || p_z), in nats."""
+    return _Terms.apply(u, z, ids)  # type: ignore[return-value]
 
 
 class _Terms(torch.autograd.Function):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from trimtab.report.heads import write_heads
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.markdown import write_markdown
 from trimtab.report.steering import write_steering
 
 OWN: dict[str, Callable[[Path, Path], Path | None]] = {
+    "heads": write_heads,
     "innerpo": write_innerpo,
     "steering": write_steering,
 }

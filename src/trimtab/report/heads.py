@@ -1,0 +1,438 @@
+"""The page of the comparisons of heads: one Markdown page over a folder of runs, a figure a run
+beside them, and at its end what holds of the published claims, each sentence from a result line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import TrimtabError
+from trimtab.report import figures, heads_figures, wording
+from trimtab.report.files import write_text
+from trimtab.report.heads_figures import IN_DOMAIN, arm_name, number_of
+from trimtab.report.markdown import _plain, _table
+
+STUDY = "heads.json"
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class HeadRun:
+    """The result files of one comparison."""
+
+    folder: Path
+    study: Mapping[str, Any]
+    lines: Sequence[Line]
+    verdicts: Sequence[Line]
+    ablation: Sequence[Line] = ()
+    rates: Sequence[Line] = ()
+
+
+def read_heads(folder: Path) -> HeadRun:
+    """The result files of a folder. Raises TrimtabError where one is missing or damaged."""
+    study = _json(folder / STUDY)
+    if study.get("kind") not in ("rewards", "heads"):
+        raise TrimtabError(f"{folder / STUDY}: its kind is {study.get('kind')!r}, no known one")
+    more = "ablation" if study["kind"] == "rewards" else "rates"
+    names = ("results", "verdicts", more)
+    lines, verdicts, rest = (_lines(folder / f"{name}.jsonl") for name in names)
+    return HeadRun(folder, study, lines, verdicts, **{more: rest})
+
+
+def write_heads(root: Path, out: Path) -> Path | None:
+    """Write the page over all comparisons below `root`, and their figures; gives its path, None where
+    there are none.
+
+    Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
+    """
+    runs = [read_heads(file.parent) for file in sorted(root.glob(f"*/{STUDY}"))]
+    if not runs:
+        return None
+    runs.sort(key=lambda r: r.study["kind"] != "rewards")
+    parts = [
+        "# Heads",
+        "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
+        "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
+        f"from the result files in `{root.name}/` by `trimtab report`. Differences are paired over "
+        "items; p-values are adjusted by Holm over each table; with fewer than five seeds a verdict "
+        "holds for this run.",
+    ]
+    try:
+        for run in runs:
+            panels = heads_figures.panels(run.study, run.lines, run.ablation)
+            figure = root / f"{run.folder.name}.svg"
+            write_text(figure, figures.sheet(panels, columns=2))
+            shown = f"![{_plain(run.study['title'])}]({root.name}/{figure.name})"
+            build = _rewards if run.study["kind"] == "rewards" else _alignment
+            parts += [f"## {_plain(run.study['title'])}", _ran(run), shown, *build(run)]
+        parts += ["## What holds of the published claims", *_claims(runs)]
+    except (KeyError, TypeError) as error:
+        raise TrimtabError(f"{root}: a result file lacks {error}") from error
+    write_text(out, "\n\n".join(parts) + "\n")
+    return out
+
+
+# ---- preference heads ---------------------------------------------------------------------------
+
+
+def _rewards(run: HeadRun) -> list[str]:
+    study, parts = run.study, []
+    for title, tasks in (
+        ("In domain: test splits of what was trained on", study["in_domain"]),
+        ("Held out: tasks of which nothing was trained on", study["held_out"]),
+    ):
+        average = IN_DOMAIN if tasks is study["in_domain"] else heads_figures.HELD_OUT
+        rows = []
+        for arm, read_out in heads_figures.arms(run.lines):
+            by = {x["split"]: x for x in run.lines if (x["arm"], x["read_out"]) == (arm, read_out)}
+            cells = [wording.share(by[t]["value"]) for t in tasks]
+            rows.append(
+                [
+                    _plain(arm_name(arm)),
+                    read_out,
+                    str(by[average]["seeds"]),
+                    *cells,
+                    _share(by[average]),
+                ]
+            )
+        parts += [
+            f"**{title}.** Percent answered rightly; the average with its 95 % interval.",
+            _table(["", "ranked by", "seeds", *map(_plain, tasks), "average"], rows, 2),
+        ]
+    parts += ["**Differences of averages, in points.**", _differences(run.verdicts)]
+    if run.ablation:
+        parts += [
+            "**Pooling and loss on the frozen model.** Percent, averages of the tasks, with 95 % "
+            "intervals over items and seeds; verdicts against the first line.",
+            _ablation(run),
+        ]
+    return parts
+
+
+def _ablation(run: HeadRun) -> str:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for line in run.ablation:
+        row = rows.setdefault(
+            (line["pooling"], line["loss"]), [line["pooling"], line["loss"], str(line["seeds"])]
+        )
+        row += [_share(line), _verdict(line) if "verdict" in line else wording.NOTHING]
+    header = ["pooling", "loss", "seeds", "in domain", "verdict", "held out", "verdict"]
+    return _table(header, list(rows.values()), 2)
+
+
+# ---- alignment heads ----------------------------------------------------------------------------
+
+
+def _alignment(run: HeadRun) -> list[str]:
+    parts = []
+    alphas = sorted({x["alpha"] for x in run.lines if x["arm"] != "base"})
+    for test in run.study["tests"]:
+        mine = [x for x in run.lines if x["split"] == test]
+        (base,) = [x for x in mine if x["arm"] == "base"]
+        for metric, title, form in (
+            ("accuracy", "Preference accuracy, percent", wording.share),
+            ("kl", "KL from the bare model on its answers, nats a token", _kl),
+        ):
+            rows = []
+            for arm in dict.fromkeys(x["arm"] for x in mine if x["metric"] == metric):
+                by = {x["alpha"]: x for x in mine if (x["arm"], x["metric"]) == (arm, metric)}
+                if arm != "base":
+                    cells = [_with_interval(by[a], form) for a in alphas]
+                    rows.append([_plain(arm_name(arm)), str(by[alphas[0]]["seeds"]), *cells])
+            about = f"The bare model has {_share(base)}." if metric == "accuracy" else ""
+            parts += [
+                f"**{_plain(test)}: {title}.** {about}".rstrip(),
+                _table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, 1),
+            ]
+    parts += ["**Differences at α = 1, in points.**", _differences(run.verdicts)]
+    if run.rates:
+        rows = [
+            [
+                _plain(arm_name(x["arm"])),
+                f"{x['tokens_per_second']:.1f}",
+                f"{x['of_base']:.2f} [{x['low']:.2f}–{x['high']:.2f}]",
+                f"{x['of_genarm']:.2f}",
+            ]
+            for x in run.rates
+        ]
+        parts += [
+            f"**Decoding.** One row at a time, {run.rates[0]['rounds']} rounds in turn, seconds of "
+            f"{run.study['clock']} time: medians, in brackets the least and the largest.",
+            _table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, 1),
+        ]
+    took = run.study["seconds_to_train"]
+    said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in took.items())
+    parts.append(
+        f"Processor time of training: {_plain(said)}; the head's states were stored in "
+        f"{run.study['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
+        f"{run.study['settings']['k']} likeliest tokens, which is not 0 at α = 0; its accuracy is by "
+        "the mean of its own score of a token."
+    )
+    return parts
+
+
+# ---- what holds ---------------------------------------------------------------------------------
+
+
+def _claims(runs: Sequence[HeadRun]) -> list[str]:
+    """The published claims, and what the results say to each."""
+    parts = []
+    for run in runs:
+        build = _reward_claims if run.study["kind"] == "rewards" else _alignment_claims
+        lines = []
+        for claim, found in build(run):
+            lines += [f"- *{claim}*", *(f"  - {_plain(sentence)}" for sentence in found)]
+        parts += [f"**{_plain(run.study['title'])}**", "\n".join(lines)]
+    return parts
+
+
+def _reward_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
+    moved = run.study["largest_logit_change_by_a_frozen_head"]
+    found = [
+        (
+            "A head leaves the model's output as it is.",
+            [
+                "Holds for the frozen head: no logit changes by a bit."
+                if moved == 0
+                else f"Does not hold: a logit changes by {moved:.2g}."
+            ],
+        )
+    ]
+    for against in ("sft", "dpo"):
+        found.append(
+            (
+                f"Ranking by reward answers better than {arm_name(against)} by log-prob.",
+                [
+                    _said(v)
+                    for v in run.verdicts
+                    if v["against"] == against and v["read_out"] == "reward"
+                ],
+            )
+        )
+    both = [v for v in run.verdicts if v["arm"] == "dph joint" == v["against"]]
+    found.append(
+        (
+            "The reward ranks better than the log-probs of the very model it was trained with.",
+            [_said(v) for v in both],
+        )
+    )
+    own = [v for v in run.verdicts if v["against"] == "base" and v["read_out"] == "reward"]
+    found.append(("What is learned carries over.", [_said(v) for v in own]))
+    if run.ablation:
+        found.append(("SwiGLU pooling is best, and the loss matters.", _ablated(run.ablation)))
+    return found
+
+
+def _ablated(lines: Sequence[Line]) -> list[str]:
+    said = []
+    for split in dict.fromkeys(x["split"] for x in lines):
+        mine = [x for x in lines if x["split"] == split]
+        best, worst = (f(mine, key=lambda x: x["value"]) for f in (max, min))
+        told = [x for x in mine if x.get("verdict") in ("better", "worse")]
+        names = wording.join(
+            [f"{x['pooling']} × {x['loss']} ({x['verdict']})" for x in told] or [""]
+        )
+        first = f"{mine[0]['pooling']} × {mine[0]['loss']}"
+        said.append(
+            f"{split.capitalize()}: highest {best['pooling']} × {best['loss']} "
+            f"({wording.share(best['value'])}), lowest {worst['pooling']} × {worst['loss']} "
+            f"({wording.share(worst['value'])}); "
+            + (f"told from {first}: {names}." if told else f"none can be told from {first}.")
+        )
+    return said
+
+
+def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
+    equal = run.study["alpha_0_is_the_bare_model"]
+    zero = (
+        "At α = 0 the logits are the bare model's to the last bit."
+        if equal
+        else "At α = 0 the logits are not the bare model's."
+    )
+    found = [("Its strength is set when it is used.", [zero, *_rise(run)])]
+    for against in ("dpo", "genarm", "args"):
+        mine = [v for v in run.verdicts if (v["arm"], v["against"]) == ("iav", against)]
+        found.append(
+            (
+                f"It keeps up with {arm_name(against)}.",
+                [_said(v) for v in mine],
+            )
+        )
+    learned = [v for v in run.verdicts if v["against"] == "base"]
+    found.append(("It learns the preference.", [_said(v) for v in learned]))
+    rates = {x["arm"]: x for x in run.rates}
+    if {"iav", "genarm", "args"} <= rates.keys():
+        iav = rates["iav"]
+        found.append(
+            (
+                "It decodes twice as fast as GenARM.",
+                [
+                    f"{iav['of_genarm']:.2f} times GenARM's tokens a second beside the LM head, "
+                    f"{rates['iav merged']['of_genarm']:.2f} times merged; {iav['of_base']:.2f} and "
+                    f"{rates['iav merged']['of_base']:.2f} of the bare model's."
+                ],
+            )
+        )
+    took, stored = run.study["seconds_to_train"], run.study["seconds_to_store"]
+    found.append(
+        (
+            "A store makes training cheap.",
+            [
+                f"{took['iav']:,.0f} s of processor time, and {stored:,.0f} s once for the store; "
+                f"DPO of a LoRA on the same pairs took {took['dpo']:,.0f} s, GenARM's second model "
+                f"{took['genarm']:,.0f} s."
+            ],
+        )
+    )
+    return found
+
+
+def _rise(run: HeadRun) -> list[str]:
+    said = []
+    for test in run.study["tests"]:
+        mine = {
+            (x["arm"], x["alpha"], x["metric"]): x["value"] for x in run.lines if x["split"] == test
+        }
+        alphas = sorted({a for arm, a, _ in mine if arm == "iav"})
+        steps = [mine["base", 0.0, "accuracy"], *(mine["iav", a, "accuracy"] for a in alphas)]
+        kls = [mine["iav", a, "kl"] for a in alphas]
+        told = ", ".join(
+            f"{wording.share(v)} at {wording.alpha(a)}"
+            for a, v in zip([0.0, *alphas], steps, strict=True)
+        )
+        up = all(b > a for a, b in pairwise(kls))
+        said.append(
+            f"{test}: accuracy {told}; the KL {'grows' if up else 'does not always grow'} with α, to "
+            f"{_kl(kls[-1])}."
+        )
+    return said
+
+
+def _said(v: Line) -> str:
+    """A difference as a sentence."""
+    a, b = (_side(v, k) for k in ("arm", "against"))
+    where = v["split"].removesuffix(" average")
+    interval = f"{_points(v['difference'])} points [{_ends(v)}]"
+    if v["verdict"] == "cannot tell":
+        seen = number_of(v["mde"])
+        blind = f"; under {wording.points(seen, sign=False)} could not have been seen"
+        return f"{where}: {a} cannot be told from {b} ({interval}{blind if seen == seen else ''})."
+    run = " in this run" if v["in_this_run"] else ""
+    return f"{where}: {a} is {v['verdict']} than {b}{run} ({interval})."
+
+
+# ---- cells --------------------------------------------------------------------------------------
+
+
+def _differences(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            _plain(_side(v, "arm")),
+            _plain(_side(v, "against")),
+            _plain(v["split"]),
+            f"{_points(v['difference'])} [{_ends(v)}]",
+            _plain(wording.small(v["p_holm"])),
+            wording.points(number_of(v["mde"]), sign=False),
+            _verdict(v),
+        ]
+        for v in lines
+    ]
+    header = ["", "against", "on", "difference", "p (Holm)", "could see", "verdict"]
+    return _table(header, rows, 3, 6)
+
+
+def _side(v: Line, which: str) -> str:
+    read_out = v.get("read_out" if which == "arm" else "against_read_out")
+    name = arm_name(v[which])
+    return name if read_out is None else f"{name} by {read_out}"
+
+
+def _verdict(v: Line) -> str:
+    if v["verdict"] == "cannot tell":
+        return v["verdict"]
+    return f"**{v['verdict']}{' in this run' if v['in_this_run'] else ''}**"
+
+
+def _share(line: Line) -> str:
+    return _with_interval(line, wording.share)
+
+
+def _with_interval(line: Line, form: Any) -> str:
+    low, high = number_of(line["ci_low"]), number_of(line["ci_high"])
+    ends = wording.bounds(low, high, form)
+    return form(line["value"]) + (f" [{ends}]" if ends else "")
+
+
+def _kl(value: float) -> str:
+    return wording.number(value, 3 if abs(value) < 1 else 2)
+
+
+def _points(value: float) -> str:
+    return wording.points(value)
+
+
+def _ends(v: Line) -> str:
+    low, high = number_of(v["difference_low"]), number_of(v["difference_high"])
+    return wording.bounds(low, high, wording.points, ", ")
+
+
+def _ran(run: HeadRun) -> str:
+    s, settings = run.study, run.study["settings"]
+    train = s["train"]
+    if s["kind"] == "rewards":
+        tests = wording.join([f"{_plain(t)} {n:,}" for t, n in s["tests"].items()])
+        more = f" (“more data”: {train['more items']:,})" if "more items" in train else ""
+        data = (
+            f"trained on {train['items']:,} items, {train['pairs']:,} pairs{more}, of the training "
+            f"splits of {_plain(wording.join(s['in_domain']))}; items judged on: {tests}"
+        )
+    else:
+        tests = wording.join(
+            [f"`{t}` {wording.count(n['items'], 'item')}" for t, n in s["tests"].items()]
+        )
+        dropped = f" ({train['dropped']} over-long dropped)" if train["dropped"] else ""
+        data = (
+            f"trained on `{settings['train']}`, {wording.count(train['items'], 'item')}, "
+            f"{wording.count(train['pairs'], 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
+            f"and GenARM, {settings['head_epochs']:g} times by the head; judged on {tests}"
+        )
+    seeds = f"seeds {_listed(settings['seeds'])}, of frozen heads {_listed(settings['head_seeds'])}"
+    versions = ", ".join(f"{k} {v}" for k, v in s["versions"].items())
+    return "\n".join(
+        [
+            f"- model `{s['model']}`, digest `{s['model_digest'][:16]}`, {s['dtype']} on "
+            f"{s['device']}, {wording.count(s['threads'], 'thread')}; {seeds}",
+            f"- {data}",
+            f"- {versions}, commit `{s['commit']}`; {s['cpu_seconds'] / 60:.0f} minutes of processor "
+            "time",
+            f"- `{s['command']}`",
+        ]
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrimtabError(f"{file}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise TrimtabError(f"{file}: expected an object")
+    return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines() if x.strip()]
+    except (OSError, ValueError) as error:
+        raise TrimtabError(f"{file}: cannot be read as JSON lines ({error})") from error

@@ -1,0 +1,171 @@
+"""Figures of the comparisons of heads: shares with intervals a row, and curves over alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from trimtab.report import figures
+from trimtab.report.figures import INK, MARKERS, MUTED, NICE, PAGE, Panel
+
+IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
+ARMS = {
+    "base": "bare model",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "dph joint": "DPH joint",
+    "dph frozen": "DPH frozen",
+    "dph frozen, more data": "DPH frozen, more data",
+    "iav": "IAV",
+    "iav merged": "IAV merged",
+    "genarm": "GenARM",
+    "args": "ARGS",
+}
+SHADES = [figures._PLACEHOLDER[f"m{i}"] for i in range(8)]
+
+Line = Mapping[str, Any]
+
+
+def arm_name(arm: str) -> str:
+    """An arm's name for people."""
+    return ARMS.get(arm, arm)
+
+
+def arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """Arms and their read-outs, in order."""
+    return list(dict.fromkeys((x["arm"], x["read_out"]) for x in lines))
+
+
+def number_of(value: float | None) -> float:
+    """A number; NaN where it is not known."""
+    return math.nan if value is None else float(value)
+
+
+def panels(study: Line, lines: Sequence[Line], ablation: Sequence[Line] = ()) -> list[Panel]:
+    """The panels of a run."""
+    if study["kind"] == "rewards":
+        return _shares(lines) + _ablation(ablation)
+    return [_curve(lines, test, metric) for test in study["tests"] for metric in ("accuracy", "kl")]
+
+
+def _shares(lines: Sequence[Line]) -> list[Panel]:
+    """A panel each of both averages: every arm with its interval; the bare model's as a line."""
+    found = []
+    names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
+    order = list(dict.fromkeys(a for a, _ in names))
+    for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
+        mine = [x for x in lines if x["split"] == split]
+        rows = [
+            (names[x["arm"], x["read_out"]], x, order.index(x["arm"]), x["read_out"] != "reward")
+            for x in mine
+        ]
+        found.append(_rows(rows, title, f"shares-{split}", bare=mine[0]["value"], most=27))
+    return found
+
+
+def _ablation(lines: Sequence[Line]) -> list[Panel]:
+    found = []
+    losses = list(dict.fromkeys(x["loss"] for x in lines))
+    for split in dict.fromkeys(x["split"] for x in lines):
+        rows = [
+            (f"{x['pooling']}, {x['loss']}", x, 1 + losses.index(x["loss"]), False)
+            for x in lines
+            if x["split"] == split
+        ]
+        title = f"Pooling and loss: {split.removesuffix(' average').replace('-', ' ')}"
+        found.append(_rows(rows, title, f"ablation-{split}", most=27))
+    return found
+
+
+def _rows(
+    rows: Sequence[tuple[str, Line, int, bool]],
+    title: str,
+    name: str,
+    *,
+    bare: float | None = None,
+    most: int = 19,
+) -> Panel:
+    """A row each: name, line, place among the colours, whether its marker is hollow."""
+    ends = [100 * number_of(x[k]) for _, x, _, _ in rows for k in ("value", "ci_low", "ci_high")]
+    note = f"{rows[0][1]['items']:,} items"
+    limits = figures._limits(ends, 5, at_most=100)
+    labels = [label for label, *_ in rows]
+    with figures._rows(labels, limits, 24, title, note, width=440, most=most) as (figure, ax):
+        if bare is not None:
+            ax.axvline(100 * bare, color=MUTED, lw=1, dashes=(3, 3))
+        for y, (_, line, place, hollow) in enumerate(rows):
+            colour = MUTED if place == 0 else SHADES[(place - 1) % 8]
+            low, high = (100 * number_of(line[k]) for k in ("ci_low", "ci_high"))
+            ax.plot([low, high], [y, y], color=colour, lw=2, zorder=2)
+            _dot(ax, 100 * line["value"], y, colour, place, hollow)
+        ax.set_xlabel("answered rightly, %")
+    return figures._panel(figure, title, name)
+
+
+def _dot(ax: Axes, x: float, y: float, colour: str, place: int, hollow: bool) -> None:
+    ax.plot(
+        [x],
+        [y],
+        marker=MARKERS[place % len(MARKERS)][0],
+        ms=8,
+        mfc=PAGE if hollow else colour,
+        mec=colour if hollow else PAGE,
+        mew=1.5 if hollow else 1,
+        ls="none",
+        zorder=3,
+    )
+
+
+def _curve(lines: Sequence[Line], test: str, metric: str) -> Panel:
+    """Accuracy or KL over alpha, a line an arm, from the bare model at 0."""
+    mine = [x for x in lines if x["split"] == test]
+    (base,) = [x for x in mine if x["arm"] == "base"]
+    scale = 100 if metric == "accuracy" else 1
+    title, unit = ("Accuracy", "%") if metric == "accuracy" else ("KL", "nats a token, root scale")
+    with figures._plane(f"{title}: {figures._short(test, 30)}", unit) as (figure, ax):
+        top = 0.0
+        if metric == "kl":
+            ax.set_yscale("function", functions=(figures._root, figures._square))
+        order = dict.fromkeys(x["arm"] for x in mine if x["arm"] != "base")
+        for place, arm in enumerate(order):
+            own = sorted(
+                (x for x in mine if (x["arm"], x["metric"]) == (arm, metric)),
+                key=lambda x: x["alpha"],
+            )
+            at = [x["alpha"] for x in own]
+            values, low, high = (
+                [scale * number_of(x[k]) for x in own] for k in ("value", "ci_low", "ci_high")
+            )
+            if metric == "accuracy":
+                ends = [scale * number_of(base[k]) for k in ("value", "ci_low", "ci_high")]
+                at = [0.0, *at]
+                values, low, high = (
+                    [e, *v] for e, v in zip(ends, (values, low, high), strict=True)
+                )
+            elif arm != "args":  # whose draws are not the bare model's at 0
+                at, values, low, high = ([0.0, *v] for v in (at, values, low, high))
+            top = max([top, *(v for v in values if math.isfinite(v))])
+            ax.fill_between(at, low, high, color=SHADES[place % 8], alpha=0.1, lw=0)
+            ax.plot(
+                at,
+                values,
+                color=SHADES[place % 8],
+                lw=1.8,
+                marker=MARKERS[place % len(MARKERS)][0],
+                ms=7,
+                mec=PAGE,
+                mew=1,
+                label=arm_name(arm),
+                clip_on=False,
+            )
+        figures._alpha_axis(ax, [0.0, *(x["alpha"] for x in mine)])
+        if metric == "kl":
+            figures._root_ticks(ax, top)
+        else:
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+        ax.legend(frameon=False, fontsize=10, labelcolor=INK, ncols=2)
+    return figures._panel(figure, f"{title} over alpha on {test}", f"{metric}-{test}")

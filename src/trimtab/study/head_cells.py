@@ -1,0 +1,171 @@
+"""What the comparisons of heads share: cells kept as files, shares with intervals, differences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab import models
+from trimtab.errors import ConfigError
+from trimtab.fit.run import versions
+from trimtab.progress import Progress
+from trimtab.study.files import Rows, free_folder, write_json
+from trimtab.study.output import commit
+from trimtab.study.statistics import holm, mean_interval, paired_difference, verdict
+
+FORMAT = 1
+STUDY = "heads.json"
+CELL = "cell.json"
+
+Scores = dict[int | None, list[float]]
+"""Values by item, a list a seed; the seed is None where nothing is drawn."""
+
+
+class Cells:
+    """Cells of one comparison, a folder each, named by a digest of all that the cell depends on: a
+    finished one is never run again, an unfinished one goes on where it was stopped."""
+
+    def __init__(self, out: str | Path, common: Mapping[str, Any], progress: Progress):
+        """
+        Args:
+            common: what every cell depends on, as JSON values.
+
+        Raises:
+            ConfigError: `out` holds something else.
+        """
+        self.out = free_folder(out, "cells", STUDY).absolute()
+        self.common, self.progress = {"format": FORMAT, **common}, progress
+        self.used: dict[Path, float] = {}
+
+    def folder(self, name: str, own: Mapping[str, Any]) -> Path:
+        """A cell's folder."""
+        text = json.dumps({**self.common, **own}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self.out / "cells" / f"{name}-{digest}"
+
+    def get(self, name: str, own: Mapping[str, Any], make: Callable[[Path], Any]) -> Any:
+        """What a cell's file holds; where there is none, what `make` returns for the cell's folder,
+        with the seconds of processor time that it took."""
+        folder = self.folder(name, own)
+        file = folder / CELL
+        if not file.is_file():
+            self.progress.say(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            start = time.process_time()
+            found = make(folder)
+            write_json(file, {"found": found, "seconds": time.process_time() - start})
+        content = json.loads(file.read_text(encoding="utf-8"))
+        self.used[folder] = content["seconds"]
+        return content["found"]
+
+    def seconds(self) -> float:
+        """Processor time that the cells took."""
+        return sum(self.used.values())
+
+
+@contextmanager
+def threads_of(count: int) -> Any:
+    """So many threads, and those of before at the end."""
+    if count < 1:
+        raise ConfigError(f"threads is {count}; expected 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_seeds(name: str, seeds: Sequence[int]) -> None:
+    """Raise ConfigError unless there is at least one seed of 0 or more, each once."""
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{name}: expected at least one number of 0 or more, each once")
+
+
+def share_line(scores: Scores, **labels: Any) -> dict[str, Any]:
+    """A mean over items, and over seeds, with its 95 % interval."""
+    found = mean_interval(list(scores.values()))
+    return {
+        **labels,
+        "value": found.value,
+        "ci_low": _number(found.low),
+        "ci_high": _number(found.high),
+        "seeds": len(scores),
+        "items": len(next(iter(scores.values()))),
+    }
+
+
+def difference_line(mine: Scores, theirs: Scores, **labels: Any) -> dict[str, Any]:
+    """`mine` less `theirs` on the same items, without a verdict. Seeds are paired by their number; a
+    side with one is set against every seed of the other."""
+    if len(mine) > 1 and len(theirs) > 1:
+        both = [seed for seed in mine if seed in theirs]
+        mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))
+    found = paired_difference(list(mine.values()), list(theirs.values()))
+    return {
+        **labels,
+        "difference": found.value,
+        "difference_low": _number(found.low),
+        "difference_high": _number(found.high),
+        "p": found.p,
+        "mde": _number(found.mde),
+        "seeds": max(len(mine), len(theirs)),
+        "items": len(next(iter(mine.values()))),
+        "_difference": found,
+    }
+
+
+def judged(lines: Rows) -> Rows:
+    """Lines of one table with verdicts: p-values are adjusted by Holm over all of them."""
+    adjusted = holm([line["p"] for line in lines]) if lines else []
+    done: Rows = []
+    for line, p in zip(lines, adjusted, strict=True):
+        rest = {k: v for k, v in line.items() if k != "_difference"}
+        done.append(
+            {**rest, "p_holm": float(p), **verdict(line["_difference"], float(p), line["seeds"])}
+        )
+    return done
+
+
+def averaged(parts: Sequence[Scores]) -> Scores:
+    """Items of several tasks whose mean is the unweighted mean of the tasks' means: each value is
+    weighted by its task's share. An interval over such items counts the tasks' different means as
+    spread, and is rather too wide than too narrow."""
+    total = sum(len(next(iter(part.values()))) for part in parts)
+    found: Scores = {}
+    for seed in parts[0]:
+        found[seed] = [
+            value * total / (len(parts) * len(part[seed])) for part in parts for value in part[seed]
+        ]
+    return found
+
+
+def described(model: Any, settings: Any, command: str, threads: int, **more: Any) -> dict[str, Any]:
+    """What was run, for `heads.json`."""
+    source = models.source_of(model)
+    parameter = next(model.parameters())
+    return {
+        **more,
+        "model": source.name,
+        "model_digest": source.digest,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        "threads": threads,
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "versions": versions(),
+        "commit": commit(),
+        "command": command,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
