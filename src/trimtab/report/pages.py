@@ -10,13 +10,13 @@ from trimtab.report.innerpo import write_innerpo
 from trimtab.report.markdown import write_markdown
 from trimtab.report.steering import write_steering
 
-OWN: dict[str, Callable[[Path, Path], Path | None]] = {
-    "heads": write_heads,
-    "innerpo": write_innerpo,
-    "steering": write_steering,
-}
-"""Pages of a form of their own, by the name of the folder that their results lie in: each takes that
-folder and the page to write, and gives None where there is nothing to show yet."""
+Writer = Callable[[Path, Path], Path | None]
+"""Takes a folder of results and the page to write; gives None where there is nothing to show yet."""
+
+NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
+"""Pages of a form of their own, by the name of the folder that their results lie in."""
+PARTS: dict[str, Writer] = {"heads.json": write_heads, "dose.json": write_steering}
+"""The same, by a file that each folder within it has."""
 
 
 def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
@@ -35,9 +35,16 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
         if only is not None and folder.name not in only:
             continue
-        page = root / f"{folder.name}.md"
-        if folder.name in OWN:
-            made.append(OWN[folder.name](folder, page))
-        elif any((folder / name).is_file() for name in ("study.json", "grid.json")):
-            made.append(write_markdown(folder, page))
+        if write := _writer(folder):
+            made.append(write(folder, root / f"{folder.name}.md"))
     return [page for page in made if page is not None]
+
+
+def _writer(folder: Path) -> Writer | None:
+    if folder.name in NAMED:
+        return NAMED[folder.name]
+    for part, write in PARTS.items():
+        if any(folder.glob(f"*/{part}")):
+            return write
+    whole = any((folder / name).is_file() for name in ("study.json", "grid.json"))
+    return write_markdown if whole else None
