@@ -61,7 +61,8 @@ def run_forwards(spec: str = "genies:truthful_qa/train[:24]") -> results.Found:
     from trimtab import models
     from trimtab.batching import encode, layout_of
     from trimtab.cache import Store
-    from trimtab.fit.recipes import TrainingRecipe, method
+    from trimtab.fit.methods import method
+    from trimtab.fit.recipes import TrainingRecipe
     from trimtab.fit.reference import read_reference
     from trimtab.pairs import read_pairs
 

@@ -237,7 +237,7 @@ def run_rotation(repeats: int, quick: bool) -> results.Found:
     from trimtab.batching import collate, encode, layout_of
     from trimtab.cache import Store
     from trimtab.dials import RotationDial
-    from trimtab.fit.recipes import method
+    from trimtab.fit.methods import method
     from trimtab.fit.reference import read_reference
     from trimtab.fit.rotation import ContrastiveModule, new_rotation
     from trimtab.pairs import read_pairs

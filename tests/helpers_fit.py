@@ -22,7 +22,8 @@ from trimtab.batching import Encoded, collate, layout_of, plan_batches
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial
 from trimtab.dials.adapter import linear_modules
-from trimtab.fit.recipes import METHODS, AdapterSettings, DPORecipe, TrainSettings
+from trimtab.fit.methods import METHODS
+from trimtab.fit.recipes import AdapterSettings, DPORecipe, TrainSettings
 from trimtab.fit.reference import read_reference
 from trimtab.fit.run import fit
 from trimtab.fit.trainer import FitModule

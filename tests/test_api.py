@@ -47,9 +47,9 @@ def test_importing_the_package_imports_no_torch():
 @pytest.mark.parametrize(
     "first",
     [
-        "import trimtab.fit.recipes, trimtab.evaluate.scores",
+        "import trimtab.fit.methods, trimtab.evaluate.scores",
         "from trimtab.evaluate import score; from trimtab.fit import METHODS",
-        "import trimtab.fit.recipes as r, trimtab.evaluate.damage as d; r.METHODS, d.NeutralText",
+        "import trimtab.fit.methods as r, trimtab.evaluate.damage as d; r.METHODS, d.NeutralText",
     ],
 )
 def test_rooms_do_not_hide_the_functions_of_their_name(first):

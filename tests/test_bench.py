@@ -23,7 +23,7 @@ from trimtab.batching import collate, encode, make_contrast, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
-from trimtab.fit.recipes import method
+from trimtab.fit.methods import method
 from trimtab.fit.reference import read_reference
 from trimtab.fit.rotation import ContrastiveModule, new_rotation
 from trimtab.objectives import DPO, InnerDPO

@@ -13,7 +13,7 @@ from trimtab.batching import Encoded, Row, encode
 from trimtab.dials import VectorDial
 from trimtab.errors import ConfigError, DataError, DialError, ModelError
 from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate, score
-from trimtab.evaluate.scores import item_scores
+from trimtab.evaluate.items import item_scores
 from trimtab.states import Readings
 
 PASSAGES = ("The capital of France is Paris.", "Two and two are four. Water boils.")

@@ -54,7 +54,7 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Make a dial and say what was saved."""
-    from trimtab.fit.recipes import METHODS, method
+    from trimtab.fit.methods import METHODS, method
 
     if not words or words[0].startswith("-"):
         if words and words[0] in ("-h", "--help"):

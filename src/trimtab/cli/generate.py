@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def main(words: list[str]) -> None:
     """Continue prompts at several alphas; print them, or write them as evaluation files."""
     from trimtab.evaluate.generation import Sampling
+    from trimtab.evaluate.items import check_alphas
     from trimtab.evaluate.rewards import Drawing
-    from trimtab.evaluate.scores import check_alphas
 
     @dataclass(frozen=True)
     class Args:

@@ -8,7 +8,7 @@ def main(words: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab.fit.recipes import METHODS
+    from trimtab.fit.methods import METHODS
 
     table = Table(box=None, padding=(0, 2))
     for column in ("method", "where the dial sits", "what it does"):

@@ -27,7 +27,7 @@ from trimtab.dials import Dial, Edit
 from trimtab.dials.attach import VECTOR
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.fit.closed_form import estimate
-from trimtab.fit.recipes import method as method_named
+from trimtab.fit.methods import method as method_named
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.sites import Site, block_index

@@ -4,7 +4,8 @@ they mean together is `study`'s business."""
 from trimtab.evaluate.calibration import Calibration, calibrate, parse_budget
 from trimtab.evaluate.damage import Damage, NeutralText, alpha_at_kl
 from trimtab.evaluate.generation import Generation, Sampling, generate
-from trimtab.evaluate.scores import ItemScores, score
+from trimtab.evaluate.items import ItemScores
+from trimtab.evaluate.scores import score
 
 __all__ = [
     "Calibration",

@@ -13,7 +13,7 @@ from torch import nn
 
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, DataError, ModelError
-from trimtab.evaluate.scores import check_alphas
+from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
 
 

@@ -28,7 +28,7 @@ from trimtab.dials.dial import Composed
 from trimtab.errors import ConfigError
 from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
 from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, seeded
-from trimtab.evaluate.scores import ItemScores, item_scores
+from trimtab.evaluate.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.states import Readings, read_tokens
 from trimtab.states import read as read_batch

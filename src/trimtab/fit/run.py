@@ -24,12 +24,8 @@ from trimtab.dials.attach import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
-from trimtab.fit.recipes import (
-    METHODS,
-    Method,
-    Recipe,
-    method,
-)
+from trimtab.fit.methods import METHODS, method
+from trimtab.fit.recipes import Method, Recipe
 from trimtab.fit.rotation import QUICK_PAIRS
 from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
 from trimtab.fit.training import fit_adapter

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from trimtab.report import wording
+from trimtab.report.doses import PROMPT, RANDOM, Doses
 from trimtab.report.figures import (
     _PLACEHOLDER,
     INK,
@@ -22,11 +23,6 @@ from trimtab.report.figures import (
     _panel,
     _plane,
 )
-
-if TYPE_CHECKING:
-    from trimtab.report.steering import Doses
-
-RANDOM, PROMPT = "random", "prompt"
 
 Look = tuple[str, str, str]
 """Colour, marker, how its line is drawn."""

@@ -27,8 +27,8 @@ from trimtab.evaluate.decoding import (
     generate_genarm,
 )
 from trimtab.evaluate.generation import Sampling
+from trimtab.evaluate.items import check_alphas, item_scores
 from trimtab.evaluate.rewards import token_rewards
-from trimtab.evaluate.scores import check_alphas, item_scores
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import after_head
 from trimtab.fit.run import recipe_digest

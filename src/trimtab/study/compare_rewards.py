@@ -16,8 +16,8 @@ from trimtab.batching import Encoded, answer_spans, encode
 from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
+from trimtab.evaluate.items import item_scores
 from trimtab.evaluate.rewards import reward_scores, rewards_of
-from trimtab.evaluate.scores import item_scores
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import aggregate_all
 from trimtab.fit.recipes import ORPORecipe, TrainSettings

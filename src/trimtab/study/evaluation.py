@@ -14,7 +14,7 @@ from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import NeutralText, score
-from trimtab.evaluate.scores import check_alphas
+from trimtab.evaluate.items import check_alphas
 from trimtab.fit.run import versions
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL

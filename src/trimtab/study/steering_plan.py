@@ -10,7 +10,7 @@ from typing import Literal
 
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
-from trimtab.fit.recipes import method
+from trimtab.fit.methods import method
 from trimtab.fit.rotation import ContrastiveRecipe, RotationRecipe
 from trimtab.fit.run import recipe_digest
 from trimtab.fit.settings import TrainSettings

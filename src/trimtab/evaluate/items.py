@@ -1,0 +1,73 @@
+"""Scores by item, and what alphas may be: what all measuring shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.batching import Encoded
+from trimtab.errors import ConfigError
+from trimtab.states import Readings
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Scores of I items, each a mean over the item's pairs.
+
+    Attributes:
+        items: names, in order of first appearance.
+        pairs: pairs of each item.
+        accuracy: share of pairs whose chosen answer has the higher mean log-prob a token, EOS
+            included; a tie counts one half, a NaN is wrong.
+        accuracy_sum: the same with summed log-probs.
+        accuracy_choice: 1 where the item's chosen answers beat all of their rejected ones by mean
+            log-prob, one half where the best they do is tie.
+        margin: mean log-prob of chosen minus rejected, in nats a token.
+    """
+
+    items: tuple[str, ...]
+    pairs: np.ndarray
+    accuracy: np.ndarray
+    accuracy_sum: np.ndarray
+    accuracy_choice: np.ndarray
+    margin: np.ndarray
+
+
+METRICS = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
+
+
+def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
+    """Scores from the log-probs of an encoded set's answers."""
+    assert found.logps is not None
+    assert found.tokens is not None
+    total = found.logps.double().numpy()
+    mean = total / found.tokens.numpy()
+    by_item: dict[str, list[tuple[float, float]]] = {}
+    for offset, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
+        for c, r in row.pairs:
+            c, r = offset + c, offset + r
+            by_item.setdefault(row.item, []).append((mean[c] - mean[r], total[c] - total[r]))
+    margins = [np.array(values) for values in by_item.values()]
+    return ItemScores(
+        items=tuple(by_item),
+        pairs=np.array([len(m) for m in margins]),
+        accuracy=np.array([_right(m[:, 0]).mean() for m in margins]),
+        accuracy_sum=np.array([_right(m[:, 1]).mean() for m in margins]),
+        accuracy_choice=np.array([_right(m[:, 0]).min() for m in margins]),
+        margin=np.array([m[:, 0].mean() for m in margins]),
+    )
+
+
+def _right(margin: np.ndarray) -> np.ndarray:
+    """1 above zero, one half at zero, 0 below and for NaN."""
+    return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
+
+
+def check_alphas(alphas: Sequence[float]) -> None:
+    """Raise ConfigError unless there is at least one alpha and all are finite."""
+    if not len(alphas) or not all(math.isfinite(a) for a in alphas):
+        shown = " ".join(f"{a:g}" for a in alphas) or "nothing"
+        raise ConfigError(f"alpha: expected finite numbers, at least one, given {shown}")
