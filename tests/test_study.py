@@ -224,6 +224,7 @@ def test_keys_change_with_every_setting(plan, tmp_path):
         "alphas": (0.0, 1.0),
         "generate_alphas": (1.0,),
         "prompt_style": "chat",
+        "equal_kl": ("oos",),
         **{f.name: getattr(LITTLE, f.name) + 1 for f in fields(Measuring) if f.type == "int"},
     }
     assert set(other) == {f.name for f in fields(Measuring)}
