@@ -139,11 +139,11 @@ def write_anchoring(
             f"[{_plain(r.name)}](#{_anchor(r)})",
             _plain(r.result["title"]),
             str(len(r.result["seeds"])),
-            f"{sum(g.passed for g in found)} of {len(found)}",
+            *(_share([g for g in found if g.stretch is aim]) for aim in (False, True)),
         ]
         for r, found in held
     ]
-    parts.append(_table(["experiment", "what", "seeds", "gates passed"], rows, 2))
+    parts.append(_table(["experiment", "what", "seeds", "gates passed", "aims reached"], rows, 2))
     for run in runs:
         parts += [
             f"## {_plain(run.name)}: {_plain(run.result['title'])}",
@@ -171,6 +171,10 @@ def write_anchoring(
     return out
 
 
+def _share(gates: Sequence[Gate]) -> str:
+    return f"{sum(g.passed for g in gates)} of {len(gates)}" if gates else "–"
+
+
 def verdict(run: Run, gates: Sequence[Gate]) -> str:
     """How many gates a run passed, in a sentence."""
     if not gates:
@@ -196,7 +200,8 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
         found.append(
             Table(
                 "Gates",
-                "Bounds written down before the run; the published figure, where there is one.",
+                "Bounds written down before the run, but where the log says otherwise; the published "
+                "figure, where there is one.",
                 ["gate", "value", "bound", "published", ""],
                 [
                     [g.what, _value(g), g.bound, g.published or wording.NOTHING, _mark(g)]
