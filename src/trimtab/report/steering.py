@@ -49,8 +49,8 @@ def markdown(found: Sequence[Doses], figure: str) -> str:
         "Left of 0 is negative α, or the opposite persona. Grey: random directions.",
         "## Slopes",
         "Nats a token of log-ratio for one root nat of damage, with 95 % intervals; bold where it lies "
-        "clear of random directions. The last column: processor seconds of fitting, the mean over "
-        "traits.",
+        "above the random directions, each turned the way it leans. The last column: processor seconds "
+        "of fitting, the mean over traits.",
         _overview(found),
     ]
     for doses in found:
@@ -60,7 +60,8 @@ def markdown(found: Sequence[Doses], figure: str) -> str:
         "## How to read the table",
         "- *slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that "
         "a dial has the same slope at any strength, and dials of different kinds can be compared. "
-        "Bold: its interval lies above the random directions', paired on the same questions.\n"
+        "Bold: above the random directions, each turned the way it leans; paired on the same "
+        "questions.\n"
         "- *swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
         "the prompt's own.\n"
         "- *R²*: share of the questions' movement that one line explains. *valid*: readings at which "

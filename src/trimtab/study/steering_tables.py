@@ -87,8 +87,9 @@ def comparisons(cells: Sequence[dict[str, Any]]) -> Rows:
     damage; `swing` of what the two doses do to the log-ratio, (y(1) - y(-1)) / 2, where the damage of
     both is the same.
 
-    `against` is `random` (the mean of the random directions), `prompt`, or for the second of two
-    halves the first: then the difference is noise alone.
+    `against` is `random`, `prompt`, or for the second of two halves the first: then the difference is
+    noise alone. `random` is the mean of the random directions, each turned the way it leans: their
+    signs mean nothing, and a direction that knows the trait has to do more than one that does not.
     """
     if not cells:
         return []
@@ -98,9 +99,10 @@ def comparisons(cells: Sequence[dict[str, Any]]) -> Rows:
     value = {c["name"]: float(slope_draws(c, one)[0]) for c in cells}
     swings = {c["name"]: _swing(c) for c in cells}
     if names := [c["name"] for c in cells if c["method"] == RANDOM]:
-        swings[RANDOM] = np.mean([swings[n] for n in names], axis=0)
-        draws[RANDOM] = np.mean([draws[n] for n in names], axis=0)
-        value[RANDOM] = float(np.mean([value[n] for n in names]))
+        lean = {n: -1.0 if value[n] < 0 else 1.0 for n in names}
+        swings[RANDOM] = np.mean([lean[n] * swings[n] for n in names], axis=0)
+        draws[RANDOM] = np.mean([lean[n] * draws[n] for n in names], axis=0)
+        value[RANDOM] = float(np.mean([abs(value[n]) for n in names]))
     rows = []
     for cell in cells:
         name = cell["name"]
