@@ -40,8 +40,8 @@ def main(words: list[str]) -> None:
         about="Models x suites x methods x seeds, with verdicts against DPO.",
         beside=("settings", "tuned"),
     )
+    from trimtab.config_files import read_yaml
     from trimtab.progress import Progress
-    from trimtab.study.settings import read_yaml
 
     comparison, file = args.comparison, config_file(words)
     if file and "settings" in read_yaml(file):  # a file may hold a whole comparison

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-import yaml
 
+from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
 T = TypeVar("T")
@@ -101,14 +101,7 @@ def _words_of(
     file: Path, kind: type, default: Any, typed: Sequence[str], beside: Sequence[str] = ()
 ) -> list[str]:
     """A file's keys and values as flags, without those that were also typed."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected keys and values, as in `seed: 1`")
+    values = read_yaml(file, "expected keys and values, as in `seed: 1`", empty=True)
     if is_recipe(values):
         values = {**(values.get("flags") or {}), "out": values["out"]}
     values = {key: value for key, value in values.items() if key not in beside}

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from trimtab.cli.parse import Checked, checking, parse
+from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
 KEYS = ("run", "out", "flags")
@@ -105,7 +105,7 @@ def read_recipe(file: Path, more: list[str]) -> Recipe:
     """
     from trimtab.cli import VERBS
 
-    values = _read(file)
+    values = read_yaml(file, "expected the keys run (a verb), out (a folder) and flags")
     expected = f"expected the keys run (a verb), out (a folder) and flags; it has {_list(values)}"
     for key in KEYS[:2]:
         if not isinstance(values.get(key), str) or not values[key].strip():
@@ -135,18 +135,6 @@ def read_recipe(file: Path, more: list[str]) -> Recipe:
         text = str(error)
         raise ConfigError(text if str(file) in text else f"{file}: {text}") from None
     raise ConfigError(f"{file}: run: {values['run']} takes no flags")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected the keys run (a verb), out (a folder) and flags")
-    return values
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

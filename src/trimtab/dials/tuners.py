@@ -212,7 +212,36 @@ class RoadDial(PeftDial):
         return cls.build({"modules": shapes, "group": config["group_size"]}, tensors)
 
 
-class VeraDial(PeftDial):
+class LowRankDial(PeftDial):
+    """A tuner that adds alpha B A x, with a rule of its own for the two factors."""
+
+    rank: int
+    dropout: float
+
+    def _factors(self, index: int, n_in: int) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] of a module at alpha = 1."""
+        raise NotImplementedError
+
+    def _edit(
+        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
+    ) -> Tensor:
+        A, B = self._factors(index, x.shape[-1])
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        change = F.linear(F.linear(x, A.to(x)), B.to(x))
+        return y + change * (alpha.to(y.dtype) if isinstance(alpha, Tensor) else alpha)
+
+    @torch.no_grad()
+    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
+        """Both factors of every module, alpha in B."""
+        found = {}
+        for index, path in enumerate(self.paths):
+            module = linear_at(model, path, self.shapes[path], "adapter")
+            A, B = self._factors(index, linear_shape(module)[0])  # type: ignore[index]
+            found[path] = (A, alpha * B)
+        return found
+
+
+class VeraDial(LowRankDial):
     """VeRA (Kopiczko et al. 2024): y + alpha b ⊙ B (d ⊙ A x), A and B random and shared."""
 
     kind = "vera"
@@ -247,15 +276,6 @@ class VeraDial(PeftDial):
         n_out = len(self.b[index])
         A, B = self.get_buffer("A")[:, :n_in], self.get_buffer("B")[:n_out]
         return A * self.d[index][:, None], B * self.b[index][:, None]
-
-    def _edit(
-        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
-    ) -> Tensor:
-        return _add_low_rank(self, *self._factors(index, x.shape[-1]), x, y, alpha)
-
-    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
-        """d ⊙ A and alpha b ⊙ B of every module."""
-        return _scaled(self, model, alpha)
 
     @torch.no_grad()
     def flip(self) -> None:
@@ -317,7 +337,7 @@ class VeraDial(PeftDial):
         return cls.build({"modules": shapes, **settings}, tensors)
 
 
-class DeloraDial(PeftDial):
+class DeloraDial(LowRankDial):
     """DeLoRA (Bini et al. 2025): y + alpha B diag(lambda / (r |a_i| |b_i|)) A (w ⊙ x), w the norms
     of the base weight's columns: each of the r directions has a length of its own to learn."""
 
@@ -359,15 +379,6 @@ class DeloraDial(PeftDial):
         A, B = self.A[index], self.B[index]
         sizes = A.norm(dim=1).clamp(min=1e-4) * B.norm(dim=0).clamp(min=1e-4)
         return A * self.get_buffer(f"norm_{index}"), B * (self.strength[index] / self.rank / sizes)
-
-    def _edit(
-        self, index: int, module: nn.Module, x: Tensor, y: Tensor, alpha: float | Tensor
-    ) -> Tensor:
-        return _add_low_rank(self, *self._factors(index, x.shape[-1]), x, y, alpha)
-
-    def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
-        """Both factors of every module, alpha in B."""
-        return _scaled(self, model, alpha)
 
     @torch.no_grad()
     def flip(self) -> None:
@@ -427,21 +438,3 @@ class DeloraDial(PeftDial):
 def column_norms(model: nn.Module, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
     """Norms of the columns of modules' weights, which DeLoRA scales inputs by."""
     return {path: dense_weight(model.get_submodule(path)).norm(dim=0) for path in shapes}
-
-
-def _add_low_rank(
-    dial: Any, A: Tensor, B: Tensor, x: Tensor, y: Tensor, alpha: float | Tensor
-) -> Tensor:
-    x = F.dropout(x, dial.dropout, dial.training) if dial.dropout else x
-    change = F.linear(F.linear(x, A.to(x)), B.to(x))
-    return y + change * (alpha.to(y.dtype) if isinstance(alpha, Tensor) else alpha)
-
-
-@torch.no_grad()
-def _scaled(dial: Any, model: nn.Module, alpha: float) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
-    for index, path in enumerate(dial.paths):
-        module = linear_at(model, path, dial.shapes[path], "adapter")
-        A, B = dial._factors(index, linear_shape(module)[0])  # type: ignore[index]
-        found[path] = (A, alpha * B)
-    return found

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import jinja2
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex
 from safetensors import SafetensorError
@@ -21,9 +20,8 @@ from trimtab.report import figures, wording
 from trimtab.report.anchoring_canvas import Run
 from trimtab.report.anchoring_published import NAMED
 from trimtab.report.files import write_text
+from trimtab.report.html import render
 from trimtab.report.markdown import _plain, _table
-
-HERE = Path(__file__).parent
 
 
 class Gate(Protocol):
@@ -97,22 +95,12 @@ def write_anchoring_page(folder: Path, gates: Sequence[Gate]) -> Path:
 
 def page(run: Run, gates: Sequence[Gate]) -> str:
     """A run as one HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("anchoring.html").render(
+    return render(
+        "anchoring.html",
         name=run.name,
         title=run.result["title"],
         about=run.result["about"],
         verdict=verdict(run, gates),
-        css=(HERE / "page.css").read_text(encoding="utf-8"),
-        light=figures.variables(figures.LIGHT),
-        dark=figures.variables(figures.DARK),
-        sans=figures.SANS,
         tables=tables(run, gates),
         sections=drawings.sections(run),
         moving=drawings.animation(run),

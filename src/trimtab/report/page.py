@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from trimtab.report import figures, wording
 from trimtab.report.files import write_text
+from trimtab.report.html import render
 from trimtab.report.results import (
     ALPHA_1,
     BASE,
@@ -26,8 +25,6 @@ from trimtab.report.results import (
     read_grid,
     read_results,
 )
-
-HERE = Path(__file__).parent
 
 COSTS = {
     "fit_seconds": "time to fit, s",
@@ -107,27 +104,20 @@ def grid_page(grid: Grid) -> str:
         rows = [(key, [_gain(row.get(m)) for m in methods]) for key, row in lines.items()]
         if rows:
             tables.append((against, methods, rows))
-    return (
-        _environment()
-        .get_template("grid.html")
-        .render(
-            title=grid.title,
-            command=grid.command,
-            css=(HERE / "page.css").read_text(encoding="utf-8"),
-            light=figures.variables(figures.LIGHT),
-            dark=figures.variables(figures.DARK),
-            sans=figures.SANS,
-            headline=wording.grid_headline(grid.studies),
-            baseline=wording.label(next((s.baseline for s in grid.studies if s.baseline), "")),
-            figure=figures.shifts(grid.studies),
-            tables=tables,
-            several=len({r.study.model for r in grid.studies}) > 1,
-            studies=[
-                (name, r.study.suite, wording.model(r.study.model), wording.headline(r))
-                for name, r in zip(grid.names, grid.studies, strict=True)
-            ],
-            caveats=list(dict.fromkeys(c for r in grid.studies for c in wording.caveats(r))),
-        )
+    return render(
+        "grid.html",
+        title=grid.title,
+        command=grid.command,
+        headline=wording.grid_headline(grid.studies),
+        baseline=wording.label(next((s.baseline for s in grid.studies if s.baseline), "")),
+        figure=figures.shifts(grid.studies),
+        tables=tables,
+        several=len({r.study.model for r in grid.studies}) > 1,
+        studies=[
+            (name, r.study.suite, wording.model(r.study.model), wording.headline(r))
+            for name, r in zip(grid.names, grid.studies, strict=True)
+        ],
+        caveats=list(dict.fromkeys(c for r in grid.studies for c in wording.caveats(r))),
     )
 
 
@@ -139,58 +129,38 @@ def _gain(c: Comparison | None) -> tuple[Cell, bool]:
     return Cell(wording.points(c.difference), interval), c.told
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["label"] = wording.label
-    return environment
-
-
 def page(results: Results) -> str:
     """A run as one HTML page. Every text from the results is escaped."""
     trained = results.methods
     every = (BASE, *trained)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            study=results.study,
-            css=(HERE / "page.css").read_text(encoding="utf-8"),
-            light=figures.variables(figures.LIGHT),
-            dark=figures.variables(figures.DARK),
-            sans=figures.SANS,
-            headline=wording.headline(results),
-            answers=wording.answers(results),
-            answers_equal_kl=wording.answers(results, EQUAL_KL) if results.at(EQUAL_KL) else [],
-            trained=wording.trained(results),
-            baseline=wording.label(results.baseline) if results.baseline else None,
-            accuracy=_table(results, "accuracy"),
-            other_metrics=[_table(results, m) for m in wording.shown_metrics(results)[1:]],
-            gains=_gains(results),
-            published=_published(results),
-            figure_accuracy=figures.accuracy(results),
-            figure_gain=figures.gain(results),
-            figure_dose=figures.dose(results),
-            figure_training=figures.training(results),
-            keys=figures.keys(results, trained),
-            keys_training=figures.keys(results, _curved(results)),
-            key_of={m: figures.keys(results, [m])[0] for m in every},
-            dose_rows=_dose(results),
-            verdicts=[
-                (at, _verdicts(results.at(at))) for at in (ALPHA_1, EQUAL_KL) if results.at(at)
-            ],
-            costs=_costs(results),
-            prompts=_prompts(results.generations, trained),
-            caveats=wording.caveats(results),
-            commits=wording.commits(results.measurements),
-            suite_digests=wording.suite_digests(results.measurements),
-            dash=wording.NOTHING,
-        )
+    return render(
+        "page.html",
+        study=results.study,
+        title=results.study.title,
+        headline=wording.headline(results),
+        answers=wording.answers(results),
+        answers_equal_kl=wording.answers(results, EQUAL_KL) if results.at(EQUAL_KL) else [],
+        trained=wording.trained(results),
+        baseline=wording.label(results.baseline) if results.baseline else None,
+        accuracy=_table(results, "accuracy"),
+        other_metrics=[_table(results, m) for m in wording.shown_metrics(results)[1:]],
+        gains=_gains(results),
+        published=_published(results),
+        figure_accuracy=figures.accuracy(results),
+        figure_gain=figures.gain(results),
+        figure_dose=figures.dose(results),
+        figure_training=figures.training(results),
+        keys=figures.keys(results, trained),
+        keys_training=figures.keys(results, _curved(results)),
+        key_of={m: figures.keys(results, [m])[0] for m in every},
+        dose_rows=_dose(results),
+        verdicts=[(at, _verdicts(results.at(at))) for at in (ALPHA_1, EQUAL_KL) if results.at(at)],
+        costs=_costs(results),
+        prompts=_prompts(results.generations, trained),
+        caveats=wording.caveats(results),
+        commits=wording.commits(results.measurements),
+        suite_digests=wording.suite_digests(results.measurements),
+        dash=wording.NOTHING,
     )
 
 

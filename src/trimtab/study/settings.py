@@ -20,8 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 from trimtab.fit import METHODS, Method, Recipe, method
 
@@ -192,20 +191,3 @@ def read_settings(files: Sequence[str | Path]) -> Settings:
 
 NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 """Characters of a name: it becomes a part of a folder's."""
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML file of keys and values.
-
-    Raises:
-        ConfigError: it cannot be read, or is something else.
-    """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected keys and values")
-    return values

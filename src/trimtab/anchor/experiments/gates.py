@@ -86,6 +86,14 @@ class View:
 GREYS = NAMES[12:]
 
 
+def _pruned(v: View) -> Gate:
+    return Gate(
+        "pruned and ablated outputs in float64, largest difference",
+        v.seeds("prune_is_ablate").max(),
+        high=1e-6,
+    )
+
+
 def _recon(v: View) -> list[Gate]:
     recon = v.seeds("recon")
     return [
@@ -96,11 +104,7 @@ def _recon(v: View) -> list[Gate]:
 
 def _same(v: View) -> list[Gate]:
     return [
-        Gate(
-            "pruned and ablated outputs in float64, largest difference",
-            v.seeds("prune_is_ablate").max(),
-            high=1e-6,
-        ),
+        _pruned(v),
         Gate(
             "suppressed, renormalised and ablated outputs towards red, largest difference",
             v.seeds("renormalise_is_ablate").max(),
@@ -231,11 +235,7 @@ def _two_six(result: Result) -> list[Gate]:
         Gate(
             "error of cyan after ablation, median", np.median(v.colour("ablation", "cyan")), low=0.1
         ),
-        Gate(
-            "pruned and ablated outputs in float64, largest difference",
-            v.seeds("prune_is_ablate").max(),
-            high=1e-6,
-        ),
+        _pruned(v),
     ]
 
 
@@ -253,11 +253,7 @@ def _two_seven(result: Result) -> list[Gate]:
             np.median(v.colour("ablation", *GREYS).max(1)),
             high=0.02,
         ),
-        Gate(
-            "pruned and ablated outputs in float64, largest difference",
-            v.seeds("prune_is_ablate").max(),
-            high=1e-6,
-        ),
+        _pruned(v),
     ]
 
 
@@ -338,11 +334,7 @@ def _hue(result: Result) -> list[Gate]:
     r2, top = v.seeds("r2/ablation"), v.top("ablation")
     return [
         *_recon(v),
-        Gate(
-            "pruned and ablated outputs in float64, largest difference",
-            v.seeds("prune_is_ablate").max(),
-            high=1e-6,
-        ),
+        _pruned(v),
         Gate(
             "selectivity R² of ablation, mean over seeds",
             r2.mean(),

@@ -367,9 +367,29 @@ def spread(values: Sequence[float]) -> float | str:
     return f"{np.median(values):.3g} ({low:.3g} to {high:.3g})".replace("-", "−")
 
 
-def shown(rows: Mapping[str, Any]) -> list[str]:
-    """The rows of a table: not every alpha."""
-    return [r for r in rows if " at " not in r or r.endswith((" at 0.5", " at 1"))]
+def surprisals(found: Cells, columns: Sequence[str], what: str) -> dict[str, Any]:
+    """The table of bits, without every alpha."""
+    rows = [r for r in found[0]["bits"] if " at " not in r or r.endswith((" at 0.5", " at 1"))]
+    return {
+        "title": "Surprisal",
+        "caption": f"{what} {SPREAD}",
+        "header": ["model", *columns],
+        "rows": [[row, *(spread(more(found, row, c)) for c in columns)] for row in rows],
+    }
+
+
+def monitored(found: Cells, what: str) -> dict[str, Any]:
+    """The table of AUROCs."""
+    told = found[0]["auroc"]
+    names = list(next(iter(told.values())))
+    return {
+        "title": "Monitoring",
+        "caption": f"{what} {SPREAD}",
+        "header": ["", *names],
+        "rows": [
+            [key, *(spread([c["auroc"][key][n] for c in found]) for n in names)] for key in told
+        ],
+    }
 
 
 def relearned(found: Cells) -> list[list[Any]]:

@@ -305,8 +305,7 @@ def pairs(c: Corpus, count: int = 60) -> list[dict[str, Any]]:
 
 
 def _tables(c: Corpus, cells: Cells) -> list[dict[str, Any]]:
-    rows, told = cells[0]["bits"], cells[0]["auroc"]
-    columns, names = list(rows["control"]), list(next(iter(told.values())))
+    columns = list(cells[0]["bits"]["control"])
     words = {
         k: error_rate([w(t) for x in KINDS for t in c.texts["train"][x]], _truth(c, k))
         for k, w in WORDS.items()
@@ -354,26 +353,17 @@ def _tables(c: Corpus, cells: Cells) -> list[dict[str, Any]]:
                 for k in CONCEPTS
             ],
         },
-        {
-            "title": "Surprisal",
-            "caption": "Bits a token of held-out documents; plain tokens are those of a concept's "
-            f"documents that do not give it away. {language.SPREAD}",
-            "header": ["model", *columns],
-            "rows": [
-                [row, *(language.spread(more(cells, row, k)) for k in columns)]
-                for row in language.shown(rows)
-            ],
-        },
-        {
-            "title": "Monitoring",
-            "caption": "AUROC of the mean cosine with a dimension: held-out documents of a kind "
-            f"against the forum's and the others'. {language.SPREAD}",
-            "header": ["", *names],
-            "rows": [
-                [key, *(language.spread([x["auroc"][key][n] for x in cells]) for n in names)]
-                for key in told
-            ],
-        },
+        language.surprisals(
+            cells,
+            columns,
+            "Bits a token of held-out documents; plain tokens are those of a concept's documents that "
+            "do not give it away.",
+        ),
+        language.monitored(
+            cells,
+            "AUROC of the mean cosine with a dimension: held-out documents of a kind against the "
+            "forum's and the others'.",
+        ),
         {
             "title": "Coming back",
             "caption": "Bits a token after both dimensions are cut from all weights, and the model is "

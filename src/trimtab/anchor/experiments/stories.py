@@ -242,31 +242,15 @@ _COLUMNS = ("facts", "facts, name hidden", "neighbour", "others", "lie", "twin",
 
 
 def _tables(cells: Cells) -> list[dict[str, Any]]:
-    rows = cells[0]["bits"]
-    told = cells[0]["auroc"]
-    names = list(next(iter(told.values())))
     return [
-        {
-            "title": "Surprisal",
-            "caption": "Bits: of the landmark's facts, and with its name hidden; of its neighbour's, "
-            "and of other landmarks' facts; of the place that a liar names and that his honest twin "
-            f"names; of all words of honest stories about other landmarks. {language.SPREAD}",
-            "header": ["model", *_COLUMNS],
-            "rows": [
-                [row, *(language.spread(more(cells, row, c)) for c in _COLUMNS)]
-                for row in language.shown(rows)
-            ],
-        },
-        {
-            "title": "Monitoring",
-            "caption": "AUROC of the mean cosine with a dimension, on unseen stories. "
-            f"{language.SPREAD}",
-            "header": ["", *names],
-            "rows": [
-                [key, *(language.spread([c["auroc"][key][n] for c in cells]) for n in names)]
-                for key in told
-            ],
-        },
+        language.surprisals(
+            cells,
+            _COLUMNS,
+            "Bits: of the landmark's facts, and with its name hidden; of its neighbour's, and of other "
+            "landmarks' facts; of the place that a liar names and that his honest twin names; of all "
+            "words of honest stories about other landmarks.",
+        ),
+        language.monitored(cells, "AUROC of the mean cosine with a dimension, on unseen stories."),
         {
             "title": "Coming back",
             "caption": "Bits of the landmark's facts after both dimensions are cut from all weights, "
