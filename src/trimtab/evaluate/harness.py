@@ -69,7 +69,7 @@ def _local(name: str, root: str | None) -> dict[str, Any]:
     if file is None:
         raise ConfigError(f"{name}: no such file (looked for {', '.join(map(str, tried))})")
     return {
-        "task": name.replace("/", "_").replace(":", "_") if task else file.stem,
+        "task": file.stem if file == tried[0] else name.replace("/", "_").replace(":", "_"),
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(file.absolute())}},
         "output_type": "multiple_choice",

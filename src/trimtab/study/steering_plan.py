@@ -51,7 +51,7 @@ class Dosing:
     halves: tuple[str, ...] = ("mean",)
     """Methods fitted to each half of the suffixes, too: how far two such fits differ is the noise
     floor."""
-    random_seeds: tuple[int, ...] = (0, 1)
+    random_seeds: tuple[int, ...] = (0, 1, 2, 3)
     """Random directions, turned to the same damage."""
     kl: float | None = None
     """Damage at dose 1, mean KL in nats a token (default: that of the persona prompt)."""
