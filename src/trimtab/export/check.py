@@ -140,8 +140,15 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     from safetensors.torch import load_file
 
     known = load_file(spec["tensors"])
+    # llama.cpp keeps keys and values in float16 unless told otherwise
     llama = llama_cpp.Llama(
-        spec["base_gguf"], n_ctx=256, logits_all=True, verbose=False, n_threads=spec["threads"]
+        spec["base_gguf"],
+        n_ctx=256,
+        logits_all=True,
+        verbose=False,
+        n_threads=spec["threads"],
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
     )
     from gguf import GGUFReader
 
