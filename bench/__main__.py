@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import results
+from bench.lane import usable_cores
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         start = time.monotonic()
         found = measure(name, given.repeats, given.quick, given.tune)
         ratios |= {k: ratio for k, (ratio, _) in found.items()}
-        details |= {k: beside for k, (_, beside) in found.items()}
+        cores = len(usable_cores())
+        details |= {k: beside | {"cores": cores} for k, (_, beside) in found.items()}
         said = ", ".join(f"{k} {v:.3g}" for k, (v, _) in found.items())
         print(f"{said}  ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
         if not given.quick:

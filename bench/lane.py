@@ -114,13 +114,25 @@ class Channel:
             self.say(seconds=time.perf_counter() - start, **(found or {}))
 
 
+def usable_cores() -> set[int]:
+    """The cores that this process, and the lanes it starts, may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def busy_seconds() -> float:
-    """Processor time that the whole machine has spent on anything, stolen time included."""
+    """Processor time that those cores have spent on anything, stolen time included."""
+    names, busy = {f"cpu{n}" for n in usable_cores()}, 0
     try:
-        values = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *rest = line.split()
+            if name in names:
+                values = list(map(int, rest[:8]))
+                busy += sum(values) - values[3] - values[4]
     except OSError:
         return 0.0
-    return (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+    return busy / os.sysconf("SC_CLK_TCK")
 
 
 def reset_peak() -> None:

@@ -229,6 +229,9 @@ def section(ratios: dict[str, float], details: dict[str, Any]) -> str:
 
 def notes(ratios: dict[str, float], details: dict[str, Any]) -> list[str]:
     """What is said beside the ratios, a line each."""
-    return [
+    said = [
         f"- `{name}`: {note}" for name in ratios for note in details.get(name, {}).get("notes", ())
     ]
+    if single := [name for name in ratios if details.get(name, {}).get("cores") == 1]:
+        said.append(f"- on one core: {', '.join(f'`{name}`' for name in single)}")
+    return said
