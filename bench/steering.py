@@ -202,7 +202,7 @@ def run_decoding(repeats: int, quick: bool) -> results.Found:
             for path in linear_modules(model, WRITERS, middle)
         },
         generator=draw,
-    )
+    ).eval()
     prompt = tokenizer("The harbour is busiest in the weeks before", return_tensors="pt")
     tokens = 8 if quick else 128
 
