@@ -101,7 +101,7 @@ def _rewards(run: HeadRun) -> list[str]:
             )
         parts += [
             f"**{title}.** Percent answered rightly; the average with its 95 % interval.",
-            _table(["", "ranked by", "seeds", *map(_plain, tasks), "average"], rows, 2),
+            _table(["", "ranked by", "seeds", *tasks, "average"], rows, 2),
         ]
     parts += ["**Differences of averages, in points.**", _differences(run.verdicts)]
     if run.ablation:
@@ -319,8 +319,11 @@ def _said(v: Line) -> str:
     interval = f"{_points(v['difference'])} points [{_ends(v)}]"
     if v["verdict"] == "cannot tell":
         seen = number_of(v["mde"])
-        blind = f"; under {wording.points(seen, sign=False)} could not have been seen"
-        return f"{where}: {a} cannot be told from {b} ({interval}{blind if seen == seen else ''})."
+        more = f"; under {wording.points(seen, sign=False)} could not have been seen"
+        if number_of(v["difference_low"]) * number_of(v["difference_high"]) > 0:
+            # clear of 0 alone, not among so many comparisons
+            more = f"; p = {wording.small(v['p_holm'])} by Holm over its table"
+        return f"{where}: {a} cannot be told from {b} ({interval}{more if seen == seen else ''})."
     run = " in this run" if v["in_this_run"] else ""
     return f"{where}: {a} is {v['verdict']} than {b}{run} ({interval})."
 

@@ -108,9 +108,9 @@ def _headline(doses: Doses) -> str:
         "token for a root nat of damage"
     ]
     if any(doses.against(r["name"], RANDOM) for r in doses.methods):
+        lie = "lies" if len(names) == 1 else "lie"
         parts.append(
-            f"{len(names)} of {len(doses.methods)} methods {'lies' if len(names) == 1 else 'lie'} clear of random "
-            "directions"
+            f"{len(names)} of {len(doses.methods)} methods {lie} clear of random directions"
             + (f" ({wording.join([f'`{n}`' for n in names])})" if 0 < len(names) < 5 else "")
         )
     prompt = doses.row(PROMPT)
