@@ -203,7 +203,9 @@ def contrast(spec: dict[str, Any], channel: Channel) -> None:
         TEMPLATE, PERSONAS[:1], PERSONAS[1:], given["suffixes"], tokenizer, stops=given["stops"]
     )
     positions = sum(b.input_ids.numel() for b in batches_of(made, 2048, layout_of(model)))
-    work = Work.reading(model, made.n_tokens, positions)
+    # What separate sequences would share is computed once: the nodes of their token tree.
+    distinct = len({ids[:n] for ids in made.sequences for n in range(1, len(ids) + 1)})
+    work = Work.reading(model, distinct, positions)
     channel.serve(once, {"work": work.__dict__, "per_position": reading_per_position(model)})
 
 
