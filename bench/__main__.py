@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
         )
     ratios: dict[str, float] = {}
     details: dict[str, Any] = {}
+    cores = len(usable_cores())
     for name in wanted:
         if name in ratios:
             continue
         start = time.monotonic()
         found = measure(name, given.repeats, given.quick, given.tune)
         ratios |= {k: ratio for k, (ratio, _) in found.items()}
-        cores = len(usable_cores())
         details |= {k: beside | {"cores": cores} for k, (_, beside) in found.items()}
         said = ", ".join(f"{k} {v:.3g}" for k, (v, _) in found.items())
         print(f"{said}  ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)

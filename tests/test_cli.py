@@ -82,19 +82,18 @@ def test_every_verb_helps(verb):
     assert done.err == ""
     if verb != "methods":
         assert done.out.startswith(f"usage: trimtab {verb}")
-    assert max(map(len, done.out.splitlines())) <= 100
+        assert max(map(len, done.out.splitlines())) <= 100
     if verb == "fit dpo":
         flags = ["--objective.beta", "--dial.rank", "--train.pairs-per-step", "--seed", "--pairs"]
         assert all(flag in done.out for flag in flags)
         assert "whatever the microbatches" in done.out, "a field's docstring is its help"
 
 
-def test_methods(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_methods_have_a_line_each():
     done = trimtab("methods")
     assert done.code == 0
-    assert re.findall(r"^  ([\w-]+)  ", done.out, re.MULTILINE) == ["method", *METHODS]
-    assert max(map(len, done.out.splitlines())) <= 100
+    listed = re.findall(r"^  ([\w-]+) +(.+)$", done.out, re.MULTILINE)
+    assert sorted(listed) == sorted((m.name, m.what) for m in METHODS.values())
 
 
 def test_output_may_be_cut_off():

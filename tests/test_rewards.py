@@ -34,10 +34,11 @@ from trimtab.evaluate.rewards import (
 )
 from trimtab.fit import fit
 from trimtab.fit.head_recipes import DPHRecipe, RewardSettings
-from trimtab.fit.heads import moments
+from trimtab.fit.heads import moments, tied_at_the_end
 from trimtab.fit.recipes import AdapterSettings, TrainSettings
 from trimtab.objectives.heads import DPH
 from trimtab.pairs import Pair, PairSet
+from trimtab.progress import Progress
 from trimtab.readout import Readout
 
 os.environ["CI"] = "1"  # TRL then reports to nobody
@@ -370,6 +371,34 @@ def test_prior_holds_weights_where_they_started(tiny: Any, tokenizer: Any, cache
     free: Any = fit(small(), model, tokenizer, pairs)
     held: Any = fit(small(DPH(weight_prior=10.0)), model, tokenizer, pairs)
     assert held.weights["reward"].norm() < 0.3 * free.weights["reward"].norm()
+
+
+def test_a_head_without_rewards_is_told(
+    tiny: Any, tokenizer: Any, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each pair is there the other way round too, nothing can be learned."""
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "say", said.append)
+    pairs = random_pairs(12)
+    swapped = [dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) for p in pairs]
+    for data, alike in ((pairs, False), (PairSet([*pairs, *swapped], "both"), True)):
+        said.clear()
+        fit(small(pooling="swiglu"), tiny("llama"), tokenizer, data, progress=progress)
+        assert any("the same reward" in line for line in said) == alike
+
+
+def test_rewards_are_tied_at_the_end() -> None:
+    metrics = DPH()(
+        torch.tensor([2.0, 2.0, 0.0, 1e-9]), torch.tensor([1.9999, 1.9997, 0, 0]), torch.arange(4)
+    )[1]
+    assert metrics["tied"].tolist() == [1, 0, 1, 0]
+    for tied, told in (
+        ([1.0] * 8, False),  # too few steps to say
+        ([1.0] * 18 + [0.4, 0.4], False),
+        ([0.0] * 18 + [0.4, 0.8], True),
+    ):
+        assert tied_at_the_end([{"tied": t} for t in tied]) == told
 
 
 def test_stopped_and_gone_on(tiny: Any, tokenizer: Any, cached: Path, monkeypatch: Any) -> None:

@@ -230,9 +230,7 @@ def layer_paths(model: nn.Module) -> list[str]:
 def _locate(name: str, convert: bool = True) -> tuple[str, str | None]:
     """`(folder or Hub id that from_pretrained takes, digest of its tensors)`."""
     if name == DEFAULT_MODEL:
-        spec = importlib.util.find_spec(_WHEEL[0])
-        if spec and spec.submodule_search_locations:
-            file = Path(spec.submodule_search_locations[0]) / _WHEEL[1]
+        if file := wheel_file():
             return _gguf(file, convert)
         try:
             return _hub(_WHEEL_HUB_ID)
@@ -255,6 +253,14 @@ def _locate(name: str, convert: bool = True) -> tuple[str, str | None]:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise ModelError(f"{name}: no such folder or .gguf file")
     return _hub(name)
+
+
+def wheel_file() -> Path | None:
+    """The GGUF file of `smollm2-135m`, if its wheel is installed."""
+    spec = importlib.util.find_spec(_WHEEL[0])
+    if spec and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / _WHEEL[1]
+    return None
 
 
 def _hub(name: str) -> tuple[str, str | None]:

@@ -24,7 +24,7 @@ class ItemScores:
             included; a tie counts one half, a NaN is wrong.
         accuracy_sum: the same with summed log-probs.
         accuracy_choice: 1 where the item's chosen answers beat all of their rejected ones by mean
-            log-prob, one half where the best they do is tie.
+            log-prob; where the best they do is tie with k of them, 1 / (1 + k), as a draw would be right.
         margin: mean log-prob of chosen minus rejected, in nats a token.
     """
 
@@ -56,7 +56,7 @@ def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
         pairs=np.array([len(m) for m in margins]),
         accuracy=np.array([_right(m[:, 0]).mean() for m in margins]),
         accuracy_sum=np.array([_right(m[:, 1]).mean() for m in margins]),
-        accuracy_choice=np.array([_right(m[:, 0]).min() for m in margins]),
+        accuracy_choice=np.array([_chosen(m[:, 0]) for m in margins]),
         margin=np.array([m[:, 0].mean() for m in margins]),
     )
 
@@ -64,6 +64,12 @@ def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
 def _right(margin: np.ndarray) -> np.ndarray:
     """1 above zero, one half at zero, 0 below and for NaN."""
     return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
+
+
+def _chosen(margin: np.ndarray) -> float:
+    """1 where every margin is above zero, 1 / (1 + k) with k at zero, 0 with one below or NaN. A half
+    for any tie would have a score that is the same for all answers be right half of the time."""
+    return 1 / (1 + np.sum(margin == 0)) if np.all(margin >= 0) else 0.0
 
 
 def check_alphas(alphas: Sequence[float]) -> None:

@@ -87,8 +87,8 @@ class DPHRecipe(HeadRecipe):
     """What is minimised."""
     dial: RewardSettings = field(default_factory=RewardSettings)  # type: ignore[assignment]
     """What is trained."""
-    train: TrainSettings = field(
-        default_factory=lambda: TrainSettings(pairs_per_step=64, epochs=10, learning_rate=3e-3)
+    train: TrainSettings = field(  # three times the rate saturates most swiglu poolings
+        default_factory=lambda: TrainSettings(pairs_per_step=64, epochs=10, learning_rate=1e-3)
     )
     """How."""
 

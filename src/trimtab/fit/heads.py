@@ -460,6 +460,12 @@ def fit_head(
             board=out.parent / "tensorboard" / out.name if out else None,
             kind=HeadTrainer,
         )
+    if isinstance(module, DPHModule) and tied_at_the_end(history):
+        progress.say(
+            f"{named.name}: the head gives both answers of most pairs the same reward: there is "
+            "nothing to learn in these states, or its pooling has saturated (then a "
+            f"--train.learning-rate below {settings.learning_rate:g} helps)"
+        )
     if isinstance(module, IAVModule):
         dial.eval()
         strengths = list(PRESETS.values())
@@ -468,6 +474,12 @@ def fit_head(
             "kl on training answers, nats a token, by alpha": module.kl(encoded, layout),
         }
     return dial, {HISTORY: "".join(json.dumps(record) + "\n" for record in history)}
+
+
+def tied_at_the_end(history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the rewards of most pairs were alike over the last tenth of at least ten steps."""
+    last = [record["tied"] for record in history[-(len(history) // 10) :]]
+    return len(history) >= 10 and sum(last) > len(last) / 2
 
 
 def cache_command(model: nn.Module, spec: str, sites: Sequence[Site], where: Where) -> str:

@@ -253,7 +253,8 @@ class DPH:
         policy: Readout | None = None,
         reference: Readout | None = None,
     ) -> tuple[Float[Tensor, "pair"], dict[str, Tensor]]:
-        """Loss a pair; metrics `margin`, `accuracy`, `chosen` and `rejected` (rewards).
+        """Loss a pair; metrics `margin`, `accuracy`, `chosen` and `rejected` (rewards), and `tied`: 1
+        where these differ by less than 1e-4 of their size, as those of a saturated pooling do.
 
         Args:
             group: pairs with the same number have one chosen answer, and are one list.
@@ -272,6 +273,7 @@ class DPH:
             "accuracy": (margin > 0).float(),
             "chosen": chosen.detach(),
             "rejected": rejected.detach(),
+            "tied": (margin.abs() <= 5e-5 * (chosen.abs() + rejected.abs())).float(),
         }
         if self.logps:
             if policy is None or policy.chosen_logps is None or policy.chosen_tokens is None:

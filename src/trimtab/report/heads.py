@@ -4,6 +4,7 @@ beside them, and at its end what holds of the published claims, each sentence fr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -319,11 +320,14 @@ def _said(v: Line) -> str:
     interval = f"{_points(v['difference'])} points [{_ends(v)}]"
     if v["verdict"] == "cannot tell":
         seen = number_of(v["mde"])
-        more = f"; under {wording.points(seen, sign=False)} could not have been seen"
-        if number_of(v["difference_low"]) * number_of(v["difference_high"]) > 0:
+        if math.isnan(seen):
+            more = ""
+        elif number_of(v["difference_low"]) * number_of(v["difference_high"]) > 0:
             # clear of 0 alone, not among so many comparisons
             more = f"; p = {wording.small(v['p_holm'])} by Holm over its table"
-        return f"{where}: {a} cannot be told from {b} ({interval}{more if seen == seen else ''})."
+        else:
+            more = f"; under {wording.points(seen, sign=False)} could not have been seen"
+        return f"{where}: {a} cannot be told from {b} ({interval}{more})."
     run = " in this run" if v["in_this_run"] else ""
     return f"{where}: {a} is {v['verdict']} than {b}{run} ({interval})."
 
