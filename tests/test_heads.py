@@ -303,13 +303,14 @@ def test_after_head_leaves_the_model_as_it_was(tiny: Any) -> None:
 def test_chunks_change_no_gradient(
     tiny: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of a few tokens at a time, computed again in the backward pass."""
+    """Logits of a few tokens at a time, kept or computed again in the backward pass."""
     import trimtab.fit.heads as heads
 
     model, rows = tiny("llama"), random_rows()
     found = []
-    for chunk in (1 << 26, 320 * 7):
+    for chunk, kept in ((1 << 26, 1 << 26), (320 * 7, 1 << 26), (320 * 7, 0)):
         monkeypatch.setattr(heads, "CHUNK", chunk)
+        monkeypatch.setattr(heads, "KEPT", kept)
         dial = head(model, base_head="trainable")
         module = IAVModule(model, dial, IAV(), rows)
         module.stored = features(model, rows, module.sites, module.where, store=store)
@@ -317,8 +318,9 @@ def test_chunks_change_no_gradient(
         loss.sum().backward()
         found.append([p.grad.clone() for p in dial.parameters() if p.grad is not None])
     assert len(found[0]) == 3
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    for whole, kept, again in zip(*found, strict=True):
+        torch.testing.assert_close(whole, kept, rtol=1e-4, atol=1e-6)
+        assert torch.equal(kept, again)
 
 
 def test_arm_objective() -> None:

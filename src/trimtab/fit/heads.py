@@ -6,7 +6,9 @@ what differs are its microbatches, which name answers whose states are looked up
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -47,8 +49,10 @@ from trimtab.readout import Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, head_site, pair_up, read_tokens
 
-CHUNK = 1 << 26
-"""Logits held at once, in entries; beyond, they are computed again in the backward pass."""
+CHUNK = 6 << 20
+"""Logits computed at once, in entries: as float32 below the 32 MiB that `keep_freed_pages` covers."""
+KEPT = 1 << 26
+"""Logits kept for the backward pass; more are computed again there."""
 ENOUGH_ROWS = 64
 """Rows over which states are standardised where they are not all read beforehand."""
 MEASURED_ANSWERS = 32
@@ -169,6 +173,7 @@ class IAVModule(HeadModule):
         super().__init__(model, dial, "predicting", (head_site(model), *dial.sites))
         self.objective = objective
         self.after = after_head(model)
+        keep_freed_pages()
         flat = [a[0 if row.prompt else 1 :] for row in encoded.rows for a in row.answers]
         self.ids = [torch.tensor(a) for a in flat]
 
@@ -182,15 +187,13 @@ class IAVModule(HeadModule):
         states, counts, _ = self.states(batch)
         ids = torch.cat([self.ids[i] for i in batch.answer_ids.tolist()]).to(states.device)
         size = max(1, CHUNK // self.dial.vocabulary)
+        again = len(ids) * self.dial.vocabulary > KEPT and torch.is_grad_enabled()
         parts = []
-        for start in range(0, len(ids), size):
-            part = states[start : start + size], ids[start : start + size], alpha
-            # One chunk keeps its logits; several compute theirs again in the backward pass.
-            again = len(ids) > size and torch.is_grad_enabled()
+        for part in zip(states.split(size), ids.split(size), strict=True):
             parts.append(
-                checkpoint(self._tokens, *part, use_reentrant=False)
+                checkpoint(self._tokens, *part, alpha, use_reentrant=False)
                 if again
-                else self._tokens(*part)
+                else self._tokens(*part, alpha)
             )
         of = torch.arange(len(counts), device=states.device).repeat_interleave(counts)
         tokens: dict[str, Tensor] = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
@@ -233,6 +236,16 @@ class IAVModule(HeadModule):
                 total, tokens = total + float(readout.kl.sum()), tokens + int(readout.tokens.sum())
             found[f"{alpha:g}"] = round(total / max(tokens, 1), 6)
         return found
+
+
+def keep_freed_pages() -> None:
+    """Have glibc keep what this process frees (up to 1 GiB, blocks below 32 MiB) instead of giving it
+    back: logits of a few tokens are fresh pages each time otherwise, and a pass over them takes
+    many times as long. Does nothing on other systems."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def after_head(model: Any) -> Callable[[Tensor], Tensor] | None:

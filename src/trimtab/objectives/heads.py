@@ -128,10 +128,10 @@ def head_readout(
         arm: also log softmax(a).
         norm: l2 is the norm of a (`published`).
     """
-    u = z + shift
-    if after is not None:
-        z, u = after(z), after(u)
-    logps, reference, kl = told_apart(u, z, ids)
+    if after is None:
+        logps, reference, kl = _Terms.apply(z + shift, z, ids, shift.detach())  # type: ignore[misc]
+    else:
+        logps, reference, kl = told_apart(after(z + shift), after(z), ids)
     found = {"logps": logps, "reference_logps": reference, "kl": kl}
     found["l2"] = a.norm(dim=-1) if norm else _CentredSquare.apply(a)
     if arm:
@@ -143,22 +143,22 @@ def told_apart(
     u: Float[Tensor, "token vocab"], z: Float[Tensor, "token vocab"], ids: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"], Float[Tensor, "token"]]:
     """Log-probs of the tokens by logits u, by logits z, and KL(p_u || p_z), in nats."""
-    return _Terms.apply(u, z, ids)  # type: ignore[return-value]
+    return _Terms.apply(u, z, ids, (u - z).detach())  # type: ignore[return-value]
 
 
 class _Terms(torch.autograd.Function):
     """log p_u(id), log p_z(id) and KL(p_u || p_z) of M tokens, from logits u (with gradient) and z.
 
     By hand, since autograd would keep half a dozen [M, V] tensors where two are enough:
-    d log p_u / du = e_id - p_u, and d KL / du = p_u (u - z - E_u[u - z]).
+    d log p_u / du = e_id - p_u, and d KL / du = p_u (u - z - E_u[u - z]). `difference` is u - z.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, z: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top, base = u.logsumexp(-1), z.logsumexp(-1)
-        p = (u - top[:, None]).exp_()
-        difference = u - z
-        mean = (p * difference).sum(-1)
+    def forward(
+        ctx: Any, u: Tensor, z: Tensor, ids: Tensor, difference: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (p, top), (_, base) = _softmax(u), _softmax(z)
+        mean = torch.linalg.vecdot(p, difference)
         ctx.save_for_backward(p, difference, mean, ids)
         at = ids[:, None]
         reference = z.gather(-1, at)[:, 0] - base
@@ -166,25 +166,34 @@ class _Terms(torch.autograd.Function):
         return u.gather(-1, at)[:, 0] - top, reference, mean - (top - base)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         p, difference, mean, ids = ctx.saved_tensors
         of_logp, _, of_kl = grads
-        down = (difference - mean[:, None]).mul_(of_kl[:, None]).sub_(of_logp[:, None]).mul_(p)
-        return down.scatter_add_(-1, ids[:, None], of_logp[:, None]), None, None
+        down = (difference * of_kl[:, None]).sub_((of_kl * mean + of_logp)[:, None]).mul_(p)
+        return down.scatter_add_(-1, ids[:, None], of_logp[:, None]), None, None, None
+
+
+def _softmax(x: Float[Tensor, "token vocab"]) -> tuple[Tensor, Tensor]:
+    """Softmax and logsumexp, which is max x - log max softmax(x) and a pass over x less so."""
+    p = x.softmax(-1)
+    return p, x.amax(-1) - p.amax(-1).log()
 
 
 class _CentredSquare(torch.autograd.Function):
-    """Mean over the vocabulary of (a - mean a)^2: a shift of all logits is none."""
+    """Mean over the vocabulary of (a - mean a)^2: a shift of all logits is none. By its moments, since
+    torch's variance takes as long as a quarter of the LM head."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
-        ctx.save_for_backward(a)
-        return a.var(-1, correction=0)
+        mean = a.mean(-1)
+        ctx.save_for_backward(a, mean)
+        square = torch.linalg.vector_norm(a, dim=-1).square() / a.shape[-1]
+        return (square - mean.square()).clamp(min=0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return (a - a.mean(-1, keepdim=True)).mul_(grads[0][:, None] * (2 / a.shape[-1]))
+        a, mean = ctx.saved_tensors
+        return (a - mean[:, None]).mul_(grads[0][:, None] * (2 / a.shape[-1]))
 
 
 @dataclass(frozen=True)
