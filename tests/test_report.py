@@ -23,7 +23,7 @@ from rich.console import Console
 from trimtab.errors import TrimtabError
 from trimtab.report import console_tables, read_results, write_markdown, write_page
 from trimtab.report.figures import DARK, LIGHT, accuracy, keys, sheet
-from trimtab.report.wording import answers, headline
+from trimtab.report.wording import answers, caveats, headline
 from trimtab.study.statistics import (
     dose_response,
     holm,
@@ -570,6 +570,28 @@ def test_what_is_not_known_is_a_dash(tmp_path, nothing):
         write_markdown(run, tmp_path / "out.md").read_text(),
     ):
         assert "nan" not in re.findall(r"[a-z]+", whole.lower())
+
+
+def test_shares_stay_between_0_and_1(tmp_path):
+    """A t interval around an accuracy near 1 goes beyond it; one around a margin may."""
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows, 1):
+        if row["method"] == "dpo" and row["split"] == "test":
+            edit(run / "results.jsonl", number, ci_low=-0.5, ci_high=1.5)
+    results = read_results(run)
+    row, margin = results.read("dpo", "test"), results.read("dpo", "test", "margin")
+    assert row
+    assert margin
+    assert (row.ci_low, row.ci_high) == (0, 1)
+    assert (margin.ci_low, margin.ci_high) == (-0.5, 1.5)
+
+
+def test_an_interval_without_width_is_no_proof(tmp_path):
+    run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
+    assert not any("without width" in c for c in caveats(read_results(run)))
+    edit(run / "verdicts.jsonl", 1, difference=0.0, ci_low=0.0, ci_high=0.0)
+    assert any("without width" in c for c in caveats(read_results(run)))
 
 
 def test_a_verdict_that_tells_nothing_says_so(tmp_path):

@@ -8,7 +8,7 @@ they say of its claim that aligning hidden states generalises further than align
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,10 +73,10 @@ def _markdown(
         f"Points of accuracy above {baseline} out of distribution, on the same items; thick: dials at "
         f"α = 1, thin: at the α where KL equals {baseline}'s. A filled marker is a verdict, a hollow "
         "one “cannot tell”; the grey bar spans what could not have been seen.",
-        "## The four tables" if len(studies) == 4 else "## The tables",
-        "Accuracy in percent with 95 % intervals, dials at α = 1; beside it what the README of "
-        "wassname/repr-preference-optimization says: one unseeded run each on another model "
-        "(llama-3-2-1b-sft), by another score, so not to be compared number by number.",
+        "## The tables",
+        "Accuracy in percent with 95 % intervals, dials at α = 1; beside it, where the README of "
+        "wassname/repr-preference-optimization has the table, what it says: one unseeded run each on "
+        "another model (llama-3-2-1b-sft), by another score, so not to be compared number by number.",
     ]
     for r in studies:
         parts += [f"### {_plain(r.study.suite)}", _accuracies(r)]
@@ -99,10 +99,20 @@ def _markdown(
     for r in studies:
         parts += [f"**{_plain(r.study.suite)}**", f"{_ran(r)}\n\n```\n{r.study.command}\n```"]
     parts.append(_tuning(studies))
-    caveats = dict.fromkeys(c for r in studies for c in wording.caveats(r) if "Holm" not in c)
-    parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in caveats)]
+    parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in _caveats(studies))]
     parts += ["## What this says about the claim", *_claim(studies, tables, learned, said, tried)]
     return "\n\n".join(parts) + "\n"
+
+
+def _caveats(studies: Sequence[Results]) -> Iterator[str]:
+    """What the figures do not say: of all studies, then of single ones."""
+    suites: dict[str, list[str]] = {}
+    for r in studies:
+        for caveat in wording.caveats(r):
+            if "Holm" not in caveat:  # said above the tables
+                suites.setdefault(caveat, []).append(r.study.suite)
+    for caveat, of in sorted(suites.items(), key=lambda found: len(found[1]) < len(studies)):
+        yield caveat if len(of) == len(studies) else f"{wording.join(of)}: {caveat}"
 
 
 def _accuracies(results: Results) -> str:
@@ -165,7 +175,8 @@ def _tuning(studies: Sequence[Results]) -> str:
         return (
             "No method's settings were tuned, DPO's no more than the others': unless its name says "
             "otherwise, each has the package's defaults of training, with one learning rate for all "
-            "that was chosen once looking at DPO and innerDPO on `facts` ([log](../LOG.md))."
+            "that was chosen once, looking at DPO and innerDPO on 80 items of each split of `facts` "
+            "([log](../LOG.md))."
         )
     if len(set(trials.values())) == 1:
         return (
@@ -245,5 +256,5 @@ def _readme(studies: Sequence[Results]) -> str:
         return ""
     return _plain(
         "The README's own figures, the best of its methods on hidden states less DPO out of "
-        f"distribution: {wording.join(gains)} points."
+        f"distribution, in points: {wording.join(gains)}."
     )

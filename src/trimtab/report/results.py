@@ -483,16 +483,19 @@ def _published(r: _Record) -> Published | None:
 
 
 def _measurement(r: _Record) -> Measurement:
+    metric, low, high = r.text("metric"), r.number("ci_low"), r.number("ci_high")
+    if metric.startswith("accuracy") and low <= high:  # a t interval knows of no 0 and 1
+        low, high = max(low, 0.0), min(high, 1.0)
     return Measurement(
         method=r.text("method"),
         suite=r.text("suite"),
         split=r.text("split"),
         seed=r.integer_or_none("seed"),
         alpha=r.number_or_none("alpha"),
-        metric=r.text("metric"),
+        metric=metric,
         value=r.number("value"),
-        ci_low=r.number("ci_low"),
-        ci_high=r.number("ci_high"),
+        ci_low=low,
+        ci_high=high,
         items=r.integer_or_none("items"),
         pairs=r.integer_or_none("pairs"),
         at=_where(r) if r.fields.get("at") is not None else None,

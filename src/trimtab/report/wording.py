@@ -310,15 +310,15 @@ def caveats(results: Results) -> list[str]:
         found.append(f"Over-long pairs were left out: {join(dropped)}.")
     if _flat(results):
         found.append(
-            "An interval without width means that every item scored the same; it is not a proof "
-            "of certainty."
+            "An interval without width means that every item scored the same, or the same with "
+            "both methods; it is not a proof of certainty."
         )
     return [*found, *study.notes]
 
 
 def _flat(results: Results) -> bool:
-    rows = (results.read(m, s) for m in (BASE, *results.methods) for s in results.splits)
-    return any(row is not None and row.ci_low == row.ci_high for row in rows)
+    rows = [results.read(m, s) for m in (BASE, *results.methods) for s in results.splits]
+    return any(row and row.ci_low == row.ci_high for row in (*rows, *results.comparisons))
 
 
 def has_dose(results: Results) -> bool:
