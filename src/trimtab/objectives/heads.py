@@ -128,10 +128,10 @@ def head_readout(
         arm: also log softmax(a).
         norm: l2 is the norm of a (`published`).
     """
-    if after is None:
-        logps, reference, kl = _Terms.apply(z + shift, z, ids, shift.detach())  # type: ignore[misc]
-    else:
-        logps, reference, kl = told_apart(after(z + shift), after(z), ids)
+    u, difference = z + shift, shift
+    if after is not None:
+        z, u, difference = after(z), after(u), None
+    logps, reference, kl = told_apart(u, z, ids, difference)
     found = {"logps": logps, "reference_logps": reference, "kl": kl}
     found["l2"] = a.norm(dim=-1) if norm else _CentredSquare.apply(a)
     if arm:
@@ -140,17 +140,22 @@ def head_readout(
 
 
 def told_apart(
-    u: Float[Tensor, "token vocab"], z: Float[Tensor, "token vocab"], ids: Int[Tensor, "token"]
+    u: Float[Tensor, "token vocab"],
+    z: Float[Tensor, "token vocab"],
+    ids: Int[Tensor, "token"],
+    difference: Float[Tensor, "token vocab"] | None = None,
 ) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"], Float[Tensor, "token"]]:
-    """Log-probs of the tokens by logits u, by logits z, and KL(p_u || p_z), in nats."""
-    return _Terms.apply(u, z, ids, (u - z).detach())  # type: ignore[return-value]
+    """Log-probs of the tokens by logits u, by logits z, and KL(p_u || p_z), in nats. `difference` is
+    u - z, where it is at hand."""
+    difference = u - z if difference is None else difference
+    return _Terms.apply(u, z, ids, difference.detach())  # type: ignore[return-value]
 
 
 class _Terms(torch.autograd.Function):
     """log p_u(id), log p_z(id) and KL(p_u || p_z) of M tokens, from logits u (with gradient) and z.
 
     By hand, since autograd would keep half a dozen [M, V] tensors where two are enough:
-    d log p_u / du = e_id - p_u, and d KL / du = p_u (u - z - E_u[u - z]). `difference` is u - z.
+    d log p_u / du = e_id - p_u, and d KL / du = p_u (u - z - E_u[u - z]).
     """
 
     @staticmethod
