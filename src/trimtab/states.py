@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from trimtab import models
 from trimtab.batching import Batch, Where, forward, run_prefix, token_positions
+from trimtab.batching.spans import one_line
 from trimtab.errors import ConfigError, DataError, near
 from trimtab.logprobs import has_plain_head, head_logps, token_logps
 from trimtab.readout import Pool, Readout, TokenMap, last_tokens
@@ -258,6 +259,24 @@ def read(
         DataError: an answer has no token at the pooled positions.
         ConfigError: a site that the model does not have, or does not compute.
     """
+    if batch.layout == "alone" and len(batch.input_ids) > 1:
+        return _line_by_line(
+            batch,
+            against,
+            lambda line, other: read(
+                model,
+                line,
+                logps=logps,
+                sites=sites,
+                pool=pool,
+                sinks=sinks,
+                token_map=token_map,
+                spaces=spaces,
+                confidence=confidence,
+                keep_logits=keep_logits,
+                against=other,
+            ),
+        )
     found = Readings()
     count = models.n_layers(model)
     deepest = count if logps else max((depth(model, s) for s in sites), default=-1)
@@ -293,6 +312,13 @@ def read_tokens(
         ValueError: prompts whose beginning was computed apart (layout `shared`, see `layout_for`).
         ConfigError: a site that the model does not have, or does not compute.
     """
+    if batch.layout == "alone" and len(batch.input_ids) > 1:
+        parts = []
+        for n in range(len(batch.input_ids)):
+            with one_line(n, len(batch.input_ids)):
+                parts.append(read_tokens(model, batch.line(n), sites, where, logps=logps))
+        states, counts, parts_read = zip(*parts, strict=True)
+        return torch.cat(states), torch.cat(counts), _joined(parts_read, batch)
     tokens = token_positions(batch, where)
     found: dict[Site, Tensor] = {}
     readings = Readings()
@@ -344,6 +370,44 @@ def pair_up(
         rejected_confidence=None if readings.confidence is None else readings.confidence[r],
         chosen_kl=None if readings.kl is None else readings.kl[c],
         rejected_kl=None if readings.kl is None else readings.kl[r],
+    )
+
+
+def _line_by_line(
+    batch: Batch,
+    against: Tensor | None,
+    read_line: Callable[[Batch, Tensor | None], Readings],
+) -> Readings:
+    """Readings of a batch whose lines must not run together, as if they had."""
+    lines = batch.token_row[batch.token_scored]
+    parts = []
+    for n in range(len(batch.input_ids)):
+        with one_line(n, len(batch.input_ids)):
+            other = None if against is None else against[lines == n]
+            parts.append(read_line(batch.line(n), other))
+    return _joined(parts, batch)
+
+
+def _joined(parts: Sequence[Readings], batch: Batch) -> Readings:
+    """Readings of every line as those of the batch, in its order of answers and tokens."""
+    lines = range(len(parts))
+    back = torch.cat([batch.token_answer[batch.token_row == n].unique() for n in lines]).argsort()
+
+    def join(values: Sequence[Tensor | None], order: Tensor = back) -> Tensor | None:
+        kept = [v for v in values if v is not None]
+        return torch.cat(kept)[order] if kept else None
+
+    row = batch.token_row[batch.token_scored]
+    tokens = torch.cat([(row == n).nonzero()[:, 0] for n in lines]).argsort()
+    first = parts[0]
+    return Readings(
+        logps=join([p.logps for p in parts]),
+        tokens=join([p.tokens for p in parts]),
+        states={s: torch.cat([p.states[s] for p in parts])[back] for s in first.states},
+        norms={s: torch.cat([p.norms[s] for p in parts])[back] for s in first.norms},
+        confidence=join([p.confidence for p in parts]),
+        kl=join([p.kl for p in parts]),
+        logits=join([p.logits for p in parts], tokens),
     )
 
 
@@ -533,7 +597,7 @@ def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Itera
         see(input_of(args, kwargs))
 
     def at_output(_: nn.Module, __: Any, out: Any) -> None:
-        see(out[0] if isinstance(out, tuple) else out)
+        see(out[0] if isinstance(out, tuple | list) else out)
 
     if is_input:
         handle = module.register_forward_pre_hook(at_input, with_kwargs=True)

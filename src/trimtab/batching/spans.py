@@ -14,6 +14,7 @@ from trimtab.errors import ConfigError
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
 BARE: ContextVar[bool] = ContextVar("bare", default=False)
 """True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
+_LINE: ContextVar[tuple[int, int] | None] = ContextVar("line", default=None)
 _APART: ContextVar[bool] = ContextVar("apart", default=False)
 
 
@@ -62,3 +63,19 @@ def rows_apart() -> Iterator[None]:
 def are_rows_apart() -> bool:
     """Whether the context of `rows_apart` is open."""
     return _APART.get()
+
+
+@contextmanager
+def one_line(n: int, of: int) -> Iterator[None]:
+    """Say that the model sees only line `n` of a batch of `of`: rows that must not run together run
+    one after the other, each at the strengths of its own place in the batch."""
+    token = _LINE.set((n, of))
+    try:
+        yield
+    finally:
+        _LINE.reset(token)
+
+
+def the_line() -> tuple[int, int] | None:
+    """The line that is running alone and how many there are, in the context of `one_line`."""
+    return _LINE.get()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import BARE, rows_apart
+from trimtab.batching.spans import BARE, rows_apart, the_line
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
@@ -243,6 +243,9 @@ class _Unchanged(torch.autograd.Function):
 def _rows(alpha: Tensor, y: Tensor) -> Tensor:
     """alpha as `[B, 1, 1]` or `[B, T, 1]` for an output `[B, T, d]`; as `[B T, 1]` for the
     `[B T, d]` of a module that sees its tokens in one line (a router's)."""
+    if line := the_line():  # of a batch whose rows run one by one: its own value
+        n, of = line
+        alpha = alpha[n * len(alpha) // of][None]
     flat = y.ndim == 2
     per_token = alpha.ndim == 2
     many = alpha.numel() if flat and per_token else len(alpha)

@@ -24,6 +24,7 @@ from trimtab.models.parts import (
     head,
     layer_paths,
     layers,
+    learned_positions,
     n_layers,
     text_config,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "known_source",
     "layer_paths",
     "layers",
+    "learned_positions",
     "load",
     "load_tokenizer",
     "n_layers",
