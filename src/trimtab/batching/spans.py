@@ -12,6 +12,8 @@ from torch import Tensor
 from trimtab.errors import ConfigError
 
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
+BARE: ContextVar[bool] = ContextVar("bare", default=False)
+"""True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
 _APART: ContextVar[bool] = ContextVar("apart", default=False)
 
 

@@ -7,7 +7,6 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import rows_apart
+from trimtab.batching.spans import BARE, rows_apart
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
@@ -31,8 +30,6 @@ PRESETS = {"none": 0.0, "light": 0.5, "standard": 1.0, "strong": 1.5, "maximum":
 
 ADAPTER, VECTOR = 0, 10
 """Orders of edits at one site: adapters first, then vectors."""
-
-_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
 
 
 @dataclass(frozen=True)
@@ -134,12 +131,12 @@ def paused() -> Iterator[None]:
 
     For passes without gradients: a backward pass recomputes outside of it.
     """
-    token = _PAUSED.set(True)
+    token = BARE.set(True)
     try:
         with torch.no_grad():
             yield
     finally:
-        _PAUSED.reset(token)
+        BARE.reset(token)
 
 
 def as_alpha(alpha: Alpha) -> float | Tensor:
@@ -181,7 +178,7 @@ def _hook(
 
     def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         nonlocal fused
-        if _PAUSED.get():
+        if BARE.get():
             return output
         y = output[0] if isinstance(output, tuple) else output
         x = input_of(args, kwargs)
