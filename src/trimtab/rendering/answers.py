@@ -85,9 +85,8 @@ def write(
     before = around.before[len(turns) :] if around else (None,) * len(reply)
     after = around.after[len(turns) :] if around else (None,) * len(reply)
     places = _places(whole, reply, before, after)
-    if len(reply) == 1 and places[0] is not None and reasoning_of(reply[0]):
-        if not _squashed(reasoning_of(reply[0]), whole):
-            notes.add(OWN_REASONING)
+    if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
+        notes.add(OWN_REASONING)
 
     found = [p for p in places if p is not None]
     start = len(head)

@@ -6,6 +6,7 @@ contents are words that occur nowhere else (`Template.around`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ class Template:
         roles = [m.get("role") for m in messages]
         if roles and roles[0] == "system" and not self.takes_system:
             return "--system-role fold puts the system text into the first user message"
-        if any(a == b for a, b in zip(roles, roles[1:], strict=False)):
+        if any(a == b for a, b in itertools.pairwise(roles)):
             return "join messages of one role that follow each other, or use plain text"
         return f"change the roles ({', '.join(map(str, roles)) or 'none'}), or use plain text"
 
