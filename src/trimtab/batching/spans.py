@@ -15,6 +15,8 @@ from trimtab import models
 from trimtab.errors import ConfigError
 
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
+BARE: ContextVar[bool] = ContextVar("bare", default=False)
+"""True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
 
 _lock = threading.Lock()
 _apart: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()

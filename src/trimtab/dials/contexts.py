@@ -8,15 +8,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import nn
 
 from trimtab import models
+from trimtab.batching.spans import BARE
 from trimtab.errors import ConfigError
-
-_PAUSED: ContextVar[bool] = ContextVar("paused", default=False)
 
 _lock = threading.Lock()
 _ids = itertools.count()
@@ -67,18 +65,13 @@ def paused() -> Iterator[None]:
 
     For passes without gradients: a backward pass recomputes outside of it.
     """
-    before = _PAUSED.get()
-    _PAUSED.set(True)
+    before = BARE.get()
+    BARE.set(True)
     try:
         with torch.no_grad():
             yield
     finally:
-        _PAUSED.set(before)
-
-
-def is_paused() -> bool:
-    """Whether the context of `paused` is open in this thread."""
-    return _PAUSED.get()
+        BARE.set(before)
 
 
 def _check(owners: dict[int, object]) -> None:

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials.attach import Alpha, Edit, as_alpha, attach, check_bare
+from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
+from trimtab.dials.contexts import check_bare
 from trimtab.dials.linear import dense_weight
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.batching.spans import given_prompts
+from trimtab.batching.spans import BARE, given_prompts
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site
 from trimtab.states import depth, input_of, module_at
@@ -152,6 +152,8 @@ class Tracker:
         return (self.index < length) & self.real, (self.index == length - 1) & self.real
 
     def _look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if BARE.get():
+            return
         given = dict(zip(self.names, args, strict=False)) | kwargs
         self.ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = self.ids if self.ids is not None else embeds
@@ -188,9 +190,11 @@ class Tracker:
         self._judge(condition, input_of(args, kwargs))
 
     def _at_output(self, condition: Condition, _: nn.Module, __: Any, out: Any) -> None:
-        self._judge(condition, out[0] if isinstance(out, tuple) else out)
+        self._judge(condition, out[0] if isinstance(out, tuple | list) else out)
 
     def _judge(self, condition: Condition, h: Tensor) -> None:
+        if BARE.get():
+            return
         with torch.no_grad():
             scores = condition.scores(h)  # B T
         if condition.over == "token":

@@ -20,7 +20,7 @@ from trimtab import models
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
-from trimtab.dials.attach import check_bare
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
