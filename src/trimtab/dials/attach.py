@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import BARE, rows_apart
+from trimtab.batching.spans import rows_apart
 from trimtab.dials import contexts
 from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
@@ -114,49 +114,8 @@ def attach(
             if isinstance(axes, str) and axes != UNRUN:
                 raise _untold(edit.site, axes)
             run = _run(edit, weight, strength, axes, tracked, guard, fuse=not training)
-            stack.enter_context(hooked(module, run))
+            stack.enter_context(contexts.hooked(module, run))
         yield
-
-
-@contextmanager
-def hooked(module: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
-    """A forward hook on a module, and on no copy of it, until the context is left."""
-    hook = _Hook(module, run)
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.home = None
-        handle.remove()
-
-
-class _Hook:
-    """A hook that knows its module: in a copy of it (`deepcopy`, a pickle) it does nothing."""
-
-    def __init__(self, home: nn.Module, run: Callable[..., Any]):
-        self.home: nn.Module | None = home
-        self.run = run
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if module is self.home:
-            return None if BARE.get() else self.run(args, kwargs, output)
-        if getattr(module, "_is_replica", False):
-            raise ConfigError(
-                "torch.nn.DataParallel runs copies of the model, which have no dial: run it on one "
-                "device, or in several processes"
-            )
-        return None
-
-    def __reduce__(self) -> Any:
-        return _no_hook, ()
-
-
-def _no_hook() -> Callable[..., None]:
-    return _nothing
-
-
-def _nothing(*_: Any) -> None:
-    """What a copied model has in a hook's place."""
 
 
 def as_alpha(alpha: Alpha) -> float | Tensor:

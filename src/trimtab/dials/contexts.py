@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,6 +73,49 @@ def paused() -> Iterator[None]:
             yield
     finally:
         BARE.set(before)
+
+
+@contextmanager
+def hooked(module: nn.Module, run: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """A hook on a module, and on no copy of it, until the context is left: `run(args, kwargs, output)`
+    gives what takes the output's place, or None; with `before`, `run(args, kwargs)`."""
+    hook = _Hook(module, run)
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    handle = register(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.home = None
+        handle.remove()
+
+
+class _Hook:
+    """A hook that knows its module: in a copy of that (`deepcopy`, a pickle) it does nothing."""
+
+    def __init__(self, home: nn.Module, run: Callable[..., Any]):
+        self.home: nn.Module | None = home
+        self.run = run
+
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        if module is self.home:
+            return None if BARE.get() else self.run(*call)
+        if getattr(module, "_is_replica", False):
+            raise ConfigError(
+                "torch.nn.DataParallel runs copies of the model, which have no dial: run it on one "
+                "device, or in several processes"
+            )
+        return None
+
+    def __reduce__(self) -> Any:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*_: Any) -> None:
+    """What a copied model has in a hook's place."""
 
 
 def _check(owners: dict[int, object]) -> None:

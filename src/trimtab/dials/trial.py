@@ -50,7 +50,9 @@ class Axes:
             ConfigError: y has other axes, or another number of rows or tokens.
         """
         if y.ndim != self.rank:
-            raise ConfigError(f"{what}: an output of shape {tuple(y.shape)}, not of {self.rank} axes")
+            raise ConfigError(
+                f"{what}: an output of shape {tuple(y.shape)}, not of {self.rank} axes"
+            )
         flat = self.tokens == self.rows
         per_token = values.ndim == 2
         many = values.numel() if flat and per_token else len(values)
@@ -67,7 +69,9 @@ class Axes:
         if per_token:
             if self.tokens is None or values.shape[1] not in (1, y.shape[self.tokens]):
                 tokens = 0 if self.tokens is None else y.shape[self.tokens]
-                raise ConfigError(f"{what} has {values.shape[1]} tokens a row, the batch has {tokens}")
+                raise ConfigError(
+                    f"{what} has {values.shape[1]} tokens a row, the batch has {tokens}"
+                )
             shape[self.tokens] = values.shape[1]
             if self.tokens < self.rows:
                 values = values.mT
@@ -195,7 +199,9 @@ def _compared(first: Any, second: Any) -> Axes | str:
         if isinstance(shape, str):
             return shape
     (b, t), (B, T) = SHAPES
-    grew = [(i, pair) for i, pair in enumerate(zip(first, second, strict=False)) if len({*pair}) > 1]
+    grew = [
+        (i, pair) for i, pair in enumerate(zip(first, second, strict=False)) if len({*pair}) > 1
+    ]
     places = {pair: i for i, pair in grew}
     if len(first) == len(second) and len(places) == len(grew):
         others = tuple(i for i, n in enumerate(first[:-1]) if n > 1 and i not in places.values())
@@ -252,7 +258,9 @@ def _tried(model: nn.Module) -> dict[str, str]:
             found[path] = f"it gives a {type(y).__name__}, not W x + b"
             return None
         with torch.no_grad():
-            found[path] = "" if _is_linear(module, input_of(args, kwargs), y) else "it is not W x + b"
+            found[path] = (
+                "" if _is_linear(module, input_of(args, kwargs), y) else "it is not W x + b"
+            )
         if path not in added:
             added[path] = torch.zeros_like(y).requires_grad_()
         return y + added[path] if added[path].shape == y.shape else None
