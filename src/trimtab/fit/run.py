@@ -81,6 +81,8 @@ def fit(
         raise ConfigError(
             f"{named.name} trains on answers to prompts; given the contrast {data.name}"
         )
+    if isinstance(data, PairSet):
+        progress.left_out(data.name, {}, data.notes)
     source = models.source_of(model)
     info = DialInfo(
         method=named.name,
