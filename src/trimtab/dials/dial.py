@@ -93,6 +93,7 @@ class Dial(nn.Module):
             DialError: the dial was made for another base model.
             ConfigError: alpha is not finite, or its shape does not fit.
         """
+        model = models.unwrapped(model)
         if not force:
             self.check_base(model)
         return attach(model, self.parts(model), alpha, training=training)
@@ -133,6 +134,7 @@ class Dial(nn.Module):
             DialError: the edit cannot be expressed in the model's weights.
             ConfigError: alpha is no finite number.
         """
+        model = models.unwrapped(model)
         self.check_base(model)
         check_bare(model, "merging")
         self.parts(model)  # refuses a model that it does not fit

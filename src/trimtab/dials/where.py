@@ -139,6 +139,7 @@ class Tracker:
             first: `reach` of the first edit, before which every condition must be read.
         """
         stack.enter_context(hooked(self.decoder, self._look, before=True))
+        stack.enter_context(hooked(self.decoder, self._keep))
         for condition in conditions:
             module, is_input = module_at(self.model, condition.site)
             if reach(self.model, condition.site) > first:
@@ -174,7 +175,8 @@ class Tracker:
         assert tokens is not None
         rows, width = tokens.shape[:2]
         cache: Any = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        cache = cache if hasattr(cache, "get_seq_length") else None
+        past = 0 if cache is None else int(cache.get_seq_length())
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + width:
             real = mask[:, : past + width].bool()
@@ -189,8 +191,6 @@ class Tracker:
         if old is not None and (old.length is not None or old.mask is not None):
             now.begins, now.length, now.gates = False, old.length, old.gates
         self.last = self.passes[thread] = now
-        if cache is not None:
-            self.caches[cache] = now
         where = given_prompts()
         if where is None:
             if now.begins:
@@ -203,6 +203,12 @@ class Tracker:
                     f"prompts of shape {tuple(where.shape)} for a pass over {rows} x {width} tokens"
                 )
             now.mask = _rows(where.to(tokens.device), rows)
+
+    def _keep(self, _: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Remember what was read into which cache."""
+        for cache in (kwargs.get("past_key_values"), getattr(output, "past_key_values", None)):
+            if hasattr(cache, "get_seq_length"):
+                self.caches[cache] = self.now
 
     def _at_input(
         self, condition: Condition, args: tuple[Any, ...], kwargs: dict[str, Any]

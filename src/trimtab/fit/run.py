@@ -75,6 +75,7 @@ def fit(
     named = _named(recipe)
     if getattr(named.recipe, "quick", False):
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    model = models.unwrapped(model)
     check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):

@@ -72,5 +72,5 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 def layer_paths(model: nn.Module) -> list[str]:
     """Module path of every decoder layer, e.g. `model.layers.0`."""
-    names = {id(m): n for n, m in model.named_modules()}
+    names = {id(m): n for n, m in unwrapped(model).named_modules()}
     return [names[id(m)] for m in layers(model)]
