@@ -90,7 +90,7 @@ def hooked(module: nn.Module, run: Callable[..., Any], *, before: bool = False) 
 
 
 class _Hook:
-    """A hook that knows its module: in a copy of that (`deepcopy`, a pickle) it does nothing."""
+    """A hook that knows its module: in a copy of that (`deepcopy`) it does nothing."""
 
     def __init__(self, home: nn.Module, run: Callable[..., Any]):
         self.home: nn.Module | None = home
