@@ -8,6 +8,7 @@ or a cache made for it is recognised after conversion to another dtype or format
 
 from trimtab.models.digests import cache_root
 from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
+from trimtab.models.heads import head_logits, head_shape, head_weight
 from trimtab.models.identity import Source, known_source, source_of
 from trimtab.models.loading import (
     check,
@@ -53,6 +54,9 @@ __all__ = [
     "final_norm",
     "folder_of",
     "head",
+    "head_logits",
+    "head_shape",
+    "head_weight",
     "hub_folder",
     "is_plain",
     "is_quantised",
