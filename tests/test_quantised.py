@@ -15,7 +15,11 @@ import transformers
 from torch import Tensor, nn
 
 from trimtab import models
+from trimtab.batching import Encoded, collate
+from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
+from trimtab.dials.linear import linear_modules
 from trimtab.errors import ModelError
+from trimtab.states import read
 
 VOCAB, WIDTH = 320, 64
 IDS = torch.randint(2, VOCAB, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -381,3 +385,101 @@ def test_load_with_any_config(folder: Path) -> None:
 def test_load_refuses(folder: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         models.load(str(folder), device="cpu", **options)
+
+
+# ---- dials ---------------------------------------------------------------------------------------
+
+
+def lora(model: nn.Module, seed: int = 0) -> AdapterDial:
+    """A LoRA on every linear layer of the blocks, that does something."""
+    generator = torch.Generator().manual_seed(seed)
+    dial = AdapterDial(linear_modules(model), rank=4, generator=generator)
+    for B in dial.B:
+        B.data = 0.2 * torch.randn(B.shape, generator=generator)
+    return dial.eval().requires_grad_(False)
+
+
+def vector(model: nn.Module) -> VectorDial:
+    step = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+    return VectorDial({1: step}, {1: 3.0})
+
+
+def head(model: nn.Module) -> LogitsDial:
+    dial = LogitsDial.for_model(model, rank=4, generator=torch.Generator().manual_seed(0))
+    dial.B.data = 0.2 * torch.randn(dial.B.shape, generator=torch.Generator().manual_seed(1))
+    return dial.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("make", [lora, vector, head])
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_is_what_was_hooked(
+    quantised: Callable[..., Any], kind: str, make: Callable[[nn.Module], Dial]
+) -> None:
+    model = quantised(kind, fresh=True)
+    models.settle(model)
+    dial = make(model)
+    bare = logits(model)
+    with dial(model, 0.7):
+        hooked = logits(model)
+    merged = dial.merged(model, 0.7)
+    assert torch.equal(logits(model), bare)  # the base is as it was
+    assert (hooked - bare).norm() > 0.05 * bare.norm()
+    if kind in WEIGHTS_ONLY:
+        assert (logits(merged) - hooked).norm() < 1e-4 * (hooked - bare).norm()
+    else:  # the same on the weights alone: a plain copy does not round activations
+        copied = models.plain_copy(model)
+        with dial(copied, 0.7):
+            hooked = logits(copied)
+        assert (logits(merged) - hooked).norm() < 1e-4 * (hooked - bare).norm()
+
+
+def quantised_head(folder: Path) -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = plain()
+    quantize_(model, Int8WeightOnlyConfig())
+    return model
+
+
+def hqq_head(folder: Path) -> Any:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    model, settings = plain(), BaseQuantizeConfig(nbits=4, group_size=64)
+    model.lm_head = HQQLinear(model.lm_head, settings, compute_dtype=torch.float32, device="cpu")
+    return model
+
+
+HEADS: dict[str, Callable[[Path], Any]] = {
+    "torchao": quantised_head,
+    "hqq": hqq_head,
+    "bnb-nf4": by_transformers(four_bit(bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["none"])),
+    "bnb-int8": by_transformers(
+        lambda: transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["none"])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_of_quantised_lm_heads(folder: Path, kind: str, rows: Encoded) -> None:
+    model = HEADS[kind](folder)
+    models.settle(model)
+    assert any("lm_head" in path for path in models.quantisation_of(model))
+    assert models.head_shape(model) == (VOCAB, WIDTH)
+    weight = models.head_weight(model)
+    hidden = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert apart(hidden @ weight.T, model.lm_head(hidden)) < 0.02
+        assert apart(models.head_logits(model, hidden), model.lm_head(hidden)) < 1e-6
+    dial = LogitsDial.for_model(model, shape="hidden", rank=4)
+    dial.B.data = torch.randn(dial.B.shape, generator=torch.Generator().manual_seed(1))
+    bare = logits(model)
+    seen: list[Tensor] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with dial(model, 1.0):
+        dialled = logits(model)
+    handle.remove()
+    expected = seen[0] @ (dial.B @ dial.A).T @ weight.T  # type: ignore[operator]
+    assert apart(dialled - bare, expected) < 1e-3
+    found = read(model, collate(rows, [0], "padded"), logps=True).logps
+    assert found is not None
+    assert found.isfinite().all()
