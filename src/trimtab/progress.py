@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 LINE_EVERY = 15.0
@@ -22,10 +22,13 @@ class Progress:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def left_out(self, name: str, counts: Mapping[str, int]) -> None:
-        """A line for each reason for which reading a source left pairs out."""
+    def left_out(self, name: str, counts: Mapping[str, int], notes: Iterable[str] = ()) -> None:
+        """A line for each reason for which reading a source left pairs out, and for what else is to
+        be said of it."""
         for reason, count in counts.items():
             self.say(f"{name}: {count} {reason} left out")
+        for note in notes:
+            self.say(f"{name}: {note}")
 
     def over_long(self, name: str, pairs: int, dropped: int, max_length: int) -> None:
         """A line where pairs were dropped because they are too long."""

@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     progress = Progress(args.quiet)
     check_model(args.model, args.dtype, args.device)
     data = read_pairs(args.pairs, args.data_root, args.limit)
-    progress.left_out(data.name, data.left_out)
+    progress.left_out(data.name, data.left_out, data.notes)
     command = " ".join(["trimtab cache", *words])
     store = Store(args.out)
     if args.out is not None:

@@ -6,6 +6,7 @@ architectures. A model is identified by a digest of the tensors in its source fi
 or a cache made for it is recognised after conversion to another dtype or format.
 """
 
+from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
 from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
 from trimtab.models.heads import head_logits, head_shape, head_weight
@@ -27,6 +28,7 @@ from trimtab.models.parts import (
     layers,
     n_layers,
     text_config,
+    trunk,
 )
 from trimtab.models.plain import own_tensors, plain_copy, strip_marks
 from trimtab.models.quantised import (
@@ -79,5 +81,8 @@ __all__ = [
     "source_of",
     "strip_marks",
     "text_config",
+    "trunk",
+    "uncompiled",
+    "unwrapped",
     "wheel_file",
 ]

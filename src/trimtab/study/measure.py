@@ -368,7 +368,7 @@ def led(pairs: PairSet, instruction: str) -> PairSet:
         content = f"{instruction}\n\n{first['content']}".strip()
         return replace(pair, prompt=({**first, "content": content}, *rest))
 
-    return PairSet([lead(pair) for pair in pairs], pairs.name, pairs.left_out)
+    return PairSet([lead(pair) for pair in pairs], pairs.name, pairs.left_out, pairs.notes)
 
 
 def sizes(encoded: Encoded) -> dict[str, int]:
