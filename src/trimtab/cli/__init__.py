@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
-    "bench-tasks": "multiple-choice benchmarks, ranked by log-prob, reward, or their sum",
+    "bench-tasks": "tasks of lm-evaluation-harness; multiple choice ranked by reward, too",
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",
@@ -29,6 +30,10 @@ VERBS = {
     "methods": "list the methods",
     "anchor": "experiments with concepts whose direction is chosen before training",
 }
+
+CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes")
+"""Loggers that warn of what concerns no user as soon as transformers is imported, which imports every
+quantiser that is installed."""
 
 USAGE = """\
 trimtab: preference pairs in, a dial out
@@ -60,6 +65,8 @@ def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if verb not in VERBS:
             raise ConfigError(

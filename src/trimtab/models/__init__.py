@@ -1,0 +1,88 @@
+"""Loading any causal language model, finding its parts by structure, and naming it by content.
+
+`load` takes a Hub id, a local folder, a `.gguf` file or `smollm2-135m`, the embedded default. The
+parts (`layers`, `embed`, `final_norm`, `head`) are found by what they are, never by a table of
+architectures. A model is identified by a digest of the tensors in its source file, so that a dial
+or a cache made for it is recognised after conversion to another dtype or format.
+"""
+
+from trimtab.models.compiled import uncompiled, unwrapped
+from trimtab.models.digests import cache_root
+from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
+from trimtab.models.heads import head_logits, head_shape, head_weight
+from trimtab.models.identity import Source, known_source, source_of
+from trimtab.models.loading import (
+    check,
+    digest_of,
+    folder_of,
+    load,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
+from trimtab.models.parts import (
+    embed,
+    final_norm,
+    head,
+    layer_paths,
+    layers,
+    n_layers,
+    text_config,
+    trunk,
+)
+from trimtab.models.plain import own_tensors, plain_copy, strip_marks
+from trimtab.models.quantised import (
+    bare,
+    dense_weight,
+    is_plain,
+    is_quantised,
+    present,
+    quantisation_digest,
+    quantisation_name,
+    quantisation_of,
+    rows_depend,
+    settle,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Source",
+    "bare",
+    "cache_root",
+    "check",
+    "dense_weight",
+    "digest_of",
+    "embed",
+    "final_norm",
+    "folder_of",
+    "head",
+    "head_logits",
+    "head_shape",
+    "head_weight",
+    "hub_folder",
+    "is_plain",
+    "is_quantised",
+    "known_source",
+    "layer_paths",
+    "layers",
+    "load",
+    "load_tokenizer",
+    "n_layers",
+    "own_tensors",
+    "plain_copy",
+    "present",
+    "quantisation_digest",
+    "quantisation_name",
+    "quantisation_of",
+    "resolve_device",
+    "resolve_dtype",
+    "rows_depend",
+    "settle",
+    "source_of",
+    "strip_marks",
+    "text_config",
+    "trunk",
+    "uncompiled",
+    "unwrapped",
+    "wheel_file",
+]
