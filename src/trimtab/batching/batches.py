@@ -11,7 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from trimtab.batching.layouts import Arrangement, BatchLayout, Layout, layout_of_rows
-from trimtab.batching.tokens import Encoded, Row, common_length
+from trimtab.batching.tokens import Encoded, Row
+from trimtab.rendering import common_length
 
 SHARED_LEAST = 64
 """Positions that sharing a prefix has to save, or else it is not worth its pass."""
@@ -25,8 +26,9 @@ ATTENTION = 600
 class Batch:
     """Rows as tensors. B lines of T positions, C answers, M scored tokens, P pairs.
 
-    A *scored* token is an answer token with a predecessor in its row. The flat `token_*` tensors
-    name each: where it stands, who predicts it, which answer it belongs to.
+    A *scored* token is an answer token with a predecessor in its row, of a turn that is the answer's
+    own. The flat `token_*` tensors name each: where it stands, who predicts it, which answer it
+    belongs to.
     """
 
     layout: BatchLayout
@@ -40,8 +42,8 @@ class Batch:
     token_id: Int[Tensor, "M"]
     token_answer: Int[Tensor, "M"]  # 0..C-1
     token_scored: Bool[Tensor, "M"]
-    token_body: Bool[Tensor, "M"]  # before the EOS that ends the answer
-    token_marker: Bool[Tensor, "M"]  # that EOS
+    token_body: Bool[Tensor, "M"]  # an answer's content, without what the template puts around it
+    token_marker: Bool[Tensor, "M"]  # the token that ends the answer
     answer_ids: Int[Tensor, "C"]  # index over the whole encoded set, for cached values
     pair_chosen: Int[Tensor, "P"]  # 0..C-1
     pair_rejected: Int[Tensor, "P"]
@@ -123,7 +125,9 @@ def collate(
                 if single and number:
                     lines.append(line)
                     line = list(prompt)
-                end = answer_end(answer, encoded.eos)
+                turns = row.turns[number]
+                body = {n for turn in turns for n in range(turn.content, turn.end)}
+                scored = {n for turn in turns for n in range(turn.start, turn.stop)}
                 segment = 1 if single else number + 1
                 for offset, t in enumerate(answer):
                     at = len(line)
@@ -133,9 +137,9 @@ def collate(
                     token["from"].append(previous if previous >= 0 else at)
                     token["id"].append(t)
                     token["answer"].append(first + number)
-                    token["scored"].append(previous >= 0)
-                    token["body"].append(offset < end)
-                    token["marker"].append(offset == end)
+                    token["scored"].append(previous >= 0 and offset in scored)
+                    token["body"].append(offset in body)
+                    token["marker"].append(offset == turns[-1].marker)
                     line.append((t, shared + n_prompt + offset, segment, member))
             offset = encoded.answer_offsets[index]
             answer_ids += range(offset, offset + len(row.answers))
@@ -185,11 +189,6 @@ def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
     return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
-def answer_end(answer: Sequence[int], eos: int | None) -> int:
-    """Where the last EOS stands (a chat template may put a newline behind it), else the length."""
-    return max((n for n, t in enumerate(answer) if t == eos), default=len(answer))
-
-
 Over = Literal["answer", "last_turn", "all"]
 """Tokens that a reward reads: the answer's, those of its last turn, or the prompt's too."""
 
@@ -197,26 +196,23 @@ Over = Literal["answer", "last_turn", "all"]
 @dataclass(frozen=True)
 class Spans:
     """Which of an answer's tokens are read, as places in the answer (`all`: in prompt and answer).
-    What a chat template puts behind the EOS belongs to none."""
+    What a chat template puts before the content or behind the marker belongs to none."""
 
     start: Int[Tensor, "answer"]
     end: Int[Tensor, "answer"]
-    """Past the last, the EOS included."""
+    """Past the last, the marker included."""
     marker: Int[Tensor, "answer"]
-    """The EOS; `end` where there is none."""
+    """The token that ends the answer; `end` where there is none."""
 
 
 def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
-    """Spans of all answers of an encoded set. A last turn begins after the EOS of the one before."""
+    """Spans of all answers of an encoded set: from the content of the first turn, or of the last."""
     found: list[tuple[int, int, int]] = []
     for row in encoded.rows:
-        for answer in row.answers:
-            before = len(row.prompt) if over == "all" else 0
-            marker = answer_end(answer, encoded.eos)
-            turn = [n + 1 for n in range(marker) if answer[n] == encoded.eos]
-            start = max(turn, default=0) if over == "last_turn" else 0
-            end = min(marker + 1, len(answer))
-            found.append((start, before + end, before + marker))
+        before = len(row.prompt) if over == "all" else 0
+        for turns in row.turns:
+            start = 0 if over == "all" else turns[-1 if over == "last_turn" else 0].content
+            found.append((start, before + turns[-1].trail, before + turns[-1].marker))
     return Spans(*torch.tensor(found).T)
 
 

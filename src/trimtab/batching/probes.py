@@ -135,9 +135,8 @@ def changed(row: Row) -> Row:
     """A row that parts from this one after a quarter of its prompt, with its first answer alone."""
     at = len(row.prompt) // 4
     other = next((t for t in row.prompt[at:] if t != row.prompt[at]), row.answers[0][0])
-    return replace(
-        row, prompt=(*row.prompt[:at], other, *row.prompt[at + 1 :]), answers=row.answers[:1]
-    )
+    prompt = (*row.prompt[:at], other, *row.prompt[at + 1 :])
+    return replace(row, prompt=prompt, answers=row.answers[:1], turns=())
 
 
 def widest(rows: Sequence[Row], tried: Sequence[Row]) -> Row | None:

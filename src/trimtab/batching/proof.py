@@ -100,7 +100,7 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
         warnings.warn(f"{type(model).__name__}: {found['told']}", stacklevel=2)
     parts = tuple((end, kind) for end, kind in found["parts"])
     layout: Layout = parts[0][1] if len(parts) == 1 else Arrangement(parts)
-    return unshared(layout) if are_rows_apart() else layout
+    return unshared(layout) if are_rows_apart(model) else layout
 
 
 def packing_proof(model: nn.Module, rows: Encoded | Contrast | None = None) -> Proof:

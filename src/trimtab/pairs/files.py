@@ -27,6 +27,8 @@ class Source:
 
     pairs: list[Pair]
     left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What else is to be said of how it was read."""
 
 
 def located(
@@ -149,8 +151,9 @@ def shown(value: object, width: int = 60) -> str:
 
 def is_empty(answer: Text) -> bool:
     """Whether an answer says nothing: blank text, no messages, or a blank last message."""
-    last = answer if isinstance(answer, str) else answer[-1]["content"] if answer else ""
-    return not last.strip()
+    if isinstance(answer, str):
+        return not answer.strip()
+    return not answer or not (answer[-1]["content"].strip() or answer[-1].get("tool_calls"))
 
 
 def digest_of(text: Text) -> str:

@@ -35,7 +35,7 @@ def inspect_pairs(
 
     Returns:
         `name`, `pairs`, `items`, `responses_per_item` ({responses: items}), `concepts`, `left_out`,
-        `conversational` (pairs of chat messages), `duplicates` (pairs whose text came before),
+        `notes`, `conversational` (pairs of chat messages), `duplicates` (pairs whose text came before),
         `leakage` (see `leakage`), `examples` (three pairs), and, where asked for, `tokens` and
         `overlap` (see `overlap`).
     """
@@ -44,6 +44,7 @@ def inspect_pairs(
         len({text_of(a) for p in group for a in (p.chosen, p.rejected)}) for group in items.values()
     )
     texts = [tuple(map(text_of, (p.prompt, p.chosen, p.rejected))) for p in pairs]
+    distinct = {(*text, p.setting) for text, p in zip(texts, pairs, strict=True)}
     report: dict[str, Any] = {
         "name": pairs.name,
         "pairs": len(pairs),
@@ -51,8 +52,9 @@ def inspect_pairs(
         "responses_per_item": dict(sorted(sizes.items())),
         "concepts": dict(Counter(p.concept for p in pairs if p.concept is not None)),
         "left_out": pairs.left_out,
+        "notes": list(pairs.notes),
         "conversational": sum(p.conversational for p in pairs),
-        "duplicates": len(texts) - len(set(texts)),
+        "duplicates": len(texts) - len(distinct),
         "leakage": leakage(pairs),
         "examples": [
             dict(zip(("prompt", "chosen", "rejected"), texts[i], strict=True))
@@ -193,6 +195,8 @@ def render(report: dict[str, Any]) -> Any:
         add("chat messages", f"{report['conversational']:,} pairs")
     for reason, n in report["left_out"].items():
         add("left out", f"{n:,} {reason}")
+    for note in report["notes"]:
+        add("note", note)
     add("duplicates", f"{report['duplicates']:,}")
     if shared := report.get("overlap"):
         add(

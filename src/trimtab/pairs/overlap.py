@@ -67,4 +67,4 @@ def unseen(train: PairSet, split: PairSet) -> PairSet:
     if not kept:
         raise DataError(f"{split.name}: every item is in the training data ({train.name})")
     counts = {**split.left_out, "pairs of items that training holds, too,": len(split) - len(kept)}
-    return PairSet(kept, split.name, counts)
+    return PairSet(kept, split.name, counts, split.notes)

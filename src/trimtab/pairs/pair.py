@@ -6,11 +6,11 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
-Messages = tuple[dict[str, str], ...]
-"""Chat messages, each with `role` and `content`."""
+Messages = tuple[dict[str, Any], ...]
+"""Chat messages, each with `role` and `content`, both text, and what else a template may read."""
 
 Text = str | Messages
 """Plain text, or chat messages."""
@@ -28,6 +28,9 @@ class Pair:
             accuracies count items, never pairs.
         concept: an optional label of what the pair is about.
         source: where the pair was read, for error messages (`file:line`).
+        system: a text that goes before the messages (or before a plain prompt).
+        tools: JSON schemas of functions, for the chat template.
+        chat_template_kwargs: further values for the chat template.
     """
 
     prompt: Text
@@ -36,31 +39,52 @@ class Pair:
     item: str
     concept: str | None = None
     source: str | None = None
+    system: str | None = None
+    tools: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def conversational(self) -> bool:
         """Whether the answers are chat messages instead of plain text."""
         return not isinstance(self.chosen, str)
 
+    @property
+    def setting(self) -> str:
+        """System text, tools and values for the template as JSON; empty where there is none. Pairs with
+        one prompt in two settings have two prompts."""
+        named = ("system", "tools", "chat_template_kwargs")
+        given = {name: value for name in named if (value := getattr(self, name))}
+        return json.dumps(given, ensure_ascii=False, sort_keys=True) if given else ""
+
     def content(self) -> list[object]:
-        """Prompt, chosen and rejected as JSON values: what digests and duplicates look at."""
+        """Prompt, chosen, rejected and the setting, if any, as JSON values: what digests look at."""
+        texts = (self.prompt, self.chosen, self.rejected)
         return [
-            t if isinstance(t, str) else list(t) for t in (self.prompt, self.chosen, self.rejected)
+            *(t if isinstance(t, str) else list(t) for t in texts),
+            *([self.setting] if self.setting else []),
         ]
 
 
 class PairSet(Sequence[Pair]):
     """Pairs in file order, with the spec they came from and a digest of their content."""
 
-    def __init__(self, pairs: Iterable[Pair], name: str, left_out: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        pairs: Iterable[Pair],
+        name: str,
+        left_out: Mapping[str, int] | None = None,
+        notes: Sequence[str] = (),
+    ):
         self.pairs: tuple[Pair, ...] = tuple(pairs)
         self.name = name
         """The spec string, or what the caller named it."""
         self.left_out: dict[str, int] = dict(left_out or {})
         """What reading the source left out and how often, by reason; parts of the set keep it."""
+        self.notes: tuple[str, ...] = tuple(notes)
+        """What else is to be said of how the source was read, unused columns among it."""
 
     def _part(self, pairs: Iterable[Pair]) -> PairSet:
-        return PairSet(pairs, self.name, self.left_out)
+        return PairSet(pairs, self.name, self.left_out, self.notes)
 
     @overload
     def __getitem__(self, index: int) -> Pair: ...
@@ -95,6 +119,15 @@ class PairSet(Sequence[Pair]):
         for pair in self.pairs:
             groups.setdefault(pair.item, []).append(pair)
         return groups
+
+    def with_template(self, values: Mapping[str, Any] | None) -> PairSet:
+        """The set with further values for the chat template; those of a row go before them."""
+        if not values:
+            return self
+        return self._part(
+            replace(p, chat_template_kwargs={**values, **(p.chat_template_kwargs or {})})
+            for p in self.pairs
+        )
 
     def limit(self, n: int | None) -> PairSet:
         """The first `n` items (all of their pairs); None keeps everything."""

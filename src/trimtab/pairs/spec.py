@@ -152,7 +152,8 @@ def read_pairs(
     Args:
         source: a spec string (see this module's text), the path of a preference file, a
             `datasets.Dataset`, a list of dicts with `prompt`, `chosen`, `rejected` (and optionally
-            `item`, `concept`), or a PairSet, which comes back as it is.
+            `item`, `concept`, `system`, `tools`, `chat_template_kwargs`), or a PairSet, which comes
+            back as it is.
         data_root: the folder of local benchmark data; without it the environment variable
             TRIMTAB_DATA names it.
         limit: keep the first so many items.
@@ -190,7 +191,7 @@ def read_pairs(
         pairs = found.pairs
         if not pairs:
             raise DataError(f"{name}: there is no pair in it")
-    return usable(pairs, name, found.left_out).limit(limit)
+    return usable(pairs, name, found).limit(limit)
 
 
 def cut(pairs: list[Pair], spec: Spec) -> list[Pair]:
@@ -208,9 +209,9 @@ def cut(pairs: list[Pair], spec: Spec) -> list[Pair]:
     return [p for p in pairs if p.item in keep]
 
 
-def usable(pairs: list[Pair], name: str, left_out: dict[str, int]) -> PairSet:
+def usable(pairs: list[Pair], name: str, source: Source) -> PairSet:
     """The pairs that a model can be trained on or measured by, the others counted."""
-    kept, counts = [], dict(left_out)
+    kept, counts = [], dict(source.left_out)
     for pair in pairs:
         if is_empty(pair.chosen) or is_empty(pair.rejected):
             reason = "pairs with an empty answer"
@@ -222,4 +223,4 @@ def usable(pairs: list[Pair], name: str, left_out: dict[str, int]) -> PairSet:
         counts[reason] = counts.get(reason, 0) + 1
     if not kept:
         raise DataError(f"{name}: none of its {len(pairs)} pairs can be used ({counts})")
-    return PairSet(kept, name, counts)
+    return PairSet(kept, name, counts, source.notes)

@@ -1,8 +1,10 @@
 """TRL preference data: `prompt`, `chosen`, `rejected` as plain text or as chat messages.
 
-The prompt may be implicit (both answers begin with it). Two optional columns are ours: `item`, the
-name that pairs of one multi-response item share, and `concept`. These are the user's own files, so
-an empty answer or one that equals the other is an error at its line, never left out in silence.
+The prompt may be implicit (both answers begin with it). `tools` and `chat_template_kwargs` act row by
+row as in TRL; `system` goes before the messages. Two more columns are ours: `item`, the name that
+pairs of one multi-response item share, and `concept`. These are the user's own files, so an empty
+answer or one that equals the other is an error at its line, never left out in silence; what is
+unusual and can be read all the same is said (`notes`).
 
 Contrasts come the same way: `positive` and `negative`, whole sequences without a prompt, or what the
 user asks where there is a `suffix`, the beginning of the answer that both go on with.
@@ -10,10 +12,16 @@ user asks where there is a `suffix`, the beginning of the answer that both go on
 
 from __future__ import annotations
 
+import ast
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
+from .arrow import chat_in, dataset_rows, table_rows
 from .files import (
     Source,
     column,
@@ -44,7 +52,7 @@ def read_json(name: str, root: Path | None, option: str | None) -> Source:
     value = json_value(read_text(path), str(path))
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a list of objects, given {shown(value)}")
-    return from_rows((f"{path}: row {i}", row) for i, row in enumerate(value, 1))
+    return from_rows(numbered(value, str(path)))
 
 
 def read_csv(name: str, root: Path | None, option: str | None) -> Source:
@@ -61,10 +69,10 @@ def read_parquet(name: str, root: Path | None, option: str | None) -> Source:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows = list(table_rows(pyarrow.parquet.read_table(path)))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error})") from None
-    return from_rows((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
+    return from_rows(numbered(rows, str(path)))
 
 
 def read_hub(name: str, root: Path | None, option: str | None) -> Source:
@@ -89,19 +97,116 @@ def read_hub(name: str, root: Path | None, option: str | None) -> Source:
 
 def numbered(rows: Iterable[object], name: str) -> Iterator[tuple[str, object]]:
     """`(name: row i, row)`, counted from 1."""
-    return ((f"{name}: row {i}", row) for i, row in enumerate(rows, 1))
+    return ((f"{name}: row {i}", row) for i, row in enumerate(dataset_rows(rows), 1))
+
+
+COLUMNS = ("prompt", "chosen", "rejected", "item", "concept")
+CONTRAST = ("positive", "negative", "suffix")
+SETTING = ("system", "tools", "chat_template_kwargs")
+
+REPEATED = "repeat the prompt in both answers: it is read once"
+TURNS = "have turns of the user within an answer: they are scored with the rest of it, as in TRL"
+WRITTEN = "have chats that are written as JSON text: they are read as chats"
+PLAIN = "are plain text: their tools and chat_template_kwargs act behind --prompt-style chat alone"
+
+SURE = 16
+"""Characters of a plain prompt that two answers do not both begin with by chance."""
 
 
 def from_rows(rows: Iterable[tuple[str, object]]) -> Source:
     """Pairs from `(where, row)`, one each, in order."""
-    return Source([to_pair(row_of(row, where), where, i) for i, (where, row) in enumerate(rows, 1)])
+    said: Counter[str] = Counter()
+    given = [(where, _read(row_of(row, where), where, said)) for where, row in rows]
+    prompted = any(row.get("prompt") is not None for _, row in given)
+    columns = dict.fromkeys(str(name) for _, row in given for name in row)
+    pairs = []
+    for number, (where, row) in enumerate(given, 1):
+        if prompted and "prompt" in row and row["prompt"] is None:
+            raise DataError(
+                f"{where}: column 'prompt' is null, and other rows have a prompt; give \"\" where "
+                "there is none, or leave the column out where the answers begin with it"
+            )
+        pairs.append(to_pair(row, where, number))
+    pairs = _once(pairs, said)
+    for pair in pairs:
+        said[TURNS] += bool(pair.prompt) and any(m["role"] == "user" for m in _turns(pair))
+        said[PLAIN] += not pair.conversational and bool(pair.tools or pair.chat_template_kwargs)
+    notes = [f"{n} of {len(pairs)} pairs {what}" for what, n in said.items() if n]
+    if unused := [c for c in columns if c not in (*COLUMNS, *CONTRAST, *SETTING)]:
+        notes.append(f"columns that are not used: {', '.join(unused)}")
+    return Source(pairs, notes=notes)
+
+
+def _read(row: Mapping[str, object], where: str, said: Counter[str]) -> dict[str, Any]:
+    """A row whose chats are lists, also where they were written as text (as in a CSV file)."""
+    found = dict(row)
+    for name in ("prompt", "chosen", "rejected"):
+        value = found.get(name)
+        if not isinstance(value, str):
+            continue
+        if (chat := chat_in(value)) is not None:
+            found[name] = chat
+        elif value.startswith(("[{'role'", "[{'content'")):  # what str() makes of a chat
+            try:
+                found[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError, RecursionError):
+                raise DataError(
+                    f"{where}: column {name!r} is a chat as Python prints it; write it as JSON"
+                ) from None
+    said[WRITTEN] += any(found[name] is not row[name] for name in row)
+    return found
+
+
+def _turns(pair: Pair) -> list[dict[str, Any]]:
+    return [
+        m for answer in (pair.chosen, pair.rejected) if not isinstance(answer, str) for m in answer
+    ]
+
+
+def _once(pairs: list[Pair], said: Counter[str]) -> list[Pair]:
+    """The pairs, a prompt that both answers repeat taken out of them. Of plain text both answers may
+    begin with a short prompt by chance; unless all pairs of a source do."""
+    found = [_without_prompt(pair) for pair in pairs]
+    sure = all(found)
+    for i, pair in enumerate(found):
+        if pair and (sure or pair.conversational or len(str(pair.prompt).strip()) >= SURE):
+            said[REPEATED] += 1
+            pairs[i] = pair
+    return pairs
+
+
+def _without_prompt(pair: Pair) -> Pair | None:
+    """The pair with its prompt once, where both answers begin with it, or with its last turns."""
+    prompt, chosen, rejected = pair.prompt, pair.chosen, pair.rejected
+    if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+        texts = prompt, chosen, rejected
+        if not prompt or not all(isinstance(t, str) and t.startswith(str(prompt)) for t in texts):
+            return None
+        cut = len(prompt)
+    else:
+        # Of a chat the answers may repeat the last turns alone (the system text left out).
+        same = (
+            n
+            for n in range(len(prompt), 0, -1)
+            if prompt[-n:] == chosen[:n] == rejected[:n]
+            and any(m["role"] == "user" for m in chosen[:n])
+        )
+        cut = next(same, 0)
+    rest = replace(pair, chosen=chosen[cut:], rejected=rejected[cut:])
+    return None if not cut or is_empty(rest.chosen) or is_empty(rest.rejected) else rest
 
 
 def to_pair(row: Mapping[str, object], where: str, number: int) -> Pair:
     """One row as a pair; `number` names the item where the prompt is empty."""
+    setting: dict[str, Any] = {
+        "system": _system(row.get("system"), where),
+        "tools": _tools(row.get("tools"), where),
+        "chat_template_kwargs": _values(row.get("chat_template_kwargs"), where),
+    }
     if "positive" in row and "chosen" not in row:
         negative = column(row, "negative", where)
-        return contrast_row(row["positive"], negative, row.get("suffix"), where)
+        pair = contrast_row(row["positive"], negative, row.get("suffix"), where)
+        return _checked(replace(pair, **setting))
     chosen = answer(column(row, "chosen", where), "chosen", where)
     rejected = answer(column(row, "rejected", where), "rejected", where)
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -129,20 +234,55 @@ def to_pair(row: Mapping[str, object], where: str, number: int) -> Pair:
                 "not begin with it; give the prompt as messages too"
             )
 
-    item = row.get("item")
-    if item is None:
-        item = digest_of(prompt) if prompt else f"row {number}"
-    elif isinstance(item, bool) or not isinstance(item, str | int):
-        raise DataError(f"{where}: column 'item': expected text or an integer, given {shown(item)}")
     concept = row.get("concept")
-    return Pair(
+    pair = Pair(
         prompt,
         chosen,
         rejected,
-        item=str(item),
+        item="",
         concept=None if concept is None else plain(concept, "concept", where),
         source=where,
+        **setting,
     )
+    item = row.get("item")
+    if item is None:
+        item = f"row {number}"
+        if prompt:
+            item = digest_of(prompt) if not pair.setting else digest_of(pair.setting + repr(prompt))
+    elif isinstance(item, bool) or not isinstance(item, str | int):
+        raise DataError(f"{where}: column 'item': expected text or an integer, given {shown(item)}")
+    return _checked(replace(pair, item=str(item)))
+
+
+def _checked(pair: Pair) -> Pair:
+    """The pair, if its roles are in their places."""
+    where = pair.source
+    if isinstance(pair.chosen, str) or isinstance(pair.rejected, str):
+        if pair.system and not pair.prompt:
+            raise DataError(f"{where}: column 'system' beside plain text without a prompt")
+        return pair
+    for name, found in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        whole = (*pair.prompt, *found) if not isinstance(pair.prompt, str) else found
+        if pair.system and whole[0]["role"] == "system":
+            if whole[0]["content"] != pair.system:
+                raise DataError(
+                    f"{where}: column 'system' and the system message of the chat differ; give one"
+                )
+            return _checked(replace(pair, system=None))
+        # Whole sequences (no prompt) may be all of the user's.
+        ends = {0: found[0]["role"], len(found) - 1: found[-1]["role"]} if pair.prompt else {}
+        for at, role in ends.items():
+            if role in ("user", "system") and not _repeats(pair, at):
+                raise DataError(
+                    f"{where}: column {name!r}, message {at + 1} has the role {role!r}: an answer "
+                    "begins and ends with the assistant's messages"
+                )
+    return pair
+
+
+def _repeats(pair: Pair, at: int) -> bool:
+    """Whether the answers' first message repeats the prompt, which is cut later."""
+    return at == 0 and _without_prompt(pair) is not None
 
 
 def answer(value: object, name: str, where: str) -> Text:
@@ -153,7 +293,8 @@ def answer(value: object, name: str, where: str) -> Text:
 def chat(value: object, name: str, where: str) -> Messages:
     """Chat messages: a list of objects with `role` and `content`, both text.
 
-    Keys without a value (a data set with several kinds of messages fills them in) are dropped.
+    Keys without a value (a data set with several kinds of messages fills them in) are dropped; a
+    message that calls tools may have no content.
     """
     if not isinstance(value, list | tuple):
         raise DataError(
@@ -162,17 +303,62 @@ def chat(value: object, name: str, where: str) -> Messages:
         )
     found = []
     for i, message in enumerate(value, 1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        calls = isinstance(message, Mapping) and message.get("tool_calls")
+        if not isinstance(message, Mapping) or not {"role", "content"} <= (
+            set(message) | ({"content"} if calls else set())
+        ):
             raise DataError(
                 f"{where}: column {name!r}, message {i}: expected an object with 'role' and "
                 f"'content', given {shown(message)}"
             )
         fields = {k: v for k, v in message.items() if v is not None or k in ("role", "content")}
-        for key, text in fields.items():
-            if not isinstance(text, str):
+        if calls:
+            said = {"role": fields["role"], "content": fields.get("content") or ""}
+            fields = said | {k: v for k, v in fields.items() if k not in said}
+        for key in ("role", "content"):
+            if not isinstance(fields[key], str):
                 raise DataError(
                     f"{where}: column {name!r}, message {i}: expected text as {key!r}, "
-                    f"given {shown(text)}"
+                    f"given {shown(fields[key])}"
                 )
         found.append(fields)
     return tuple(found)
+
+
+def _system(value: object, where: str) -> str | None:
+    if value is None:
+        return None
+    return plain(value, "system", where) if not isinstance(value, str) or value.strip() else None
+
+
+def _tools(value: object, where: str) -> list[Any] | None:
+    """JSON schemas of functions, as a list or as its JSON text."""
+    found = _from_text(value)
+    if not found:
+        return None
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise DataError(
+            f"{where}: column 'tools': expected a list of schemas, given {shown(value)}"
+        )
+    return found
+
+
+def _values(value: object, where: str) -> dict[str, Any] | None:
+    """Values for the chat template by name, as an object or as its JSON text."""
+    found = _from_text(value)
+    if not found:
+        return None
+    if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
+        raise DataError(
+            f"{where}: column 'chat_template_kwargs': expected an object, given {shown(value)}"
+        )
+    return dict(found)
+
+
+def _from_text(value: object) -> object:
+    if not isinstance(value, str) or not value.strip():
+        return None if isinstance(value, str) else value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -164,7 +164,7 @@ def plan_studies(
     data = [read_data(s, root, comparison.limit, comparison.train_limit) for s in suites]
     references = _references(suites, root, comparison)
     for pairs in (p for d in (*data, *references.values()) for p in (d.train, *d.splits.values())):
-        progress.left_out(pairs.name, pairs.left_out)
+        progress.left_out(pairs.name, pairs.left_out, pairs.notes)
     for name in many:
         models.check(name)
     studies = []

@@ -115,7 +115,7 @@ class Stage:
             max_length=settings.max_length,
             prompt_style=settings.prompt_style,
         )
-        self.progress.over_long(pairs.name, len(pairs), found.dropped_pairs, settings.max_length)
+        self.progress.rendered(pairs.name, len(pairs), found, settings.max_length)
         return found
 
     def score(
@@ -368,7 +368,7 @@ def led(pairs: PairSet, instruction: str) -> PairSet:
         content = f"{instruction}\n\n{first['content']}".strip()
         return replace(pair, prompt=({**first, "content": content}, *rest))
 
-    return PairSet([lead(pair) for pair in pairs], pairs.name, pairs.left_out)
+    return PairSet([lead(pair) for pair in pairs], pairs.name, pairs.left_out, pairs.notes)
 
 
 def sizes(encoded: Encoded) -> dict[str, int]:
