@@ -498,7 +498,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most)
-        self.progress.over_long(pairs.name, len(pairs), encoded.dropped_pairs, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most)
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:
