@@ -10,8 +10,15 @@ from torch import nn
 
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
-from trimtab.evaluate.generation import LIKELIEST, Sampling, encode_prompt, seeded
+from trimtab.evaluate.decoding import Decoder
+from trimtab.evaluate.generation import (
+    LIKELIEST,
+    Sampling,
+    encode_prompt,
+    end_ids,
+    next_ids,
+    seeded,
+)
 from trimtab.pairs.pair import Text
 
 
@@ -76,9 +83,9 @@ def explain(
     ids = encode_prompt(tokenizer, prompt, prompt_style)
     found: list[Step] = []
     with seeded(sampling.seed, model):
-        bare = Decoder(model, ids)
+        bare = Decoder(model, ids, room=steps)
         with dial(model, alpha, force=force):
-            lean = Decoder(model, ids)
+            lean = Decoder(model, ids, room=steps)
         while True:
             old, new = bare.logits[0].log_softmax(-1), lean.logits[0].log_softmax(-1)
             token = next_ids(lean.logits, lean.ids, sampling)

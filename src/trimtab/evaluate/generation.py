@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab.batching import spans
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
 from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
 
@@ -153,6 +155,37 @@ def shown(prompt: Text) -> str:
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
+@contextmanager
+def own_settings(model: nn.Module) -> Iterator[None]:
+    """Within it, what a checkpoint's `generation_config.json` asks for acts on nothing.
+
+    `generate` fills what a call leaves open from there: cutoffs, penalties and forbidden tokens that
+    nobody asked for, of which there are more with every version.
+    """
+    from transformers import GenerationConfig
+
+    holders = [m for m in model.modules() if "generation_config" in vars(m)]
+    kept = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            vars(holder)["generation_config"] = GenerationConfig()
+        yield
+    finally:
+        for holder, config in zip(holders, kept, strict=True):
+            vars(holder)["generation_config"] = config
+
+
+def left_padded(model: nn.Module, rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Prompts `[row, token]`, padded on the left, with their mask."""
+    device, width = next(model.parameters()).device, max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
 @torch.no_grad()
 def _continue(
     model: Any,
@@ -163,28 +196,99 @@ def _continue(
     sampling: Sampling,
     force: bool,
 ) -> list[str]:
-    width = max(map(len, prompts))
-    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    device = next(model.parameters()).device
-    left = [[pad] * (width - len(p)) + p for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    draw = {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": 0,
-    }
-    likeliest = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # One alpha for all is passed as a number: 0 then attaches nothing at all.
-    alpha = alphas[0] if len(set(alphas)) == 1 else torch.tensor(alphas)
-    with dial(model, alpha, force=force) if dial is not None else nullcontext():
-        out = model.generate(
-            input_ids=torch.tensor(left, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=sampling.max_new_tokens,
-            num_beams=sampling.num_beams,
-            repetition_penalty=sampling.repetition_penalty,
-            pad_token_id=pad,
-            **(draw if sampling.temperature > 0 else likeliest),
+    """Continuations of rows, each at its own alpha."""
+    ends = end_ids(model, tokenizer)
+    way = way_to_generate(model, max(map(len, prompts)) + sampling.max_new_tokens)
+    if sampling.repetition_penalty != 1 and len(set(map(len, prompts))) > 1 and way == "batch":
+        way = "rows"  # padding would count as tokens that have occurred
+    if way == "plain" and sampling.num_beams > 1:
+        raise ModelError(
+            f"{type(model).__name__}: decoded without a cache, which knows no beams; give num_beams 1"
         )
-    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    groups = [range(len(prompts))] if way == "batch" else [[i] for i in range(len(prompts))]
+    found: list[str] = []
+    for group in groups:
+        part, strengths = [prompts[i] for i in group], [alphas[i] for i in group]
+        # One alpha for all is passed as a number: 0 then attaches nothing at all.
+        alpha = strengths[0] if len(set(strengths)) == 1 else torch.tensor(strengths)
+        with dial(model, alpha, force=force) if dial is not None else nullcontext():
+            try:
+                if way == "plain":
+                    drawn = [_plainly(model, part[0], ends, sampling)]
+                else:
+                    drawn = _by_generate(model, tokenizer, part, ends, sampling)
+            except IndexError as error:
+                longest = max(map(len, part)) + sampling.max_new_tokens
+                raise ModelError(
+                    f"{type(model).__name__}: {longest} tokens, prompt and continuation, are more "
+                    "than it has positions for; shorten the prompts or --max-new-tokens"
+                ) from error
+        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+    return found
+
+
+def _by_generate(
+    model: Any, tokenizer: Any, prompts: list[list[int]], ends: set[int], sampling: Sampling
+) -> list[list[int]]:
+    from transformers import GenerationConfig
+
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    given = left_padded(model, prompts, pad)
+    draws = sampling.temperature > 0
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=sampling.num_beams,
+        repetition_penalty=sampling.repetition_penalty,
+        do_sample=draws,
+        temperature=sampling.temperature if draws else None,
+        top_p=sampling.top_p if draws else None,
+        top_k=0 if draws else None,
+        pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+    )
+    with own_settings(model):
+        out = model.generate(**given, generation_config=settings)
+    return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
+
+
+def _plainly(model: Any, prompt: list[int], ends: set[int], sampling: Sampling) -> list[int]:
+    """A row continued by a whole pass a token."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + sampling.max_new_tokens:
+        with spans.prompts([len(prompt)]):
+            logits = plain_logits(model, ids)
+        ids.append(int(next_ids(logits, torch.tensor([ids]), sampling)))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+def _ended(ids: list[int], ends: set[int]) -> list[int]:
+    """Token ids up to the first that ends an answer."""
+    return ids[: next((i for i, t in enumerate(ids, 1) if t in ends), len(ids))]
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The ids that end an answer."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [] if found is None else found if isinstance(found, list) else [found]
+    return {int(t) for t in (*found, tokenizer.eos_token_id) if t is not None}
+
+
+def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row, drawn or the likeliest one."""
+    from transformers import (
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    seen: Any = ids.to(logits.device)
+    if sampling.repetition_penalty != 1:
+        logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
+    if sampling.temperature == 0:
+        return logits.argmax(-1).cpu()
+    logits = TemperatureLogitsWarper(sampling.temperature)(seen, logits)  # type: ignore[arg-type]
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(seen, logits)  # type: ignore[arg-type]
+    return torch.multinomial(logits.softmax(-1), 1)[:, 0].cpu()

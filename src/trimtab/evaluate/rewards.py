@@ -26,8 +26,8 @@ from trimtab.batching import (
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.dials.dial import Composed
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
-from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, seeded
+from trimtab.evaluate.decoding import Decoder
+from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, end_ids, next_ids, seeded
 from trimtab.evaluate.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.states import Readings, read_tokens
@@ -246,7 +246,8 @@ def draw(
     found: list[Candidate] = []
     drawn: list[list[int]] = [[] for _ in range(drawing.n)]
     with context, _at(dial, model, alpha, force):
-        rows = Decoder(model, prompt_ids, drawing.n, reward.sites if one_pass else ())
+        sites = reward.sites if one_pass else ()
+        rows = Decoder(model, prompt_ids, drawing.n, sites, room=sampling.max_new_tokens)
         alive = torch.ones(drawing.n, dtype=torch.bool)
         logits = rows.logits
         for step in range(1, sampling.max_new_tokens + 1):
