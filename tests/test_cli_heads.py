@@ -185,7 +185,10 @@ def test_what_is_refused(here: Path, refused, tmp_path: Path) -> None:
         ([*generate, "--n", "0"], "expected 1 or more"),
         ([*generate, "--drawing.keep", "2"], "keep is 2"),
         (["generate", *model], "give --prompt TEXT, --prompts FILE or --pairs SPEC"),
-        (["generate", *model, "--prompts", text], "a.json:1: expected a text, or an object with"),
+        (
+            ["generate", *model, "--prompts", text],
+            "a.json: entry 1: expected a text, or an object with",
+        ),
         (["judge", answers, answers], "give --endpoint URL or --reward DIR"),
         (["judge", text, answers, "--endpoint", "http://127.0.0.1:9/v1"], "expected AlpacaEval's"),
         (["judge", answers, answers, "--endpoint", "here"], "no address"),

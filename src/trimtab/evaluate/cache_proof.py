@@ -28,8 +28,8 @@ STEPS, LIKELY = 4, 5
 """Tokens that a row is continued by, and how many of the likeliest are compared at each."""
 
 SAID = {
-    "rows": "batches of several prompts are not what this model says of each alone: one at a time",
-    "plain": "the cache is not what this model says without it: a whole pass is made for each token",
+    "rows": "a batch of several prompts does not say what each says alone: one at a time",
+    "plain": "decoding with its cache does not say what whole passes do: one pass for each token",
 }
 
 Decoded = Callable[[list[list[int]], Tensor], Float[Tensor, "row step vocab"]]
@@ -177,7 +177,7 @@ def _by_generate(model: Any) -> Decoded:
         force = Force(forced)
         with own_settings(model):
             model.generate(
-                **left_padded(model, rows, pad=forced[0, 0].item()),
+                **left_padded(model, rows, pad=int(forced[0, 0])),
                 generation_config=GenerationConfig(
                     max_new_tokens=STEPS, do_sample=False, pad_token_id=0
                 ),

@@ -15,17 +15,19 @@ from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.cache_proof import plain_logits, way_to_decode
+from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.generation import (
     LIKELIEST,
     Generation,
     Sampling,
-    encode_prompt,
     end_ids,
     next_ids,
+    prompts_of,
     seeded,
-    shown,
 )
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
+from trimtab.rendering import Rendering
 from trimtab.sites import Site
 from trimtab.states import seeing
 
@@ -145,12 +147,13 @@ def decode(model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
 def generate_genarm(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     arm: Dial,
     alpha: float = 1.0,
     *,
     sampling: Sampling = LIKELIEST,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
@@ -164,10 +167,11 @@ def generate_genarm(
         ends: ids that end an answer (by default the model's).
     """
     done = []
-    ends = end_ids(model, tokenizer) if ends is None else ends
+    form = format_for([arm], prompt_style, rendering)
+    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
     with seeded(sampling.seed, model):
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
-            ids = encode_prompt(tokenizer, prompt, prompt_style)  # type: ignore[arg-type]
+        for prompt in prompts_of(prompts):
+            ids = form.ids(tokenizer, prompt)
             base = Decoder(model, ids, room=sampling.max_new_tokens)
             with arm(model, 1.0, force=force):
                 other = Decoder(model, ids, room=sampling.max_new_tokens)
@@ -181,7 +185,7 @@ def generate_genarm(
                 base.feed(token)
                 with arm(model, 1.0, force=force):
                     other.feed(token)
-            done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+            done.append(_done(tokenizer, prompt, alpha, drawn))
     return done
 
 
@@ -189,13 +193,14 @@ def generate_genarm(
 def generate_args(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     reward: RewardDial,
     alpha: float = 1.0,
     *,
     k: int = 10,
     sampling: Sampling = LIKELIEST,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
@@ -217,9 +222,10 @@ def generate_args(
         reward.check_base(model)
     reward.edits(model)  # refuses a model that it does not fit
     done = []
-    ends = end_ids(model, tokenizer) if ends is None else ends
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        ids = encode_prompt(tokenizer, prompt, prompt_style)  # type: ignore[arg-type]
+    form = format_for([reward], prompt_style, rendering)
+    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
+    for prompt in prompts_of(prompts):
+        ids = form.ids(tokenizer, prompt)
         rows = Decoder(model, ids, 1, reward.sites, room=sampling.max_new_tokens)
         drawn: list[int] = []
         while len(drawn) < sampling.max_new_tokens and not (drawn and drawn[-1] in ends):
@@ -230,7 +236,7 @@ def generate_args(
             rows.select(torch.tensor([best]))
             rows.logits = logits[best : best + 1]
             drawn.append(int(tokens[best]))
-        done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+        done.append(_done(tokenizer, prompt, alpha, drawn))
     return done
 
 
@@ -248,5 +254,5 @@ def args_rewards(
     return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
 
 
-def _done(tokenizer: Any, prompt: Text, alpha: float, ids: list[int]) -> Generation:
-    return Generation(shown(prompt), alpha, tokenizer.decode(ids, skip_special_tokens=True))
+def _done(tokenizer: Any, prompt: Prompt, alpha: float, ids: list[int]) -> Generation:
+    return Generation(prompt.shown, alpha, tokenizer.decode(ids, skip_special_tokens=True))

@@ -6,17 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.batching import spans
 from trimtab.dials import Dial
-from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.errors import ConfigError, ModelError
 from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
+from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
+from trimtab.rendering import USUAL, Rendering, prompt_ids
+from trimtab.rendering import end_ids as template_ends
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,13 @@ class Generation:
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     dial: Dial | None = None,
     alphas: Sequence[float] = (1.0,),
     *,
     sampling: Sampling = Sampling(),
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     batch_size: int = 16,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -78,10 +83,12 @@ def generate(
     """Continue every prompt at every alpha, rows of a batch at their own alpha.
 
     Args:
-        prompts: texts, or chats, each a tuple of messages.
+        prompts: texts, chats (each a tuple of messages), or prompts with a system text or tools.
         alphas: strengths of the dial; without one there is a single continuation, at alpha 0.
         prompt_style: `chat` puts the prompt into the model's chat template as a user message;
-            `auto` does so where the tokenizer has one.
+            `auto` does so where the tokenizer has one; by default what the dial was fitted in,
+            `auto` without a dial.
+        rendering: the chat template's settings; by default those that the dial was fitted with.
 
     Returns:
         Prompts in order, alphas in order within each.
@@ -92,19 +99,23 @@ def generate(
         ConfigError: no alpha, or one that is not finite.
         DialError: the dial was made for another base model (`force` goes on).
     """
-    texts: list[Text] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
+    texts = prompts_of(prompts)
     strengths = [float(alpha) for alpha in alphas] if dial is not None else [0.0]
     check_alphas(strengths)
-    ids = [encode_prompt(tokenizer, text, prompt_style) for text in texts]
+    form = format_for([dial], prompt_style, rendering)
+    ids = [form.ids(tokenizer, text) for text in texts]
+    ends = end_ids(model, tokenizer, form.rendering)
     rows = [(number, alpha) for number in range(len(texts)) for alpha in strengths]
     done: list[Generation] = []
     with seeded(sampling.seed, model):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
             prompt_ids, row_alphas = [ids[n] for n, _ in part], [a for _, a in part]
-            answers = _continue(model, tokenizer, prompt_ids, dial, row_alphas, sampling, force)
+            answers = _continue(
+                model, tokenizer, prompt_ids, dial, row_alphas, sampling, ends, force
+            )
             done += [
-                Generation(shown(texts[n]), a, answer)
+                Generation(texts[n].shown, a, answer)
                 for (n, a), answer in zip(part, answers, strict=True)
             ]
             if progress:
@@ -121,38 +132,15 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: Text, style: Literal["auto", "plain", "chat"] = "auto"
-) -> list[int]:
-    """Token ids of what is to be continued.
-
-    Raises:
-        DataError: the prompt is empty.
-        ModelError: `chat`, or a chat, where the tokenizer has no chat template.
-    """
-    plain = isinstance(prompt, str)
-    if not (prompt.strip() if isinstance(prompt, str) else prompt):
-        raise DataError("a prompt is empty")
-    template = bool(getattr(tokenizer, "chat_template", None))
-    if not template and (style == "chat" or not plain):
-        raise ModelError("prompt style `chat`: the tokenizer has no chat template")
-    if plain and not (style == "chat" or (style == "auto" and template)):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}] if plain else list(prompt),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
+def encode_prompt(tokenizer: Any, prompt: Text, style: Style = "auto") -> list[int]:
+    """Token ids of what is to be continued (see `rendering.prompt_ids`)."""
+    return list(prompt_ids(prompt, tokenizer, style))
 
 
-def shown(prompt: Text) -> str:
-    """A prompt as text: of a chat its only turn, or all turns with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+def prompts_of(given: Text | Prompt | Sequence[Text | Prompt]) -> list[Prompt]:
+    """One prompt or several; a tuple of messages among several is a chat."""
+    one = isinstance(given, str | Prompt)
+    return [Prompt.of(p) for p in ([given] if one else given)]  # type: ignore[list-item,arg-type]
 
 
 @contextmanager
@@ -194,10 +182,10 @@ def _continue(
     dial: Dial | None,
     alphas: list[float],
     sampling: Sampling,
+    ends: set[int],
     force: bool,
 ) -> list[str]:
     """Continuations of rows, each at its own alpha."""
-    ends = end_ids(model, tokenizer)
     way = way_to_generate(model, max(map(len, prompts)) + sampling.max_new_tokens)
     if sampling.repetition_penalty != 1 and len(set(map(len, prompts))) > 1 and way == "batch":
         way = "rows"  # padding would count as tokens that have occurred
@@ -268,11 +256,13 @@ def _ended(ids: list[int], ends: set[int]) -> list[int]:
     return ids[: next((i for i, t in enumerate(ids, 1) if t in ends), len(ids))]
 
 
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The ids that end an answer."""
+def end_ids(model: Any, tokenizer: Any, rendering: Rendering = USUAL) -> set[int]:
+    """The ids that end an answer: the checkpoint's, the tokenizer's, and the chat template's own end
+    of turn."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [] if found is None else found if isinstance(found, list) else [found]
-    return {int(t) for t in (*found, tokenizer.eos_token_id) if t is not None}
+    by_template = template_ends(tokenizer, rendering)
+    return {int(t) for t in (*found, tokenizer.eos_token_id, *by_template) if t is not None}
 
 
 def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
