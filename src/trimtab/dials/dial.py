@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials.attach import Alpha, Edit, as_alpha, attach, check_bare
+from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
+from trimtab.dials.contexts import check_bare
 from trimtab.dials.linear import dense_weight
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
@@ -92,6 +93,7 @@ class Dial(nn.Module):
             DialError: the dial was made for another base model.
             ConfigError: alpha is not finite, or its shape does not fit.
         """
+        model = models.unwrapped(model)
         if not force:
             self.check_base(model)
         return attach(model, self.parts(model), alpha, training=training)
@@ -132,6 +134,7 @@ class Dial(nn.Module):
             DialError: the edit cannot be expressed in the model's weights.
             ConfigError: alpha is no finite number.
         """
+        model = models.unwrapped(model)
         self.check_base(model)
         check_bare(model, "merging")
         self.parts(model)  # refuses a model that it does not fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -118,7 +119,7 @@ class LogitsDial(Dial):
                 f"the dial's head maps {self.width} to {self.vocabulary} values, "
                 f"the model's LM head {shape[1]} to {shape[0]}"
             )
-        heard: dict[Site, Tensor] = {}
+        heard = threading.local()  # states of the pass that a thread is in
         head: Any = models.head(model)
         add = partial(self._add, model, head.weight, heard)
         listeners = [Edit(site, LISTEN, partial(_listen, heard, site)) for site in self.sites]
@@ -128,7 +129,7 @@ class LogitsDial(Dial):
         self,
         model: nn.Module,
         base: Tensor,
-        heard: dict[Site, Tensor],
+        heard: threading.local,
         x: Tensor,
         y: Tensor,
         alpha: float | Tensor,
@@ -136,7 +137,7 @@ class LogitsDial(Dial):
         h = x
         if self.sites:
             h = self.hidden(
-                torch.stack([x, *(at_head(model, heard[s], x) for s in self.sites)], -2)
+                torch.stack([x, *(at_head(model, vars(heard)[s], x) for s in self.sites)], -2)
             )
         if isinstance(alpha, float | int) and self.shape == "low_rank" and self.D is None:
             assert self.A is not None
@@ -235,6 +236,6 @@ def untie(model: Any, weight: Tensor) -> None:
         config.tie_word_embeddings = False
 
 
-def _listen(heard: dict[Site, Tensor], site: Site, _: Tensor, y: Tensor, __: Any) -> Tensor:
-    heard[site] = y
+def _listen(heard: threading.local, site: Site, _: Tensor, y: Tensor, __: Any) -> Tensor:
+    vars(heard)[site] = y
     return y

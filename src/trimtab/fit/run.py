@@ -20,7 +20,7 @@ from trimtab import models
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
-from trimtab.dials.attach import check_bare
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
@@ -75,6 +75,7 @@ def fit(
     named = _named(recipe)
     if getattr(named.recipe, "quick", False):
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    model = models.unwrapped(model)
     check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):

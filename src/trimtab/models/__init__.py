@@ -6,6 +6,7 @@ architectures. A model is identified by a digest of the tensors in its source fi
 or a cache made for it is recognised after conversion to another dtype or format.
 """
 
+from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
 from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
 from trimtab.models.identity import Source, known_source, source_of
@@ -26,6 +27,7 @@ from trimtab.models.parts import (
     layers,
     n_layers,
     text_config,
+    trunk,
 )
 
 __all__ = [
@@ -49,5 +51,8 @@ __all__ = [
     "resolve_dtype",
     "source_of",
     "text_config",
+    "trunk",
+    "uncompiled",
+    "unwrapped",
     "wheel_file",
 ]
