@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.dials.attach import paused
+from trimtab.dials.contexts import paused
 from trimtab.models import text_config
 from trimtab.proofs import proven
 
@@ -70,9 +70,9 @@ def _way(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -
         try:
             return _try(model, whole, decoder(model))
         except (IndexError, RuntimeError, ValueError):
-            if whole <= limit:
+            if whole < limit:
                 raise
-            return _try(model, limit, decoder(model))  # learned positions end there
+            return _try(model, limit // 2, decoder(model))  # learned positions end about there
 
     found = proven(model, what, whole, make)
     way: Way = found["way"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -205,7 +206,9 @@ def _continue(
                     drawn = [_plainly(model, part[0], ends, sampling)]
                 else:
                     drawn = _by_generate(model, tokenizer, part, ends, sampling)
-            except IndexError as error:
+            except (IndexError, RuntimeError) as error:
+                if not re.search("index.*out of (range|bounds)", str(error)):
+                    raise
                 longest = max(map(len, part)) + sampling.max_new_tokens
                 raise ModelError(
                     f"{type(model).__name__}: {longest} tokens, prompt and continuation, are more "
