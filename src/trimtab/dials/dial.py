@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -140,9 +139,9 @@ class Dial(nn.Module):
         self.parts(model)  # refuses a model that it does not fit
         if not isinstance(strength := as_alpha(alpha), float):
             raise ConfigError("a model is merged at one alpha: expected a number")
-        result = copy.deepcopy(model)
+        result = models.plain_copy(model)
         tied = getattr(models.embed(result), "weight", None)
-        for name, value in self.weights_at(model, strength).items():
+        for name, value in self.weights_at(result, strength).items():
             path, _, leaf = name.rpartition(".")
             module: Any = result.get_submodule(path)
             old = getattr(module, leaf)
@@ -152,8 +151,6 @@ class Dial(nn.Module):
                 continue
             if old is tied:
                 raise DialError(f"{path}: tied to the embedding, which a merge would change too")
-            if not old.is_floating_point():
-                raise DialError(f"{path}: quantised weights cannot take a merge")
             value = value.T if leaf == "weight" and type(module).__name__ == "Conv1D" else value
             old.data = value.to(old)
         return result

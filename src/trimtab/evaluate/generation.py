@@ -133,9 +133,17 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
         yield
 
 
-def encode_prompt(tokenizer: Any, prompt: Text, style: Style = "auto") -> list[int]:
-    """Token ids of what is to be continued (see `rendering.prompt_ids`)."""
-    return list(prompt_ids(prompt, tokenizer, style))
+def encode_prompt(
+    tokenizer: Any, prompt: Text, style: Style = "auto", rendering: Rendering = USUAL
+) -> list[int]:
+    """Token ids of what is to be continued (see `rendering.prompt_ids`).
+
+    Raises:
+        DataError: the prompt is empty, or the chat template leaves a message out.
+        ModelError: `chat`, or a chat, where the tokenizer has no chat template, or it does not take
+            the messages.
+    """
+    return list(prompt_ids(prompt, tokenizer, style, rendering=rendering))
 
 
 def prompts_of(given: Text | Prompt | Sequence[Text | Prompt]) -> list[Prompt]:

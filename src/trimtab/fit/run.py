@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.contexts import check_bare
@@ -115,12 +115,14 @@ def fit(
         poles = encode_poles(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
-        _say_dropped(data, poles, max_length, progress)
+        progress.rendered(
+            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+        )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        _say_dropped(data, encoded, max_length, progress)
+        progress.rendered(data.name, len(data), encoded, max_length)
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
@@ -148,16 +150,6 @@ def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
     if isinstance(data, Contrast):
         return "auto"
     return "chat" if all(pair.conversational for pair in data) else prompt_style
-
-
-def _say_dropped(
-    data: PairSet | Contrast, encoded: Encoded | Contrast, max_length: int, progress: Progress
-) -> None:
-    if encoded.dropped_pairs:
-        of = f" of {len(data)}" if isinstance(data, PairSet) else ""
-        progress.say(
-            f"{data.name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
-        )
 
 
 # ---- the folder ---------------------------------------------------------------------------------
