@@ -98,6 +98,7 @@ def fit(
             "limit": limit,
             "max_length": max_length,
             "prompt_style": prompt_style,
+            "read_as": _read_as(data, prompt_style),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
         versions=versions(),
@@ -145,6 +146,14 @@ def fit(
     return dial
 
 
+def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
+    """In which format the dial's texts are read: chat messages go through the template in any case;
+    of a contrast of token ids nobody knows."""
+    if isinstance(data, Contrast):
+        return "auto"
+    return "chat" if all(pair.conversational for pair in data) else prompt_style
+
+
 # ---- the folder ---------------------------------------------------------------------------------
 
 
@@ -167,7 +176,9 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
         return None
     dial = Dial.from_pretrained(folder)
     # What evaluation adds to a saved dial does not make it another run.
-    if dataclasses.replace(dial.info, measured={}) != info:
+    later = {"read_as": info.config["read_as"]}  # from before it was written down
+    saved = dataclasses.replace(dial.info, measured={}, config={**later, **dial.info.config})
+    if saved != info:
         raise ConfigError(
             f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
         )
