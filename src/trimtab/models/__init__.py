@@ -35,6 +35,7 @@ from trimtab.models.plain import own_tensors, plain_copy, strip_marks
 from trimtab.models.quantised import (
     bare,
     dense_weight,
+    differentiable,
     is_plain,
     is_quantised,
     present,
@@ -52,6 +53,7 @@ __all__ = [
     "cache_root",
     "check",
     "dense_weight",
+    "differentiable",
     "digest_of",
     "embed",
     "final_norm",
