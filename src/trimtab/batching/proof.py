@@ -87,6 +87,9 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
     """
     if rows is not None:
         _check_positions(model, rows)
+    if why := models.rows_depend(model):
+        _tell(model, f"{why}; rows are read one by one")
+        return "alone"
     found = proofs.proven(
         model,
         "layout 1",
@@ -94,10 +97,7 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
         lambda: _arranged(model, rows),
     )
     know_head(model, found["plain_head"])
-    told = _told.setdefault(model, set())
-    if found["told"] and found["told"] not in told:
-        told.add(found["told"])
-        warnings.warn(f"{type(model).__name__}: {found['told']}", stacklevel=2)
+    _tell(model, found["told"])
     parts = tuple((end, kind) for end, kind in found["parts"])
     layout: Layout = parts[0][1] if len(parts) == 1 else Arrangement(parts)
     return unshared(layout) if are_rows_apart(model) else layout
@@ -110,6 +110,14 @@ def packing_proof(model: nn.Module, rows: Encoded | Contrast | None = None) -> P
     found = proofs.proven(model, "packing 1", on, lambda: asdict(_prove(model, every, width)))
     know_head(model, found["plain_head"])
     return Proof(**found)
+
+
+def _tell(model: nn.Module, text: str) -> None:
+    """Say something of a model, once."""
+    told = _told.setdefault(model, set())
+    if text and text not in told:
+        told.add(text)
+        warnings.warn(f"{type(models.unwrapped(model)).__name__}: {text}", stacklevel=3)
 
 
 def _check_positions(model: nn.Module, rows: Encoded | Contrast) -> None:
@@ -192,14 +200,15 @@ Truth = dict[int, Tensor]
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The bare model in eval mode, without gradients."""
-    was_training, token = model.training, BARE.set(True)
+    modes, token = [(module, module.training) for module in model.modules()], BARE.set(True)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), models.uncompiled():
             yield
     finally:
         BARE.reset(token)
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _prove(model: nn.Module, rows: Sequence[Row], width: int) -> Proof:
@@ -380,4 +389,4 @@ def _root(difference: Tensor) -> float:
 
 def _line(error: Exception) -> str:
     text = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text[:120]}"

@@ -52,11 +52,11 @@ def load(
     if attention == "auto":  # None: sdpa where the architecture has it, else eager
         kernel = "eager" if where.type == "cpu" and kind != torch.float32 else None
     folder, digest = locate(name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     with quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(folder).from_pretrained(
                 folder,
                 dtype=kind,
                 attn_implementation=kernel,
@@ -84,6 +84,19 @@ def load(
     settle(model)
     _sources[model] = Source(name, digest or digest_of_parameters(model))
     return model, tokenizer
+
+
+def auto_class(folder: str) -> Any:
+    """What loads a folder: AutoModelForCausalLM; AutoModelForImageTextToText, used for its text, where
+    the config is of a kind that the first does not know and the second does."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = type(transformers.AutoConfig.from_pretrained(folder))
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not causal and kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def load_tokenizer(name: str) -> Any:

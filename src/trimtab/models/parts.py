@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from typing import Any
 
+import torch
 from torch import nn
 
 from trimtab.errors import ModelError
@@ -11,16 +14,52 @@ from trimtab.models.compiled import unwrapped
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a causal LM: the heaviest ModuleList as long as the config says.
+    """The decoder layers of a causal LM: the ModuleList as long as the config says. Where there are
+    several (a vision tower as deep as the decoder), that which text passes through; of those the
+    heaviest.
 
     Raises:
         ModelError: nothing in the model looks like a stack of decoder layers.
     """
-    count = text_config(model).num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    model = unwrapped(model)
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    stacks: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in stacks)  # experts, say
+        if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
+            stacks[name] = module
     if not stacks:
         raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")
-    return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+    found = _passed(model, stacks) if len(stacks) > 1 else list(stacks)
+    return max(
+        (stacks[name] for name in found),
+        key=lambda stack: sum(p.numel() for p in stack.parameters()),
+    )
+
+
+_text: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[str]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _passed(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list[str]:
+    """Which of these stacks a pass over text alone goes through (all, if none), found once a model."""
+    known, names = _text.setdefault(model, {}), tuple(stacks)
+    if names not in known:
+        called: set[str] = set()
+        handles = [
+            stack[0].register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            for name, stack in stacks.items()
+        ]
+        try:
+            with torch.no_grad(), contextlib.suppress(Exception):  # as far as it comes
+                device = embed(model).weight.device
+                model(input_ids=torch.tensor([[3, 4, 5]], device=device), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        known[names] = sorted(called) or list(names)
+    return known[names]
 
 
 def trunk(model: nn.Module) -> nn.Module:
