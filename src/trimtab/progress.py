@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -77,3 +78,12 @@ class Progress:
 
 SILENT = Progress(quiet=True)
 """For callers who did not ask for progress."""
+
+
+class Notice(UserWarning):
+    """A line that a user should read, though the work goes on."""
+
+
+def warn(text: str) -> None:
+    """Say such a line: a Python warning, a line on stderr from the command line."""
+    warnings.warn(text, Notice, stacklevel=3)

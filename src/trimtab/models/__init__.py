@@ -2,17 +2,24 @@
 
 `load` takes a Hub id, a local folder, a `.gguf` file or `smollm2-135m`, the embedded default. The
 parts (`layers`, `embed`, `final_norm`, `head`) are found by what they are, never by a table of
-architectures. A model is identified by a digest of the tensors in its source file, so that a dial
-or a cache made for it is recognised after conversion to another dtype or format.
+architectures. A model is known by a record of parts (`source_of`): its weights, in whatever files,
+dtype or format, what a forward pass reads of its config, tokenizer, template, quantisation.
 """
 
 from trimtab.models.digests import cache_root
-from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
-from trimtab.models.identity import Source, known_source, source_of
+from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, wheel_file
+from trimtab.models.identity import (
+    Source,
+    differences,
+    known_source,
+    old_digest_of,
+    source_of,
+)
 from trimtab.models.loading import (
     check,
     digest_of,
     folder_of,
+    identify,
     load,
     load_tokenizer,
     resolve_device,
@@ -33,18 +40,22 @@ __all__ = [
     "Source",
     "cache_root",
     "check",
+    "differences",
     "digest_of",
     "embed",
     "final_norm",
     "folder_of",
     "head",
     "hub_folder",
+    "hub_id",
+    "identify",
     "known_source",
     "layer_paths",
     "layers",
     "load",
     "load_tokenizer",
     "n_layers",
+    "old_digest_of",
     "resolve_device",
     "resolve_dtype",
     "source_of",
