@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from trimtab import models
 from trimtab.batching.batches import Batch
 from trimtab.batching.masks import attention_mask, build_masks
 from trimtab.batching.spans import prompts
@@ -25,7 +26,7 @@ def forward(model: nn.Module, batch: Batch, past: DynamicCache | None = None) ->
         extra = {"past_key_values": past, "use_cache": True}
     if batch.layout != "padded":
         extra["position_ids"] = batch.positions
-    with prompts(batch.segments == 0):
+    with models.reading(model), prompts(batch.segments == 0):
         return model(
             input_ids=batch.input_ids, attention_mask=attention_mask(batch, model), **extra
         )
@@ -37,10 +38,11 @@ def run_prefix(model: nn.Module, batch: Batch, past: DynamicCache) -> None:
     assert batch.prefix is not None
     ids = batch.prefix[None].to(batch.input_ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    model(
-        input_ids=ids,
-        attention_mask=build_masks(torch.zeros_like(ids), positions, model),
-        position_ids=positions,
-        past_key_values=past,
-        use_cache=True,
-    )
+    with models.reading(model):
+        model(
+            input_ids=ids,
+            attention_mask=build_masks(torch.zeros_like(ids), positions, model),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+        )

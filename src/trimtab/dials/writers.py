@@ -59,7 +59,8 @@ def _after(
     if moved is not None:
         handles.append(moved.register_forward_hook(_adding(step)))
     try:
-        model(input_ids=ids, use_cache=False)
+        with models.reading(model):
+            model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

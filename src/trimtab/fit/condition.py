@@ -13,7 +13,7 @@ from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, Row
 from trimtab.cache import collect
 from trimtab.dials import Condition
-from trimtab.dials.attach import check_bare
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import DataError
 from trimtab.sites import Site, parse_sites
 

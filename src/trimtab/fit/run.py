@@ -20,7 +20,8 @@ from trimtab import models
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
-from trimtab.dials.attach import check_bare
+from trimtab.dials.base import same_base
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
@@ -75,6 +76,7 @@ def fit(
     named = _named(recipe)
     if getattr(named.recipe, "quick", False):
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    model = models.unwrapped(model)
     check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
@@ -83,11 +85,12 @@ def fit(
         )
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
-    source = models.source_of(model)
+    source = models.source_of(model, tokenizer)
     info = DialInfo(
         method=named.name,
         base_model=source.name,
         base_digest=source.digest,
+        base=source.parts,
         data={data.name: data.digest},
         seed=seed if named.seeded else None,
         config={
@@ -100,7 +103,7 @@ def fit(
         versions=versions(),
     )
     folder = Path(out) if out is not None else None
-    if folder is not None and (done := _finished(folder, info, overwrite)):
+    if folder is not None and (done := _finished(folder, info, overwrite, model)):
         progress.say(f"{folder} holds this very run already: nothing to do")
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
             shutil.rmtree(_work(folder), ignore_errors=True)  # it was stopped while it cleaned up
@@ -125,7 +128,8 @@ def fit(
 
             train_dial = partial(fit_head, data)
         with (
-            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work
+            models.reading(model),  # training puts the model in eval mode
+            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
         ):
             dial, extra = train_dial(
                 named, model, encoded, seed, Path(work), folder, store, progress
@@ -158,7 +162,7 @@ def _work(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.training")
 
 
-def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
+def _finished(folder: Path, info: DialInfo, overwrite: bool, model: nn.Module) -> Dial | None:
     """The dial that `folder` holds, if it is this run's; None where there is none, or it may go."""
     if not folder.exists():
         return None
@@ -171,12 +175,28 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
     if overwrite:
         return None
     dial = Dial.from_pretrained(folder)
-    # What evaluation adds to a saved dial does not make it another run.
-    if dataclasses.replace(dial.info, measured={}) != info:
+    if differs := _another(dial.info, info, model):
         raise ConfigError(
-            f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
+            f"{folder}: holds a dial of another run ({differs}); choose another --out, or --overwrite"
         )
+    dial.check_base(model)  # says what a dial of an earlier version does not name
     return dial
+
+
+def _another(found: DialInfo, info: DialInfo, model: nn.Module) -> str:
+    """In what a saved dial's run differs from one; empty where it is the same. What evaluation adds to
+    a saved dial does not make it another run, nor another name of the same model."""
+    if not found.base and found.base_digest == models.old_digest_of(model):
+        found = dataclasses.replace(found, base_digest=info.base_digest)
+    if not same_base(found, info):
+        return "another model"
+    for part in ("quantisation", "tokenizer", "template"):
+        if part in found.base and found.base[part] != info.base.get(part):
+            return f"another {part}"
+    plain = {"base_model": "", "base_digest": "", "base": {}, "measured": {}}
+    a, b = dataclasses.replace(found, **plain), dataclasses.replace(info, **plain)
+    names = [f.name for f in dataclasses.fields(DialInfo)]
+    return ", ".join(n for n in names if getattr(a, n) != getattr(b, n))
 
 
 def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
@@ -225,7 +245,11 @@ def _note(work: Path) -> str | None:
 
 
 def _own_note(info: DialInfo) -> str:
-    return json.dumps(dataclasses.asdict(info), sort_keys=True)
+    """A run's own line: all of it but the names of the model."""
+    base = {k: v for k, v in info.base.items() if k != "metadata"}
+    digest = "" if "values" in base else info.base_digest
+    named = dataclasses.replace(info, base_model="", base_digest=digest, base=base)
+    return json.dumps(dataclasses.asdict(named), sort_keys=True)
 
 
 def _main_process() -> bool:

@@ -6,8 +6,10 @@ architectures. A model is known by a record of parts (`source_of`): its weights,
 dtype or format, what a forward pass reads of its config, tokenizer, template, quantisation.
 """
 
+from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
 from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, wheel_file
+from trimtab.models.heads import head_logits, head_shape, head_weight
 from trimtab.models.identity import (
     Source,
     differences,
@@ -33,22 +35,44 @@ from trimtab.models.parts import (
     layers,
     n_layers,
     text_config,
+    trunk,
 )
+from trimtab.models.plain import own_tensors, plain_copy, strip_marks
+from trimtab.models.quantised import (
+    bare,
+    dense_weight,
+    is_plain,
+    is_quantised,
+    present,
+    quantisation_digest,
+    quantisation_name,
+    quantisation_of,
+    rows_depend,
+    settle,
+)
+from trimtab.models.reading import reading
 
 __all__ = [
     "DEFAULT_MODEL",
     "Source",
+    "bare",
     "cache_root",
     "check",
+    "dense_weight",
     "differences",
     "digest_of",
     "embed",
     "final_norm",
     "folder_of",
     "head",
+    "head_logits",
+    "head_shape",
+    "head_weight",
     "hub_folder",
     "hub_id",
     "identify",
+    "is_plain",
+    "is_quantised",
     "known_source",
     "layer_paths",
     "layers",
@@ -56,9 +80,22 @@ __all__ = [
     "load_tokenizer",
     "n_layers",
     "old_digest_of",
+    "own_tensors",
+    "plain_copy",
+    "present",
+    "quantisation_digest",
+    "quantisation_name",
+    "quantisation_of",
+    "reading",
     "resolve_device",
     "resolve_dtype",
+    "rows_depend",
+    "settle",
     "source_of",
+    "strip_marks",
     "text_config",
+    "trunk",
+    "uncompiled",
+    "unwrapped",
     "wheel_file",
 ]

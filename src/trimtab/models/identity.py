@@ -25,8 +25,10 @@ from torch import nn
 from trimtab.errors import ModelError
 from trimtab.models import config as configs
 from trimtab.models import tensors
+from trimtab.models.compiled import unwrapped
 from trimtab.models.copies import carried
 from trimtab.models.digests import Content, content_of, digest_of_folder
+from trimtab.models.quantised import quantisation_digest, quantisation_name, settle
 from trimtab.models.recognition import files_named, is_of
 from trimtab.models.tokenizer import end_ids, template_digest, tokenizer_digest
 from trimtab.models.values import joined
@@ -149,6 +151,8 @@ def source_of(model: nn.Module, tokenizer: Any = None) -> Source:
     Raises:
         ModelError: a weight is not finite, or offloaded.
     """
+    model = unwrapped(model)
+    settle(model)  # bitsandbytes' layers repack their weights when they first run
     weights, config = tensors.mark(model), _config_text(model)
     known = _known.get(model)
     if known is None or (known.weights, known.config) != (weights, config):
@@ -168,18 +172,23 @@ def source_of(model: nn.Module, tokenizer: Any = None) -> Source:
 
 def known_source(model: nn.Module) -> Source | None:
     """Identity of a model that `load` made or `source_of` has looked at; else None."""
-    return _known[model].source if model in _known else None
+    known = _known.get(unwrapped(model))
+    return known.source if known else None
 
 
 def remember(model: nn.Module, source: Source) -> None:
     """Note what a model is that has just been loaded."""
-    source = replace(source, config=config_text(model.config), quantisation=quantisation_of(model))
+    source = replace(
+        source,
+        config=config_text(model.config),
+        quantisation=source.quantisation or _quantisation(model),
+    )
     _known[model] = _Known(source, tensors.mark(model), _config_text(model))
 
 
 def old_digest_of(model: nn.Module) -> str:
     """The digest that dials and cells of earlier versions have for a model made in memory."""
-    return "" if tensors.is_packed(model) else tensors.old_digest(model)
+    return tensors.old_digest(unwrapped(model))
 
 
 def _identified(model: nn.Module, known: _Known | None, mark: str) -> Source:
@@ -188,10 +197,10 @@ def _identified(model: nn.Module, known: _Known | None, mark: str) -> Source:
     name = before.name if before else str(getattr(config, "_name_or_path", "") or "unnamed")
     found = Source(name, "")
     if before and known and known.weights == mark:
-        found = before
+        found = before  # the config alone was changed
     elif (folder := files_named(model)) is not None and is_of(model, folder):
         there = of_files(folder, name, type(model))
-        found = replace(found, digest=there.digest, values=there.values, metadata=there.metadata)
+        found = replace(there, name=name)
     else:
         digest, values = tensors.digests(model)
         found = replace(found, digest=digest, values=values)
@@ -200,7 +209,7 @@ def _identified(model: nn.Module, known: _Known | None, mark: str) -> Source:
     return replace(
         found,
         config=config_text(config) if config is not None else "",
-        quantisation=quantisation_of(model),
+        quantisation=found.quantisation or _quantisation(model),
     )
 
 
@@ -214,21 +223,10 @@ def config_text(config: Any) -> str:
     return json.dumps(configs.read_of(config), sort_keys=True)
 
 
-def quantisation_of(model: nn.Module) -> str:
+def _quantisation(model: nn.Module) -> str:
     """What holds a model's weights in fewer bits, in words; `none` where nothing does."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "quantization_config", None) is None:
-        return "packed" if tensors.is_packed(model) else NONE
-    return quantisation_of_config(config)
-
-
-def quantisation_of_config(config: Any) -> str:
-    """The same by a config."""
-    given = getattr(config, "quantization_config", None)
-    if given is None:
-        return NONE
-    given = given.to_dict() if hasattr(given, "to_dict") else given
-    return json.dumps(given, sort_keys=True, default=str)
+    found = quantisation_digest(model)
+    return f"{quantisation_name(model)} ({found[:12]})" if found else NONE
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -253,7 +251,19 @@ def of_files(folder: Path, name: str, kind: Any = None) -> Source:
     values = joined(tensors.canonical_lines(kind, every))
     note = carried(folder, lambda: values)
     digest = note.get("source_digest") or digest_of_folder(folder) or ""
-    return Source(name, digest, values, metadata=note.get("metadata", ""))
+    stored = _stored_quantisation(folder)
+    return Source(name, digest, values, quantisation=stored, metadata=note.get("metadata", ""))
+
+
+def _stored_quantisation(folder: Path) -> str:
+    """How the files of a folder are quantised by their config; empty where they are not."""
+    try:
+        given = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if not isinstance(given, dict):
+        return ""
+    return f"{given.get('quant_method', 'files')} ({_digest(sorted(given.items(), key=str))[:12]})"
 
 
 def contents_of(folder: Path) -> list[Content]:

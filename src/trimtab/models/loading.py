@@ -13,6 +13,8 @@ from trimtab.models import identity
 from trimtab.models.digests import content_of_gguf
 from trimtab.models.files import DEFAULT_MODEL, locate, trusts_code
 from trimtab.models.identity import Source
+from trimtab.models.quantised import settle
+from trimtab.models.quantising import check_attention, quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
 from trimtab.models.tokenizer import end_ids, load_own, template_digest, tokenizer_digest
 from trimtab.progress import warn
@@ -27,6 +29,8 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
+    load_in: str = "",
+    quantization_config: Any = None,
     trust_remote_code: bool | None = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for evaluation.
@@ -37,6 +41,8 @@ def load(
         device: a torch device, or `auto`: the first GPU, else the CPU.
         attention: `sdpa`, `eager`, …, or `auto`: sdpa, but eager for half precision on a CPU,
             where its backward pass is the faster one.
+        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; empty for the weights as they are.
+        quantization_config: any of transformers', in place of `load_in`.
         trust_remote_code: run Python code that comes with the model; by default only where the
             command line was given `--trust-remote-code`.
 
@@ -44,11 +50,14 @@ def load(
         `(model, tokenizer)`. The model's weights are frozen (`requires_grad=False`).
 
     Raises:
-        ModelError: the model is not there, cannot be read or not whole, has weights that are not
-            finite, or dtype or device are unknown.
+        ModelError: the model is not there, cannot be read or quantised or is not whole, has weights
+            that are not finite, or dtype, device or `load_in` are unknown; an attention kernel that
+            does not run on the device.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
+    check_attention(attention, where)
+    packing = quantising(load_in, quantization_config, kind)
     kernel: str | None = attention
     if attention == "auto":  # None: sdpa where the architecture has it, else eager
         kernel = "eager" if where.type == "cpu" and kind != torch.float32 else None
@@ -64,6 +73,8 @@ def load(
                 dtype=kind,
                 attn_implementation=kernel,
                 output_loading_info=True,
+                **packing,
+                **({"device_map": {"": where}} if packing else {}),
                 trust_remote_code=trust,
             )
             model, found = loaded
@@ -83,7 +94,11 @@ def load(
             f"{name}: a {type(model).__name__} has no place for {unexpected[0]}{more} of its files"
         )
     tokenizer = _tokenizer(name, folder, trust)
-    model.to(where).eval().requires_grad_(False)
+    if not packing:
+        model.to(where)
+    model.eval().requires_grad_(False)
+    unpack_floats(model, kind)
+    settle(model)
     if kind == torch.float16 and (bad := _overflown(model)):
         raise ModelError(f"{name}: {bad} has weights beyond float16's range; use --dtype bfloat16")
     source = identity.of_files(folder, name, type(model))
@@ -155,7 +170,7 @@ def identify(name: str) -> Source:
     return replace(
         source,
         config=identity.config_text(config),
-        quantisation=identity.quantisation_of_config(config),
+        quantisation=source.quantisation or identity.NONE,
         tokenizer=tokenizer_digest(tokenizer, end_ids(generation, config)),
         template=template_digest(tokenizer),
     )

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import ModelError
+from trimtab.models.plain import own_tensors
+from trimtab.models.quantised import is_quantised
 from trimtab.models.values import dtype_name, joined, raw_bytes, value_digest
 
 SMALL = 4096
@@ -23,8 +25,7 @@ _ALWAYS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 def stored(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Names and tensors as `save_pretrained` would write them, tied ones once."""
     if is_packed(model):  # asking some quantisers for their state changes it
-        pairs = [*model.named_parameters(), *_kept_buffers(model)]
-        return [(name, t.detach()) for name, t in pairs]
+        return sorted(dict(own_tensors(model)).items())
     state = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
@@ -50,21 +51,9 @@ def _original(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 
 
-def _kept_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield (f"{path}.{name}" if path else name), buffer
-
-
 def is_packed(model: nn.Module) -> bool:
-    """Whether some weights are held in another form than plain floating-point tensors."""
-    for p in model.parameters():
-        if type(p) not in (nn.Parameter, Tensor) or type(p.data) is not Tensor:
-            return True
-        if not p.is_floating_point() or p.element_size() < 2:
-            return True
-    return getattr(model, "hf_quantizer", None) is not None
+    """Whether some weights are packed codes, or lie elsewhere than in the model."""
+    return any(p.is_meta for p in model.parameters()) or any(map(is_quantised, model.modules()))
 
 
 def canonical(
@@ -114,9 +103,7 @@ def digests(model: nn.Module) -> tuple[str, str]:
     sha = hashlib.sha256()
     values: dict[str, tuple[list[int], str]] = {}
     for name, tensor in stored(model):
-        if tensor.device.type == "meta":
-            raise ModelError(f"{name}: offloaded, so that the model cannot be told from another")
-        data, kind = bytes_of(tensor), dtype_name(tensor)
+        data, kind = raw_bytes(tensor), dtype_name(tensor)
         digest, finite = value_digest(data, kind)
         if not finite and tensor.is_floating_point():
             raise ModelError(f"{name}: has weights that are not finite")
@@ -133,21 +120,11 @@ def canonical_lines(
     return [(name, shape, sha) for name, (_, shape, sha) in canonical(kind, tensors).items()]
 
 
-def bytes_of(tensor: Tensor) -> Any:
-    """A tensor's bytes; those of its parts where it has some."""
-    parts = list(_parts(tensor))
-    if len(parts) == 1:
-        return raw_bytes(parts[0])
-    import numpy as np
-
-    return np.concatenate([raw_bytes(part) for part in parts])
-
-
 def old_digest(model: nn.Module) -> str:
     """As models in memory were named before their tied weights and dtypes were told apart from
     those of files: every entry of the state, by name."""
     sha = hashlib.sha256()
-    for name, p in sorted(model.state_dict().items()):
+    for name, p in sorted(own_tensors(model), key=lambda pair: pair[0]):
         data = p.detach().cpu().contiguous()
         sha.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
         sha.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
@@ -164,16 +141,13 @@ def mark(model: nn.Module) -> str:
     Not seen is a change through `.data` of single entries of a large tensor.
     """
     about, sampled = [], []
-    for name, tensor in (*model.named_parameters(), *_kept_buffers(model)):
-        for part in _parts(tensor):
-            about.append((name, _pointer(part), part._version, str(part.dtype), tuple(part.shape)))
-            if part.device.type != "meta" and part.numel():
-                flat = (
-                    part.detach().reshape(-1) if part.is_contiguous() else part.detach().flatten()
-                )
-                n = flat.numel()
-                step = 1 if n <= SMALL else (n // min(max(n >> 12, 256), SMALL)) | 1
-                sampled.append(flat[::step])
+    for name, part in _looked_at(model):
+        about.append((name, part.data_ptr(), part._version, str(part.dtype), tuple(part.shape)))
+        if part.numel():
+            flat = part.reshape(-1) if part.is_contiguous() else part.flatten()
+            n = flat.numel()
+            step = 1 if n <= SMALL else (n // min(max(n >> 12, 256), SMALL)) | 1
+            sampled.append(flat[::step])
     sha = hashlib.sha256(json.dumps(about).encode())
     groups: dict[Any, list[Tensor]] = {}
     for part in sampled:
@@ -183,18 +157,14 @@ def mark(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _pointer(tensor: Tensor) -> int:
-    return tensor.data_ptr() if tensor.device.type != "meta" else 0
-
-
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor consists of."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
+def _looked_at(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in which a change would show."""
+    if is_packed(model):
+        yield from own_tensors(model)
         return
-    yield tensor
-    state = getattr(tensor, "quant_state", None)
-    for name in ("absmax", "code", "offset"):
-        if isinstance(part := getattr(state, name, None), Tensor):
-            yield part
+    for name, p in model.named_parameters():
+        yield name, p.detach()
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}", buffer

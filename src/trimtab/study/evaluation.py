@@ -79,6 +79,7 @@ def evaluate(
     }
     check_names(sets)
     check_alphas(alphas)
+    model = models.unwrapped(model)
     strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
     for dial in named.values():
         if not force:
