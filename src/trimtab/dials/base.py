@@ -12,7 +12,7 @@ from trimtab.progress import warn
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial, DialInfo
 
-FORCE = "use --force (force=True) to go on"
+FORCE = "use --force to go on (force=True)"
 
 
 def check(dial: Dial, source: models.Source, old_digest: Callable[[], str] | None = None) -> None:

@@ -239,6 +239,8 @@ class Dial(nn.Module):
             "weights": {"file": self.weights_file, "sha256": _sha(folder / self.weights_file)},
             **dataclasses.asdict(self.info),
         }
+        if not self.info.base:
+            del note["base"]
         note["digest"] = _digest(note)
         (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
         (folder / "README.md").write_text(card(self))

@@ -36,8 +36,10 @@ def read_note(folder: Path) -> dict[str, Any]:
 def believe(digest: str, values: str) -> None:
     """Note what values the tensors of a source have, by which older notes, without a list of files,
     are believed."""
+    known = _values_file(digest)
+    if known.is_file():
+        return
     with contextlib.suppress(OSError):
-        known = _values_file(digest)
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(values)
 

@@ -26,7 +26,7 @@ from trimtab.errors import ModelError
 from trimtab.models import config as configs
 from trimtab.models import tensors
 from trimtab.models.compiled import unwrapped
-from trimtab.models.copies import carried
+from trimtab.models.copies import believe, carried
 from trimtab.models.digests import Content, content_of, digest_of_folder
 from trimtab.models.quantised import quantisation_digest, quantisation_name, settle
 from trimtab.models.recognition import files_named, is_of
@@ -250,6 +250,8 @@ def of_files(folder: Path, name: str, kind: Any = None) -> Source:
     every = {k: v for content in contents for k, v in content.tensors.items()}
     values = joined(tensors.canonical_lines(kind, every))
     note = carried(folder, lambda: values)
+    if "files" in note:
+        believe(note["source_digest"], values)
     digest = note.get("source_digest") or digest_of_folder(folder) or ""
     stored = _stored_quantisation(folder)
     return Source(name, digest, values, quantisation=stored, metadata=note.get("metadata", ""))
