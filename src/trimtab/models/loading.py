@@ -13,8 +13,8 @@ from trimtab.models import identity
 from trimtab.models.digests import content_of_gguf
 from trimtab.models.files import DEFAULT_MODEL, locate, trusts_code
 from trimtab.models.identity import Source
-from trimtab.models.quantised import settle
-from trimtab.models.quantising import check_attention, quantising, unpack_floats
+from trimtab.models.quantised import check_attention, settle
+from trimtab.models.quantising import quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
 from trimtab.models.tokenizer import end_ids, load_own, template_digest, tokenizer_digest
 from trimtab.progress import warn
