@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trimtab.models.digests import digest_of_bytes, remembered
 from trimtab.models.quiet import quiet_transformers
 from trimtab.progress import warn
 
@@ -23,12 +24,18 @@ WORDS = 2000
 def load_own(folder: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder. Where the class that it names cuts text otherwise than the folder's
     tokenizer.json does, the file's own rule is taken, and that is said."""
+    import transformers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         file = Path(folder) / "tokenizer.json"
-        if not file.is_file() or agrees(tokenizer, file):
+        if not file.is_file():
+            return tokenizer
+        config = file.with_name("tokenizer_config.json")
+        labels = digest_of_bytes(config) if config.is_file() else ""
+        what = f"rule 1 {type(tokenizer).__name__} {labels} {transformers.__version__}"
+        if remembered(file, what, lambda: {"agrees": agrees(tokenizer, file)})["agrees"]:
             return tokenizer
         own: Any = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     if not agrees(own, file):
