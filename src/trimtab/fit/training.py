@@ -16,7 +16,7 @@ from trimtab import models
 from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.fit.estimate import estimate_training
