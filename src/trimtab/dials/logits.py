@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from functools import partial
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import Edit, as_alpha
+from trimtab.dials.contexts import check_bare
 from trimtab.dials.dial import Dial
-from trimtab.errors import ConfigError, DialError
+from trimtab.dials.merging import verify
+from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site, parse_sites
 from trimtab.states import at_head, head_site
 
@@ -120,8 +121,7 @@ class LogitsDial(Dial):
                 f"the model's LM head {shape[1]} to {shape[0]}"
             )
         heard = threading.local()  # states of the pass that a thread is in
-        head: Any = models.head(model)
-        add = partial(self._add, model, head.weight, heard)
+        add = partial(self._add, model, models.head_weight(model), heard)
         listeners = [Edit(site, LISTEN, partial(_listen, heard, site)) for site in self.sites]
         return [*listeners, Edit(head_site(model).removesuffix(":in") + ":out", HEAD, add)]
 
@@ -169,7 +169,7 @@ class LogitsDial(Dial):
             DialError: it has no low rank, or brings a trained base head.
         """
         self.edits(model)  # refuses a model that it does not fit
-        base: Tensor = models.head(model).weight  # type: ignore[assignment]
+        base = models.head_weight(model)
         if self.D is not None or self.A is None:
             what = "a trained base head" if self.D is not None else "a full head"
             raise DialError(f"{what} has no low rank: merge it into a checkpoint instead")
@@ -180,20 +180,21 @@ class LogitsDial(Dial):
 
     def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
         """A copy of the model whose LM head is W0 + D + alpha W, untied from the embedding."""
+        model = models.unwrapped(model)
         self.check_base(model)
+        check_bare(model, "merging")
         self.edits(model)  # refuses a model that it does not fit
         strength = as_alpha(alpha)
         if not isinstance(strength, float):
             raise ConfigError("a model is merged at one alpha: expected a number")
-        result: Any = copy.deepcopy(model)
-        base: Tensor = models.head(result).weight.detach()  # type: ignore[assignment]
-        if not base.is_floating_point():
-            raise DialError("quantised LM heads cannot take a merge")
+        result = models.plain_copy(model)
+        base = models.head_weight(result).detach()
         weight = base.float()
         if strength != 0:
             weight = weight + strength * self.matrix(base).to(base.device)
             weight = weight if self.D is None else weight + self.D.detach().to(weight)
         untie(result, weight.to(base.dtype))
+        verify(model, self(model, strength, force=True), result, "the head")
         return result
 
     # ---- saving ----
@@ -222,11 +223,11 @@ class LogitsDial(Dial):
 
 
 def head_shape(model: nn.Module) -> tuple[int, int]:
-    """(vocabulary, width) of the LM head."""
-    weight = getattr(models.head(model), "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise DialError(f"{type(model).__name__}: its LM head is no plain linear layer")
-    return weight.shape[0], weight.shape[1]
+    """(vocabulary, width) of the LM head. Raises DialError where it is no linear layer."""
+    try:
+        return models.head_shape(model)
+    except ModelError as error:
+        raise DialError(str(error)) from error
 
 
 def untie(model: Any, weight: Tensor) -> None:

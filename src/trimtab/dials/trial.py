@@ -112,15 +112,18 @@ def is_named(site: Site) -> bool:
 
 def _single(model: nn.Module) -> str:
     """Sites whose output is one state a token, as an example."""
-    names = ["'final'"] if _plain(axes_at(model, "final")) else []
+    names = ["'final'"] if is_one_state(axes_at(model, "final")) else []
     path, layer = models.layer_paths(model)[-1], models.layers(model)[-1]
     names += [
-        f"'{path}.{n}:out'" for n, m in layer.named_children() if _plain(_axes(model).get(m, ""))
+        f"'{path}.{n}:out'"
+        for n, m in layer.named_children()
+        if is_one_state(_axes(model).get(m, ""))
     ]
     return ", ".join(names[:4]) or "none is known"
 
 
-def _plain(found: Axes | str) -> bool:
+def is_one_state(found: Axes | str) -> bool:
+    """Whether an output is `[B, T, d]`."""
     return isinstance(found, Axes) and (found.rank, found.rows, found.tokens) == (3, 0, 1)
 
 

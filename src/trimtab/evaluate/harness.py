@@ -204,7 +204,7 @@ def _model_class() -> Any:
             # A reward's own adapter leans the log-probs that are added to it.
             own = nullcontext() if self.reward is None else self.reward(self.model, 1.0, force=True)
             with own:
-                if are_rows_apart():
+                if are_rows_apart(self.model):
                     found = self._by_prompt(requests)
                 else:
                     found = super()._loglikelihood_tokens(requests, quiet, override_bs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Contrast, Encoded
 from trimtab.cache import Store, collect, reference
+from trimtab.dials.trial import width_at
 from trimtab.dials.vector import STRENGTH, VectorDial
 from trimtab.directions import (
     fisher_direction,
@@ -55,8 +56,11 @@ def fit_direction(
     Raises:
         DataError: the differences (gradients) at a site are all zero.
         ConfigError: a site that the model does not have, or that no gradient reaches.
+        DialError: a site where states lie in several residual streams.
     """
     sites = find_sites(model, recipe.sites)
+    for site in sites:
+        width_at(model, site, "a direction")
     found, norms = estimate(
         recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
     )
