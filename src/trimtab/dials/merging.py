@@ -28,7 +28,12 @@ def refuse_shared(model: nn.Module, names: Collection[str]) -> None:
         model: whose parameters are changed.
         names: of those parameters.
     """
-    every = dict(model.named_parameters(remove_duplicate=False))
+    # Of each module once: what a module run several times changes, it changes every time.
+    every = {
+        f"{path}.{name}": p
+        for path, module in model.named_modules()
+        for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
     changed = {name: every[name] for name in names if name in every}
     tied = getattr(models.embed(model), "weight", None)
     for name, p in changed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Set
 
 from torch import nn
 
@@ -59,33 +59,32 @@ def linear_modules(
     return found
 
 
-def left_out(model: nn.Module, adapted: Collection[str]) -> list[str]:
+def left_out(model: nn.Module, adapted: Set[str]) -> list[str]:
     """What an adapter on all linear layers leaves out, in lines to be said: layers that are no place for
     one, and the share of the decoder layers' weights that it does not sit on.
 
     Args:
         adapted: paths of the modules and parameters that it sits on.
     """
-    lines = []
-    reasons = Counter(
-        (_kind(p), why) for p, why in unfit(model).items() if why and p not in adapted
-    )
-    for (kind, why), count in reasons.items():
-        lines.append(f"left out: {count} x {kind}, {why}")
+    reasons = unfit(model)
+    places: Counter[tuple[str, str]] = Counter()
     total, missed = 0, Counter[str]()
     for prefix, layer in zip(models.layer_paths(model), models.layers(model), strict=True):
+        for name, _ in layer.named_modules():
+            if (why := reasons.get(f"{prefix}.{name}")) and f"{prefix}.{name}" not in adapted:
+                places[_kind(name), why] += 1
         for name, p in layer.named_parameters():
             if p.ndim < 2:
                 continue
-            path = f"{prefix}.{name}"
             total += p.numel()
-            if path not in adapted and path.rpartition(".")[0] not in adapted:
-                missed[_kind(path)] += p.numel()
+            if adapted.isdisjoint({f"{prefix}.{name}", f"{prefix}.{name}".rpartition(".")[0]}):
+                missed[_kind(name)] += p.numel()
+    lines = [f"left out: {n} x {kind}, {why}" for (kind, why), n in places.items()]
     if missed:
         few = ", ".join(f"{k} {n / total:.1%}" for k, n in missed.most_common(4))
         more = ", …" if len(missed) > 4 else ""
         lines.append(
-            f"the adapter sits on {1 - missed.total() / total:.0%} of the decoder layers' weights; "
+            f"the adapter sits on {1 - missed.total() / total:.0%} of the decoder layers' weights, "
             f"not on {few}{more}"
         )
     return lines
@@ -93,4 +92,4 @@ def left_out(model: nn.Module, adapted: Collection[str]) -> list[str]:
 
 def _kind(path: str) -> str:
     """A path with N for the numbers in it."""
-    return re.sub(r"\.\d+(?=\.)", ".N", path)
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", path)

@@ -266,7 +266,7 @@ def _tried(model: nn.Module) -> dict[str, str]:
             if linear_shape(module) is not None:
                 path = f"{prefix}.{name}"
                 layers.setdefault(module, []).append(path)
-                kin[path] = prefix, re.sub(r"(^|\.)\d+(?=\.)", r"\1N", name)
+                kin[path] = prefix, re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
     limit = getattr(models.text_config(model), "max_position_embeddings", None) or LONG
     try:
         found = _pass(model, list(layers), SHAPES[0])
@@ -312,7 +312,12 @@ def _pass(
             logits = run(shape).float()
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
             total = (logits * weights.to(logits.device)).sum()
-            slopes = torch.autograd.grad(total, list(added.values()), allow_unused=True)
+            leaves = list(added.values())
+            slopes = (
+                torch.autograd.grad(total, leaves, allow_unused=True)
+                if total.requires_grad
+                else [None] * len(leaves)
+            )
     for module, slope in zip(added, slopes, strict=True):
         if not found[module] and (slope is None or not slope.any()):
             found[module] = NO_GRADIENT

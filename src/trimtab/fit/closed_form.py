@@ -23,7 +23,7 @@ from trimtab.directions import (
     principal_direction,
     umap_direction,
 )
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.fit.gradients import Gradients, read_gradients
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.objectives import ReprPOMargin
@@ -59,11 +59,14 @@ def fit_direction(
         DialError: a site where states lie in several residual streams.
     """
     sites = find_sites(model, recipe.sites)
-    for site in sites:
-        width_at(model, site, "a direction")
-    found, norms = estimate(
-        recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
-    )
+    try:
+        found, norms = estimate(
+            recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
+        )
+    except ConfigError:
+        for site in sites:
+            width_at(model, site, "a direction")  # says what there is instead of a state a token
+        raise
     return VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
 
 

@@ -232,7 +232,7 @@ def _new_dial(
         return new_rotation(settings, model, encoded, needs, seed, progress)
     shapes = linear_modules(model, settings.targets, blocks)
     if settings.targets == ALL and blocks is None:
-        for line in left_out(model, shapes):
+        for line in left_out(model, shapes.keys()):
             progress.say(line)
     generator = torch.Generator().manual_seed(seed)
     rank, dropout = settings.rank, settings.dropout
