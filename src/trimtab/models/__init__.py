@@ -44,6 +44,7 @@ from trimtab.models.quantised import (
     rows_depend,
     settle,
 )
+from trimtab.models.quantising import check_load_in
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -51,6 +52,7 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "check_load_in",
     "dense_weight",
     "differentiable",
     "digest_of",
