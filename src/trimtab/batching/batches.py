@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from trimtab.batching.tokens import Encoded, Row, common_length
+from trimtab.batching.layouts import Arrangement, BatchLayout, Layout, layout_of_rows
+from trimtab.batching.tokens import Encoded, Row
+from trimtab.rendering import common_length
 
-Layout = Literal["shared", "packed", "padded"]
-"""`packed`: a line of a batch holds a prompt and all its answers; `shared`: it holds several such
-rows, and what all prompts of a batch begin with is computed once for all of them; `padded`: a line a
-prompt and answer."""
 SHARED_LEAST = 64
 """Positions that sharing a prefix has to save, or else it is not worth its pass."""
 WIDEST = 256
@@ -28,11 +26,12 @@ ATTENTION = 600
 class Batch:
     """Rows as tensors. B lines of T positions, C answers, M scored tokens, P pairs.
 
-    A *scored* token is an answer token with a predecessor in its row. The flat `token_*` tensors
-    name each: where it stands, who predicts it, which answer it belongs to.
+    A *scored* token is an answer token with a predecessor in its row, of a turn that is the answer's
+    own. The flat `token_*` tensors name each: where it stands, who predicts it, which answer it
+    belongs to.
     """
 
-    layout: Layout
+    layout: BatchLayout
     input_ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     segments: Int[Tensor, "B T"]  # -1 padding, 0 prompt, 1.. answers
@@ -43,8 +42,8 @@ class Batch:
     token_id: Int[Tensor, "M"]
     token_answer: Int[Tensor, "M"]  # 0..C-1
     token_scored: Bool[Tensor, "M"]
-    token_body: Bool[Tensor, "M"]  # before the EOS that ends the answer
-    token_marker: Bool[Tensor, "M"]  # that EOS
+    token_body: Bool[Tensor, "M"]  # an answer's content, without what the template puts around it
+    token_marker: Bool[Tensor, "M"]  # the token that ends the answer
     answer_ids: Int[Tensor, "C"]  # index over the whole encoded set, for cached values
     pair_chosen: Int[Tensor, "P"]  # 0..C-1
     pair_rejected: Int[Tensor, "P"]
@@ -58,6 +57,30 @@ class Batch:
         """C."""
         return len(self.answer_ids)
 
+    def line(self, n: int) -> Batch:
+        """One line as a batch of its own, without padding: its answers are numbered anew, and belong
+        to no pair."""
+        width = int((self.segments[n] >= 0).sum())
+        grid = {
+            k: getattr(self, k)[n : n + 1, :width]
+            for k in ("input_ids", "positions", "segments", "members", "ends")
+            if getattr(self, k) is not None
+        }
+        mine = self.token_row == n
+        answers, numbers = self.token_answer[mine].unique(return_inverse=True)
+        tokens = {k: v[mine] for k, v in vars(self).items() if k.startswith("token_")}
+        none = self.pair_ids[:0]
+        return replace(
+            self,
+            **grid,
+            **{**tokens, "token_row": torch.zeros_like(numbers), "token_answer": numbers},
+            answer_ids=self.answer_ids[answers],
+            pair_chosen=none,
+            pair_rejected=none,
+            pair_ids=none,
+            items=tuple(self.items[i] for i in answers.tolist()),
+        )
+
     def to(self, device: torch.device | str, **_: Any) -> Batch:
         """The same batch on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -70,10 +93,12 @@ def collate(
     layout: Layout = "packed",
     *,
     share_least: int = SHARED_LEAST,
+    one_line: bool = False,
 ) -> Batch:
     """Rows of an encoded set, by index, as one batch. Padding is on the right and costs nothing
     but its positions; ids at padding are 0. In layout `shared` a common prefix is taken out where
-    that saves at least `share_least` positions."""
+    that saves at least `share_least` positions; with `one_line` all rows lie in one line."""
+    layout = layout_of_rows(layout, [encoded.rows[i] for i in rows])
     shared = common_prefix([encoded.rows[i] for i in rows]) if layout == "shared" else 0
     shared = shared if shared * (len(rows) - 1) >= share_least else 0
     lines: list[list[tuple[int, int, int, int]]] = []  # (id, position, segment, member) of each
@@ -81,10 +106,12 @@ def collate(
         k: [] for k in ("row", "at", "from", "id", "answer", "scored", "body", "marker")
     }
     answer_ids, chosen, rejected, pair_ids, items = [], [], [], [], []
-    if layout == "shared":
+    single = by_answer(layout)
+    groups = [[n] for n in range(len(rows))]
+    if one_line:
+        groups = [list(range(len(rows)))]
+    elif layout == "shared":
         groups = lines_of([encoded.rows[i].packed_length - shared for i in rows])
-    else:
-        groups = [[n] for n in range(len(rows))]
     for group in groups:
         line: list[tuple[int, int, int, int]] = []
         for member, index in enumerate(rows[n] for n in group):
@@ -95,11 +122,13 @@ def collate(
             line += prompt
             start = len(line)  # of the answers
             for number, answer in enumerate(row.answers):
-                if layout == "padded" and number:
+                if single and number:
                     lines.append(line)
                     line = list(prompt)
-                end = answer_end(answer, encoded.eos)
-                segment = 1 if layout == "padded" else number + 1
+                turns = row.turns[number]
+                body = {n for turn in turns for n in range(turn.content, turn.end)}
+                scored = {n for turn in turns for n in range(turn.start, turn.stop)}
+                segment = 1 if single else number + 1
                 for offset, t in enumerate(answer):
                     at = len(line)
                     previous = at - 1 if offset else start - 1 if n_prompt else -1
@@ -108,9 +137,9 @@ def collate(
                     token["from"].append(previous if previous >= 0 else at)
                     token["id"].append(t)
                     token["answer"].append(first + number)
-                    token["scored"].append(previous >= 0)
-                    token["body"].append(offset < end)
-                    token["marker"].append(offset == end)
+                    token["scored"].append(previous >= 0 and offset in scored)
+                    token["body"].append(offset in body)
+                    token["marker"].append(offset == turns[-1].marker)
                     line.append((t, shared + n_prompt + offset, segment, member))
             offset = encoded.answer_offsets[index]
             answer_ids += range(offset, offset + len(row.answers))
@@ -160,11 +189,6 @@ def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
     return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
-def answer_end(answer: Sequence[int], eos: int | None) -> int:
-    """Where the last EOS stands (a chat template may put a newline behind it), else the length."""
-    return max((n for n, t in enumerate(answer) if t == eos), default=len(answer))
-
-
 Over = Literal["answer", "last_turn", "all"]
 """Tokens that a reward reads: the answer's, those of its last turn, or the prompt's too."""
 
@@ -172,46 +196,49 @@ Over = Literal["answer", "last_turn", "all"]
 @dataclass(frozen=True)
 class Spans:
     """Which of an answer's tokens are read, as places in the answer (`all`: in prompt and answer).
-    What a chat template puts behind the EOS belongs to none."""
+    What a chat template puts before the content or behind the marker belongs to none."""
 
     start: Int[Tensor, "answer"]
     end: Int[Tensor, "answer"]
-    """Past the last, the EOS included."""
+    """Past the last, the marker included."""
     marker: Int[Tensor, "answer"]
-    """The EOS; `end` where there is none."""
+    """The token that ends the answer; `end` where there is none."""
 
 
 def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
-    """Spans of all answers of an encoded set. A last turn begins after the EOS of the one before."""
+    """Spans of all answers of an encoded set: from the content of the first turn, or of the last."""
     found: list[tuple[int, int, int]] = []
     for row in encoded.rows:
-        for answer in row.answers:
-            before = len(row.prompt) if over == "all" else 0
-            marker = answer_end(answer, encoded.eos)
-            turn = [n + 1 for n in range(marker) if answer[n] == encoded.eos]
-            start = max(turn, default=0) if over == "last_turn" else 0
-            end = min(marker + 1, len(answer))
-            found.append((start, before + end, before + marker))
+        before = len(row.prompt) if over == "all" else 0
+        for turns in row.turns:
+            start = 0 if over == "all" else turns[-1 if over == "last_turn" else 0].content
+            found.append((start, before + turns[-1].trail, before + turns[-1].marker))
     return Spans(*torch.tensor(found).T)
 
 
 def row_length(row: Row, layout: Layout) -> int:
     """Positions that a row takes in a batch line, for planning."""
-    return row.longest if layout == "padded" else row.packed_length
+    return row.longest if by_answer(layout, row) else row.packed_length
 
 
 def row_cost(row: Row, layout: Layout) -> int:
     """Positions that a row takes altogether."""
-    return row.longest * len(row.answers) if layout == "padded" else row.packed_length
+    return row.longest * len(row.answers) if by_answer(layout, row) else row.packed_length
+
+
+def by_answer(layout: Layout, *rows: Row) -> bool:
+    """Whether every answer of these rows has a line of its own, with the prompt before it."""
+    return layout_of_rows(layout, rows) in ("padded", "alone")
 
 
 def batch_positions(rows: Sequence[Row], layout: Layout) -> int:
     """Positions that a batch of rows computes, padding included."""
+    layout = layout_of_rows(layout, rows)
     lengths = [row_length(row, layout) for row in rows]
     if layout == "shared":
         lines = lines_of(lengths)
         return _widest(lengths, lines) * len(lines)
-    count = sum(len(row.answers) for row in rows) if layout == "padded" else len(rows)
+    count = sum(len(row.answers) for row in rows) if by_answer(layout) else len(rows)
     return max(lengths) * count
 
 
@@ -257,7 +284,15 @@ def plan_batches(
     """
     rows = trimmed(encoded, layout)
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], layout))
-    return fill(order, [rows[i] for i in order], budget, layout)
+    parts: dict[int | None, list[int]] = {}  # by rows that may share a batch
+    for i in order:
+        part = layout.part_of(rows[i]) if isinstance(layout, Arrangement) else None
+        parts.setdefault(part, []).append(i)
+    return [
+        batch
+        for part in parts.values()
+        for batch in fill(part, [rows[i] for i in part], budget, layout)
+    ]
 
 
 def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list[list[int]]:
@@ -277,6 +312,7 @@ def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list
 def _fits(rows: Sequence[Row], budget: int, layout: Layout) -> bool:
     """Whether a batch of rows stays within a budget of positions. Lines are laid out only where that
     decides: they hold no less than the rows, and no more than one row a line would."""
+    layout = layout_of_rows(layout, rows)
     if layout == "shared":
         lengths = [row.packed_length for row in rows]
         if sum(lengths) > budget:

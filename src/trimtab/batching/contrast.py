@@ -21,8 +21,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from trimtab.batching.batches import Batch, Layout, collate, plan_batches
-from trimtab.batching.tokens import Encoded, common_length
+from trimtab.batching.batches import Batch, collate, plan_batches
+from trimtab.batching.layouts import Layout
+from trimtab.batching.tokens import Encoded
+from trimtab.rendering import common_length
 
 ROW = 512
 """Positions of a tree row: long rows repeat fewer heads, short ones spend less on attention."""
@@ -45,6 +47,8 @@ class Contrast:
         items: of each pair: truncations of one suffix share an item.
         dropped_pairs: pairs left out because a pole did not fit `max_length`.
         name: the pair set's name.
+        identical_pairs: pairs left out because both poles are the same tokens.
+        notes: what else is to be said of how the poles were rendered.
     """
 
     sequences: tuple[Ids, ...]
@@ -53,6 +57,8 @@ class Contrast:
     items: tuple[str, ...]
     dropped_pairs: int
     name: str
+    identical_pairs: int = 0
+    notes: tuple[str, ...] = ()
     poles: tuple[Pole, ...] = field(init=False)
     """The distinct poles, in order of first appearance."""
 
@@ -242,7 +248,8 @@ def grow(
             shared = max(0, min(shared, len(ids) - 1, len(before) - 1))
         branches = shared < len(before)  # what an unmasked row cannot hold
         if lines and (
-            len(lines[-1].ids) + len(ids) - shared > limit or (layout == "padded" and branches)
+            len(lines[-1].ids) + len(ids) - shared > limit
+            or (layout in ("padded", "alone") and branches)
         ):
             close(0)
             shared = 0
@@ -331,7 +338,7 @@ class _Tokens:
         # Answers are numbered within the batch, in order of appearance.
         numbers = {a: n for n, a in enumerate(dict.fromkeys(columns[4]))}
         return Batch(
-            layout="padded" if layout == "padded" else "packed",
+            layout=layout if layout in ("padded", "alone") else "packed",
             input_ids=grid([line.ids for line in lines], 0),
             positions=grid([line.positions for line in lines], 0),
             segments=grid([[0] * len(line.ids) for line in lines], -1),

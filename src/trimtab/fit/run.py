@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.contexts import check_bare
@@ -69,7 +69,8 @@ def fit(
     Raises:
         ConfigError: unknown method, or `out` holds another run.
         DataError: the pairs cannot be used.
-        TrainingError: the loss is not finite, or no checkpoint can be written.
+        TrainingError: the loss is not finite, gradients through the base are wrong, or no checkpoint
+            can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = _named(recipe)
@@ -77,6 +78,7 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     model = models.unwrapped(model)
     check_bare(model, "fitting")
+    models.settle(model)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
         raise ConfigError(
@@ -96,6 +98,7 @@ def fit(
             "limit": limit,
             "max_length": max_length,
             "prompt_style": prompt_style,
+            "read_as": _read_as(data, prompt_style),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
         versions=versions(),
@@ -114,12 +117,14 @@ def fit(
         poles = encode_poles(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
-        _say_dropped(data, poles, max_length, progress)
+        progress.rendered(
+            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+        )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        _say_dropped(data, encoded, max_length, progress)
+        progress.rendered(data.name, len(data), encoded, max_length)
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
@@ -141,14 +146,12 @@ def fit(
     return dial
 
 
-def _say_dropped(
-    data: PairSet | Contrast, encoded: Encoded | Contrast, max_length: int, progress: Progress
-) -> None:
-    if encoded.dropped_pairs:
-        of = f" of {len(data)}" if isinstance(data, PairSet) else ""
-        progress.say(
-            f"{data.name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
-        )
+def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
+    """In which format the dial's texts are read: chat messages go through the template in any case;
+    of a contrast of token ids nobody knows."""
+    if isinstance(data, Contrast):
+        return "auto"
+    return "chat" if all(pair.conversational for pair in data) else prompt_style
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -173,7 +176,9 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
         return None
     dial = Dial.from_pretrained(folder)
     # What evaluation adds to a saved dial does not make it another run.
-    if dataclasses.replace(dial.info, measured={}) != info:
+    later = {"read_as": info.config["read_as"]}  # from before it was written down
+    saved = dataclasses.replace(dial.info, measured={}, config={**later, **dial.info.config})
+    if saved != info:
         raise ConfigError(
             f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
         )

@@ -26,6 +26,7 @@ from trimtab.models.parts import (
     head,
     layer_paths,
     layers,
+    learned_positions,
     n_layers,
     text_config,
     trunk,
@@ -34,6 +35,7 @@ from trimtab.models.plain import own_tensors, plain_copy, strip_marks
 from trimtab.models.quantised import (
     bare,
     dense_weight,
+    differentiable,
     is_plain,
     is_quantised,
     present,
@@ -43,6 +45,7 @@ from trimtab.models.quantised import (
     rows_depend,
     settle,
 )
+from trimtab.models.quantising import check_load_in
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -50,7 +53,9 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "check_load_in",
     "dense_weight",
+    "differentiable",
     "digest_of",
     "embed",
     "final_norm",
@@ -65,6 +70,7 @@ __all__ = [
     "known_source",
     "layer_paths",
     "layers",
+    "learned_positions",
     "load",
     "load_tokenizer",
     "n_layers",

@@ -9,8 +9,8 @@ import torch
 from trimtab.errors import ModelError
 from trimtab.models.files import DEFAULT_MODEL, locate
 from trimtab.models.identity import Source, _sources, digest_of_parameters
-from trimtab.models.quantised import settle
-from trimtab.models.quantising import check_attention, quantising, unpack_floats
+from trimtab.models.quantised import check_attention, settle
+from trimtab.models.quantising import quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,7 +23,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
-    load_in: str = "",
+    load_in: str | None = None,
     quantization_config: Any = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for evaluation.
@@ -34,7 +34,7 @@ def load(
         device: a torch device, or `auto`: the first GPU, else the CPU.
         attention: `sdpa`, `eager`, …, or `auto`: sdpa, but eager for half precision on a CPU,
             where its backward pass is the faster one.
-        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; empty for the weights as they are.
+        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; None for the weights as they are.
         quantization_config: any of transformers', in place of `load_in`.
 
     Returns:

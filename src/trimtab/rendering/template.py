@@ -245,6 +245,9 @@ class Template:
         opening = [t for t in tags if t not in closing]
         if closing and not opening:
             opening = [closing[0].replace("/", "").replace("END", "START").replace("end", "start")]
+        if opening and not closing:
+            tag = opening[0].replace("START", "END").replace("start", "end")
+            closing = [tag if tag != opening[0] else f"{tag[0]}/{tag[1:]}"]
         if not closing and "<think>" in self.tokenizer.get_vocab():
             opening, closing = ["<think>"], ["</think>"]
         if not (opening and closing):

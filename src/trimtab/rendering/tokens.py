@@ -144,16 +144,21 @@ def prompt_ids(
 
 
 def head_text(
-    template: Template, turns: Sequence[Message], where: str | None = None
+    template: Template, turns: Sequence[Message], where: str | None = None, *, opened: bool = True
 ) -> tuple[str, set[str]]:
-    """A chat as text, up to where its answer begins, and what is to be said of it.
+    """A chat as text, up to where its answer begins (or its end, where none is `opened`), and what is
+    to be said of it.
 
     Raises:
         DataError, ModelError: as `prompt_ids`.
     """
     chat = template.folded(turns, where)
     notes = {FOLDED} if len(chat) < len(turns) else set()
-    head = head_of(template, chat, None, where)
+    head = (
+        head_of(template, chat, None, where)
+        if opened
+        else template.text(chat, opened=False, where=where)
+    )
     return head, notes | check_prompt(template, chat, head, where)
 
 

@@ -456,7 +456,7 @@ class _Run:
     def _with(self, dial: Dial, alpha: float, test: str) -> list[Tensor]:
         """States at the head of every answer with a dial attached."""
         encoded, site = self.encoded[test], head_site(self.model)
-        layout = layout_for(self.model, "predicting")
+        layout = layout_for(self.model, "predicting", encoded)
         device = next(self.model.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
         with dial(self.model, alpha):
@@ -498,7 +498,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most)
-        self.progress.over_long(pairs.name, len(pairs), encoded.dropped_pairs, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most)
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:
