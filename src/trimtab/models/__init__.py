@@ -52,6 +52,7 @@ from trimtab.models.quantised import (
     rows_depend,
     settle,
 )
+from trimtab.models.quantising import check_load_in
 from trimtab.models.reading import reading
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "check_load_in",
     "dense_weight",
     "differences",
     "differentiable",
