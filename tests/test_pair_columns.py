@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trimtab.batching import collate, encode
 from trimtab.errors import DataError
 from trimtab.pairs import Pair, PairSet, read_pairs
 
@@ -277,13 +278,18 @@ def test_a_prompt_that_both_answers_repeat() -> None:
     assert read_pairs([half])[0].content() == [long, half["chosen"], " Red."]
 
 
-def test_turns_of_the_user_within_an_answer_are_said() -> None:
+def test_turns_of_the_user_within_an_answer_are_said(tokenizer: Any) -> None:
     rest = [user("Sure?"), assistant("Yes.")]
     row = {**CHAT, "chosen": [*CHAT["chosen"], *rest], "rejected": [*CHAT["rejected"], *rest]}
     pairs = read_pairs([row, CHAT])
     assert pairs[0].chosen == tuple(row["chosen"])
     assert len(pairs.notes) == 1
     assert "1 of 2 pairs have turns of the user within an answer" in pairs.notes[0]
+    encoded = encode(pairs[:1], tokenizer)
+    batch = collate(encoded, [0])
+    first = "Blue.<|im_end|>Yes.<|im_end|>\n"
+    mine = batch.token_scored & (batch.token_answer == 0)
+    assert tokenizer.decode(batch.token_id[mine]) == first, "the user's words are not scored"
 
 
 @pytest.mark.parametrize(

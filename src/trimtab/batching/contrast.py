@@ -48,6 +48,7 @@ class Contrast:
         name: the pair set's name.
         identical_pairs: pairs left out because both poles are the same tokens.
         notes: what else is to be said of how the poles were rendered.
+        read_as: `chat` or `plain`, what they were as text; `auto` where nobody knows.
     """
 
     sequences: tuple[Ids, ...]
@@ -58,6 +59,7 @@ class Contrast:
     name: str
     identical_pairs: int = 0
     notes: tuple[str, ...] = ()
+    read_as: str = "auto"
     poles: tuple[Pole, ...] = field(init=False)
     """The distinct poles, in order of first appearance."""
 

@@ -145,10 +145,9 @@ def fit(
 
 
 def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
-    """In which format the dial's texts are read: chat messages go through the template in any case;
-    of a contrast of token ids nobody knows."""
+    """In which format the dial's texts are read: chat messages go through the template in any case."""
     if isinstance(data, Contrast):
-        return "auto"
+        return data.read_as
     return "chat" if all(pair.conversational for pair in data) else prompt_style
 
 
