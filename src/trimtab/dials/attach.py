@@ -97,6 +97,8 @@ def attach(
     with ExitStack() as stack:
         stack.enter_context(models.uncompiled())
         stack.enter_context(contexts.on(model))
+        if training:
+            stack.enter_context(models.differentiable(model))
         if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
             tracker = Tracker(model)
             conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}

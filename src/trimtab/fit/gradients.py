@@ -25,6 +25,7 @@ from trimtab.batching import (
 )
 from trimtab.cache import Progress
 from trimtab.errors import ConfigError, DataError
+from trimtab.fit.probe import check_gradients
 from trimtab.objectives import Objective
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
@@ -64,30 +65,33 @@ def read_gradients(
     Raises:
         ConfigError: no gradient reaches a site, because the loss reads nothing above it.
         DataError: the loss needs the log-prob of a token after the one read, and there is none.
+        TrainingError: gradients through the base are wrong.
     """
+    check_gradients(model)
     needs = objective.needs(models.n_layers(model))
     check_reached(model, needs, sites)
     before = sequence_logps(model, encoded, budget) if whole and needs.logps else None
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     numbers: list[int] = []
-    for batch, pairs in _pair_batches(encoded, budget, model):
-        if needs.logps and not batch.token_scored.any():
-            raise DataError(
-                f"{encoded.name}: the loss needs a token after the one that is read; there is none"
-            )
-        chosen, rejected = batch.pair_chosen, batch.pair_rejected
-        each: dict[Site, Tensor] = {}
-        # Pairs that share an answer take turns: one backward pass would sum their gradients there.
-        for turn in _turns(chosen.tolist(), rejected.tolist()):
-            grads = _one_pass(model, batch, objective, needs, sites, turn, before, pairs)
-            for site, grad in grads.items():
-                into = each.setdefault(site, grad.new_zeros(2, len(pairs), grad.shape[1]))
-                into[:, turn] = torch.stack([grad[chosen[turn]], grad[rejected[turn]]])
-        for site in sites:
-            found[site].append(each[site].cpu())
-        numbers += pairs
-        if progress:
-            progress(len(numbers), encoded.n_pairs)
+    with models.differentiable(model):
+        for batch, pairs in _pair_batches(encoded, budget, model):
+            if needs.logps and not batch.token_scored.any():
+                raise DataError(
+                    f"{encoded.name}: the loss needs a token after the one that is read; there is none"
+                )
+            chosen, rejected = batch.pair_chosen, batch.pair_rejected
+            each: dict[Site, Tensor] = {}
+            # Pairs that share an answer take turns: one backward pass would sum their gradients there.
+            for turn in _turns(chosen.tolist(), rejected.tolist()):
+                grads = _one_pass(model, batch, objective, needs, sites, turn, before, pairs)
+                for site, grad in grads.items():
+                    into = each.setdefault(site, grad.new_zeros(2, len(pairs), grad.shape[1]))
+                    into[:, turn] = torch.stack([grad[chosen[turn]], grad[rejected[turn]]])
+            for site in sites:
+                found[site].append(each[site].cpu())
+            numbers += pairs
+            if progress:
+                progress(len(numbers), encoded.n_pairs)
     back = torch.tensor(numbers).argsort()
     joined = {site: torch.cat(parts, 1)[:, back] for site, parts in found.items()}  # two pair d
     return Gradients({s: g[0] for s, g in joined.items()}, {s: g[1] for s, g in joined.items()})

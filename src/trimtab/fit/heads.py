@@ -38,6 +38,7 @@ from trimtab.dials.attach import PRESETS
 from trimtab.dials.linear import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
+from trimtab.fit.probe import check_gradients
 from trimtab.fit.recipes import Method
 from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import DialTrainer, recomputing, train
@@ -509,6 +510,9 @@ def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator
     options = {k: getattr(s, k) for k in (*names, "dropout", "heads")}
     adapter = None
     if s.adapter == "lora":
+        check_gradients(model)
+        if reason := models.rows_depend(model):
+            raise ConfigError(f"dial.adapter=lora: not on this base: {reason}")
         if s.lora.tuner != "lora":
             raise ConfigError(f"dial.lora.tuner={s.lora.tuner}: a reward dial brings a LoRA alone")
         adapter = AdapterDial(

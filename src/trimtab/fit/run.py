@@ -69,7 +69,8 @@ def fit(
     Raises:
         ConfigError: unknown method, or `out` holds another run.
         DataError: the pairs cannot be used.
-        TrainingError: the loss is not finite, or no checkpoint can be written.
+        TrainingError: the loss is not finite, gradients through the base are wrong, or no checkpoint
+            can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = _named(recipe)
@@ -77,6 +78,7 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     model = models.unwrapped(model)
     check_bare(model, "fitting")
+    models.settle(model)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
         raise ConfigError(

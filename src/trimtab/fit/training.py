@@ -20,6 +20,7 @@ from trimtab.dials.linear import linear_modules
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.fit.estimate import estimate_training
+from trimtab.fit.probe import check_gradients
 from trimtab.fit.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
 from trimtab.fit.reference import read_reference
 from trimtab.fit.rotation import (
@@ -58,6 +59,23 @@ def fit_adapter(
         work: where checkpoints lie while it is trained.
         out: where it will be saved, for names alone.
     """
+    if models.rows_depend(model):  # what is stored was read with inputs rounded, training's are not
+        store = None
+    check_gradients(model)
+    with models.differentiable(model):
+        return _trained(named, model, encoded, seed, work, out, store, progress)
+
+
+def _trained(
+    named: Method,
+    model: nn.Module,
+    encoded: Encoded,
+    seed: int,
+    work: Path,
+    out: Path | None,
+    store: Store | None,
+    progress: Progress,
+) -> tuple[Dial, dict[str, str | bytes]]:
     from trimtab.fit.projection import Projection, step_differences
     from trimtab.fit.trainer import FitModule, recomputing, train
 

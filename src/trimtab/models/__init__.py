@@ -34,6 +34,7 @@ from trimtab.models.plain import own_tensors, plain_copy, strip_marks
 from trimtab.models.quantised import (
     bare,
     dense_weight,
+    differentiable,
     is_plain,
     is_quantised,
     present,
@@ -51,6 +52,7 @@ __all__ = [
     "cache_root",
     "check",
     "dense_weight",
+    "differentiable",
     "digest_of",
     "embed",
     "final_norm",
