@@ -68,6 +68,11 @@ class Contrast:
         object.__setattr__(self, "poles", tuple(dict.fromkeys(both)))
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [len(sequence) for sequence in self.sequences]
+
+    @property
     def n_answers(self) -> int:
         """Distinct poles."""
         return len(self.poles)

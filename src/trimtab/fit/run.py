@@ -118,13 +118,17 @@ def fit(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
         progress.rendered(
-            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+            data.name,
+            len(data) if isinstance(data, PairSet) else None,
+            poles,
+            max_length,
+            models.context(model),
         )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        progress.rendered(data.name, len(data), encoded, max_length)
+        progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head

@@ -21,6 +21,7 @@ from trimtab.models.loading import (
     resolve_dtype,
 )
 from trimtab.models.parts import (
+    context,
     embed,
     final_norm,
     head,
@@ -51,6 +52,7 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "context",
     "dense_weight",
     "differentiable",
     "digest_of",

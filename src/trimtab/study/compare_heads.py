@@ -498,7 +498,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most)
-        self.progress.rendered(pairs.name, len(pairs), encoded, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:
