@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from trimtab.dials import Dial
 
 
-def check_model(model: str, dtype: str, device: str) -> None:
-    """Raise ModelError where the model cannot be found, or dtype or device are unknown."""
+def check_model(model: str, dtype: str, device: str, load_in: str | None = None) -> None:
+    """Raise ModelError where the model cannot be found, dtype or device are unknown, or bitsandbytes
+    is not there to quantise it."""
     from trimtab import models
 
     models.resolve_dtype(dtype, models.resolve_device(device))
+    models.check_load_in(load_in)
     models.check(model)
 
 

@@ -60,7 +60,7 @@ def rewards_of(
         dial.check_base(model)
     index = 0 if dial is None else dial.head(head)
     where = answer_spans(encoded, "answer" if dial is None else dial.over)
-    layout = layout_for(model, "answer" if dial is None else dial.where)
+    layout = layout_for(model, "answer" if dial is None else dial.where, encoded)
     device = next(model.parameters()).device
     found = torch.zeros(encoded.n_answers)
     total, tokens = torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long()
@@ -133,7 +133,7 @@ def token_rewards(
         DialError: the dial's aggregation is not causal.
     """
     index, where = dial.head(head), answer_spans(encoded, dial.over)
-    layout, device = layout_for(model, dial.where), next(model.parameters()).device
+    layout, device = layout_for(model, dial.where, encoded), next(model.parameters()).device
     found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
     with dial(model, 1.0):
         for rows in plan_batches(encoded, 2048, layout):

@@ -22,7 +22,9 @@ from trimtab.batching import (
     layout_of,
     node_batches,
     plan_batches,
+    unshared,
 )
+from trimtab.batching.spans import the_line
 from trimtab.cache import Progress
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.probe import check_gradients
@@ -120,7 +122,7 @@ def sequence_logps(
     device = next(model.parameters()).device
     sums: list[Tensor] = [torch.zeros(0)] * len(contrast.sequences)
     with torch.no_grad():
-        for batch, sequences in node_batches(contrast, budget, layout_of(model)):
+        for batch, sequences in node_batches(contrast, budget, layout_of(model, contrast)):
             logps = read(model, batch.to(device), logps=True).logps
             assert logps is not None
             for s, answers in sequences:
@@ -139,7 +141,7 @@ def _pair_batches(
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of whole pairs on the model's device, and each pair's place in row order."""
     # Not "shared": its prefix is a pass of its own, which the probes are not made for.
-    layout = "padded" if layout_of(model) == "padded" else "packed"
+    layout = unshared(layout_of(model, encoded))
     device = next(model.parameters()).device
     if isinstance(encoded, Contrast):
         for batch, pairs in gradient_batches(encoded, budget, layout):
@@ -164,12 +166,16 @@ def _probe(
     where = pooled_tokens(batch, "completion")
 
     def add(h: Tensor) -> Tensor:
-        rows = by_row(h, batch, site)
-        dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
-        probe = torch.zeros(batch.n_answers, rows.shape[-1], dtype=dtype, device=h.device)
-        probes[site] = probe.requires_grad_()
-        added = probe[where.answer].to(h.dtype)
-        return rows.index_put((where.row, where.at), added, accumulate=True).view_as(h)
+        line, _ = the_line() or (None, 1)
+        rows = by_row(h, batch if line is None else batch.line(line), site)
+        if not line:  # None, or the first of several
+            dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+            probe = torch.zeros(batch.n_answers, rows.shape[-1], dtype=dtype, device=h.device)
+            probes[site] = probe.requires_grad_()
+        here = where.row >= 0 if line is None else where.row == line
+        row = where.row[here] if line is None else torch.zeros_like(where.row[here])
+        added = probes[site][where.answer[here]].to(h.dtype)
+        return rows.index_put((row, where.at[here]), added, accumulate=True).view_as(h)
 
     def at_input(_: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:

@@ -31,6 +31,7 @@ from trimtab.batching import (
     answer_spans,
     collate,
     layout_for,
+    unshared,
 )
 from trimtab.cache import Features, Store, features
 from trimtab.dials import AdapterDial, Dial, LogitsDial, RewardDial
@@ -409,9 +410,9 @@ def fit_head(
     where: Where = "predicting"
     if isinstance(recipe, DPHRecipe):
         where = "all" if recipe.dial.over == "all" else "answer"
-    layout = layout_for(model, where)
-    if layout == "shared" and settings.activation_checkpointing:
-        layout = "packed"  # layers that run again would add to the prefix's keys again
+    layout = layout_for(model, where, encoded)
+    if settings.activation_checkpointing:
+        layout = unshared(layout)  # layers that run again would add to the prefix's keys again
     schedule = planned(settings, encoded, seed, layout, args)
 
     def stored(module: HeadModule, part: Encoded = encoded) -> Features:

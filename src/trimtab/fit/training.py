@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training
+from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training, unshared
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.linear import linear_modules
@@ -88,12 +88,12 @@ def _trained(
     needs = recipe.objective.needs(count)
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
     args = arguments(settings, model, seed, work, out.name if out else named.name)
-    layout = layout_of(model)
+    layout = layout_of(model, encoded)
     both_ends = isinstance(recipe, ContrastiveRecipe)
-    if layout == "shared" and (settings.activation_checkpointing or both_ends):
+    if settings.activation_checkpointing or both_ends:
         # Layers that run again would add to the prefix's keys and values again; rows at alphas of
         # their own have to be lines of their own.
-        layout = "packed"
+        layout = unshared(layout)
     schedule = planned(settings, encoded, seed, layout, args)
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     if blocks is not None and len(blocks) < count:

@@ -27,6 +27,7 @@ from trimtab.models.parts import (
     head,
     layer_paths,
     layers,
+    learned_positions,
     n_layers,
     text_config,
     trunk,
@@ -45,6 +46,7 @@ from trimtab.models.quantised import (
     rows_depend,
     settle,
 )
+from trimtab.models.quantising import check_load_in
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -52,6 +54,7 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "check_load_in",
     "context",
     "dense_weight",
     "differentiable",
@@ -69,6 +72,7 @@ __all__ = [
     "known_source",
     "layer_paths",
     "layers",
+    "learned_positions",
     "load",
     "load_tokenizer",
     "n_layers",

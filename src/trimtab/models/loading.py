@@ -23,7 +23,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
-    load_in: str = "",
+    load_in: str | None = None,
     quantization_config: Any = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for evaluation.
@@ -34,7 +34,7 @@ def load(
         device: a torch device, or `auto`: the first GPU, else the CPU.
         attention: `sdpa`, `eager`, …, or `auto`: sdpa, but eager for half precision on a CPU,
             where its backward pass is the faster one.
-        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; empty for the weights as they are.
+        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; None for the weights as they are.
         quantization_config: any of transformers', in place of `load_in`.
 
     Returns:
