@@ -24,6 +24,7 @@ from trimtab import models
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
 from trimtab.dials.contexts import check_bare
 from trimtab.dials.linear import dense_weight
+from trimtab.dials.merging import refuse_shared, verify
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 
@@ -140,8 +141,9 @@ class Dial(nn.Module):
         if not isinstance(strength := as_alpha(alpha), float):
             raise ConfigError("a model is merged at one alpha: expected a number")
         result = models.plain_copy(model)
-        tied = getattr(models.embed(result), "weight", None)
-        for name, value in self.weights_at(result, strength).items():
+        weights = self.weights_at(result, strength)
+        refuse_shared(result, weights)
+        for name, value in weights.items():
             path, _, leaf = name.rpartition(".")
             module: Any = result.get_submodule(path)
             old = getattr(module, leaf)
@@ -149,10 +151,9 @@ class Dial(nn.Module):
                 like = module.weight
                 setattr(module, leaf, nn.Parameter(value.to(like), requires_grad=False))
                 continue
-            if old is tied:
-                raise DialError(f"{path}: tied to the embedding, which a merge would change too")
             value = value.T if leaf == "weight" and type(module).__name__ == "Conv1D" else value
             old.data = value.to(old)
+        verify(model, self(model, strength, force=True), result, f"the {self.kind} dial")
         return result
 
     def __mul__(self, weight: float) -> Composed:

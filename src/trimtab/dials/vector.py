@@ -15,6 +15,7 @@ from trimtab import models
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
+from trimtab.dials.trial import is_named, width_at
 from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
@@ -324,10 +325,9 @@ def _change(
 
 def _width(model: nn.Module, site: Site) -> int | None:
     """Entries of a state at a site; None where that cannot be told beforehand."""
-    if isinstance(site, int) or site in ("embed", "final"):
-        return getattr(models.text_config(model), "hidden_size", None)
-    shape = linear_shape(module_at(model, site)[0])
-    return shape[1] if shape else None
+    found = width_at(model, site, "a vector")
+    shape = None if is_named(site) else linear_shape(module_at(model, site)[0])
+    return shape[1] if shape else found
 
 
 def _unit(v: Tensor) -> Tensor:

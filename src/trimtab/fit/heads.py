@@ -36,7 +36,7 @@ from trimtab.batching import (
 from trimtab.cache import Features, Store, features
 from trimtab.dials import AdapterDial, Dial, LogitsDial, RewardDial
 from trimtab.dials.attach import PRESETS
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
 from trimtab.fit.probe import check_gradients

@@ -16,7 +16,8 @@ from trimtab import models
 from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training, unshared
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import ALL, left_out, linear_modules
+from trimtab.dials.trial import width_at
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.fit.estimate import estimate_training
@@ -87,6 +88,8 @@ def _trained(
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
+    for site in needs.sites:
+        width_at(model, site, named.name)  # refuses what holds no one state a token
     args = arguments(settings, model, seed, work, out.name if out else named.name)
     layout = layout_of(model, encoded)
     both_ends = isinstance(recipe, ContrastiveRecipe)
@@ -246,6 +249,9 @@ def _new_dial(
     if isinstance(settings, RotationSettings):
         return new_rotation(settings, model, encoded, needs, seed, progress)
     shapes = linear_modules(model, settings.targets, blocks)
+    if settings.targets == ALL and blocks is None:
+        for line in left_out(model, shapes.keys()):
+            progress.say(line)
     generator = torch.Generator().manual_seed(seed)
     rank, dropout = settings.rank, settings.dropout
     match settings.tuner:
