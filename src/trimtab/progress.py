@@ -32,9 +32,17 @@ class Progress:
         for note in notes:
             self.say(f"{name}: {note}")
 
-    def rendered(self, name: str, pairs: int | None, encoded: Any, max_length: int) -> None:
-        """A line for what became of pairs when they were turned into tokens: those that are too long,
-        those that are the same tokens twice, and what else is to be said of their rendering."""
+    def rendered(
+        self,
+        name: str,
+        pairs: int | None,
+        encoded: Any,
+        max_length: int,
+        context: int | None = None,
+    ) -> None:
+        """A line for what became of pairs when they were turned into tokens: those that are too long
+        (`context`: also for the model), those that are the same tokens twice, and what else is to be
+        said of their rendering."""
         of = "" if pairs is None else f" of {pairs}"
         if encoded.dropped_pairs:
             self.say(
@@ -47,6 +55,12 @@ class Progress:
             )
         for note in encoded.notes:
             self.say(f"{name}: {note}")
+        if beyond := sum(n > context for n in encoded.lengths) if context else 0:
+            self.say(
+                f"{name}: {beyond} of {len(encoded.lengths)} prompts with their answers are longer "
+                f"than the {context} tokens that the model was made for, and scored all the same "
+                f"(--max-length {context} drops them)"
+            )
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "") -> Iterator[Callable[[int, int], None]]:

@@ -120,13 +120,17 @@ def fit(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
         progress.rendered(
-            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+            data.name,
+            len(data) if isinstance(data, PairSet) else None,
+            poles,
+            max_length,
+            models.context(model),
         )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        progress.rendered(data.name, len(data), encoded, max_length)
+        progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
@@ -150,10 +154,9 @@ def fit(
 
 
 def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
-    """In which format the dial's texts are read: chat messages go through the template in any case;
-    of a contrast of token ids nobody knows."""
+    """In which format the dial's texts are read: chat messages go through the template in any case."""
     if isinstance(data, Contrast):
-        return "auto"
+        return data.read_as
     return "chat" if all(pair.conversational for pair in data) else prompt_style
 
 

@@ -28,6 +28,7 @@ from trimtab.models.loading import (
     resolve_dtype,
 )
 from trimtab.models.parts import (
+    context,
     embed,
     final_norm,
     head,
@@ -62,6 +63,7 @@ __all__ = [
     "cache_root",
     "check",
     "check_load_in",
+    "context",
     "dense_weight",
     "differences",
     "differentiable",
