@@ -26,7 +26,8 @@ class AdapterSettings:
     rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
     targets: str = "all-linear"
-    """`all-linear`, or a regular expression searched in module paths."""
+    """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
+    regular expression searched in module paths."""
 
 
 @dataclass(frozen=True)
