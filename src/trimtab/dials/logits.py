@@ -178,10 +178,11 @@ class LogitsDial(Dial):
         B = base.detach().float() @ B.to(base.device) if self.shape == "hidden" else B
         return {head_site(model).removesuffix(":in"): (self.A.detach().float(), alpha * B)}
 
-    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+    def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """A copy of the model whose LM head is W0 + D + alpha W, untied from the embedding."""
         model = models.unwrapped(model)
-        self.check_base(model)
+        if not force:
+            self.check_base(model)
         check_bare(model, "merging")
         self.edits(model)  # refuses a model that it does not fit
         strength = as_alpha(alpha)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import VECTOR, Edit
+from trimtab.dials.base import same_base
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
 from trimtab.dials.trial import is_named, width_at
@@ -226,8 +227,7 @@ class VectorDial(Dial):
                 return f"their vectors at site {site!r} have {mine} and {theirs} entries"
         if self.positions != other.positions or self.condition is not other.condition:
             return "they act at other positions, or under another condition"
-        a, b = self.info.base_digest, other.info.base_digest
-        return "they were made for two base models" if a and b and a != b else ""
+        return "" if same_base(self.info, other.info) else "they were made for two base models"
 
     # ---- saving ----
 

@@ -59,7 +59,7 @@ def _after(
     if moved is not None:
         handles.append(moved.register_forward_hook(_adding(step)))
     try:
-        with models.uncompiled():
+        with models.reading(model), models.uncompiled():
             model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
