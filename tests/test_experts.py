@@ -302,11 +302,12 @@ def test_experts_are_trained_saved_and_equal_peft_s(name, few_pairs, tokenizer, 
         assert torch.equal(logits(model), on)
 
 
-def test_what_experts_cannot_have(few_pairs, tokenizer):
+def test_what_experts_cannot_have():
+    for options in ({"tuner": "ia3"}, {"dropout": 0.1}):
+        with pytest.raises(ConfigError, match="LoRA alone, dropout 0"):
+            recipe_of("experts", **options)
     with pytest.raises(DialError, match="dropout"):
-        fit(recipe_of("experts", dropout=0.1), kind("mixtral"), tokenizer, few_pairs)
-    with pytest.raises(ConfigError, match="LoRA alone"):
-        recipe_of("experts", tuner="ia3")
+        on_experts(kind("mixtral"), dropout=0.1)
 
 
 def test_exports_of_experts(tokenizer, tmp_path):

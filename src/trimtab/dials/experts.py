@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.contexts import hooked
-from trimtab.dials.trial import Axes, tensor_of, trying
+from trimtab.dials.trial import Axes, once, tensor_of, trying
 from trimtab.errors import DialError
 
 WRAPPED = ".base_layer"
@@ -40,8 +40,6 @@ class Swap:
 
 
 # ---- finding them -------------------------------------------------------------------------------
-
-_acting: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 def stacked(model: nn.Module, blocks: range | None = None) -> dict[str, Shape]:
@@ -131,9 +129,10 @@ def _candidates(prefix: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module,
 
 def _tried(model: nn.Module) -> set[str]:
     """Paths of the stacked parameters that change their module's output when they are changed."""
-    trunk = models.trunk(model)
-    if trunk in _acting:
-        return _acting[trunk]
+    return once(model, "stacks", lambda: _acting(model))
+
+
+def _acting(model: nn.Module) -> set[str]:
     owners: dict[nn.Module, list[tuple[str, str]]] = {}
     for prefix, layer in zip(models.layer_paths(model), models.layers(model), strict=True):
         for path, owner, name in _candidates(prefix, layer):
@@ -158,7 +157,6 @@ def _tried(model: nn.Module) -> set[str]:
     finally:
         for handle in handles:
             handle.remove()
-    _acting[trunk] = acting
     return acting
 
 

@@ -29,6 +29,13 @@ class AdapterSettings:
     """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
     regular expression searched in module paths."""
 
+    def __post_init__(self) -> None:
+        if self.targets == "experts" and (self.tuner != "lora" or self.dropout):
+            raise ConfigError(
+                f"targets=experts, tuner={self.tuner}, dropout {self.dropout}: the stacked experts' "
+                "weights are changed, not what goes into them: expected LoRA alone, dropout 0"
+            )
+
 
 @dataclass(frozen=True)
 class TrainSettings:
