@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from trimtab import models
 from trimtab.batching.spans import of_the_line, rows_apart
 from trimtab.dials import contexts
+from trimtab.dials.experts import Swap, swapped
 from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
@@ -59,7 +60,7 @@ class Edit:
 @contextmanager
 def attach(
     model: nn.Module,
-    weighted: Sequence[tuple[Sequence[Edit], float]],
+    weighted: Sequence[tuple[Sequence[Edit | Swap], float]],
     alpha: Alpha,
     *,
     training: bool = False,
@@ -82,8 +83,8 @@ def attach(
     """
     strength = as_alpha(alpha)
     contexts.check_owner(model)
-    edits = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
-    if (isinstance(strength, float) and strength == 0) or not edits:
+    given = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
+    if (isinstance(strength, float) and strength == 0) or not given:
         yield
         return
     recomputed = torch.is_grad_enabled() and _checkpointing(model)
@@ -92,6 +93,8 @@ def attach(
             "activation checkpointing is on and gradients are enabled: enter the dial with "
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
+    swaps = [(edit, weight) for edit, weight in given if isinstance(edit, Swap)]
+    edits = [(edit, weight) for edit, weight in given if isinstance(edit, Edit)]
     edits.sort(key=lambda pair: pair[0].order)
     tracker: Tracker | None = None
     with ExitStack() as stack:
@@ -107,14 +110,17 @@ def attach(
         if tracker is not None or isinstance(strength, Tensor):
             stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None
+        for swap, weight in swaps:
+            module, site = model.get_submodule(swap.path), f"{swap.path}:out"
+            axes = _axes(model, site) if isinstance(strength, Tensor) else None
+            watch = guard.watch if guard else None
+            stack.enter_context(swapped(module, swap, weight, strength, axes, watch))
         for edit, weight in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
                 raise ConfigError(f"site {edit.site!r}: edits are made to outputs")
             tracked = tracker if needs_tracking(edit.positions, edit.condition) else None
-            axes = axes_at(model, edit.site) if tracked or isinstance(strength, Tensor) else None
-            if isinstance(axes, str) and axes != UNRUN:
-                raise _untold(edit.site, axes)
+            axes = _axes(model, edit.site) if tracked or isinstance(strength, Tensor) else None
             run = _run(edit, weight, strength, axes, tracked, guard, fuse=not training)
             stack.enter_context(contexts.hooked(module, run))
         yield
@@ -187,6 +193,14 @@ def _run(
         return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
     return run
+
+
+def _axes(model: nn.Module, site: Site) -> Axes | str:
+    """The axes of a site's output; why there are none, where a few tokens do not pass it."""
+    found = axes_at(model, site)
+    if isinstance(found, str) and found != UNRUN:
+        raise _untold(site, found)
+    return found
 
 
 def _untold(site: Site, why: str) -> ConfigError:

@@ -25,6 +25,7 @@ from trimtab import models
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
 from trimtab.dials.base import FORCE, check, same_base
 from trimtab.dials.contexts import check_bare
+from trimtab.dials.experts import Swap
 from trimtab.dials.linear import dense_weight
 from trimtab.dials.merging import refuse_shared, verify
 from trimtab.errors import ConfigError, DialError, ModelError
@@ -71,7 +72,7 @@ class Dial(nn.Module):
         super().__init__()
         self.info = DialInfo()
 
-    def edits(self, model: nn.Module) -> list[Edit]:
+    def edits(self, model: nn.Module) -> Sequence[Edit | Swap]:
         """The edits that make up the dial, for this model."""
         raise NotImplementedError
 
@@ -79,7 +80,7 @@ class Dial(nn.Module):
         """The sites it edits."""
         raise NotImplementedError
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""
         return [(self.edits(model), 1.0)]
 
@@ -128,8 +129,15 @@ class Dial(nn.Module):
         Raises:
             DialError: the edit cannot be expressed in the model's weights.
         """
+        return self.low_rank_weights(model, self.low_rank(model, alpha))
+
+    @staticmethod
+    def low_rank_weights(
+        model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """W + B A by the weights' names, of A `[r, in]` and B `[out, r]` by module path."""
         changed = {}
-        for path, (A, B) in self.low_rank(model, alpha).items():
+        for path, (A, B) in factors.items():
             weight = dense_weight(model.get_submodule(path))
             changed[f"{path}.weight"] = weight + (B.double() @ A.double()).float().to(weight.device)
         return changed
@@ -353,7 +361,7 @@ class Composed(Dial):
                 + ", ".join(f"{name} ({digest[:12]})" for digest, name in bases.items())
             )
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """The members' edits at their weights."""
         return [
             (edits, weight * inner)
