@@ -234,7 +234,7 @@ def test_what_it_does_not_read_is_not(saved_model):
         dict(reversed(plain.items())),
     ):
         b = models.identify(str(edited(folder, **changes)))
-        assert b.config == a.config and b.readings == a.readings, changes
+        assert (b.config, b.readings) == (a.config, a.readings), changes
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
