@@ -24,6 +24,7 @@ from trimtab.dials.experts import (
     stacked,
 )
 from trimtab.dials.linear import linear_shape
+from trimtab.dials.numbers import number, whole
 from trimtab.dials.peft import (
     PREFIX,
     PeftDial,
@@ -339,17 +340,9 @@ class AdapterDial(PeftDial):
 
 def check_lora(rank: Any, lora_alpha: Any, dropout: Any, what: str = "lora_alpha") -> None:
     """Raise DialError where a LoRA's settings are no numbers, or out of range."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise DialError(f"rank {rank!r}: expected a whole number, 1 or more")
-    for name, value in ((what, lora_alpha), ("dropout", dropout)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise DialError(f"{name} {value!r}: expected a finite number")
-    if not 0 <= dropout < 1:
-        raise DialError(f"dropout {dropout}: expected 0 or more, below 1")
+    whole(rank, "rank")
+    number(lora_alpha, what)
+    number(dropout, "dropout", 0, 1, below=True)
 
 
 _KNOWN = {

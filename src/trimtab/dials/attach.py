@@ -17,6 +17,7 @@ from trimtab import models
 from trimtab.batching.spans import of_the_line, rows_apart
 from trimtab.dials import contexts
 from trimtab.dials.experts import Swap, swapped
+from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
@@ -135,6 +136,8 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
     if isinstance(alpha, int | float):
         if not math.isfinite(alpha):
             raise ConfigError(f"alpha is {alpha}; expected a finite number")
+        if abs(alpha) > STRONGEST:
+            raise ConfigError(f"alpha is {alpha:g}; expected a number within +-{STRONGEST:g}")
         return float(alpha)
     try:
         values = torch.as_tensor(alpha, dtype=torch.float32)
@@ -146,6 +149,10 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
         raise ConfigError(
             f"alpha of shape {tuple(values.shape)}: expected finite numbers, a value a row "
             "[B] or a value a token [B, T]"
+        )
+    if values.abs().max() > STRONGEST:
+        raise ConfigError(
+            f"alpha has {values.abs().max():g}; expected numbers within +-{STRONGEST:g}"
         )
     return values
 
@@ -163,9 +170,10 @@ def _run(
     """An edit at a strength, as `(args, kwargs, output) -> output` of its module."""
     make = edit.fused if fuse and isinstance(alpha, float) else None
     fused: Callable[[Tensor, Tensor], Tensor] | None = None
+    checked = False
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        nonlocal fused
+        nonlocal fused, checked
         several = isinstance(output, tuple | list)
         y = output[0] if several else output
         if not isinstance(y, Tensor):
@@ -186,6 +194,9 @@ def _run(
         if where is not None:
             assert axes is not None
             new = torch.where(axes.spread(where, y, "the positions' mask"), new, y)
+        if not checked:  # once a context: it asks the device to wait
+            _check_size(edit.site, y, new, alpha)
+            checked = True
         if guard is not None:
             new = guard.watch(new)
         if not several:
@@ -193,6 +204,19 @@ def _run(
         return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
     return run
+
+
+def _check_size(site: Site, y: Tensor, new: Tensor, alpha: float | Tensor) -> None:
+    """Raise ConfigError where an edit makes states so large that they, or their squares, overflow."""
+    most = min(torch.finfo(new.dtype).max, LARGEST * STRONGEST)
+    with torch.no_grad():
+        if not new.numel() or not new.abs().max() > most or y.abs().max() > most:
+            return
+    strongest = alpha if isinstance(alpha, float) else alpha.abs().max().item()
+    raise ConfigError(
+        f"site {site!r}: at alpha {strongest:g} the dial makes states too large for {new.dtype}; "
+        "expected a smaller alpha"
+    )
 
 
 def _axes(model: nn.Module, site: Site) -> Axes | str:

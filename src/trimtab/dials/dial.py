@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ from trimtab.dials.contexts import check_bare
 from trimtab.dials.experts import Swap
 from trimtab.dials.linear import dense_weight
 from trimtab.dials.merging import refuse_shared, verify
+from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 
@@ -352,8 +352,11 @@ class Composed(Dial):
         dials = [dial for dial, _ in members]
         self.members = nn.ModuleList(dials)
         self.weights = [weight for _, weight in members]
-        if not all(map(math.isfinite, self.weights)):
-            raise ConfigError(f"weights {self.weights} of a composed dial: expected finite numbers")
+        if not all(abs(w) <= STRONGEST for w in self.weights):
+            raise ConfigError(
+                f"weights {self.weights} of a composed dial: expected finite numbers, at most "
+                f"{STRONGEST:g}"
+            )
         bases = {d.info.base_digest: d.info.base_model for d, _ in members if d.info.base_digest}
         if not all(same_base(a.info, b.info) for a, b in itertools.combinations(dials, 2)):
             raise DialError(
@@ -465,10 +468,14 @@ def _may_replace(folder: Path) -> bool:
 
 
 def load_finite(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, all of them finite (0 times infinity is not 0). Else a DialError."""
+    """The tensors of a file, all of them finite (0 times infinity is not 0), and none so large that
+    what is computed with it would not be. Else a DialError."""
     tensors = load_file(file)
-    if bad := [k for k, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise DialError(f"{file}: {bad[0]} has values that are not finite")
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise DialError(f"{file}: {name} has values that are not finite")
+        if t.numel() and (most := t.abs().max().item()) > LARGEST:
+            raise DialError(f"{file}: {name} has a value of {most:.2g}, whose products overflow")
     return tensors
 
 
