@@ -197,6 +197,16 @@ def plan(tmp_path):
     return names
 
 
+def test_cells_are_of_a_models_config_tokenizer_and_template(plan):
+    parts = {"values": "v", "config": {"rope_theta": 1.0}, "tokenizer": "t", "template": "none"}
+    start = plan(parts=parts)
+    assert (
+        plan(parts=dict(reversed(parts.items())), digest="the same values in other files") == start
+    )
+    for name, other in (("values", "w"), ("config", {}), ("tokenizer", "u"), ("template", "x")):
+        assert not set(plan(parts={**parts, name: other})) & set(start)
+
+
 def test_cells_of_a_grid(plan):
     names = [name.rpartition("-")[0] for name in plan()]
     assert names == ["base", "dpo-s0", "dpo-s1", "mean"], "closed-form methods run once"
