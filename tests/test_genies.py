@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from trimtab.errors import ConfigError, DataError
+from trimtab.statistics import mean_interval
 from trimtab.study import Comparison, compare, tables
 from trimtab.study.genies import SHIFTS, genies_suites
-from trimtab.study.statistics import mean_interval
 from trimtab.study.suite import read_data
 
 

@@ -58,8 +58,8 @@ def evaluate(
         force: go on although a dial was made for another base model.
 
     Returns:
-        Lines as in `results.jsonl`: `method`, `split`, `alpha`, `metric`, `value`, `ci_low`,
-        `ci_high`, `items`, `pairs`, …
+        Lines as in `results.jsonl`: `model`, `method`, `split`, `seed`, `aggregate`, `alpha`, `metric`,
+        `value`, `ci_low`, `ci_high`, `items`, `pairs`, …
 
     Raises:
         ConfigError: a name that is taken, an alpha that is not finite, an `out` that is not free.
@@ -108,7 +108,7 @@ def evaluate(
     source = models.source_of(model)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"suite": suite, "suite_digest": suite_digest, "dtype": dtype, "commit": commit()}
-    lines = tables.results(rows, common)
+    lines = tables.results(rows, source.name, common)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         study = {

@@ -146,8 +146,8 @@ def _write_study(
         split: [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
         for split, (_, own) in study.capability.items()
     }
-    lines = tables.results(rows, common)
-    lines += tables.elicitation(rows, capability, study.methods, common)
+    lines = tables.results(rows, setting.model, common)
+    lines += tables.elicitation(rows, capability, study.methods, setting.model, common)
     write_json(
         out / "study.json",
         {

@@ -84,7 +84,7 @@ def dose(
 def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: str) -> None:
     """The trait's result files, from its cells'."""
     found = [read_cell(cell) for cell in cells]
-    results = steering_tables.results(found)
+    results = steering_tables.results(found, stage.dosing.model)
     write_lines(folder / "results.jsonl", results)
     write_lines(folder / "comparisons.jsonl", steering_tables.comparisons(found))
     write_lines(folder / "curves.jsonl", steering_tables.curves(found))

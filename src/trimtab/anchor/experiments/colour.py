@@ -39,7 +39,7 @@ def run(
         "name": experiment.name,
         "kind": "figure" if experiment.figure else "colour",
         "title": experiment.title,
-        "about": experiment.about,
+        "about": experiment.said(len(seeds)),
         "seeds": list(seeds),
         "steps": steps,
         "versions": results.versions(),
