@@ -162,7 +162,8 @@ def test_damage_is_refused_with_the_command(
 
 
 def test_spans(tiny: Any, tokenizer: Any) -> None:
-    """The last turn begins behind the end of the one before; the template's newline is in none."""
+    """The last turn is its content and its end mark; the headers before and the newline behind are in
+    none."""
     turns = [{"role": "assistant", "content": "sky"}, {"role": "user", "content": "why?"}]
     last = {"role": "assistant", "content": "blue"}
     from trimtab.pairs import Pair, PairSet
@@ -172,22 +173,18 @@ def test_spans(tiny: Any, tokenizer: Any) -> None:
     prompt = ({"role": "user", "content": "a"},)
     pairs = PairSet([Pair(prompt, (*turns, last), (last,), "i")], "chat")
     encoded = encode(pairs, tokenizer)
-    object.__setattr__(encoded, "eos", end)
     row = encoded.rows[0]
     for over in ("answer", "last_turn", "all"):
         found = answer_spans(encoded, over)
-        before = len(row.prompt) if over == "all" else 0
         for place, answer in enumerate(row.answers):
             ids = [*row.prompt, *answer] if over == "all" else list(answer)
             start, stop, marker = (int(t[place]) for t in (found.start, found.end, found.marker))
             assert ids[marker] == end
             assert stop == marker + 1 < len(ids)  # the newline
-            if over != "last_turn" or answer.count(end) == 1:
+            if over != "last_turn":
                 assert start == 0
             else:
-                assert ids[start - 1] == end
-                assert ids[start:stop].count(end) == 1
-            assert before <= marker
+                assert tokenizer.decode(ids[start:stop]) == "blue<|im_end|>"
 
 
 # ---- kill -9 ------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ MAX_LINES = 600
 FLOORS = {
     0: ("errors", "config_files", "progress", "sites", "readout", "statistics", "pairs", "models"),
     1.0: ("logprobs", "proofs"),
+    1.05: ("rendering",),
     1.1: ("batching",),
     1.2: ("states",),
     1.3: ("cache",),

@@ -15,7 +15,7 @@ from trimtab import models, states
 from trimtab.batching import Encoded, Row, attention_mask, collate
 from trimtab.dials import AdapterDial, VectorDial
 from trimtab.dials.adapter import linear_modules
-from trimtab.dials.attach import paused
+from trimtab.dials.contexts import paused
 from trimtab.errors import ConfigError, DataError
 from trimtab.states import pair_up, read
 

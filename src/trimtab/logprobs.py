@@ -43,7 +43,9 @@ def has_plain_head(model: nn.Module) -> bool:
     proof of the packed layout alone, so that a run that goes on takes the same way as one that was
     never stopped."""
     head = models.head(model)
-    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+    if type(head) is not nn.Linear or not models.is_plain(head.weight):
+        return False
+    if head._forward_hooks or head._forward_pre_hooks:
         return False
     if any(p.requires_grad for p in head.parameters()):
         return False
@@ -66,7 +68,7 @@ def watching_head(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    if isinstance(head, nn.Linear) and states and logits:
+    if isinstance(head, nn.Linear) and models.is_plain(head.weight) and states and logits:
         product = F.linear(states[0], head.weight, head.bias).to(logits[0].dtype)
         plain = product.shape == logits[0].shape and torch.allclose(
             product, logits[0], rtol=0, atol=1e-5 * float(logits[0].abs().max())

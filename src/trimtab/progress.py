@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
@@ -30,10 +31,21 @@ class Progress:
         for note in notes:
             self.say(f"{name}: {note}")
 
-    def over_long(self, name: str, pairs: int, dropped: int, max_length: int) -> None:
-        """A line where pairs were dropped because they are too long."""
-        if dropped:
-            self.say(f"{name}: {dropped} of {pairs} pairs exceed {max_length} tokens: dropped")
+    def rendered(self, name: str, pairs: int | None, encoded: Any, max_length: int) -> None:
+        """A line for what became of pairs when they were turned into tokens: those that are too long,
+        those that are the same tokens twice, and what else is to be said of their rendering."""
+        of = "" if pairs is None else f" of {pairs}"
+        if encoded.dropped_pairs:
+            self.say(
+                f"{name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
+            )
+        if encoded.identical_pairs:
+            self.say(
+                f"{name}: {encoded.identical_pairs}{of} pairs have the same tokens as chosen and as "
+                "rejected: dropped"
+            )
+        for note in encoded.notes:
+            self.say(f"{name}: {note}")
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "") -> Iterator[Callable[[int, int], None]]:

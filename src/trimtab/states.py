@@ -227,6 +227,7 @@ class Readings:
     logits: Float[Tensor, "M V"] | None = None
 
 
+@models.uncompiled()
 def read(
     model: nn.Module,
     batch: Batch,
@@ -283,6 +284,7 @@ def read(
     return found
 
 
+@models.uncompiled()
 def read_tokens(
     model: nn.Module, batch: Batch, sites: Sequence[Site], where: Where, *, logps: bool = False
 ) -> tuple[Float[Tensor, "token site d"], Int[Tensor, "answer"], Readings]:
@@ -320,7 +322,8 @@ def read_tokens(
 def head_site(model: nn.Module) -> str:
     """The input of the LM head, as a site."""
     head = models.head(model)
-    return next(name for name, module in model.named_modules() if module is head) + ":in"
+    modules = models.unwrapped(model).named_modules()
+    return next(name for name, module in modules if module is head) + ":in"
 
 
 def pair_up(
@@ -540,7 +543,8 @@ def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Itera
     else:
         handle = module.register_forward_hook(at_output)
     try:
-        yield
+        with models.uncompiled():
+            yield
     finally:
         handle.remove()
 

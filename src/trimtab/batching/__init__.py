@@ -41,7 +41,8 @@ from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.positions import Positions, Where, layout_for, token_positions
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
-from trimtab.batching.tokens import Encoded, PromptStyle, Row, encode, encode_answers
+from trimtab.batching.tokens import Encoded, Row, encode, encode_answers
+from trimtab.rendering import PromptStyle, Turn
 
 __all__ = [
     "Batch",
@@ -55,6 +56,7 @@ __all__ = [
     "Row",
     "Schedule",
     "Spans",
+    "Turn",
     "Where",
     "answer_spans",
     "attention_mask",

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from trimtab.batching.tokens import Encoded, Row, common_length
+from trimtab.batching.tokens import Encoded, Row
+from trimtab.rendering import common_length
 
 Layout = Literal["shared", "packed", "padded"]
 """`packed`: a line of a batch holds a prompt and all its answers; `shared`: it holds several such
@@ -28,8 +29,9 @@ ATTENTION = 600
 class Batch:
     """Rows as tensors. B lines of T positions, C answers, M scored tokens, P pairs.
 
-    A *scored* token is an answer token with a predecessor in its row. The flat `token_*` tensors
-    name each: where it stands, who predicts it, which answer it belongs to.
+    A *scored* token is an answer token with a predecessor in its row, of a turn that is the answer's
+    own. The flat `token_*` tensors name each: where it stands, who predicts it, which answer it
+    belongs to.
     """
 
     layout: Layout
@@ -43,8 +45,8 @@ class Batch:
     token_id: Int[Tensor, "M"]
     token_answer: Int[Tensor, "M"]  # 0..C-1
     token_scored: Bool[Tensor, "M"]
-    token_body: Bool[Tensor, "M"]  # before the EOS that ends the answer
-    token_marker: Bool[Tensor, "M"]  # that EOS
+    token_body: Bool[Tensor, "M"]  # an answer's content, without what the template puts around it
+    token_marker: Bool[Tensor, "M"]  # the token that ends the answer
     answer_ids: Int[Tensor, "C"]  # index over the whole encoded set, for cached values
     pair_chosen: Int[Tensor, "P"]  # 0..C-1
     pair_rejected: Int[Tensor, "P"]
@@ -98,7 +100,9 @@ def collate(
                 if layout == "padded" and number:
                     lines.append(line)
                     line = list(prompt)
-                end = answer_end(answer, encoded.eos)
+                turns = row.turns[number]
+                body = {n for turn in turns for n in range(turn.content, turn.end)}
+                scored = {n for turn in turns for n in range(turn.start, turn.stop)}
                 segment = 1 if layout == "padded" else number + 1
                 for offset, t in enumerate(answer):
                     at = len(line)
@@ -108,9 +112,9 @@ def collate(
                     token["from"].append(previous if previous >= 0 else at)
                     token["id"].append(t)
                     token["answer"].append(first + number)
-                    token["scored"].append(previous >= 0)
-                    token["body"].append(offset < end)
-                    token["marker"].append(offset == end)
+                    token["scored"].append(previous >= 0 and offset in scored)
+                    token["body"].append(offset in body)
+                    token["marker"].append(offset == turns[-1].marker)
                     line.append((t, shared + n_prompt + offset, segment, member))
             offset = encoded.answer_offsets[index]
             answer_ids += range(offset, offset + len(row.answers))
@@ -160,11 +164,6 @@ def trimmed(encoded: Encoded, layout: Layout) -> tuple[Row, ...]:
     return tuple(replace(row, prompt=row.prompt[common:]) for row in encoded.rows)
 
 
-def answer_end(answer: Sequence[int], eos: int | None) -> int:
-    """Where the last EOS stands (a chat template may put a newline behind it), else the length."""
-    return max((n for n, t in enumerate(answer) if t == eos), default=len(answer))
-
-
 Over = Literal["answer", "last_turn", "all"]
 """Tokens that a reward reads: the answer's, those of its last turn, or the prompt's too."""
 
@@ -172,26 +171,23 @@ Over = Literal["answer", "last_turn", "all"]
 @dataclass(frozen=True)
 class Spans:
     """Which of an answer's tokens are read, as places in the answer (`all`: in prompt and answer).
-    What a chat template puts behind the EOS belongs to none."""
+    What a chat template puts before the content or behind the marker belongs to none."""
 
     start: Int[Tensor, "answer"]
     end: Int[Tensor, "answer"]
-    """Past the last, the EOS included."""
+    """Past the last, the marker included."""
     marker: Int[Tensor, "answer"]
-    """The EOS; `end` where there is none."""
+    """The token that ends the answer; `end` where there is none."""
 
 
 def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
-    """Spans of all answers of an encoded set. A last turn begins after the EOS of the one before."""
+    """Spans of all answers of an encoded set: from the content of the first turn, or of the last."""
     found: list[tuple[int, int, int]] = []
     for row in encoded.rows:
-        for answer in row.answers:
-            before = len(row.prompt) if over == "all" else 0
-            marker = answer_end(answer, encoded.eos)
-            turn = [n + 1 for n in range(marker) if answer[n] == encoded.eos]
-            start = max(turn, default=0) if over == "last_turn" else 0
-            end = min(marker + 1, len(answer))
-            found.append((start, before + end, before + marker))
+        before = len(row.prompt) if over == "all" else 0
+        for turns in row.turns:
+            start = 0 if over == "all" else turns[-1 if over == "last_turn" else 0].content
+            found.append((start, before + turns[-1].trail, before + turns[-1].marker))
     return Spans(*torch.tensor(found).T)
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from trimtab.batching.batches import Batch, Layout, collate, plan_batches
-from trimtab.batching.tokens import Encoded, common_length
+from trimtab.batching.tokens import Encoded
+from trimtab.rendering import common_length
 
 ROW = 512
 """Positions of a tree row: long rows repeat fewer heads, short ones spend less on attention."""
@@ -45,6 +46,8 @@ class Contrast:
         items: of each pair: truncations of one suffix share an item.
         dropped_pairs: pairs left out because a pole did not fit `max_length`.
         name: the pair set's name.
+        identical_pairs: pairs left out because both poles are the same tokens.
+        notes: what else is to be said of how the poles were rendered.
     """
 
     sequences: tuple[Ids, ...]
@@ -53,6 +56,8 @@ class Contrast:
     items: tuple[str, ...]
     dropped_pairs: int
     name: str
+    identical_pairs: int = 0
+    notes: tuple[str, ...] = ()
     poles: tuple[Pole, ...] = field(init=False)
     """The distinct poles, in order of first appearance."""
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from trimtab.batching.contrast import Contrast, Ids, Pole
-from trimtab.batching.tokens import common_length
-from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.errors import ConfigError, DataError
 from trimtab.pairs import Pair, PairSet, persona_pairs
+from trimtab.rendering import (
+    USUAL,
+    Rendering,
+    Template,
+    common_length,
+    head_text,
+    ids_of,
+    messages_of,
+    plain_ids,
+    template_of,
+)
 
 Stops = Literal["every", "last", "known"]
 """Where a pole is read: after every truncation of its suffix (one token up to all but one), at its
@@ -19,7 +30,7 @@ Thinking = Literal["template", "inside", "after"]
 """Where a suffix stands in the answer of a reasoning model: wherever the chat template begins an
 answer, inside the thinking part, or after an empty one."""
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN = "<think>"
 
 
 def is_contrast(pairs: PairSet) -> bool:
@@ -37,6 +48,7 @@ def make_contrast(
     stops: Stops = "every",
     thinking: Thinking = "template",
     max_length: int = 1024,
+    rendering: Rendering = USUAL,
     name: str = "contrast",
 ) -> Contrast:
     """Personas in contrast, as token ids: what `fit` reads a direction from.
@@ -50,6 +62,7 @@ def make_contrast(
         negative: their opposites, in the same order.
         suffixes: beginnings of answers; each is read after every truncation (see `Stops`).
         thinking: for reasoning models, where the suffix stands.
+        rendering: how the chat template is run.
 
     Raises:
         DataError: an empty suffix, personas without their opposites, no place for the persona.
@@ -57,7 +70,14 @@ def make_contrast(
         ConfigError: `thinking` is asked of a model that does not think.
     """
     pairs = persona_pairs(template, positive, negative, suffixes, name)
-    return encode_contrast(pairs, tokenizer, stops=stops, thinking=thinking, max_length=max_length)
+    return encode_contrast(
+        pairs,
+        tokenizer,
+        stops=stops,
+        thinking=thinking,
+        max_length=max_length,
+        rendering=rendering,
+    )
 
 
 def encode_contrast(
@@ -67,13 +87,14 @@ def encode_contrast(
     stops: Stops = "every",
     thinking: Thinking = "template",
     max_length: int = 1024,
+    rendering: Rendering = USUAL,
 ) -> Contrast:
     """Pairs without a prompt as a contrast.
 
     Where both poles end in the same assistant message, that is the suffix; it is truncated as
     `stops` says. Other poles are read once, at their last token (`known`: the last but one). Plain
     text is tokenised as it stands; where it begins with the BOS token (a template rendered before),
-    none is added.
+    none is added. Pairs whose poles are the same tokens are dropped and counted.
 
     Raises:
         DataError: a pair has a prompt; a pole has too few tokens; nothing fits `max_length`.
@@ -83,17 +104,22 @@ def encode_contrast(
     chosen: list[Pole] = []
     rejected: list[Pole] = []
     items: list[str] = []
-    dropped = apart = 0
+    notes: Counter[str] = Counter()
+    dropped = apart = same = 0
     for pair in pairs:
         if pair.prompt:
             raise DataError(
                 f"{pair.source or pairs.name}: a contrast has no prompt, this pair does"
             )
         (head, tail), (other_head, other_tail) = (
-            _pole(pair, pole, tokenizer, thinking) for pole in (pair.chosen, pair.rejected)
+            _pole(pair, pole, tokenizer, thinking, rendering, notes)
+            for pole in (pair.chosen, pair.rejected)
         )
         lengths = _lengths(tail, other_tail, stops)
         whole, other = head + tail, other_head + other_tail
+        if whole == other:
+            same += 1
+            continue
         if max(len(whole), len(other)) > max_length:
             dropped += 1
             continue
@@ -107,6 +133,10 @@ def encode_contrast(
                     )
                 poles.append((numbers.setdefault(ids, len(numbers)), stop))
             items.append(pair.item)
+    if not items and same == len(pairs):
+        raise DataError(
+            f"{pairs.name}: in all {same} pairs both poles are the same tokens: nothing to tell apart"
+        )
     if not items:
         raise DataError(
             f"{pairs.name}: all {len(pairs)} pairs are longer than max_length={max_length} tokens; "
@@ -119,7 +149,14 @@ def encode_contrast(
             stacklevel=2,
         )
     return Contrast(
-        tuple(numbers), tuple(chosen), tuple(rejected), tuple(items), dropped, pairs.name
+        tuple(numbers),
+        tuple(chosen),
+        tuple(rejected),
+        tuple(items),
+        dropped,
+        pairs.name,
+        identical_pairs=same,
+        notes=tuple(f"{count} poles: {note}" for note, count in sorted(notes.items())),
     )
 
 
@@ -132,71 +169,60 @@ def _lengths(tail: Ids, other: Ids, stops: Stops) -> Sequence[int]:
     return range(len(tail) - 1, 0, -1) if len(tail) > 1 else [0]
 
 
-def _pole(pair: Pair, pole: Any, tokenizer: Any, thinking: Thinking) -> tuple[Ids, Ids]:
+def _pole(
+    pair: Pair,
+    pole: Any,
+    tokenizer: Any,
+    thinking: Thinking,
+    rendering: Rendering,
+    notes: Counter[str],
+) -> tuple[Ids, Ids]:
     """Ids up to where the suffix begins, and of the suffix."""
     if isinstance(pole, str):
         if thinking != "template":
             raise ConfigError(f"thinking={thinking!r}: expected chat messages, given plain text")
-        return (), plain_ids(pole, tokenizer)
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "the contrast is chat messages and the tokenizer has no chat template; give plain text"
-        )
+        ids = plain_ids(pole, tokenizer)
+        if not ids:
+            raise DataError("a pole has no tokens")
+        return (), ids
+    template = template_of(tokenizer, rendering, pair.chat_template_kwargs, pair.tools)
     answered = pole[-1]["role"] == "assistant"
     turns, suffix = (pole[:-1], pole[-1]["content"]) if answered else (pole, "")
-    ids = _render(turns, tokenizer, answered, pair) + _thinking(
-        turns, tokenizer, answered, thinking
+    head, said = head_text(
+        template, messages_of(tuple(turns), pair.system), pair.source, opened=answered
     )
-    return ids, tuple(tokenizer(suffix, add_special_tokens=False)["input_ids"]) if suffix else ()
+    notes.update(said)
+    between = _between(template, head, answered, thinking)
+    ids = (*ids_of(head, tokenizer), *(ids_of(between, tokenizer) if between else ()))
+    return ids, ids_of(suffix, tokenizer) if suffix else ()
 
 
-def plain_ids(text: str, tokenizer: Any) -> Ids:
-    """Token ids of text as it stands, with one BOS where the tokenizer adds one and no EOS."""
-    bos = tokenizer.bos_token
-    rendered = bool(bos) and text.startswith(bos)
-    ids = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
-    eos = tokenizer.eos_token
-    if eos and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(eos):
-        ids.pop()
-    if not ids:
-        raise DataError("a pole has no tokens")
-    return tuple(ids)
-
-
-def _render(turns: Sequence[dict[str, str]], tokenizer: Any, answered: bool, pair: Pair) -> Ids:
-    try:
-        ids = tokenizer.apply_chat_template(
-            list(turns), add_generation_prompt=answered, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # templates raise what they like, mostly about roles
-        raise ModelError(
-            f"{pair.source}: the chat template does not take these messages ({error})"
-        ) from error
-    return tuple(ids)
-
-
-def _thinking(
-    turns: Sequence[dict[str, str]], tokenizer: Any, answered: bool, thinking: Thinking
-) -> Ids:
-    """Ids between the template's beginning of an answer and the suffix."""
+def _between(template: Template, head: str, answered: bool, thinking: Thinking) -> str:
+    """What stands between the generation prompt and the suffix: the rest of the answer's header
+    where the prompt leaves it open, and what `thinking` asks for."""
+    if not answered and thinking == "template":
+        return ""
+    rest = template.answered()[0]
+    rest = rest.removeprefix(template.opening()) if rest.startswith(template.opening()) else ""
+    marked = any(t in template.marks for t in ids_of(rest, template.tokenizer))
+    found, begun = template.thinking, template.begun(head)
+    thinks = found is not None and found.close.strip() in rest
     if thinking == "template":
-        return ()
-    knows = OPEN in (getattr(tokenizer, "chat_template", None) or "")
-    if not answered or not (knows or OPEN in tokenizer.get_vocab()):
+        return rest if marked and not thinks and begun is None else ""
+    if not answered or found is None:
         raise ConfigError(
             f"thinking={thinking!r}: the model's chat template has no {OPEN} part; "
             "leave it out for models that do not reason"
         )
-    begun = tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-    begun = begun[begun.rfind(OPEN) :] if OPEN in begun else ""
-    inside = begun.startswith(OPEN) and CLOSE not in begun
-    closed = CLOSE in begun
-    if closed and thinking == "inside":
-        raise ConfigError("thinking='inside': the chat template closes the thinking part itself")
-    text = "" if inside or closed else f"{OPEN}\n"
-    if thinking == "after" and not closed:
-        text += f"\n{CLOSE}\n\n"
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+    if thinking == "inside":
+        if begun is False:
+            raise ConfigError(
+                "thinking='inside': the chat template closes the thinking part itself"
+            )
+        return "" if begun else found.open
+    if begun is not None:
+        return found.close if begun else ""
+    return rest if marked and not thinks else found.open + found.close
 
 
 def _far_apart(a: Ids, b: Ids) -> bool:

@@ -47,7 +47,7 @@ def layout_of(model: nn.Module) -> Layout:
     """`shared` or `packed` where the proof holds for this model (run once, on first use), else
     `padded`."""
     proof = packing_proof(model)
-    if proof.shares and not are_rows_apart():
+    if proof.shares and not are_rows_apart(model):
         return "shared"
     return "packed" if proof.holds else "padded"
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.errors import ConfigError
 
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
 BARE: ContextVar[bool] = ContextVar("bare", default=False)
 """True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
-_APART: ContextVar[bool] = ContextVar("apart", default=False)
+
+_lock = threading.Lock()
+_apart: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""How many contexts of `rows_apart` are open on a model, by its trunk."""
 
 
 @contextmanager
@@ -36,11 +42,12 @@ def prompts(where: Sequence[int] | Tensor) -> Iterator[None]:
             f"prompts of shape {tuple(given.shape)}, {given.dtype}: expected a count a row [B], or "
             "True at the prompts' tokens [B, T]"
         )
-    token = _PROMPTS.set(given)
+    before = _PROMPTS.get()
+    _PROMPTS.set(given)
     try:
         yield
-    finally:
-        _PROMPTS.reset(token)
+    finally:  # not by the token: a generator may be closed in another context than it was begun in
+        _PROMPTS.set(before)
 
 
 def given_prompts() -> Tensor | None:
@@ -49,16 +56,19 @@ def given_prompts() -> Tensor | None:
 
 
 @contextmanager
-def rows_apart() -> Iterator[None]:
+def rows_apart(model: nn.Module) -> Iterator[None]:
     """Within it a line of a batch holds one row and all of it (`layout_of` never says `shared`): for
-    edits that differ from row to row, or that ask where a row's prompt ends."""
-    token = _APART.set(True)
+    edits that differ from row to row, or that ask where a row's prompt ends. Left in any order."""
+    trunk = models.trunk(model)
+    with _lock:
+        _apart[trunk] = _apart.get(trunk, 0) + 1
     try:
         yield
     finally:
-        _APART.reset(token)
+        with _lock:
+            _apart[trunk] -= 1
 
 
-def are_rows_apart() -> bool:
-    """Whether the context of `rows_apart` is open."""
-    return _APART.get()
+def are_rows_apart(model: nn.Module) -> bool:
+    """Whether a context of `rows_apart` is open on the model."""
+    return bool(_apart.get(models.trunk(model)))

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from trimtab.errors import DataError, ModelError
+from trimtab.errors import DataError
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.pair import Text
-
-PromptStyle = Literal["plain", "chat"]
+from trimtab.rendering import (
+    USUAL,
+    PromptStyle,
+    Rendered,
+    Rendering,
+    Turn,
+    by_eos,
+    common_length,
+    render_answer,
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +30,11 @@ class Row:
     Attributes:
         item: the item that the row was cut from.
         prompt: ids shared by all answers (may be empty).
-        answers: ids of each distinct answer, EOS included.
+        answers: ids of each distinct answer, what ends it included.
         pairs: for each pair, the indices of its chosen and rejected answer.
         pair_ids: for each pair, its index in the pair set that was encoded.
+        turns: for each answer its turns, as places in it: what is scored, pooled, and the marker. Left
+            out, an encoded set takes the whole answer, which its last EOS ends.
     """
 
     item: str
@@ -31,6 +42,7 @@ class Row:
     answers: tuple[tuple[int, ...], ...]
     pairs: tuple[tuple[int, int], ...]
     pair_ids: tuple[int, ...]
+    turns: tuple[tuple[Turn, ...], ...] = ()
 
     @property
     def packed_length(self) -> int:
@@ -50,19 +62,30 @@ class Encoded:
     Attributes:
         rows: in order of first appearance.
         dropped_pairs: pairs left out because a whole answer did not fit `max_length`.
-        eos: the id that ends an answer; None where the tokenizer has none.
+        eos: the id that ends the answers of rows that do not say what their turns are.
         name: the pair set's name.
+        identical_pairs: pairs left out because both answers are the same tokens.
+        notes: what else is to be said of how the pairs were rendered.
     """
 
     rows: tuple[Row, ...]
     dropped_pairs: int
     eos: int | None
     name: str
+    identical_pairs: int = 0
+    notes: tuple[str, ...] = ()
     answer_offsets: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         offsets, total = [], 0
-        for row in self.rows:
+        rows = tuple(
+            row
+            if row.turns
+            else replace(row, turns=tuple(by_eos(a, self.eos) for a in row.answers))
+            for row in self.rows
+        )
+        object.__setattr__(self, "rows", rows)
+        for row in rows:
             offsets.append(total)
             total += len(row.answers)
         object.__setattr__(self, "answer_offsets", (*offsets, total))
@@ -84,10 +107,13 @@ class Encoded:
 
     @property
     def digest(self) -> str:
-        """sha256 over the token ids: what a forward pass depends on."""
+        """sha256 over the token ids, and over the turns where they are not what EOS makes of the
+        answers: what readings depend on."""
         sha = hashlib.sha256()
         for row in self.rows:
             sha.update(repr((row.prompt, row.answers)).encode())
+            if row.turns != tuple(by_eos(a, self.eos) for a in row.answers):
+                sha.update(repr([[tuple(t) for t in turns] for turns in row.turns]).encode())
         return sha.hexdigest()
 
 
@@ -97,38 +123,53 @@ def encode(
     *,
     max_length: int = 1024,
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
 ) -> Encoded:
     """Tokenise pairs into rows that share their prompt.
 
     The answer starts where the ids of the prompt and of prompt + answer part (TRL's rule); over
     the answers of one row the earliest such place counts. Plain answers end with EOS, chat ones as
     the template ends them. A pair of which an answer exceeds `max_length` tokens together with the
-    prompt is dropped and counted, never cut.
+    prompt is dropped and counted, never cut; so is one whose answers are the same tokens.
 
     Args:
         prompt_style: `chat` wraps a plain prompt as a user message in the chat template.
+        rendering: how the chat template is run.
 
     Raises:
-        DataError: nothing is left, or an answer has no tokens.
-        ModelError: a chat template is needed and the tokenizer has none.
+        DataError: nothing is left, an answer has no tokens, or the chat template leaves out or alters
+            a message.
+        ModelError: a chat template is needed and the tokenizer has none, or it does not take the
+            messages.
     """
-    style = _chat(tokenizer) if prompt_style == "chat" else None
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for index, pair in enumerate(pairs):
-        groups.setdefault((pair.item, repr(pair.prompt)), []).append(index)
+        groups.setdefault((pair.item, repr(pair.prompt), pair.setting), []).append(index)
     rows: list[Row] = []
-    dropped = 0
-    for (item, _), indices in groups.items():
-        row, lost = _row(item, indices, pairs, tokenizer, max_length, style)
-        dropped += lost
+    over_long = same = 0
+    notes: Counter[str] = Counter()
+    for (item, *_), indices in groups.items():
+        row, longer, identical = _row(
+            item, indices, pairs, tokenizer, max_length, prompt_style, rendering, notes
+        )
+        over_long, same = over_long + longer, same + identical
         if row is not None:
             rows.append(row)
-    if not rows:
+    if not rows and same == len(pairs):
         raise DataError(
-            f"{pairs.name}: all {len(pairs)} pairs are longer than max_length={max_length} tokens; "
-            "raise --max-length"
+            f"{pairs.name}: in all {same} pairs both answers are the same tokens (blanks at an "
+            "answer's ends and reasoning are left out by some chat templates): nothing to tell apart"
         )
-    return Encoded(tuple(rows), dropped, tokenizer.eos_token_id, pairs.name)
+    if not rows:
+        also = f", the other {same} have the same tokens twice" if same else ""
+        raise DataError(
+            f"{pairs.name}: {'all ' if not same else ''}{over_long} pairs are longer than "
+            f"max_length={max_length} tokens{also}; raise --max-length"
+        )
+    said = tuple(f"{count} answers: {note}" for note, count in sorted(notes.items()))
+    return Encoded(
+        tuple(rows), over_long, tokenizer.eos_token_id, pairs.name, identical_pairs=same, notes=said
+    )
 
 
 def encode_answers(
@@ -138,6 +179,7 @@ def encode_answers(
     *,
     max_length: int = 1024,
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
 ) -> Encoded:
     """One row of answers to one prompt, none better than another: to be scored in one pass. Answers
     that are the same keep their places.
@@ -146,119 +188,110 @@ def encode_answers(
         DataError: no answer, an empty or over-long one, or one without tokens of its own.
         ModelError: as `encode`.
     """
-    style = _chat(tokenizer) if prompt_style == "chat" else None
-    prompt_ids: list[int] = []
-    full: list[list[int]] = []
+    found: list[Rendered] = []
     for number, answer in enumerate(answers, 1):
         if not (answer.strip() if isinstance(answer, str) else answer):
             raise DataError(f"answer {number} is empty")
-        prompt_ids, ids = _tokenize(Pair(prompt, answer, answer, ""), answer, tokenizer, style)
-        if len(ids) > max_length:
+        one = render_answer(
+            prompt, answer, tokenizer, prompt_style, rendering=rendering, where=f"answer {number}"
+        )
+        if len(one.ids) > max_length:
             raise DataError(
-                f"answer {number} and its prompt have {len(ids)} tokens, over {max_length}"
+                f"answer {number} and its prompt have {len(one.ids)} tokens, over {max_length}"
             )
-        full.append(ids)
-    if not full:
+        found.append(one)
+    if not found:
         raise DataError("no answers to score")
-    shared = min(common_length(prompt_ids, ids) for ids in full)
-    cut = tuple(tuple(ids[shared:]) for ids in full)
+    shared, cut, turns = _cut(found)
     if empty := [n for n, ids in enumerate(cut, 1) if not ids]:
         raise DataError(f"answer {empty[0]} has no tokens of its own")
-    row = Row("answers", tuple(prompt_ids[:shared]), cut, (), ())
-    return Encoded((row,), 0, tokenizer.eos_token_id, "answers")
+    row = Row("answers", found[0].prompt[:shared], cut, (), (), turns)
+    said = tuple(sorted(set().union(*(one.notes for one in found))))
+    return Encoded((row,), 0, tokenizer.eos_token_id, "answers", notes=said)
 
 
 def _row(
-    item: str, indices: list[int], pairs: PairSet, tokenizer: Any, max_length: int, style: Any
-) -> tuple[Row | None, int]:
-    """One row of the pairs that fit, and how many did not."""
+    item: str,
+    indices: list[int],
+    pairs: PairSet,
+    tokenizer: Any,
+    max_length: int,
+    style: PromptStyle,
+    rendering: Rendering,
+    notes: Counter[str],
+) -> tuple[Row | None, int, int]:
+    """One row of the pairs that fit; how many are too long, and how many the same tokens twice."""
     texts: dict[str, int] = {}
-    full: list[list[int]] = []
-    prompt_ids: list[int] = []
-    cut: list[tuple[int, int, int]] = []
-    for index in indices:
-        pair = pairs[index]
-        ends = []
-        for answer in (pair.chosen, pair.rejected):
-            key = repr(answer)
-            if key not in texts:
-                prompt_ids, ids = _tokenize(pair, answer, tokenizer, style)
-                texts[key] = len(full)
-                full.append(ids)
-            ends.append(texts[key])
-        cut.append((ends[0], ends[1], index))
-    kept = [(c, r, i) for c, r, i in cut if max(len(full[c]), len(full[r])) <= max_length]
-    if not kept:
-        return None, len(cut)
-    used = sorted({a for c, r, _ in kept for a in (c, r)})
-    shared = min(common_length(prompt_ids, full[a]) for a in used)
-    answers = tuple(tuple(full[a][shared:]) for a in used)
-    if any(not answer for answer in answers):
-        raise DataError(
-            f"{pairs[indices[0]].source or pairs.name}: an answer has no tokens of its own"
-        )
-    if not shared and any(len(answer) < 2 for answer in answers):
-        raise DataError(
-            f"{pairs[indices[0]].source or pairs.name}: an answer of one token to an empty prompt: "
-            "nothing predicts it"
-        )
-    place = {a: n for n, a in enumerate(used)}
-    return Row(
-        item,
-        tuple(prompt_ids[:shared]),
-        answers,
-        tuple((place[c], place[r]) for c, r, _ in kept),
-        tuple(i for _, _, i in kept),
-    ), len(cut) - len(kept)
+    numbers: dict[tuple[int, ...], int] = {}
+    found: list[Rendered] = []
 
-
-def _tokenize(pair: Pair, answer: Any, tokenizer: Any, style: Any) -> tuple[list[int], list[int]]:
-    """Ids of the prompt and of prompt + answer."""
-    prompt = pair.prompt
-    if isinstance(answer, str) and style is None:
-        if not isinstance(prompt, str):
-            raise DataError(
-                f"{pair.source}: the prompt is chat messages, the answers are plain text"
+    def number(pair: Pair, answer: Text) -> int:
+        key = repr(answer)
+        if key not in texts:
+            one = render_answer(
+                pair.prompt,
+                answer,
+                tokenizer,
+                style,
+                rendering=rendering,
+                system=pair.system,
+                tools=pair.tools,
+                template_kwargs=pair.chat_template_kwargs,
+                where=pair.source or pairs.name,
             )
-        eos = tokenizer.eos_token or ""
-        text = prompt + answer
-        if eos and not text.endswith(eos):
-            text += eos
-        return tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
-    chat = style or _chat(tokenizer)
-    turns = (
-        [{"role": "user", "content": prompt}]
-        if isinstance(prompt, str) and prompt
-        else list(prompt or ())
+            notes.update(one.notes)
+            texts[key] = numbers.setdefault(one.ids, len(found))
+            if texts[key] == len(found):
+                found.append(one)
+        return texts[key]
+
+    cut = [
+        (number(pairs[i], pairs[i].chosen), number(pairs[i], pairs[i].rejected), i) for i in indices
+    ]
+    apart = [(c, r, i) for c, r, i in cut if c != r]
+    kept = [
+        (c, r, i) for c, r, i in apart if max(len(found[c].ids), len(found[r].ids)) <= max_length
+    ]
+    lost = len(apart) - len(kept), len(cut) - len(apart)
+    if not kept:
+        return None, *lost
+    used = sorted({a for c, r, _ in kept for a in (c, r)})
+    shared, answers, turns = _cut([found[a] for a in used])
+    where = pairs[indices[0]].source or pairs.name
+    if any(not answer for answer in answers):
+        raise DataError(f"{where}: an answer has no tokens of its own")
+    if not shared and any(each[-1].stop < 2 for each in turns):
+        raise DataError(f"{where}: an answer of one token to an empty prompt: nothing predicts it")
+    place = {a: n for n, a in enumerate(used)}
+    return (
+        Row(
+            item,
+            found[used[0]].prompt[:shared],
+            answers,
+            tuple((place[c], place[r]) for c, r, _ in kept),
+            tuple(i for _, _, i in kept),
+            turns,
+        ),
+        *lost,
     )
-    reply = (
-        [{"role": "assistant", "content": answer.strip()}]
-        if isinstance(answer, str)
-        else list(answer)
+
+
+def _cut(
+    found: Sequence[Rendered],
+) -> tuple[int, tuple[tuple[int, ...], ...], tuple[tuple[Turn, ...], ...]]:
+    """How many tokens the prompt of a row has, its answers from there on, and their turns. What one
+    prompt's answers have in common is not scored twice: the earliest place where one begins counts
+    for all."""
+    prompt = found[0].prompt
+    shared = min(
+        min(common_length(prompt, one.ids), common_length(one.prompt, one.ids)) for one in found
     )
-    return chat(turns, True) if turns else [], chat([*turns, *reply], False)  # type: ignore[list-item]
-
-
-def _chat(tokenizer: Any) -> Any:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            "the pairs are chat messages (or --prompt-style chat), "
-            "and the tokenizer has no chat template"
-        )
-
-    def render(messages: list[Any], generation_prompt: bool) -> list[int]:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False
-        )
-
-    return render
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    turns = []
+    for one in found:
+        first, *others = (turn.moved(shared) for turn in one.turns)
+        if one.prompt == prompt:
+            first = first._replace(
+                start=0, content=0 if first.content == first.start else first.content
+            )
+        turns.append((first, *others))
+    return shared, tuple(one.ids[shared:] for one in found), tuple(turns)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
-    "bench-tasks": "multiple-choice benchmarks, ranked by log-prob, reward, or their sum",
+    "bench-tasks": "tasks of lm-evaluation-harness; multiple choice ranked by reward, too",
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
     "compare": "models x suites x methods x seeds, with verdicts against DPO; resumable",

@@ -18,8 +18,8 @@ class Args:
     """Flags."""
 
     tasks: tuple[str, ...]
-    """The harness's names, `glue`, `race_middle`, or choices:NAME/SPLIT for a local file; several
-    words, or one with commas."""
+    """The harness's names, `glue`, `race_middle`, choices:NAME/SPLIT for a local file, or a task's own
+    .yaml file; several words, or one with commas."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
     dial: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -32,6 +32,16 @@ class Args:
     """What ranks the choices (default: reward with --reward, else logprob)."""
     limit: int | None = None
     """The first so many documents of each task."""
+    fewshot: int | None = None
+    """Examples before each question (default: each task's own number)."""
+    apply_chat_template: bool = False
+    """Put prompts into the tokenizer's chat template."""
+    fewshot_as_multiturn: bool | None = None
+    """Examples as turns of the chat (default: where --apply-chat-template is given)."""
+    system_instruction: str | None = None
+    """Text before every prompt; of a chat its system message."""
+    batch_size: int = 1
+    """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
     """A JSON file for the metrics."""
     dtype: str = "auto"
@@ -46,19 +56,24 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
-    about = "Multiple-choice benchmarks, ranked by log-prob, by reward, or by their sum."
+    about = (
+        "Tasks of lm-evaluation-harness: its own figures on a dialled model, and multiple choice "
+        "ranked by reward, or by reward + log-prob."
+    )
     args = parse(Args, words, verb="bench-tasks", about=about)
-    from trimtab.evaluate.harness import bench_tasks, check_tasks
+    from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
+    from trimtab.evaluate.harness import bench_tasks
 
     tasks = [name.strip() for word in args.tasks for name in word.split(",") if name.strip()]
     alpha = alpha_of(args.alpha)
-    read_out = args.read_out or ("logprob" if args.reward is None else "reward")
+    read_out: ReadOut = args.read_out or ("logprob" if args.reward is None else "reward")
     if (args.reward is None) != (read_out == "logprob"):
         raise ConfigError("--read-out reward and sum take --reward DIR, logprob takes none")
-    check_tasks(tasks, args.data_root)
+    known = check_tasks(tasks, args.data_root)
     check_model(args.model, args.dtype, args.device)
     dials = read_dials(args.dial, args.model, args.force)
     reward = read_dials([args.reward], args.model, args.force)[0] if args.reward else None
+    load_tasks(known, read_out)
     import json
 
     from rich.console import Console
@@ -68,6 +83,7 @@ def main(words: list[str]) -> None:
     from trimtab.dials import RewardDial
     from trimtab.dials.dial import Composed
     from trimtab.evaluate.answers import write_text
+    from trimtab.progress import Progress
 
     if reward is not None and not isinstance(reward, RewardDial):
         raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
@@ -78,25 +94,46 @@ def main(words: list[str]) -> None:
     for part in (dial, reward):
         if part is not None:
             part.to(next(model.parameters()).device)
+    notes: list[str] = []
+
+    def say(line: str) -> None:
+        notes.append(line)
+        Progress().say(line)
+
     found = bench_tasks(
         model,
         tokenizer,
-        tasks,
+        known,
         dial=dial,
         alpha=alpha,
         reward=reward,
         read_out=read_out,
         limit=args.limit,
-        root=args.data_root,
+        fewshot=args.fewshot,
+        apply_chat_template=args.apply_chat_template,
+        fewshot_as_multiturn=args.fewshot_as_multiturn,
+        system_instruction=args.system_instruction,
+        batch_size=args.batch_size,
         force=args.force,
+        say=say,
     )
     table = Table(title=f"read-out: {read_out}", title_justify="left", box=None)
     for column in ("task", "metric", "value"):
         table.add_column(column)
     for task, metrics in found.items():
         for metric, value in metrics.items():
-            table.add_row(task, metric, f"{100 * value:.1f}")
+            share = metric.startswith(("acc", "exact_match", "f1"))
+            table.add_row(task, metric, f"{100 * value:.1f} %" if share else f"{value:.4f}")
     Console().print(table)
     if args.out is not None:
-        note = {"model": args.model, "read_out": read_out, "alpha": alpha, "results": found}
+        note = {
+            "model": args.model,
+            "read_out": read_out,
+            "alpha": alpha,
+            "fewshot": args.fewshot,
+            "apply_chat_template": args.apply_chat_template,
+            "batch_size": args.batch_size,
+            "results": found,
+            "notes": notes,
+        }
         write_text(args.out, json.dumps(note, indent=1) + "\n")

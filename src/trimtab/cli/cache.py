@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     encoded = encode(data, tokenizer, max_length=args.max_length, prompt_style=args.prompt_style)
-    progress.over_long(data.name, len(data), encoded.dropped_pairs, args.max_length)
+    progress.rendered(data.name, len(data), encoded, args.max_length)
     named = [head_site(model) if s.strip() == "head" else s for s in args.sites.split(",")]
     sites = parse_sites(",".join(named), models.n_layers(model))
     with progress.bar("storing hidden states", encoded.n_answers, "answers") as update:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import BARE, rows_apart
+from trimtab.batching.spans import rows_apart
+from trimtab.dials import contexts
+from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
@@ -56,17 +56,6 @@ class Edit:
     fused: Callable[[float], Callable[[Tensor, Tensor], Tensor]] | None = None
 
 
-_ids = itertools.count()
-_attached: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
-"""Which contexts are open on a model, in order."""
-
-
-def check_bare(model: nn.Module, what: str) -> None:
-    """Raise ConfigError where a dial is on: what is wanted of the bare model would be another's."""
-    if _attached.get(model):
-        raise ConfigError(f"{what}: a dial is on; leave its context first")
-
-
 @contextmanager
 def attach(
     model: nn.Module,
@@ -92,6 +81,7 @@ def attach(
             the forward pass.
     """
     strength = as_alpha(alpha)
+    contexts.check_owner(model)
     edits = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
     if (isinstance(strength, float) and strength == 0) or not edits:
         yield
@@ -105,38 +95,27 @@ def attach(
     edits.sort(key=lambda pair: pair[0].order)
     tracker: Tracker | None = None
     with ExitStack() as stack:
+        stack.enter_context(models.uncompiled())
+        stack.enter_context(contexts.on(model))
         if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
             tracker = Tracker(model)
             conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
             first = min(reach(model, edit.site) for edit, _ in edits)
             tracker.register(stack, list(conditions.values()), first)
         if tracker is not None or isinstance(strength, Tensor):
-            stack.enter_context(rows_apart())
-        before = _attached.get(model, ())
-        stack.callback(_attached.__setitem__, model, before)
-        _attached[model] = (*before, next(_ids))
+            stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None
         for edit, weight in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
                 raise ConfigError(f"site {edit.site!r}: edits are made to outputs")
-            run = _hook(edit, weight, strength, tracker, guard, fuse=not training)
-            stack.callback(module.register_forward_hook(run, with_kwargs=True).remove)
+            tracked = tracker if needs_tracking(edit.positions, edit.condition) else None
+            axes = axes_at(model, edit.site) if tracked or isinstance(strength, Tensor) else None
+            if isinstance(axes, str) and axes != UNRUN:
+                raise _untold(edit.site, axes)
+            run = _run(edit, weight, strength, axes, tracked, guard, fuse=not training)
+            stack.enter_context(contexts.hooked(module, run))
         yield
-
-
-@contextmanager
-def paused() -> Iterator[None]:
-    """The bare model, although dials are attached: their edits do nothing until the context is left.
-
-    For passes without gradients: a backward pass recomputes outside of it.
-    """
-    token = BARE.set(True)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        BARE.reset(token)
 
 
 def as_alpha(alpha: Alpha) -> float | Tensor:
@@ -163,44 +142,56 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
     return values
 
 
-def _hook(
+def _run(
     edit: Edit,
     weight: float,
     alpha: float | Tensor,
+    axes: Axes | str | None,
     tracker: Tracker | None,
     guard: _Guard | None,
     *,
     fuse: bool,
 ) -> Callable[..., Any]:
-    tracked = tracker if needs_tracking(edit.positions, edit.condition) else None
+    """An edit at a strength, as `(args, kwargs, output) -> output` of its module."""
     make = edit.fused if fuse and isinstance(alpha, float) else None
     fused: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         nonlocal fused
-        if BARE.get():
-            return output
-        y = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, tuple | list)
+        y = output[0] if several else output
+        if not isinstance(y, Tensor):
+            raise ConfigError(f"site {edit.site!r}: it gives a {type(y).__name__}, no states")
         x = input_of(args, kwargs)
+        if isinstance(axes, str):
+            raise _untold(edit.site, axes)
         if isinstance(alpha, Tensor):
-            rows = _rows(alpha, y)
+            assert axes is not None
+            rows = axes.spread(alpha, y, "alpha")
             new = torch.where(rows == 0, y, edit.fn(x, y, weight * rows))
         elif make is not None and not torch.is_grad_enabled():
             fused = fused or make(weight * alpha)
             new = fused(x, y)
         else:
             new = edit.fn(x, y, weight * alpha)
-        where = tracked.at(edit.positions, edit.condition) if tracked else None
+        where = tracker.at(edit.positions, edit.condition) if tracker else None
         if where is not None:
-            where = where.to(y.device)
-            if y.ndim == 2:  # a module that sees its tokens in one line
-                where = where.expand(where.shape[0], y.shape[0] // where.shape[0]).reshape(-1)
-            new = torch.where(where[..., None], new, y)
+            assert axes is not None
+            new = torch.where(axes.spread(where, y, "the positions' mask"), new, y)
         if guard is not None:
             new = guard.watch(new)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if not several:
+            return new
+        return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
     return run
+
+
+def _untold(site: Site, why: str) -> ConfigError:
+    return ConfigError(
+        f"site {site!r}: which row each state belongs to cannot be told ({why}): expected alpha to be "
+        "one number, and no positions or condition"
+    )
 
 
 class _Guard:
@@ -230,31 +221,14 @@ class _Unchanged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, model: nn.Module) -> Tensor:
-        ctx.model, ctx.attached = model, _attached.get(model, ())
+        ctx.model, ctx.attached = model, contexts.opened(model)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        if _attached.get(ctx.model, ()) != ctx.attached:
+        if contexts.opened(ctx.model) != ctx.attached:
             raise ConfigError(_CHANGED.format("entered or left"))
         return grads[0], None
-
-
-def _rows(alpha: Tensor, y: Tensor) -> Tensor:
-    """alpha as `[B, 1, 1]` or `[B, T, 1]` for an output `[B, T, d]`; as `[B T, 1]` for the
-    `[B T, d]` of a module that sees its tokens in one line (a router's)."""
-    flat = y.ndim == 2
-    per_token = alpha.ndim == 2
-    many = alpha.numel() if flat and per_token else len(alpha)
-    repeat, rest = divmod(y.shape[0], many)
-    if rest or not repeat:
-        raise ConfigError(f"alpha has {many} rows, the batch has {y.shape[0]}")
-    alpha = alpha.to(y.device).repeat_interleave(repeat, 0)
-    if flat:
-        return alpha.reshape(-1, 1)
-    if per_token and alpha.shape[1] != y.shape[1]:
-        raise ConfigError(f"alpha has {alpha.shape[1]} tokens a row, the batch has {y.shape[1]}")
-    return alpha.view(len(alpha), -1, *[1] * (y.ndim - 2))
 
 
 def _checkpointing(model: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -22,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials.attach import Alpha, Edit, as_alpha, attach, check_bare
+from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
+from trimtab.dials.contexts import check_bare
 from trimtab.dials.linear import dense_weight
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
@@ -106,6 +106,7 @@ class Dial(nn.Module):
             DialError: the dial was made for another base model.
             ConfigError: alpha is not finite, or its shape does not fit.
         """
+        model = models.unwrapped(model)
         if not force:
             self.check_base(model)
         return attach(model, self.parts(model), alpha, training=training)
@@ -146,14 +147,15 @@ class Dial(nn.Module):
             DialError: the edit cannot be expressed in the model's weights.
             ConfigError: alpha is no finite number.
         """
+        model = models.unwrapped(model)
         self.check_base(model)
         check_bare(model, "merging")
         self.parts(model)  # refuses a model that it does not fit
         if not isinstance(strength := as_alpha(alpha), float):
             raise ConfigError("a model is merged at one alpha: expected a number")
-        result = copy.deepcopy(model)
+        result = models.plain_copy(model)
         tied = getattr(models.embed(result), "weight", None)
-        for name, value in self.weights_at(model, strength).items():
+        for name, value in self.weights_at(result, strength).items():
             path, _, leaf = name.rpartition(".")
             module: Any = result.get_submodule(path)
             old = getattr(module, leaf)
@@ -163,8 +165,6 @@ class Dial(nn.Module):
                 continue
             if old is tied:
                 raise DialError(f"{path}: tied to the embedding, which a merge would change too")
-            if not old.is_floating_point():
-                raise DialError(f"{path}: quantised weights cannot take a merge")
             value = value.T if leaf == "weight" and type(module).__name__ == "Conv1D" else value
             old.data = value.to(old)
         return result

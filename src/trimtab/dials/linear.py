@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from trimtab import models
 from trimtab.errors import DialError
+from trimtab.models import bare, dense_weight
+
+__all__ = ["bare", "dense_weight", "linear_at", "linear_modules", "linear_shape"]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -67,22 +67,3 @@ def linear_at(model: nn.Module, path: str, shape: tuple[int, int], what: str) ->
             f"{path}: the {what} maps {shape[0]} to {shape[1]} features, the model's module {found}"
         )
     return module
-
-
-def bare(module: Any, x: Tensor) -> Tensor:
-    """W x without bias and without hooks, whatever holds W (quantised layers, too)."""
-    y = module.forward(x)
-    bias = getattr(module, "bias", None)
-    return y if bias is None else y - bias.to(y.dtype)
-
-
-@torch.no_grad()
-def dense_weight(module: Any) -> Float[Tensor, "out in"]:
-    """W of a linear layer, in float32; of a quantised one, what it multiplies by."""
-    weight = module.weight
-    if weight.is_floating_point() and weight.ndim == 2 and type(weight) in (nn.Parameter, Tensor):
-        return (weight.T if type(module).__name__ == "Conv1D" else weight).detach().float()
-    shape = linear_shape(module)
-    assert shape is not None
-    one = torch.eye(shape[0], device=weight.device)
-    return bare(module, one).T.float()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import threading
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.dials.attach import Edit, as_alpha
 from trimtab.dials.dial import Dial
-from trimtab.errors import ConfigError, DialError
+from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site, parse_sites
 from trimtab.states import at_head, head_site
 
@@ -118,9 +118,8 @@ class LogitsDial(Dial):
                 f"the dial's head maps {self.width} to {self.vocabulary} values, "
                 f"the model's LM head {shape[1]} to {shape[0]}"
             )
-        heard: dict[Site, Tensor] = {}
-        head: Any = models.head(model)
-        add = partial(self._add, model, head.weight, heard)
+        heard = threading.local()  # states of the pass that a thread is in
+        add = partial(self._add, model, models.head_weight(model), heard)
         listeners = [Edit(site, LISTEN, partial(_listen, heard, site)) for site in self.sites]
         return [*listeners, Edit(head_site(model).removesuffix(":in") + ":out", HEAD, add)]
 
@@ -128,7 +127,7 @@ class LogitsDial(Dial):
         self,
         model: nn.Module,
         base: Tensor,
-        heard: dict[Site, Tensor],
+        heard: threading.local,
         x: Tensor,
         y: Tensor,
         alpha: float | Tensor,
@@ -136,7 +135,7 @@ class LogitsDial(Dial):
         h = x
         if self.sites:
             h = self.hidden(
-                torch.stack([x, *(at_head(model, heard[s], x) for s in self.sites)], -2)
+                torch.stack([x, *(at_head(model, vars(heard)[s], x) for s in self.sites)], -2)
             )
         if isinstance(alpha, float | int) and self.shape == "low_rank" and self.D is None:
             assert self.A is not None
@@ -168,7 +167,7 @@ class LogitsDial(Dial):
             DialError: it has no low rank, or brings a trained base head.
         """
         self.edits(model)  # refuses a model that it does not fit
-        base: Tensor = models.head(model).weight  # type: ignore[assignment]
+        base = models.head_weight(model)
         if self.D is not None or self.A is None:
             what = "a trained base head" if self.D is not None else "a full head"
             raise DialError(f"{what} has no low rank: merge it into a checkpoint instead")
@@ -184,10 +183,8 @@ class LogitsDial(Dial):
         strength = as_alpha(alpha)
         if not isinstance(strength, float):
             raise ConfigError("a model is merged at one alpha: expected a number")
-        result: Any = copy.deepcopy(model)
-        base: Tensor = models.head(result).weight.detach()  # type: ignore[assignment]
-        if not base.is_floating_point():
-            raise DialError("quantised LM heads cannot take a merge")
+        result = models.plain_copy(model)
+        base = models.head_weight(result).detach()
         weight = base.float()
         if strength != 0:
             weight = weight + strength * self.matrix(base).to(base.device)
@@ -221,11 +218,11 @@ class LogitsDial(Dial):
 
 
 def head_shape(model: nn.Module) -> tuple[int, int]:
-    """(vocabulary, width) of the LM head."""
-    weight = getattr(models.head(model), "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise DialError(f"{type(model).__name__}: its LM head is no plain linear layer")
-    return weight.shape[0], weight.shape[1]
+    """(vocabulary, width) of the LM head. Raises DialError where it is no linear layer."""
+    try:
+        return models.head_shape(model)
+    except ModelError as error:
+        raise DialError(str(error)) from error
 
 
 def untie(model: Any, weight: Tensor) -> None:
@@ -235,6 +232,6 @@ def untie(model: Any, weight: Tensor) -> None:
         config.tie_word_embeddings = False
 
 
-def _listen(heard: dict[Site, Tensor], site: Site, _: Tensor, y: Tensor, __: Any) -> Tensor:
-    heard[site] = y
+def _listen(heard: threading.local, site: Site, _: Tensor, y: Tensor, __: Any) -> Tensor:
+    vars(heard)[site] = y
     return y

@@ -12,6 +12,8 @@ what `batching.spans.prompts` says (the readings of pairs say it themselves).
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trimtab.batching.spans import given_prompts
+from trimtab.dials.contexts import hooked
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site
 from trimtab.states import depth, input_of, module_at
@@ -87,14 +90,10 @@ class Condition:
         return scores > self.threshold if self.above else scores < self.threshold
 
 
-class Tracker:
-    """What the current pass of a model looks at: which of its positions are prompt, and where each
-    condition holds. Hooks on the decoder and at the conditions' sites keep it up to date."""
+class Pass:
+    """What a pass of a model looks at."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.decoder = _decoder(model)
-        self.names = list(inspect.signature(self.decoder.forward).parameters)
+    def __init__(self) -> None:
         self.ids: Tensor | None = None
         self.real = torch.ones(1, 1, dtype=torch.bool)
         self.index = torch.zeros(1, 1, dtype=torch.long)
@@ -103,45 +102,7 @@ class Tracker:
         self.begins = True
         self.gates: dict[int, Tensor] = {}
 
-    def register(self, stack: ExitStack, conditions: Sequence[Condition], first: float) -> None:
-        """Hook into the model until the stack is closed.
-
-        Args:
-            first: `reach` of the first edit, before which every condition must be read.
-        """
-        handle = self.decoder.register_forward_pre_hook(self._look, with_kwargs=True)
-        stack.callback(handle.remove)
-        for condition in conditions:
-            module, is_input = module_at(self.model, condition.site)
-            if reach(self.model, condition.site) > first:
-                raise ConfigError(
-                    f"the condition is read at site {condition.site!r}, after the first edit: "
-                    "expected a site before it"
-                )
-            if is_input:
-                judge = partial(self._at_input, condition)
-                handle = module.register_forward_pre_hook(judge, with_kwargs=True)
-            else:
-                handle = module.register_forward_hook(partial(self._at_output, condition))
-            stack.callback(handle.remove)
-
-    def at(self, positions: Positions, condition: Condition | None) -> Tensor | None:
-        """True `[B, T]` (or `[B, 1]`) where an edit acts in the current pass; None: everywhere."""
-        where: Tensor | None = None
-        if isinstance(positions, tuple):
-            if self.ids is None:
-                raise ConfigError("positions by token id: the model was given no input_ids")
-            where = torch.isin(self.ids, torch.tensor(positions, device=self.ids.device))
-        elif positions != "all":
-            prompt, last = self._prompt()
-            where = {"prompt": prompt, "last": last, "completion": ~prompt | last}[positions]
-            where = where & self.real
-        if condition is not None:
-            gate = self.gates[id(condition)]
-            where = gate if where is None else where & gate
-        return where
-
-    def _prompt(self) -> tuple[Tensor, Tensor]:
+    def prompt(self) -> tuple[Tensor, Tensor]:
         """True at the prompt's tokens, and at its last one, `[B, T]` each."""
         if self.mask is not None:
             at = torch.arange(self.mask.shape[1], device=self.mask.device)
@@ -151,57 +112,125 @@ class Tracker:
         length = _rows(self.length.to(self.index.device), len(self.index))[:, None]
         return (self.index < length) & self.real, (self.index == length - 1) & self.real
 
-    def _look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+class Tracker:
+    """What the current pass of a model looks at: which of its positions are prompt, and where each
+    condition holds. Hooks on the decoder and at the conditions' sites keep it up to date, of each
+    thread that runs the model."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.decoder = _decoder(model)
+        self.names = list(inspect.signature(self.decoder.forward).parameters)
+        self.passes: weakref.WeakKeyDictionary[threading.Thread, Pass] = weakref.WeakKeyDictionary()
+        self.caches: weakref.WeakKeyDictionary[Any, Pass] = weakref.WeakKeyDictionary()
+        self.last = Pass()
+
+    @property
+    def now(self) -> Pass:
+        """This thread's pass; in a thread that runs none (backward, where a layer is recomputed) the
+        last one."""
+        return self.passes.get(threading.current_thread(), self.last)
+
+    def register(self, stack: ExitStack, conditions: Sequence[Condition], first: float) -> None:
+        """Hook into the model until the stack is closed.
+
+        Args:
+            first: `reach` of the first edit, before which every condition must be read.
+        """
+        stack.enter_context(hooked(self.decoder, self._look, before=True))
+        stack.enter_context(hooked(self.decoder, self._keep))
+        for condition in conditions:
+            module, is_input = module_at(self.model, condition.site)
+            if reach(self.model, condition.site) > first:
+                raise ConfigError(
+                    f"the condition is read at site {condition.site!r}, after the first edit: "
+                    "expected a site before it"
+                )
+            judge = partial(self._at_input if is_input else self._at_output, condition)
+            stack.enter_context(hooked(module, judge, before=is_input))
+
+    def at(self, positions: Positions, condition: Condition | None) -> Tensor | None:
+        """True `[B, T]` (or `[B, 1]`) where an edit acts in the current pass; None: everywhere."""
+        now = self.now
+        where: Tensor | None = None
+        if isinstance(positions, tuple):
+            if now.ids is None:
+                raise ConfigError("positions by token id: the model was given no input_ids")
+            where = torch.isin(now.ids, torch.tensor(positions, device=now.ids.device))
+        elif positions != "all":
+            prompt, last = now.prompt()
+            where = {"prompt": prompt, "last": last, "completion": ~prompt | last}[positions]
+            where = where & now.real
+        if condition is not None:
+            gate = now.gates[id(condition)]
+            where = gate if where is None else where & gate
+        return where
+
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        thread, now = threading.current_thread(), Pass()
         given = dict(zip(self.names, args, strict=False)) | kwargs
-        self.ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = self.ids if self.ids is not None else embeds
+        now.ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        tokens = now.ids if now.ids is not None else embeds
         assert tokens is not None
         rows, width = tokens.shape[:2]
         cache: Any = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        cache = cache if hasattr(cache, "get_seq_length") else None
+        past = 0 if cache is None else int(cache.get_seq_length())
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + width:
             real = mask[:, : past + width].bool()
-            self.real, self.index = real[:, past:], (real.long().cumsum(-1) - 1)[:, past:]
+            now.real, now.index = real[:, past:], (real.long().cumsum(-1) - 1)[:, past:]
         else:
             at = past + torch.arange(width, device=tokens.device)
-            self.index = at.expand(rows, width)
-            self.real = torch.ones_like(self.index, dtype=torch.bool)
-        # A pass without a past begins anew; so does the first one that is seen on a cache.
-        self.begins = past == 0 or (self.length is None and self.mask is None)
-        where, self.mask = given_prompts(), None
+            now.index = at.expand(rows, width)
+            now.real = torch.ones_like(now.index, dtype=torch.bool)
+        # A pass without a past begins anew; so does the first one that is seen on a cache. Others go
+        # on with what was read into their cache, whatever was run in between, and where.
+        old = self.caches.get(cache, self.passes.get(thread)) if past else None
+        if old is not None and (old.length is not None or old.mask is not None):
+            now.begins, now.length, now.gates = False, old.length, old.gates
+        self.last = self.passes[thread] = now
+        where = given_prompts()
         if where is None:
-            if self.begins:
-                self.length = self.index.amax(-1) + 1
+            if now.begins:
+                now.length = now.index.amax(-1) + 1
         elif where.ndim == 1:
-            self.length = where
+            now.length = where
         else:
             if where.shape[1] != width or rows % len(where):
                 raise ConfigError(
                     f"prompts of shape {tuple(where.shape)} for a pass over {rows} x {width} tokens"
                 )
-            self.mask = _rows(where.to(tokens.device), rows)
+            now.mask = _rows(where.to(tokens.device), rows)
+
+    def _keep(self, _: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Remember what was read into which cache."""
+        for cache in (kwargs.get("past_key_values"), getattr(output, "past_key_values", None)):
+            if hasattr(cache, "get_seq_length"):
+                self.caches[cache] = self.now
 
     def _at_input(
-        self, condition: Condition, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, condition: Condition, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._judge(condition, input_of(args, kwargs))
 
-    def _at_output(self, condition: Condition, _: nn.Module, __: Any, out: Any) -> None:
-        self._judge(condition, out[0] if isinstance(out, tuple) else out)
+    def _at_output(self, condition: Condition, _: Any, __: Any, out: Any) -> None:
+        self._judge(condition, out[0] if isinstance(out, tuple | list) else out)
 
     def _judge(self, condition: Condition, h: Tensor) -> None:
+        now = self.now
         with torch.no_grad():
             scores = condition.scores(h)  # B T
         if condition.over == "token":
-            self.gates[id(condition)] = condition.passes(scores)
+            now.gates[id(condition)] = condition.passes(scores)
             return
-        if not self.begins and id(condition) in self.gates:
+        if not now.begins and id(condition) in now.gates:
             return  # judged when the prompt was read
-        prompt, last = self._prompt()
+        prompt, last = now.prompt()
         weight = (last if condition.over == "last" else prompt).to(scores)
         mean = (scores * weight).sum(-1) / weight.sum(-1).clamp(min=1)
-        self.gates[id(condition)] = condition.passes(mean)[:, None]
+        now.gates[id(condition)] = condition.passes(mean)[:, None]
 
 
 def reach(model: nn.Module, site: Site) -> float:

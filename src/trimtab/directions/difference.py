@@ -6,14 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FLOOR = 1e-5
+"""What is smaller than this, relative to what it was computed from, is rounding and no direction."""
+
 
 def mean_difference(differences: Float[Tensor, "pair d"]) -> Float[Tensor, "d"]:
     """The unit vector along the mean of chosen - rejected (CAA, Rimsky et al. 2024, sec. 3).
 
     Raises:
-        ValueError: the mean difference is zero, so that there is no direction.
+        ValueError: the mean difference is zero within rounding, so that there is no direction.
     """
-    return unit(differences.mean(0), "the mean difference")
+    return unit(differences.mean(0), "the mean difference", FLOOR * typical(differences))
 
 
 def principal_direction(
@@ -38,13 +41,14 @@ def principal_direction(
         tolerance: relative change of the leading eigenvalue at which to stop.
 
     Raises:
-        ValueError: all differences (centred: all deviations) are zero.
+        ValueError: all differences (centred: all deviations) are zero within rounding.
     """
     D = differences.double()
     X = D - D.mean(0) if centred else D
     value, v = _leading(X, steps, tolerance)
     # Deviations from a mean are seldom exactly 0: what equal differences leave is rounding.
-    if not value > 1e-24 * D.square().sum():
+    least = max(1e-12, 4 * torch.finfo(differences.dtype).eps)
+    if not value > least**2 * D.square().sum():
         raise ValueError("the differences are all zero: there is no principal direction")
     return signed(unit(v), D).to(differences.dtype)
 
@@ -76,9 +80,27 @@ def _leading(X: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
     return onto[:, -1].square().sum(), block[:, -1]
 
 
-def unit(v: Float[Tensor, "d"], what: str = "the estimate") -> Float[Tensor, "d"]:
-    """v at length 1. Raises ValueError where it is zero (or not a number), saying what it is."""
+def unit(
+    v: Float[Tensor, "d"], what: str = "the estimate", least: Tensor | float = 0.0
+) -> Float[Tensor, "d"]:
+    """v at length 1. Raises ValueError where it is no longer than `least` (or not a number), saying
+    what it is."""
     length = v.norm()
-    if not length > 0:
-        raise ValueError(f"{what} is zero: there is no direction")
+    if not length > least:
+        raise ValueError(
+            f"{what} is zero{' within rounding' if length > 0 else ''}: there is no direction"
+        )
     return v / length
+
+
+def typical(rows: Float[Tensor, "pair d"]) -> Tensor:
+    """Root mean square length of rows."""
+    return rows.double().square().sum(-1).mean().sqrt()
+
+
+def check_apart(
+    a: Float[Tensor, "pair d"], b: Float[Tensor, "pair d"], what: str = "the differences"
+) -> None:
+    """Raise ValueError where a and b are the same within rounding."""
+    if not typical(a - b) > FLOOR * torch.maximum(typical(a), typical(b)):
+        raise ValueError(f"{what} are all zero within rounding: there is no direction")

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.directions.difference import principal_direction, signed, unit
+from trimtab.directions.difference import FLOOR, principal_direction, signed, typical, unit
 
 Fisher = Literal["covariance", "empirical", "scaled"]
 """The Fisher matrix of m gradients: their covariance, their second moment, or the second moment of
@@ -35,10 +35,14 @@ def pulls(
 def gradient_mean(
     chosen: Float[Tensor, "pair d"], rejected: Float[Tensor, "pair d"], *, separating: bool = True
 ) -> Float[Tensor, "d"]:
-    """The unit vector along the mean pull. Raises ValueError where it is zero."""
-    return unit(pulls(chosen.double(), rejected.double(), separating=separating).mean(0)).to(
-        chosen.dtype
-    )
+    """The unit vector along the mean pull. Raises ValueError where it is zero within rounding."""
+    pull = pulls(chosen.double(), rejected.double(), separating=separating).mean(0)
+    return unit(pull, "the mean pull", FLOOR * _size(chosen, rejected)).to(chosen.dtype)
+
+
+def _size(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Typical length of the gradients of a pair."""
+    return torch.maximum(typical(chosen), typical(rejected))
 
 
 def gradient_svd(
@@ -57,6 +61,8 @@ def gradient_svd(
         ValueError: all pulls (deviations) are zero.
     """
     pull = pulls(chosen.double(), rejected.double(), separating=separating)
+    if not typical(pull) > FLOOR * _size(chosen, rejected):
+        raise ValueError("the pulls are all zero within rounding: there is no direction")
     if published:
         v = principal_direction(torch.cat([chosen, rejected]).double(), centred=True)
         return signed(v, pull).to(chosen.dtype)
@@ -92,7 +98,7 @@ def fisher_direction(
             gradients lambda is at least 1e-4 tr F / d.
 
     Raises:
-        ValueError: the direction is zero, or `scaled` lacks `lengths`.
+        ValueError: the mean gradient is zero within rounding, or `scaled` lacks `lengths`.
     """
     c, r = chosen.double(), rejected.double()
     if fisher == "scaled":
@@ -113,6 +119,8 @@ def fisher_direction(
             level = damping * (mean_eigenvalue if relative else 1.0)
         if published and 10 * len(gradients) < X.shape[1]:
             level = max(level, 1e-4 * mean_eigenvalue)
+        if not target.norm() > FLOOR * _size(c, r):
+            raise ValueError("the mean gradient is zero within rounding: there is no direction")
         return damped_solve(X, target, m * level) * m
 
     if poles == "both":

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from trimtab.directions.difference import unit
 
+ROUNDING = 1e-9
+"""Weights below this, on rows of length 1, are rounding."""
+
 
 def logistic_direction(
     differences: Float[Tensor, "pair d"],
@@ -62,4 +65,7 @@ def logistic_direction(
         if (gradient @ step) < 1e-24 * (1 + now):
             break
     v = w if basis is None else basis @ w
-    return unit(v).to(differences.dtype)
+    # Pairs that say the opposite of each other leave weights of rounding.
+    return unit(v, "the classifier's weight", ROUNDING * (1 if scaled else length)).to(
+        differences.dtype
+    )

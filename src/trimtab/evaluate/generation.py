@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from trimtab.dials import Dial
-from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.errors import ConfigError
 from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
+from trimtab.rendering import USUAL, Rendering, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -120,28 +121,19 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 def encode_prompt(
-    tokenizer: Any, prompt: Text, style: Literal["auto", "plain", "chat"] = "auto"
+    tokenizer: Any,
+    prompt: Text,
+    style: Literal["auto", "plain", "chat"] = "auto",
+    rendering: Rendering = USUAL,
 ) -> list[int]:
-    """Token ids of what is to be continued.
+    """Token ids of what is to be continued (see `rendering.prompt_ids`).
 
     Raises:
-        DataError: the prompt is empty.
-        ModelError: `chat`, or a chat, where the tokenizer has no chat template.
+        DataError: the prompt is empty, or the chat template leaves a message out.
+        ModelError: `chat`, or a chat, where the tokenizer has no chat template, or it does not take
+            the messages.
     """
-    plain = isinstance(prompt, str)
-    if not (prompt.strip() if isinstance(prompt, str) else prompt):
-        raise DataError("a prompt is empty")
-    template = bool(getattr(tokenizer, "chat_template", None))
-    if not template and (style == "chat" or not plain):
-        raise ModelError("prompt style `chat`: the tokenizer has no chat template")
-    if plain and not (style == "chat" or (style == "auto" and template)):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}] if plain else list(prompt),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
+    return list(prompt_ids(prompt, tokenizer, style, rendering=rendering))
 
 
 def shown(prompt: Text) -> str:

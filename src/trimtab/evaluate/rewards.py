@@ -17,6 +17,7 @@ from trimtab.batching import (
     Encoded,
     PromptStyle,
     Row,
+    Turn,
     answer_spans,
     collate,
     encode_answers,
@@ -277,7 +278,8 @@ def draw(
     if one_pass:
         r = _rewards(rows, reward, index, whole, ends)
     else:
-        row = Row("answers", tuple(prompt_ids), tuple(map(tuple, whole)), (), ())
+        turns = tuple((Turn(0, 0, len(d) - 1, len(d), len(d)),) for d in whole)
+        row = Row("answers", tuple(prompt_ids), tuple(map(tuple, whole)), (), (), turns)
         r, _ = rewards_of(model, reward, Encoded((row,), 0, eos, "answers"), head=head, force=force)
     finished = [d[-1] in ends for d in drawn]
     return [

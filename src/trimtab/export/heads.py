@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ def is_tied(model: nn.Module) -> bool:
 def save_untied(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """The base model with an LM head of its own: a LoRA that is merged into a tied one would change
     what the model reads."""
-    base: Any = copy.deepcopy(model)
-    untie(base, models.head(model).weight.detach())  # type: ignore[union-attr,operator]
+    base = models.plain_copy(model)
+    untie(base, models.head_weight(base).detach())
     base.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -39,8 +39,9 @@ def _declare_biases(before: nn.Module, after: Any) -> None:
     Raises:
         DialError: the architecture's config has no word for them.
     """
-    had = {name for name, _ in before.named_parameters()}
-    added = [n for n, _ in after.named_parameters() if n not in had and n.endswith("bias")]
+    had = {path for path, m in before.named_modules() if getattr(m, "bias", None) is not None}
+    paths = [n.removesuffix(".bias") for n, _ in after.named_parameters() if n.endswith(".bias")]
+    added = [f"{path}.bias" for path in paths if path not in had]
     if not added:
         return
     if not hasattr(models.text_config(after), "mlp_bias"):

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trimtab.dials import Dial
-from trimtab.dials.attach import as_alpha, check_bare
+from trimtab.dials.attach import as_alpha
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, DialError, near
 from trimtab.export import check
 from trimtab.export.gguf import export_gguf

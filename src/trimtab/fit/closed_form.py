@@ -14,6 +14,7 @@ from trimtab.batching import Contrast, Encoded
 from trimtab.cache import Store, collect, reference
 from trimtab.dials.vector import STRENGTH, VectorDial
 from trimtab.directions import (
+    check_apart,
     fisher_direction,
     gradient_mean,
     gradient_svd,
@@ -115,7 +116,8 @@ def estimate(
 
 
 def from_states(recipe: DirectionRecipe, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The direction of states [pair, d]."""
+    """The direction of states [pair, d]. Raises ValueError where they are the same within rounding."""
+    check_apart(chosen, rejected)
     differences = chosen - rejected
     match recipe.estimator:
         case "mean":

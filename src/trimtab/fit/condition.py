@@ -13,8 +13,9 @@ from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, Row
 from trimtab.cache import collect
 from trimtab.dials import Condition
-from trimtab.dials.attach import check_bare
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import DataError
+from trimtab.rendering import USUAL, Rendering, prompt_ids
 from trimtab.sites import Site, parse_sites
 
 LEAST = 4
@@ -37,6 +38,7 @@ def fit_condition(
     sites: str | Sequence[Site] = "0.1..0.5",
     over: Literal["prompt", "last"] = "prompt",
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
 ) -> FoundCondition:
     """Find the site, direction and threshold that tell prompts to act on from others.
 
@@ -49,6 +51,7 @@ def fit_condition(
         acting, resting: prompts; as `generate` will see them.
         over: average the prompt's tokens, or read its last.
         prompt_style: `chat` wraps them as user messages in the chat template.
+        rendering: how the chat template is run.
 
     Raises:
         DataError: fewer than four of a kind, or an empty prompt.
@@ -64,7 +67,15 @@ def fit_condition(
     for number, text in enumerate(texts):
         if not text.strip():
             raise DataError(f"prompt {number + 1} of {len(texts)} is empty")
-        rows.append(Row(f"prompt {number + 1}", (), (_ids(tokenizer, text, prompt_style),), (), ()))
+        rows.append(
+            Row(
+                f"prompt {number + 1}",
+                (),
+                (prompt_ids(text, tokenizer, prompt_style, rendering=rendering),),
+                (),
+                (),
+            )
+        )
     found = collect(
         model,
         Encoded(tuple(rows), 0, None, "condition"),
@@ -103,16 +114,3 @@ def best_threshold(scores: Float[Tensor, "n"], label: Tensor) -> tuple[float, fl
     ties = (right == right.max()).nonzero()[:, 0]
     at = ties[gaps[ties].argmax()]
     return float(cuts[at]), float(right[at])
-
-
-def _ids(tokenizer: Any, text: str, style: PromptStyle) -> tuple[int, ...]:
-    if style == "plain":
-        return tuple(tokenizer(text)["input_ids"])
-    return tuple(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    )

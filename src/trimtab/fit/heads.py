@@ -201,12 +201,11 @@ class IAVModule(HeadModule):
         return HeadReadout(tokens=counts, **sums)
 
     def _tokens(self, states: Tensor, ids: Tensor, alpha: float) -> dict[str, Tensor]:
-        head: Any = models.head(self.model)
         with torch.no_grad():
-            z = nn.functional.linear(states[:, 0].to(head.weight.dtype), head.weight, head.bias)
+            z = models.head_logits(self.model, states[:, 0])
             z = z if z.dtype == torch.float64 else z.float()
         h = self.dial.hidden(states)
-        a = self.dial.vector(h, head.weight)
+        a = self.dial.vector(h, models.head_weight(self.model))
         moved = self.dial.moved(h)
         shift = a if alpha == 1 else alpha * a
         return head_readout(
@@ -251,7 +250,7 @@ def keep_freed_pages() -> None:
 def after_head(model: Any) -> Callable[[Tensor], Tensor] | None:
     """What a model does to its head's output (scaling, soft-capping), as a function of `[M, V]`; None
     where that is nothing. It is the model's own code, run with its decoder and its head replaced."""
-    vocabulary = len(models.head(model).weight)  # type: ignore[union-attr,arg-type]
+    vocabulary, _ = models.head_shape(model)
     generator = torch.Generator().manual_seed(0)
     probe = 20 * torch.randn(3, vocabulary, generator=generator)
     probe = probe.to(next(model.parameters()))

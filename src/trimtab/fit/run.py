@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
-from trimtab.dials.attach import check_bare
+from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
@@ -75,6 +75,7 @@ def fit(
     named = _named(recipe)
     if getattr(named.recipe, "quick", False):
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
+    model = models.unwrapped(model)
     check_bare(model, "fitting")
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
@@ -113,12 +114,14 @@ def fit(
         poles = encode_poles(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
-        _say_dropped(data, poles, max_length, progress)
+        progress.rendered(
+            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+        )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        _say_dropped(data, encoded, max_length, progress)
+        progress.rendered(data.name, len(data), encoded, max_length)
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
@@ -138,16 +141,6 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
-
-
-def _say_dropped(
-    data: PairSet | Contrast, encoded: Encoded | Contrast, max_length: int, progress: Progress
-) -> None:
-    if encoded.dropped_pairs:
-        of = f" of {len(data)}" if isinstance(data, PairSet) else ""
-        progress.say(
-            f"{data.name}: {encoded.dropped_pairs}{of} pairs exceed {max_length} tokens: dropped"
-        )
 
 
 # ---- the folder ---------------------------------------------------------------------------------

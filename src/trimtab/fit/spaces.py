@@ -84,7 +84,7 @@ def build_spaces(
         except ValueError as error:
             raise ConfigError(f"space {settings.kind}: {error}") from error
         return Spaces(made, settings).to(device)
-    head: Tensor = models.head(model).weight  # type: ignore[assignment]
+    head = models.head_weight(model)
     if wrong := [s for s, width in widths.items() if width != head.shape[1]]:
         raise ConfigError(
             f"space {settings.kind} is made from the LM head, whose rows have {head.shape[1]} "

@@ -13,6 +13,7 @@ from trimtab.errors import ConfigError
 from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
 from trimtab.pairs import PairSet
 from trimtab.readout import Pool
+from trimtab.rendering import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def encode_poles(
     *,
     max_length: int = 1024,
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
 ) -> Encoded | Contrast:
     """Pairs as a recipe reads them: whole sequences where there is no prompt.
 
@@ -197,6 +199,13 @@ def encode_poles(
         return pairs
     if is_contrast(pairs):
         return encode_contrast(
-            pairs, tokenizer, stops=recipe.stops, thinking=recipe.thinking, max_length=max_length
+            pairs,
+            tokenizer,
+            stops=recipe.stops,
+            thinking=recipe.thinking,
+            max_length=max_length,
+            rendering=rendering,
         )
-    return encode(pairs, tokenizer, max_length=max_length, prompt_style=prompt_style)
+    return encode(
+        pairs, tokenizer, max_length=max_length, prompt_style=prompt_style, rendering=rendering
+    )

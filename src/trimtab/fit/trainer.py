@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, Schedule, collate
 from trimtab.dials import Alpha, Dial
-from trimtab.dials.attach import paused
+from trimtab.dials.contexts import paused
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.projection import Projection
 from trimtab.fit.reference import Reference, is_tokenwise

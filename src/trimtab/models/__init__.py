@@ -6,8 +6,10 @@ architectures. A model is identified by a digest of the tensors in its source fi
 or a cache made for it is recognised after conversion to another dtype or format.
 """
 
+from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
 from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
+from trimtab.models.heads import head_logits, head_shape, head_weight
 from trimtab.models.identity import Source, known_source, source_of
 from trimtab.models.loading import (
     check,
@@ -26,28 +28,61 @@ from trimtab.models.parts import (
     layers,
     n_layers,
     text_config,
+    trunk,
+)
+from trimtab.models.plain import own_tensors, plain_copy, strip_marks
+from trimtab.models.quantised import (
+    bare,
+    dense_weight,
+    is_plain,
+    is_quantised,
+    present,
+    quantisation_digest,
+    quantisation_name,
+    quantisation_of,
+    rows_depend,
+    settle,
 )
 
 __all__ = [
     "DEFAULT_MODEL",
     "Source",
+    "bare",
     "cache_root",
     "check",
+    "dense_weight",
     "digest_of",
     "embed",
     "final_norm",
     "folder_of",
     "head",
+    "head_logits",
+    "head_shape",
+    "head_weight",
     "hub_folder",
+    "is_plain",
+    "is_quantised",
     "known_source",
     "layer_paths",
     "layers",
     "load",
     "load_tokenizer",
     "n_layers",
+    "own_tensors",
+    "plain_copy",
+    "present",
+    "quantisation_digest",
+    "quantisation_name",
+    "quantisation_of",
     "resolve_device",
     "resolve_dtype",
+    "rows_depend",
+    "settle",
     "source_of",
+    "strip_marks",
     "text_config",
+    "trunk",
+    "uncompiled",
+    "unwrapped",
     "wheel_file",
 ]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from trimtab.models.plain import own_tensors
+
 
 @dataclass(frozen=True)
 class Source:
@@ -37,7 +39,7 @@ def known_source(model: nn.Module) -> Source | None:
 def digest_of_parameters(model: nn.Module) -> str:
     """For a model made in memory: every parameter's name, shape and bytes."""
     sha = hashlib.sha256()
-    for name, p in sorted(model.state_dict().items()):
+    for name, p in sorted(own_tensors(model), key=lambda pair: pair[0]):
         data = p.detach().cpu().contiguous()
         sha.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
         sha.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))

@@ -9,6 +9,8 @@ import torch
 from trimtab.errors import ModelError
 from trimtab.models.files import DEFAULT_MODEL, locate
 from trimtab.models.identity import Source, _sources, digest_of_parameters
+from trimtab.models.quantised import settle
+from trimtab.models.quantising import check_attention, quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -16,7 +18,13 @@ _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def load(
-    name: str = DEFAULT_MODEL, *, dtype: str = "auto", device: str = "auto", attention: str = "auto"
+    name: str = DEFAULT_MODEL,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "auto",
+    load_in: str = "",
+    quantization_config: Any = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for evaluation.
 
@@ -26,15 +34,20 @@ def load(
         device: a torch device, or `auto`: the first GPU, else the CPU.
         attention: `sdpa`, `eager`, …, or `auto`: sdpa, but eager for half precision on a CPU,
             where its backward pass is the faster one.
+        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; empty for the weights as they are.
+        quantization_config: any of transformers', in place of `load_in`.
 
     Returns:
         `(model, tokenizer)`. The model's weights are frozen (`requires_grad=False`).
 
     Raises:
-        ModelError: the model is not there, cannot be read, or dtype or device are unknown.
+        ModelError: the model is not there, cannot be read or quantised, or dtype, device or `load_in`
+            are unknown; an attention kernel that does not run on the device.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
+    check_attention(attention, where)
+    packing = quantising(load_in, quantization_config, kind)
     kernel: str | None = attention
     if attention == "auto":  # None: sdpa where the architecture has it, else eager
         kernel = "eager" if where.type == "cpu" and kind != torch.float32 else None
@@ -44,7 +57,12 @@ def load(
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=kind, attn_implementation=kernel, output_loading_info=True
+                folder,
+                dtype=kind,
+                attn_implementation=kernel,
+                output_loading_info=True,
+                **packing,
+                **({"device_map": {"": where}} if packing else {}),
             )
             model, found = loaded
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -59,7 +77,11 @@ def load(
             f"{name}: its files lack {len(missing)} of the weights that a {type(model).__name__} "
             f"has, {missing[0]} among them"
         )
-    model.to(where).eval().requires_grad_(False)
+    if not packing:
+        model.to(where)
+    model.eval().requires_grad_(False)
+    unpack_floats(model, kind)
+    settle(model)
     _sources[model] = Source(name, digest or digest_of_parameters(model))
     return model, tokenizer
 

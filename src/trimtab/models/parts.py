@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from trimtab.errors import ModelError
+from trimtab.models.compiled import unwrapped
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
@@ -20,6 +21,15 @@ def layers(model: nn.Module) -> nn.ModuleList:
     if not stacks:
         raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")
     return max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The stack of decoder layers, which all that wraps a model shares with it; where there is none,
+    the model itself."""
+    try:
+        return layers(model)
+    except (ModelError, AttributeError):
+        return unwrapped(model)
 
 
 def n_layers(model: nn.Module) -> int:
@@ -62,5 +72,5 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 def layer_paths(model: nn.Module) -> list[str]:
     """Module path of every decoder layer, e.g. `model.layers.0`."""
-    names = {id(m): n for n, m in model.named_modules()}
+    names = {id(m): n for n, m in unwrapped(model).named_modules()}
     return [names[id(m)] for m in layers(model)]

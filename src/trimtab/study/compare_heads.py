@@ -279,7 +279,7 @@ class _Run:
         return self.cells.get(f"{arm}-s{seed}", own, make)
 
     def _dialled(self, arm: str, dial: Any, test: str, _: Tensor) -> dict[str, Any]:
-        head: Any = models.head(self.model)
+        weight = models.head_weight(self.model)
         still = self._with(dial, 1.0, test) if arm == "genarm" else []
         found = {}
         for alpha in self.settings.alphas:
@@ -290,7 +290,7 @@ class _Run:
             ) -> Tensor:
                 if arm == "iav":
                     return self._finished(
-                        self._logits(h) + alpha * dial.vector(dial.hidden(h), head.weight)
+                        self._logits(h) + alpha * dial.vector(dial.hidden(h), weight)
                     )
                 theirs = torch.cat([moved[i] for i in answers.tolist()]).to(z.device)
                 theirs = self._finished(self._logits(theirs))
@@ -448,9 +448,7 @@ class _Run:
 
     def _logits(self, h: Tensor) -> Tensor:
         """What the base head makes of states `[token, 1, d]`."""
-        head: Any = models.head(self.model)
-        z = torch.nn.functional.linear(h[:, 0].to(head.weight.dtype), head.weight, head.bias)
-        return z.float()
+        return models.head_logits(self.model, h[:, 0]).float()
 
     def _finished(self, z: Tensor) -> Tensor:
         """What the model does to its head's output."""
@@ -502,7 +500,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most)
-        self.progress.over_long(pairs.name, len(pairs), encoded.dropped_pairs, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most)
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:

@@ -301,9 +301,7 @@ class _Run:
 
     def _encode(self, pairs: PairSet) -> Encoded:
         encoded = encode(pairs, self.tokenizer, max_length=self.settings.max_length)
-        self.progress.over_long(
-            pairs.name, len(pairs), encoded.dropped_pairs, self.settings.max_length
-        )
+        self.progress.rendered(pairs.name, len(pairs), encoded, self.settings.max_length)
         return encoded
 
 

@@ -79,6 +79,7 @@ def evaluate(
     }
     check_names(sets)
     check_alphas(alphas)
+    model = models.unwrapped(model)
     strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
     for dial in named.values():
         if not force:
@@ -87,7 +88,7 @@ def evaluate(
     for name, p in sets.items():
         e = encoded[name] = encode(p, tokenizer, max_length=max_length, prompt_style=prompt_style)
         progress.left_out(p.name, p.left_out, p.notes)
-        progress.over_long(p.name, len(p), e.dropped_pairs, max_length)
+        progress.rendered(p.name, len(p), e, max_length)
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
     rows: Rows = []
     for method, dial in {BASE: None, **named}.items():

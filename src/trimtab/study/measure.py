@@ -115,7 +115,7 @@ class Stage:
             max_length=settings.max_length,
             prompt_style=settings.prompt_style,
         )
-        self.progress.over_long(pairs.name, len(pairs), found.dropped_pairs, settings.max_length)
+        self.progress.rendered(pairs.name, len(pairs), found, settings.max_length)
         return found
 
     def score(

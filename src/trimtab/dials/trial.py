@@ -1,0 +1,301 @@
+"""What a model's modules do with rows and tokens, and which linear layers can be adapted: by trying."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab import models
+from trimtab.dials.contexts import paused
+from trimtab.dials.linear import dense_weight, linear_shape
+from trimtab.errors import ConfigError, DialError
+from trimtab.sites import Site
+from trimtab.states import input_of, module_at
+
+SHAPES = ((2, 5), (3, 7))
+"""Rows and tokens of the passes that are compared: no two of their numbers or products are alike."""
+
+UNRUN = "it is not run on text"
+"""Of a module that a few tokens do not pass."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which axes of a module's output are rows and tokens.
+
+    Attributes:
+        rank: how many axes there are.
+        rows: the axis of rows.
+        tokens: that of tokens; the same where rows of tokens stand in one line; None without tokens.
+        streams: axes beside these and the last one, of more than one entry: residual streams, heads.
+    """
+
+    rank: int
+    rows: int
+    tokens: int | None
+    streams: tuple[int, ...] = ()
+
+    def spread(self, values: Tensor, y: Tensor, what: str) -> Tensor:
+        """Values `[B]` or `[B, T]` as they multiply an output y, whose rows may be k times as many:
+        each value then serves k rows in a row (beams).
+
+        Raises:
+            ConfigError: y has other axes, or another number of rows or tokens.
+        """
+        if y.ndim != self.rank:
+            raise ConfigError(
+                f"{what}: an output of shape {tuple(y.shape)}, not of {self.rank} axes"
+            )
+        flat = self.tokens == self.rows
+        per_token = values.ndim == 2
+        many = values.numel() if flat and per_token else len(values)
+        repeat, rest = divmod(y.shape[self.rows], many)
+        if rest or not repeat:
+            raise ConfigError(f"{what} has {many} rows, the batch has {y.shape[self.rows]}")
+        shape = [1] * self.rank
+        if flat:
+            values = values.reshape(-1).repeat_interleave(repeat, 0)
+            shape[self.rows] = -1
+            return values.to(y.device).view(shape)
+        values = values.to(y.device).repeat_interleave(repeat, 0)
+        shape[self.rows] = len(values)
+        if per_token:
+            if self.tokens is None or values.shape[1] not in (1, y.shape[self.tokens]):
+                tokens = 0 if self.tokens is None else y.shape[self.tokens]
+                raise ConfigError(
+                    f"{what} has {values.shape[1]} tokens a row, the batch has {tokens}"
+                )
+            shape[self.tokens] = values.shape[1]
+            if self.tokens < self.rows:
+                values = values.mT
+        return values.reshape(shape)
+
+
+def axes_at(model: nn.Module, site: Site) -> Axes | str:
+    """The axes of the output at a site, or why there are none that could be told."""
+    module, _ = module_at(model, site)
+    return _axes(model).get(module, UNRUN)
+
+
+def one_stream(model: nn.Module, site: Site, what: str) -> int | None:
+    """Entries of a state `[B, T, d]` at a site; None for a site of another kind, a module's.
+
+    Raises:
+        DialError: states there lie in several streams, which a vector has no one place in.
+    """
+    found = axes_at(model, site)
+    block = isinstance(site, int) or site in ("embed", "final")
+    if isinstance(found, str) or not found.streams:
+        return _widths[models.trunk(model)].get(module_at(model, site)[0]) if block else None
+    raise DialError(
+        f"{what} at site {site!r}: {type(models.unwrapped(model)).__name__} keeps its states in "
+        f"several residual streams there ({found.rank} axes, rows at axis {found.rows}), of which a "
+        f"vector can be added to no one rightly; expected a site with one state a token: "
+        f"{_single(model)}"
+    )
+
+
+def _single(model: nn.Module) -> str:
+    """Sites whose output is one state a token, as an example."""
+    names = ["'final'"] if _plain(axes_at(model, "final")) else []
+    path, layer = models.layer_paths(model)[-1], models.layers(model)[-1]
+    names += [
+        f"'{path}.{n}:out'" for n, m in layer.named_children() if _plain(_axes(model).get(m, ""))
+    ]
+    return ", ".join(names[:4]) or "none is known"
+
+
+def _plain(found: Axes | str) -> bool:
+    return isinstance(found, Axes) and (found.rank, found.rows, found.tokens) == (3, 0, 1)
+
+
+# ---- passes over a few random tokens ------------------------------------------------------------
+
+_found: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, Any]] = (
+    weakref.WeakKeyDictionary()
+)
+_widths: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, int]] = (
+    weakref.WeakKeyDictionary()
+)
+_linear: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """The hidden states that a module gives: its output, or the first of several."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+@contextmanager
+def trying(model: nn.Module) -> Iterator[Callable[[tuple[int, int]], Tensor]]:
+    """Within it, a function of (rows, tokens) that runs the bare model on random tokens and gives its
+    logits. The model is in eval mode meanwhile."""
+    model = models.unwrapped(model)
+    where = next(p.device for p in model.parameters() if p.device.type != "meta")
+    vocabulary = min(models.text_config(model).vocab_size, 1000)
+
+    def run(shape: tuple[int, int]) -> Tensor:
+        generator = torch.Generator().manual_seed(shape[0])
+        ids = torch.randint(vocabulary, shape, generator=generator).to(where)
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with models.uncompiled(), paused(), torch.inference_mode(False):
+            yield run
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _axes(model: nn.Module) -> Any:
+    """The axes of every module's output, or why they cannot be told."""
+    trunk = models.trunk(model)
+    if trunk not in _found:
+        shapes: list[dict[nn.Module, Any]] = []
+        try:
+            for shape in SHAPES:
+                shapes.append(_shapes(model, shape))
+        except Exception as error:  # of any kind: the model cannot be tried
+            why = f"a pass over {SHAPES[0]} tokens fails ({type(error).__name__}: {error})"
+            shapes = [dict.fromkeys(model.modules(), why)] * 2
+        found, widths = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
+        for module, first in shapes[0].items():
+            second = shapes[1].get(module, "it is run on some tokens alone")
+            found[module] = _compared(first, second)
+            if not isinstance(first, str):
+                widths[module] = first[-1] if first else 0
+        _found[trunk], _widths[trunk] = found, widths
+    return _found[trunk]
+
+
+def _shapes(model: nn.Module, shape: tuple[int, int]) -> dict[nn.Module, Any]:
+    """The shape of each module's output in a pass, or what it is instead."""
+    seen: dict[nn.Module, Any] = {}
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        y = tensor_of(output)
+        new = f"it gives a {type(output).__name__}" if y is None else tuple(y.shape)
+        seen[module] = new if seen.get(module, new) == new else "it is run on different shapes"
+
+    with trying(model) as run, ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(look).remove)
+        run(shape)
+    return seen
+
+
+def _compared(first: Any, second: Any) -> Axes | str:
+    """The axes that grew with rows and tokens."""
+    for shape in (first, second):
+        if isinstance(shape, str):
+            return shape
+    (b, t), (B, T) = SHAPES
+    grew = [
+        (i, pair) for i, pair in enumerate(zip(first, second, strict=False)) if len({*pair}) > 1
+    ]
+    places = {pair: i for i, pair in grew}
+    if len(first) == len(second) and len(places) == len(grew):
+        others = tuple(i for i, n in enumerate(first[:-1]) if n > 1 and i not in places.values())
+        if set(places) == {(b * t, B * T)}:
+            at = places[b * t, B * T]
+            return Axes(len(first), at, at, others)
+        if (b, B) in places and set(places) <= {(b, B), (t, T)}:
+            return Axes(len(first), places[b, B], places.get((t, T)), others)
+    return f"it gives {first} for {b} rows of {t} tokens and {second} for {B} of {T}"
+
+
+# ---- linear layers ------------------------------------------------------------------------------
+
+
+def unfit(model: nn.Module) -> dict[str, str]:
+    """For every linear layer within the decoder layers why an adapter cannot sit there, by its path;
+    empty where it can: it gives W x + b, and what is added to its output moves the logits.
+
+    One pass over a few tokens, and back, once a model. A model that cannot be tried is taken at its
+    word.
+    """
+    trunk = models.trunk(model)
+    if trunk not in _linear:
+        _linear[trunk] = _tried(model)
+    return _linear[trunk]
+
+
+def refuse_unfit(model: nn.Module, paths: list[str]) -> None:
+    """Raise DialError where an adapter would sit on layers that it cannot act on as it would on a
+    weight: what is trained or exported there would differ from what runs."""
+    reasons = unfit(model)
+    if bad := [path for path in paths if reasons.get(path)]:
+        raise DialError(
+            f"{bad[0]}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}: no adapter can sit "
+            f"there, {reasons[bad[0]]}; leave such layers out (targets all-linear does)"
+        )
+
+
+def _tried(model: nn.Module) -> dict[str, str]:
+    layers: dict[str, nn.Module] = {}
+    kin: dict[str, tuple[str, str]] = {}  # the layer, and the name less the number of an expert
+    for prefix, layer in zip(models.layer_paths(model), models.layers(model), strict=True):
+        for name, module in layer.named_modules():
+            if linear_shape(module) is not None:
+                layers[f"{prefix}.{name}"] = module
+                kin[f"{prefix}.{name}"] = prefix, re.sub(r"(^|\.)\d+(?=\.)", r"\1N", name)
+    found = dict.fromkeys(layers, "its model never runs it as a module")
+    added: dict[str, Tensor] = {}
+    names = {module: path for path, module in layers.items()}
+
+    def look(module: Any, args: Any, kwargs: Any, y: Any) -> Any:
+        path = names[module]
+        if not isinstance(y, Tensor):
+            found[path] = f"it gives a {type(y).__name__}, not W x + b"
+            return None
+        with torch.no_grad():
+            found[path] = (
+                "" if _is_linear(module, input_of(args, kwargs), y) else "it is not W x + b"
+            )
+        if path not in added:
+            added[path] = torch.zeros_like(y).requires_grad_()
+        return y + added[path] if added[path].shape == y.shape else None
+
+    try:
+        with trying(model) as run, ExitStack() as stack:
+            for module in layers.values():
+                stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
+            with torch.enable_grad():
+                logits = run(SHAPES[0]).float()
+                weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+                total = (logits * weights.to(logits.device)).sum()
+                slopes = torch.autograd.grad(total, list(added.values()), allow_unused=True)
+    except Exception:  # of any kind: what cannot be tried is taken at its word
+        return dict.fromkeys(layers, "")
+    for path, slope in zip(added, slopes, strict=True):
+        if not found[path] and (slope is None or not slope.any()):
+            found[path] = "nothing that is added to its output reaches the logits with a gradient"
+    # Of many experts a few tokens meet some alone: what holds for one holds for its like.
+    met = {kin[path] for path in added if not found[path]}
+    return {
+        path: "" if path not in added and kin[path] in met else why for path, why in found.items()
+    }
+
+
+def _is_linear(module: Any, x: Tensor, y: Tensor) -> bool:
+    """Whether y is W x + b; of a weight that is not plain, taken for granted."""
+    weight = getattr(module, "weight", None)
+    if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point or weight.ndim != 2:
+        return True
+    W, b = dense_weight(module), module.bias
+    if x.shape[-1] != W.shape[1]:
+        return False
+    expected = nn.functional.linear(x.float(), W, None if b is None else b.float())
+    if expected.shape != y.shape:
+        return False
+    tolerance = 1e-3 if y.dtype.itemsize >= 4 else 5e-2
+    return bool((y.float() - expected).norm() <= tolerance * expected.norm())

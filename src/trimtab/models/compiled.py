@@ -1,0 +1,73 @@
+"""Models that torch.compile has seen: run as they are written while hooks are on them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.errors import ConfigError
+
+_lock = threading.Lock()
+_depth = 0
+_stance: Any = None  # what was set, with the stance before it
+_unused = False  # the compiler, when the outermost context was entered
+
+
+def unwrapped(model: Any) -> Any:
+    """The model within what `torch.compile(model)` gives; any other is itself."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within it, compiled models, layers and functions run as they are written, in every thread.
+
+    Compiled code does not look for hooks that came or went after it was made, so that a dial would
+    not be seen there, or never be rid of. Contexts may be left in any order and in any thread.
+
+    Raises:
+        ConfigError: entered within a compiled function.
+    """
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _depth, _stance, _unused
+    with _lock:
+        imported = "torch._dynamo" in sys.modules  # before its first use it is not
+        if _depth == 0:
+            _unused = not imported
+        if _stance is None and imported:
+            try:
+                _stance = torch.compiler.set_stance("force_eager")
+            except RuntimeError as error:
+                raise ConfigError(
+                    "hooks are put on a model within a compiled function, which would keep them: "
+                    "enter the dial around the call of the compiled function"
+                ) from error
+        _depth += 1
+
+
+def _leave() -> None:
+    global _depth, _stance
+    with _lock:
+        _depth -= 1
+        if _depth:
+            return
+        if _stance is not None:
+            stance, _stance = _stance, None
+            stance.__exit__(None, None, None)
+        if _unused and "torch._dynamo" in sys.modules:  # what it has made meanwhile has our hooks
+            torch._dynamo.reset()

@@ -1,0 +1,72 @@
+"""What `load` sets for quantised models, and the settings that it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.errors import ModelError
+from trimtab.models.quantised import is_quantised
+
+LOAD_IN = ("4bit", "8bit")
+
+
+def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The argument with which transformers quantises a model as it loads it; none for `""`.
+
+    Args:
+        load_in: `4bit`, `8bit` or empty.
+        given: a config of transformers', in its place.
+
+    Raises:
+        ModelError: both are given, `load_in` is unknown, or bitsandbytes is not installed.
+    """
+    if load_in and given is not None:
+        raise ModelError("load_in and quantization_config: give one of them")
+    if not load_in:
+        return {} if given is None else {"quantization_config": given}
+    if load_in not in LOAD_IN:
+        raise ModelError(f"load_in {load_in}: expected one of {', '.join(LOAD_IN)}")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"load_in {load_in}: needs bitsandbytes: pip install 'trimtab[quant]' ({error})"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config}
+
+
+def unpack_floats(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model to the dtype that was asked for, whose checkpoint is quantised and was dequantised
+    to bfloat16 as it was loaded (FP8 and MXFP4 on a CPU)."""
+    config: Any = getattr(model, "config", None)
+    settings = getattr(config, "quantization_config", None)
+    dequantised = getattr(settings, "dequantize", False) or (
+        isinstance(settings, dict) and settings.get("dequantize")
+    )
+    if dequantised and not any(is_quantised(m) for m in model.modules()):
+        model.to(dtype)
+
+
+def check_attention(attention: str | None, device: torch.device) -> None:
+    """Raise ModelError for an attention kernel that ends the process instead of raising an error."""
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ModelError(
+            "attention flex_attention does not run on a CPU: choose sdpa or eager, or a GPU"
+        )
+
+
+def check_runs(model: nn.Module) -> None:
+    """Raise ModelError where a model is set to an attention kernel that its device cannot run."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    config: Any = getattr(model, "config", None)
+    check_attention(getattr(config, "_attn_implementation", None), device)

@@ -1,0 +1,327 @@
+"""A tokenizer's chat template: messages in, text out, and what its renderings have in common.
+
+No table of models: what stands before and after a message is found by rendering messages whose
+contents are words that occur nowhere else (`Template.around`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date as Day
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+from trimtab.errors import DataError, ModelError
+from trimtab.rendering.settings import Rendering
+
+Message = Mapping[str, Any]
+
+REMEMBERED = 256
+"""Templates (with their variables and tools) of which probes are kept, a tokenizer."""
+TAG = re.compile(
+    r"[<◁][^<>◁▷\s'\"]*(?:think|thought|reason)[^<>◁▷\s'\"]*[>▷]"
+    r"|(?-i:\[/?[A-Z_]*(?:THINK|THOUGHT|REASON)[A-Z_]*\])",
+    re.I,
+)
+"""What a template may put around reasoning, where it does not show it when probed."""
+
+
+class Around(NamedTuple):
+    """What a template puts before and after each message of a chat, up to its neighbours'
+    contents; None for a message that it leaves out."""
+
+    before: tuple[str | None, ...]
+    after: tuple[str | None, ...]
+
+
+class Thinking(NamedTuple):
+    """What opens and what closes the reasoning of an answer, whitespace included."""
+
+    open: str
+    close: str
+
+
+def content_of(message: Message) -> str:
+    """A message's text; that of its parts where it has several."""
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        return "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
+    return "" if content is None else str(content)
+
+
+def reasoning_of(message: Message) -> str:
+    """A message's reasoning, by any of the names that it goes by."""
+    names = ("reasoning_content", "reasoning", "thinking")
+    return next((str(message[n]) for n in names if message.get(n)), "")
+
+
+class Template:
+    """A chat template with the variables and tools that it is given."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        rendering: Rendering,
+        kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+    ):
+        """
+        Raises:
+            ModelError: the tokenizer has no chat template.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "chat messages (or --prompt-style chat), and the tokenizer has no chat template; "
+                "give plain text"
+            )
+        self._tokenizer, self.rendering = ref(tokenizer), rendering
+        self.tools = list(tools) if tools else None
+        self.kwargs = {**rendering.kwargs, **(kwargs or {})}
+        found = tokenizer.chat_template
+        if not isinstance(found, str) and hasattr(tokenizer, "get_chat_template"):
+            found = tokenizer.get_chat_template(tools=self.tools)
+        self.source = str(found)
+        if "strftime_now" in self.source:
+            self.kwargs["chat_template"] = _clock(Day.fromisoformat(rendering.date)) + self.source
+        self._around: dict[str, Around | None] = {}
+        self._takes_system: bool | None = None
+        self._marks: set[int] | None = None
+        self._thinking: Thinking | bool | None = False
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, which is not kept alive by what is remembered of it."""
+        return self._tokenizer()
+
+    # ---- rendering ------------------------------------------------------------------------------
+
+    def text(self, messages: Sequence[Message], *, opened: bool, where: str | None = None) -> str:
+        """Messages as text; `opened` begins an answer behind them.
+
+        Raises:
+            ModelError: the template does not take them.
+        """
+        try:
+            return self._apply(messages, opened)
+        except Exception as error:  # templates raise what they like, mostly about roles
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            place = f"{where}: " if where else ""
+            raise ModelError(
+                f"{place}the chat template does not take these messages ({reason[0]}); "
+                f"{self._remedy(messages)}"
+            ) from error
+
+    def _apply(self, messages: Sequence[Message], opened: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            add_generation_prompt=opened,
+            tokenize=False,
+            **({"tools": self.tools} if self.tools else {}),
+            **self.kwargs,
+        )
+
+    def _remedy(self, messages: Sequence[Message]) -> str:
+        roles = [m.get("role") for m in messages]
+        if roles and roles[0] == "system" and not self.takes_system:
+            return "--system-role fold puts the system text into the first user message"
+        if any(a == b for a, b in itertools.pairwise(roles)):
+            return "join messages of one role that follow each other, or use plain text"
+        return f"change the roles ({', '.join(map(str, roles)) or 'none'}), or use plain text"
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether a system message before a user's appears in the rendering."""
+        if self._takes_system is None:
+            texts = _words(2)
+            chat = [
+                {"role": r, "content": t} for r, t in zip(("system", "user"), texts, strict=True)
+            ]
+            try:
+                self._takes_system = texts[0] in self._apply(chat, True)
+            except Exception:  # whatever a template raises
+                self._takes_system = False
+        return self._takes_system
+
+    @property
+    def marks(self) -> set[int]:
+        """Ids of tokens that stand for no text: what ends a turn is the first of them."""
+        if self._marks is None:
+            added = self.tokenizer.get_added_vocab()
+            self._marks = {i for text, i in added.items() if text.strip()}
+            self._marks |= set(self.tokenizer.all_special_ids)
+        return self._marks
+
+    @property
+    def told_the_date(self) -> bool:
+        """Whether the template asks for the date."""
+        return "strftime_now" in self.source
+
+    def folded(self, messages: Sequence[Message], where: str | None) -> list[Message]:
+        """The messages, their system text within the first user message where that is asked for and
+        needed."""
+        if self.rendering.system_role != "fold" or self.takes_system:
+            return list(messages)
+        system = [content_of(m) for m in messages if m.get("role") == "system"]
+        others = [dict(m) for m in messages if m.get("role") != "system"]
+        if not system:
+            return list(messages)
+        user = next((m for m in others if m.get("role") == "user"), None)
+        if user is None:
+            place = f"{where}: " if where else ""
+            raise DataError(f"{place}a system message, and no user message to fold it into")
+        user["content"] = "\n\n".join([*system, content_of(user)])
+        return list(others)
+
+    # ---- probes ---------------------------------------------------------------------------------
+
+    def around(self, messages: Sequence[Message]) -> Around | None:
+        """What stands around each message of a chat with these roles, found by rendering it with
+        other contents; None where the template does not take those."""
+        shape = [{k: v for k, v in m.items() if k != "content"} for m in messages]
+        key = json.dumps(shape, sort_keys=True, default=repr)
+        if key not in self._around:
+            words = _words(len(shape))
+            try:
+                text = self._apply(
+                    [{**m, "content": w} for m, w in zip(shape, words, strict=True)], False
+                )
+            except Exception:  # whatever a template raises
+                self._around[key] = None
+            else:
+                self._around[key] = _around(text, words)
+        return self._around[key]
+
+    def opening(self) -> str:
+        """What begins an answer behind a user message: the end of the generation prompt. Empty
+        where the template takes no single user message."""
+        (word,) = _words(1)
+        try:
+            return self._apply([{"role": "user", "content": word}], True).rpartition(word)[2]
+        except Exception:  # whatever a template raises
+            return ""
+
+    def answered(self) -> tuple[str, str]:
+        """What stands before and after an answer to a user message (before: from the message on)."""
+        found = self.around([{"role": "user"}, {"role": "assistant"}])
+        if found is None or found.before[1] is None or found.after[1] is None:
+            return "", ""
+        return found.before[1], found.after[1]
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """What opens and closes reasoning: seen in the rendering of an answer that has some, else
+        in the template's own text or the vocabulary; None for a model that does not reason."""
+        if isinstance(self._thinking, bool):
+            self._thinking = self._probed_thinking() or self._written_thinking()
+        return self._thinking
+
+    def _probed_thinking(self) -> Thinking | None:
+        asked, reasoning, answer = _words(3)
+        chat = [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer, "reasoning_content": reasoning},
+        ]
+        try:
+            text = self._apply(chat, False)
+        except Exception:  # whatever a template raises
+            return None
+        at = text.find(reasoning)
+        if at < 0 or text.find(answer) < at:
+            return None
+        close = text[at + len(reasoning) : text.find(answer)]
+        before = text[text.find(asked) + len(asked) : at]
+        opened = before.removeprefix(self.opening()) if before.startswith(self.opening()) else ""
+        written = self._written_thinking()
+        if not close.strip() or not (opened.strip() or written):
+            return None
+        return Thinking(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
+
+    def _written_thinking(self) -> Thinking | None:
+        tags = list(dict.fromkeys(TAG.findall(self.source)))
+        closing = [t for t in tags if "/" in t or "end" in t.lower()]
+        opening = [t for t in tags if t not in closing]
+        if closing and not opening:
+            opening = [closing[0].replace("/", "").replace("END", "START").replace("end", "start")]
+        if opening and not closing:
+            tag = opening[0].replace("START", "END").replace("start", "end")
+            closing = [tag if tag != opening[0] else f"{tag[0]}/{tag[1:]}"]
+        if not closing and "<think>" in self.tokenizer.get_vocab():
+            opening, closing = ["<think>"], ["</think>"]
+        if not (opening and closing):
+            return None
+        return Thinking(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
+
+    def begun(self, head: str) -> bool | None:
+        """Whether the end of a generation prompt leaves reasoning open (True), closes it (False), or
+        does neither."""
+        found = self.thinking
+        if found is None:
+            return None
+        tail = head[-len(self.opening()) :] if self.opening() else ""
+        opened, closed = tail.rfind(found.open.strip()), tail.rfind(found.close.strip())
+        return None if opened == closed == -1 else opened > closed
+
+
+_templates: WeakKeyDictionary[Any, dict[str, Template]] = WeakKeyDictionary()
+
+
+def template_of(
+    tokenizer: Any,
+    rendering: Rendering,
+    kwargs: Mapping[str, Any] | None = None,
+    tools: Sequence[Any] | None = None,
+) -> Template:
+    """A tokenizer's chat template, with what was found out about it before.
+
+    Raises:
+        ModelError: there is none.
+    """
+    special = getattr(tokenizer, "special_tokens_map", None)
+    key = json.dumps(
+        [str(tokenizer.chat_template), special, vars(rendering), kwargs, tools],
+        sort_keys=True,
+        default=repr,
+    )
+    known = _templates.setdefault(tokenizer, {})
+    if key not in known:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = Template(tokenizer, rendering, kwargs, tools)
+    return known[key]
+
+
+def _words(n: int) -> list[str]:
+    """Texts that no template and no message holds."""
+    return [f"qzx{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}jvkw" for i in range(n)]
+
+
+def _around(text: str, words: Sequence[str]) -> Around:
+    places = [text.find(w) for w in words]
+    order = sorted((p, p + len(w)) for p, w in zip(places, words, strict=True) if p >= 0)
+    before: list[str | None] = []
+    after: list[str | None] = []
+    for at, word in zip(places, words, strict=True):
+        if at < 0:
+            before.append(None)
+            after.append(None)
+            continue
+        end = at + len(word)
+        before.append(text[max((e for _, e in order if e <= at), default=0) : at])
+        after.append(text[end : min((s for s, _ in order if s >= end), default=len(text))])
+    return Around(tuple(before), tuple(after))
+
+
+def _clock(day: Day) -> str:
+    """`strftime_now` of a fixed day, as a macro before a template: transformers gives templates the
+    clock of the machine, and lets no function through to them."""
+    steps = "".join(
+        f" | replace('%{flag}{letter}', '{day.strftime(f'%{flag}{letter}')}')"
+        for letter in "aAbBcdHIjmMpSUwWxXyYGuVDFTehRk"
+        for flag in ("-", "")
+    )
+    # The line break is the one that the environment takes away behind a block.
+    last = " | replace('%%', '%') }}{% endmacro %}\n"
+    return "{% macro strftime_now(format) %}{{ format" + steps + last
