@@ -24,10 +24,10 @@ from trimtab.evaluate.dose import (
     valid_answers,
     wrong_way,
 )
+from trimtab.files import write_json, write_lines
 from trimtab.report.steering import write_steering
 from trimtab.states import Readings
 from trimtab.study import steering_cells, steering_tables
-from trimtab.study.files import write_json, write_lines
 
 # ---- by hand ------------------------------------------------------------------------------------
 

@@ -55,8 +55,9 @@ def main(words: list[str]) -> None:
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
     import json
 
-    from trimtab.evaluate.answers import read_answers, write_text
+    from trimtab.evaluate.answers import read_answers
     from trimtab.evaluate.judge import compare_answers, endpoint_judge, reward_judge, win_rate
+    from trimtab.files import write_text
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)

@@ -29,6 +29,7 @@ from trimtab.evaluate.decoding import (
 from trimtab.evaluate.generation import Sampling
 from trimtab.evaluate.items import check_alphas, item_scores
 from trimtab.evaluate.rewards import token_rewards
+from trimtab.files import write_json, write_lines
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import after_head
 from trimtab.fit.run import recipe_digest
@@ -37,7 +38,7 @@ from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.states import Readings, head_site, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
-from trimtab.study.files import Rows, write_json, write_lines
+from trimtab.study.files import Rows
 from trimtab.study.head_cells import (
     STUDY,
     Cells,

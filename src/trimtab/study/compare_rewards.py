@@ -18,6 +18,7 @@ from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.items import item_scores
 from trimtab.evaluate.rewards import reward_scores, rewards_of
+from trimtab.files import write_json, write_lines
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import aggregate_all
 from trimtab.fit.recipes import ORPORecipe, TrainSettings
@@ -25,7 +26,7 @@ from trimtab.fit.run import recipe_digest
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.study.files import Rows, write_json, write_lines
+from trimtab.study.files import Rows
 from trimtab.study.head_cells import (
     STUDY,
     Cells,
@@ -364,7 +365,7 @@ def _ablated(settings: RewardComparison, table: dict[tuple[str, str], dict[str, 
     for (pooling, loss), found in table.items():
         for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
             (a, weights), (b, _) = (averaged([side[t] for t in tasks]) for side in (found, against))
-            labels = {"pooling": pooling, "loss": loss, "split": name}
+            labels: dict[str, Any] = {"pooling": pooling, "loss": loss, "split": name}
             first = found is against
             more = difference_line(a, b, weights) if not first else {}
             lines.append(mean_line(a, weights, **labels) | more)

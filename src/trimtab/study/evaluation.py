@@ -15,15 +15,15 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import NeutralText, score
 from trimtab.evaluate.items import check_alphas
-from trimtab.fit.run import versions
+from trimtab.files import write_json, write_lines
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit, versions
 from trimtab.study import tables
 from trimtab.study.cell import BASE
-from trimtab.study.files import Rows, free_folder, write_json, write_lines, write_rows
+from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.measure import damage_rows, score_rows, sizes
-from trimtab.study.output import commit
 
 
 def evaluate(

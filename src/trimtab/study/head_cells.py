@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ import torch
 
 from trimtab import models, statistics
 from trimtab.errors import ConfigError
-from trimtab.fit.run import versions
+from trimtab.files import write_json
 from trimtab.progress import Progress
+from trimtab.provenance import commit, digest, versions
 from trimtab.statistics import SHARE, Range, mean_interval, paired_difference
-from trimtab.study.files import Rows, free_folder, write_json
-from trimtab.study.output import commit
+from trimtab.study.files import Rows, free_folder
 
 FORMAT = 1
 STUDY = "heads.json"
@@ -51,9 +50,8 @@ class Cells:
 
     def folder(self, name: str, own: Mapping[str, Any]) -> Path:
         """A cell's folder."""
-        text = json.dumps({**self.common, **own}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.out / "cells" / f"{name}-{digest}"
+        key = digest({**self.common, **own})[:16]
+        return self.out / "cells" / f"{name}-{key}"
 
     def get(self, name: str, own: Mapping[str, Any], make: Callable[[Path], Any]) -> Any:
         """What a cell's file holds; where there is none, what `make` returns for the cell's folder,

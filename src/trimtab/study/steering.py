@@ -15,12 +15,12 @@ from typing import Any
 
 from trimtab import models
 from trimtab.errors import StudyError, TrimtabError
-from trimtab.fit.run import versions
+from trimtab.files import write_json, write_lines
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit, versions
 from trimtab.study import steering_tables
-from trimtab.study.files import free_folder, write_json, write_lines
+from trimtab.study.files import free_folder
 from trimtab.study.measure import threads
-from trimtab.study.output import commit
 from trimtab.study.steering_cells import Stage, read_cell, run_cell
 from trimtab.study.steering_plan import Cell, Dosing, plan
 
