@@ -116,7 +116,9 @@ class Stage:
             max_length=settings.max_length,
             prompt_style=settings.prompt_style,
         )
-        self.progress.rendered(pairs.name, len(pairs), found, settings.max_length)
+        self.progress.rendered(
+            pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
+        )
         return found
 
     def score(
