@@ -124,10 +124,10 @@ class Dial(nn.Module):
         with models.reading(self), context:
             yield
 
-    def check_base(self, model: nn.Module) -> None:
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Raise DialError where the model is another than the dial was made for, in its weights as
         they are now or its config. Another tokenizer, template or quantisation is said, once."""
-        check(self, models.source_of(model), lambda: models.old_digest_of(model))
+        check(self, models.source_of(model, tokenizer), lambda: models.old_digest_of(model))
 
     def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
         """The dial at `alpha` as W + B A: A `[r, in]` and B `[out, r]` by module path.
@@ -390,10 +390,10 @@ class Composed(Dial):
         """The sites that any member edits."""
         return list(dict.fromkeys(site for dial, _ in members(self) for site in dial.places()))
 
-    def check_base(self, model: nn.Module) -> None:
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Check every member."""
         for dial, _ in members(self):
-            dial.check_base(model)
+            dial.check_base(model, tokenizer)
 
     def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """The members merged one after the other."""

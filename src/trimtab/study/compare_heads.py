@@ -168,7 +168,7 @@ class _Run:
         self.train = read_pairs(settings.train, root, limit=settings.train_limit)
         pairs = {t: read_pairs(t, root, limit=settings.test_limit) for t in settings.tests}
         common = {
-            "model": models.digest_of(settings.model),
+            "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
             "threads": settings.threads,
@@ -212,6 +212,7 @@ class _Run:
             s,
             command,
             s.threads,
+            versions=self.cells.versions(),
             kind="heads",
             title=title,
             train=sizes | {"dropped": self.encoded_train.dropped_pairs},

@@ -128,7 +128,7 @@ class _Run:
             for task in (*settings.tasks, *settings.held_out)
         }
         common = {
-            "model": models.digest_of(settings.model),
+            "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
             "threads": settings.threads,
@@ -179,6 +179,7 @@ class _Run:
             s,
             command,
             s.threads,
+            versions=self.cells.versions(),
             kind="rewards",
             title=title,
             train={"items": len(self.train.items()), "pairs": len(self.train), **more},

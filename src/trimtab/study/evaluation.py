@@ -23,6 +23,7 @@ from trimtab.provenance import commit, versions
 from trimtab.study import tables
 from trimtab.study.cell import BASE
 from trimtab.study.files import Rows, free_folder, write_rows
+from trimtab.study.made import made_with
 from trimtab.study.measure import damage_rows, score_rows, sizes
 
 
@@ -83,7 +84,7 @@ def evaluate(
     strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
     for dial in named.values():
         if not force:
-            dial.check_base(model)
+            dial.check_base(model, tokenizer)
     encoded = {}
     for name, p in sets.items():
         e = encoded[name] = encode(p, tokenizer, max_length=max_length, prompt_style=prompt_style)
@@ -107,6 +108,13 @@ def evaluate(
                     method, None, "dose" if len(strengths) > 1 else at, alpha, damage
                 )
     source = models.source_of(model)
+    ours = versions()
+    made = [(name, dial.info.versions) for name, dial in named.items()]
+    mixed = made_with(
+        [("this run", ours), *((n, {k: v[k] for k in ours if k in v}) for n, v in made)]
+    )[1]
+    for line in mixed:
+        progress.say(line)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"suite": suite, "suite_digest": suite_digest, "dtype": dtype, "commit": commit()}
     lines = tables.results(rows, source.name, common)
@@ -127,10 +135,10 @@ def evaluate(
             "seeds": [],
             "dtype": dtype,
             "device": str(next(model.parameters()).device),
-            "versions": versions(),
+            "versions": ours,
             "command": command,
             "limit": limit,
-            "notes": [],
+            "notes": mixed,
         }
         write_json(folder / "study.json", study)
         write_lines(folder / "results.jsonl", lines)

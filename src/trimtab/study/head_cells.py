@@ -20,6 +20,7 @@ from trimtab.progress import Progress
 from trimtab.provenance import commit, digest, versions
 from trimtab.statistics import SHARE, Range, mean_interval, paired_difference
 from trimtab.study.files import Rows, free_folder
+from trimtab.study.made import VERSIONS, made_with, say_older
 
 FORMAT = 1
 STUDY = "heads.json"
@@ -47,6 +48,8 @@ class Cells:
         self.out = free_folder(out, "cells", STUDY).absolute()
         self.common, self.progress = {"format": FORMAT, **common}, progress
         self.used: dict[Path, float] = {}
+        self.made: dict[str, dict[str, str]] = {}
+        say_older((self.out / "cells").glob(f"*/{CELL}"), progress)
 
     def folder(self, name: str, own: Mapping[str, Any]) -> Path:
         """A cell's folder."""
@@ -63,10 +66,25 @@ class Cells:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             found = make(folder)
-            write_json(file, {"found": found, "seconds": time.process_time() - start})
+            write_json(
+                file,
+                {
+                    "found": found,
+                    "seconds": time.process_time() - start,
+                    VERSIONS: versions(),
+                },
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
         self.used[folder] = content["seconds"]
+        self.made[name] = content.get(VERSIONS, {})
         return content["found"]
+
+    def versions(self) -> dict[str, str]:
+        """The versions that the cells were made with; said where they are several."""
+        made, mixed = made_with(self.made.items())
+        for line in mixed:
+            self.progress.say(line)
+        return made
 
     def seconds(self) -> float:
         """Processor time that the cells took."""
@@ -167,7 +185,6 @@ def described(model: Any, settings: Any, command: str, threads: int, **more: Any
         "device": parameter.device.type,
         "threads": threads,
         "settings": json.loads(json.dumps(asdict(settings))),
-        "versions": versions(),
         "commit": commit(),
         "command": command,
     }

@@ -10,11 +10,12 @@ from typing import Any
 
 from trimtab.files import write_json, write_lines
 from trimtab.fit import METHODS, Method
-from trimtab.provenance import commit, versions
+from trimtab.provenance import commit
 from trimtab.study import tables
 from trimtab.study.cell import BASE, COSTS, PROMPT, SUMMARY
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.grid import Comparison, Study
+from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.measure import read_history
 from trimtab.study.settings import Settings
 
@@ -133,6 +134,7 @@ def _write_study(
     out.mkdir(parents=True, exist_ok=True)
     summaries = {cell: json.loads((cell.folder / SUMMARY).read_text()) for cell in cells}
     sizes = summaries[cells[0]]["pairs"]
+    made, mixed = made_with([(cell.label, summaries[cell].get(VERSIONS, {})) for cell in cells])
     common = {
         "suite": suite.name,
         "suite_digest": suite.digest,
@@ -169,14 +171,14 @@ def _write_study(
             "dtype": setting.dtype,
             "device": setting.device,
             "threads": setting.threads,
-            "versions": versions(),
+            "versions": made,
             "command": command,
             "limit": comparison.limit,
             "equal_kl": study.target(),
             "published": asdict(suite.published) if suite.published else None,
             "trials": {m.name: settings.trials.get(m.name, 0) for m in chosen if m.trained},
             "equivalent": _equivalent(chosen),
-            "notes": list(notes),
+            "notes": [*notes, *mixed],
         },
     )
     write_lines(out / "results.jsonl", lines)

@@ -226,7 +226,7 @@ def _claim(
     mine = {
         "method": method.name,
         "recipe": repr(method.recipe),
-        "model": models.digest_of(search.model),
+        "model": models.identify(search.model).whole,
         "train": train.digest,
         "held_out": held.digest,
         "parameters": {name: repr(values) for name, values in space.items()},
