@@ -57,6 +57,20 @@ class DialInfo:
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """From the least to the largest alpha at which the dial was measured, 0 among them: what
+        `calibrate` found within its budget, else what training or a comparison measured. None where
+        nothing was."""
+        calibrated = self.measured.get("range")
+        found = calibrated.get("alpha") if isinstance(calibrated, dict) else None
+        found = found or self.measured.get("alpha") or self.measured.get("alphas")
+        if not isinstance(found, list) or not found:
+            return None
+        if any(isinstance(a, bool) or not isinstance(a, int | float) for a in found):
+            return None
+        return min(0.0, *found), max(0.0, *found)
+
 
 class Dial(nn.Module):
     """A small module that owns its parameters and says which edits it makes to a model.

@@ -20,10 +20,11 @@ import numpy as np
 from trimtab import models
 from trimtab.batching import PromptStyle
 from trimtab.errors import ConfigError
+from trimtab.files import write_json
 from trimtab.fit import Method
 from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
-from trimtab.study.files import write_json
+from trimtab.provenance import digest
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 
@@ -178,7 +179,7 @@ def cell_of(
     own = {**setting.key, "method": method.name if method else None, "seed": seed}
     own["recipe"] = recipe_digest(method.recipe) if method else None
     own |= {"instruction": instruction} if instruction else {}
-    key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    key = digest(own)[:16]
     name = method.name if method else PROMPT if instruction else BASE
     words = [name, *([] if seed is None else [f"s{seed}"]), key]
     return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)

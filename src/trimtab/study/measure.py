@@ -20,14 +20,15 @@ from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
+from trimtab.files import write_json
 from trimtab.fit import fit
-from trimtab.fit.run import versions
 from trimtab.fit.training import HISTORY, SPACE
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
+from trimtab.provenance import versions
 from trimtab.study.cell import COSTS, JOB, SUMMARY, Cell, Setting, check_model
-from trimtab.study.files import Rows, read_rows, write_json, write_rows
+from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from trimtab import models
 from trimtab.errors import StudyError, TrimtabError
+from trimtab.files import write_json, write_lines
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit
 from trimtab.study import steering_tables
-from trimtab.study.files import free_folder, write_json, write_lines
+from trimtab.study.files import free_folder
 from trimtab.study.made import VERSIONS, made_with, say_older
 from trimtab.study.measure import threads
-from trimtab.study.output import commit
 from trimtab.study.steering_cells import Stage, read_cell, run_cell
 from trimtab.study.steering_plan import Cell, Dosing, plan
 
@@ -88,7 +89,7 @@ def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: 
     made, mixed = made_with([(c["name"], c.get(VERSIONS, {})) for c in found])
     for line in mixed:
         stage.progress.say(line)
-    results = steering_tables.results(found)
+    results = steering_tables.results(found, stage.dosing.model)
     write_lines(folder / "results.jsonl", results)
     write_lines(folder / "comparisons.jsonl", steering_tables.comparisons(found))
     write_lines(folder / "curves.jsonl", steering_tables.curves(found))

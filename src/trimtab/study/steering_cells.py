@@ -21,14 +21,14 @@ from trimtab.errors import StudyError
 from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate
 from trimtab.evaluate.dose import LogRatios, log_ratios, valid_answers
 from trimtab.evaluate.generation import encode_prompt
+from trimtab.files import write_json
 from trimtab.fit import fit
 from trimtab.fit.rotation import ContrastiveRecipe
-from trimtab.fit.run import versions
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.progress import Progress
-from trimtab.study.files import write_json
+from trimtab.provenance import versions
 from trimtab.study.made import VERSIONS
 from trimtab.study.steering_plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing
 
