@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Encoded, collate
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ModelError, TrainingError
 from trimtab.fit import fit
 from trimtab.fit.methods import method

@@ -200,15 +200,12 @@ Truth = dict[int, Tensor]
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The bare model in eval mode, without gradients."""
-    modes, token = [(module, module.training) for module in model.modules()], BARE.set(True)
-    model.eval()
+    token = BARE.set(True)
     try:
-        with torch.no_grad(), models.uncompiled():
+        with models.reading(model), torch.no_grad(), models.uncompiled():
             yield
     finally:
         BARE.reset(token)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _prove(model: nn.Module, rows: Sequence[Row], width: int) -> Proof:

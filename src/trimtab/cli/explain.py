@@ -37,6 +37,8 @@ class Args:
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -52,7 +54,7 @@ def main(words: list[str]) -> None:
         raise ConfigError("explain: expected --steps and --top of 1 or more")
     if not args.prompt.strip():
         raise DataError("a prompt is empty")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if dial.kind == "reward":
         raise ConfigError(f"--dial {args.dial}: a reward dial ranks answers and moves no token")
@@ -72,7 +74,9 @@ def main(words: list[str]) -> None:
     form = format_for([dial], args.prompt_style, rendering)
     if form.said:
         progress.say(form.said)
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     steps = explain(
         model,

@@ -22,7 +22,9 @@ def layers(model: nn.Module) -> nn.ModuleList:
         ModelError: nothing in the model looks like a stack of decoder layers.
     """
     model = unwrapped(model)
-    count = getattr(text_config(model), "num_hidden_layers", None)
+    config = text_config(model)
+    counts = (getattr(config, name, None) for name in _COUNTS)
+    count = next((n for n in counts if isinstance(n, int)), None)
     stacks: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{other}.") for other in stacks)  # experts, say
@@ -37,6 +39,8 @@ def layers(model: nn.Module) -> nn.ModuleList:
     )
 
 
+_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+"""What configs call the number of decoder layers; the last may be the encoder's where they have both."""
 _text: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[str]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -81,6 +85,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
 
 
+def context(model: nn.Module) -> int | None:
+    """How many tokens the model was made for; None where its config does not say."""
+    found = getattr(text_config(model), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def head(model: nn.Module) -> nn.Module:
     """The LM head."""
     module = model.get_output_embeddings()  # type: ignore[operator]
@@ -116,12 +126,19 @@ def layer_paths(model: nn.Module) -> list[str]:
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """How many positions the model has a learned vector for; None where it computes them."""
-    for name, module in model.named_modules():
-        leaf = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and ("pos" in leaf or leaf == "wpe"):
-            before = getattr(module, "offset", None)  # rows that stand for no position
-            if before is None:
-                before = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - before
+    """How many positions the decoder has a learned vector for; None where it computes them."""
+    model = unwrapped(model)
+    stack, parents = layers(model), dict(model.named_modules())
+    path = next(name for name, module in parents.items() if module is stack)
+    while path:  # beside the layers, or where what holds them is held; no vision tower is there
+        path = path.rpartition(".")[0]
+        for name, module in parents[path].named_modules():
+            if not isinstance(module, nn.Embedding) or "." in name.removeprefix("embeddings."):
+                continue
+            leaf = name.rpartition(".")[2]
+            if "pos" in leaf or leaf == "wpe":
+                before = getattr(module, "offset", None)  # rows that stand for no position
+                if before is None:
+                    before = 0 if module.padding_idx is None else module.padding_idx + 1
+                return module.num_embeddings - before
     return None
