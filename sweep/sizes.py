@@ -307,6 +307,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama +longrope": {"rope_parameters": _LONG},
     "phi3 +longrope": {"rope_parameters": _LONG, "original_max_position_embeddings": 64},
     "bert +encoder": {"is_decoder": False},
+    "roberta +encoder": {"is_decoder": False},
     "gpt2 +short": {"n_positions": 96},
 }
 """The same kinds with settings that checkpoints have: `KIND +NAME`."""

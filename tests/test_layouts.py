@@ -154,7 +154,7 @@ def test_short_rows_in_one_line_reach_a_threshold_together(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["scale", "outliers", "mates"])
-def test_rows_that_depend_on_their_batch_are_read_one_by_one(tiny, kind):
+def test_rows_that_depend_on_their_batch_are_read_one_by_one(tiny, kind, monkeypatch):
     """As where activations are quantised with the whole batch's range or outliers (int8)."""
     model = tiny("llama", fresh=True)
 
@@ -169,6 +169,7 @@ def test_rows_that_depend_on_their_batch_are_read_one_by_one(tiny, kind):
 
     for layer in models.layers(model)[1:3]:
         layer.mlp.register_forward_hook(mates)
+    monkeypatch.setattr(models, "quantisation_of", lambda model: {"mlp": "int8"})
     rows = random_rows(0, MIXED)
     with pytest.warns(UserWarning, match="rows are read one by one"):
         assert layout_of(model, rows) == "alone"

@@ -37,7 +37,6 @@ IMAGE_TEXT = {
     "smolvlm": "model.text_model.layers",
     "idefics3": "model.text_model.layers",
     "gemma3": "model.language_model.layers",
-    "paligemma": "model.language_model.layers",
 }
 
 
@@ -67,8 +66,10 @@ def test_kinds_that_were_read_wrong(kind, layout, tmp_path):
     assert found.found["layout"] == layout or layout is None
 
 
-def test_what_is_no_causal_model_is_refused_in_words(tmp_path):
-    found = read("bert +encoder", tmp_path)
+@pytest.mark.parametrize("kind", ["bert +encoder", "paligemma:image", "roberta +encoder"])
+def test_what_is_no_causal_model_is_refused_in_words(kind, tmp_path):
+    """PaliGemma takes text alone for a prefix, all of which sees all of it."""
+    found = read(kind, tmp_path)
     assert "it is no causal language model" in found.found["checks"]["scores"]["refused"]
 
 
@@ -76,6 +77,7 @@ def test_what_is_no_causal_model_is_refused_in_words(tmp_path):
 def test_a_vision_tower_as_deep_as_the_decoder_is_not_taken_for_it(deep):
     """Heavier, too, and first in the model."""
     tower = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "image_size": 32}
+    tower["num_attention_heads"] = 4
     config = transformers.LlavaConfig(
         vision_config={"model_type": "clip_vision_model", "patch_size": 8, **tower},
         text_config={

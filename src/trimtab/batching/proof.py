@@ -264,8 +264,9 @@ def _refused(model: nn.Module, row: Row, tolerance: float) -> str:
     first, again = (_alone(model, ids[:1], ids[1:]) for _ in range(2))
     if not first.isfinite().all():
         return "its logits are not finite"
-    spread = float((first - first.mean()).square().mean().sqrt())
-    most = max(tolerance / 50, spread / 20)  # batch-wide rounding (int8) is no look ahead
+    most = tolerance / 10
+    if models.quantisation_of(model):  # inputs rounded by the whole batch's range are no look ahead
+        most = max(most, _root(first - first.mean()) / 20)
     if (gap := _root(first - again)) > most:
         return f"two passes over one row differ by {gap:.2g} nats a token"
     later = [*ids[:cut], *reversed(ids[cut:])]
