@@ -65,18 +65,20 @@ def write(
     """
     notes: set[str] = set()
     turns, reply = list(turns), list(reply)
-    if turns and len(reply) > len(turns) and reply[: len(turns)] == turns:
-        reply = reply[len(turns) :]
-        notes.add(REPEATED)
+    apart = turns[1:] if turns and turns[0].get("role") == "system" else turns
+    for repeated in (turns, apart):  # the system text may have been given apart
+        if repeated and len(reply) > len(repeated) and reply[: len(repeated)] == repeated:
+            reply = reply[len(repeated) :]
+            notes.add(REPEATED)
+            break
     roles = [m.get("role") for m in reply]
     role = "assistant" if "assistant" in roles else roles[-1]
     first = roles.index(role)
     turns, reply = [*turns, *reply[:first]], reply[first:]
-    chat = template.folded([*turns, *reply], where)
-    if len(chat) < len(turns) + len(reply):
+    given, turns = turns, template.folded(turns, where)
+    if len(turns) < len(given):
         notes.add(FOLDED)
-    turns = chat[: len(chat) - len(reply)]
-    reply = chat[len(turns) :]
+    chat = [*turns, *reply]
 
     head = head_of(template, turns, reply[0], where)
     notes |= check_prompt(template, turns, head, where)
@@ -87,6 +89,11 @@ def write(
     places = _places(whole, reply, before, after)
     if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
         notes.add(OWN_REASONING)
+
+    # Behind the content of an answer that calls tools stand the calls: they are the answer, too.
+    usual = template.answered()[1]
+    if places[-1] is not None and usual and after[-1] != usual and str(after[-1]).endswith(usual):
+        places[-1] = places[-1]._replace(stop=places[-1].over - len(usual))
 
     found = [p for p in places if p is not None]
     start = len(head)
@@ -109,8 +116,8 @@ def write(
     else:
         place = f"{where}: " if where else ""
         raise DataError(
-            f"{place}the chat template alters an answer of {len(reply)} messages; give each answer "
-            "as one assistant message, or use plain text"
+            f"{place}the chat template alters the answer ({', '.join(str(m.get('role')) for m in reply)})"
+            "; give it as one assistant message, or use plain text"
         )
     if template.begun(head) and not _closes(template, text[start : found[0].over]):
         notes.add(OPEN_THINKING)
@@ -144,19 +151,22 @@ def check_prompt(
     """
     notes: set[str] = set()
     text, at = _squash(head), 0
+    probed = template.around(turns, opened=True) if turns else None
     for number, message in enumerate(turns, 1):
         content = _squash(content_of(message))
+        if probed is not None and probed.before[number - 1] is None and content:
+            _missing(template, message, number, where)
+        if message.get("role") == "system":  # some put it elsewhere
+            if content not in text:
+                _missing(template, message, number, where)
+            continue
         found = text.find(content, at)
-        if found < 0 and message.get("role") == "system":
-            found = text.find(content)  # some put it elsewhere
-            if found >= 0:
-                continue
         if found < 0 and message.get("role") == "assistant":
             content = _squash(_unreasoned(content_of(message)))
             found = text.find(content, at)
             if found >= 0:
                 notes.add(EARLIER_REASONING)
-        if found < 0 and message.get("role") not in ("system", "user", "assistant"):
+        if found < 0 and message.get("role") not in ("user", "assistant"):
             continue  # a tool's result is written anew by many
         if found < 0:
             _missing(template, message, number, where)

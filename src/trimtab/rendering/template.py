@@ -160,33 +160,36 @@ class Template:
         return "strftime_now" in self.source
 
     def folded(self, messages: Sequence[Message], where: str | None) -> list[Message]:
-        """The messages, their system text within the first user message where that is asked for and
-        needed."""
-        if self.rendering.system_role != "fold" or self.takes_system:
-            return list(messages)
+        """The messages of a prompt, their system text within the first user message where that is
+        asked for and needed.
+
+        Raises:
+            DataError: there is no user message.
+        """
         system = [content_of(m) for m in messages if m.get("role") == "system"]
-        others = [dict(m) for m in messages if m.get("role") != "system"]
-        if not system:
+        if not system or self.rendering.system_role != "fold" or self.takes_system:
             return list(messages)
-        user = next((m for m in others if m.get("role") == "user"), None)
-        if user is None:
+        others: list[Message] = [m for m in messages if m.get("role") != "system"]
+        first = next((n for n, m in enumerate(others) if m.get("role") == "user"), None)
+        if first is None:
             place = f"{where}: " if where else ""
             raise DataError(f"{place}a system message, and no user message to fold it into")
-        user["content"] = "\n\n".join([*system, content_of(user)])
-        return list(others)
+        text = "\n\n".join([*system, content_of(others[first])])
+        others[first] = {**others[first], "content": text}
+        return others
 
     # ---- probes ---------------------------------------------------------------------------------
 
-    def around(self, messages: Sequence[Message]) -> Around | None:
+    def around(self, messages: Sequence[Message], *, opened: bool = False) -> Around | None:
         """What stands around each message of a chat with these roles, found by rendering it with
         other contents; None where the template does not take those."""
         shape = [{k: v for k, v in m.items() if k != "content"} for m in messages]
-        key = json.dumps(shape, sort_keys=True, default=repr)
+        key = json.dumps([opened, shape], sort_keys=True, default=repr)
         if key not in self._around:
             words = _words(len(shape))
             try:
                 text = self._apply(
-                    [{**m, "content": w} for m, w in zip(shape, words, strict=True)], False
+                    [{**m, "content": w} for m, w in zip(shape, words, strict=True)], opened
                 )
             except Exception:  # whatever a template raises
                 self._around[key] = None
