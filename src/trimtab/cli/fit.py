@@ -15,6 +15,7 @@ import tyro
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Args:
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     overwrite: bool = False
     """Replace what lies in --out."""
     processes: str = "auto"
@@ -95,6 +97,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         max_length=args.max_length,
         prompt_style=args.prompt_style,
+        rendering=args.rendering,
         overwrite=args.overwrite,
         store=store,
         progress=progress,

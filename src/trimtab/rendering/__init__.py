@@ -9,7 +9,7 @@ found by rendering other contents through the template (`template.py`), there is
 
 from trimtab.rendering.answers import Written, write
 from trimtab.rendering.settings import PINNED, USUAL, PromptStyle, Rendering
-from trimtab.rendering.template import Message, Template, Thinking, template_of
+from trimtab.rendering.template import Message, Template, Thinking, record_of, template_of
 from trimtab.rendering.tokens import (
     Ids,
     Rendered,
@@ -20,6 +20,7 @@ from trimtab.rendering.tokens import (
     end_ids,
     head_text,
     ids_of,
+    lead_ids,
     messages_of,
     plain_ids,
     prompt_ids,
@@ -44,9 +45,11 @@ __all__ = [
     "end_ids",
     "head_text",
     "ids_of",
+    "lead_ids",
     "messages_of",
     "plain_ids",
     "prompt_ids",
+    "record_of",
     "render_answer",
     "template_of",
     "write",

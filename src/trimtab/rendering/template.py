@@ -296,6 +296,16 @@ def template_of(
     return known[key]
 
 
+def record_of(tokenizer: Any, rendering: Rendering) -> dict[str, Any]:
+    """What of a run's rendering is not as usual, and the date where the template asks for it: for
+    files that say how they were made."""
+    asked = (
+        bool(getattr(tokenizer, "chat_template", None))
+        and template_of(tokenizer, rendering).told_the_date
+    )
+    return {**rendering.record(), **({"date": rendering.date} if asked else {})}
+
+
 def _words(n: int) -> list[str]:
     """Texts that no template and no message holds."""
     return [f"qzx{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}jvkw" for i in range(n)]

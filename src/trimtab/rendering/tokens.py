@@ -189,6 +189,16 @@ def end_ids(
     return next(((t,) for t in after if t in template.marks), ())
 
 
+def lead_ids(
+    prompt: Text, tokenizer: Any, *, rendering: Rendering = USUAL, where: str | None = None
+) -> Ids:
+    """Token ids of a chat up to where the content of an answer begins: the prompt, and what the
+    template puts before the content."""
+    answer = ({"role": "assistant", "content": "word"},)
+    one = render_answer(prompt, answer, tokenizer, "chat", rendering=rendering, where=where)
+    return one.ids[: one.turns[0].content]
+
+
 # ---- answers ------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
@@ -19,6 +21,7 @@ from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.pairs.traits_tables import TRAITS
+from trimtab.rendering import USUAL, Rendering
 
 FORMAT = 1
 PROMPT = "prompt"
@@ -75,6 +78,7 @@ class Dosing:
     """A torch device, or auto."""
     threads: int = 1
     """Of torch: the last bits of a sum depend on them."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
     def __post_init__(self) -> None:
         known = [p.trait for p in PERSONAS if p.trait in TRAITS]
@@ -158,6 +162,7 @@ def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: st
         "test": test.digest,
         "neutral": hashlib.sha256("\n".join(NEUTRAL[: dosing.passages]).encode()).hexdigest(),
         **measured,
+        **({"rendering": record} if (record := dosing.rendering.record()) else {}),
     }
 
     def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:
