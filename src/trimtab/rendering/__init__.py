@@ -8,8 +8,9 @@ found by rendering other contents through the template (`template.py`), there is
 """
 
 from trimtab.rendering.answers import Written, write
+from trimtab.rendering.begin import begin_answer
 from trimtab.rendering.settings import PINNED, USUAL, PromptStyle, Rendering
-from trimtab.rendering.template import Message, Template, Thinking, record_of, template_of
+from trimtab.rendering.template import Message, Tags, Template, record_of, template_of
 from trimtab.rendering.tokens import (
     Ids,
     Rendered,
@@ -36,10 +37,11 @@ __all__ = [
     "Rendered",
     "RenderedText",
     "Rendering",
+    "Tags",
     "Template",
-    "Thinking",
     "Turn",
     "Written",
+    "begin_answer",
     "by_eos",
     "common_length",
     "end_ids",

@@ -37,7 +37,7 @@ class Around(NamedTuple):
     after: tuple[str | None, ...]
 
 
-class Thinking(NamedTuple):
+class Tags(NamedTuple):
     """What opens and what closes the reasoning of an answer, whitespace included."""
 
     open: str
@@ -214,14 +214,14 @@ class Template:
         return found.before[1], found.after[1]
 
     @property
-    def thinking(self) -> Thinking | None:
+    def thinking(self) -> Tags | None:
         """What opens and closes reasoning: seen in the rendering of an answer that has some, else
         in the template's own text or the vocabulary; None for a model that does not reason."""
         if isinstance(self._thinking, bool):
             self._thinking = self._probed_thinking() or self._written_thinking()
         return self._thinking
 
-    def _probed_thinking(self) -> Thinking | None:
+    def _probed_thinking(self) -> Tags | None:
         asked, reasoning, answer = _words(3)
         chat = [
             {"role": "user", "content": asked},
@@ -240,9 +240,9 @@ class Template:
         written = self._written_thinking()
         if not close.strip() or not (opened.strip() or written):
             return None
-        return Thinking(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
+        return Tags(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
 
-    def _written_thinking(self) -> Thinking | None:
+    def _written_thinking(self) -> Tags | None:
         tags = list(dict.fromkeys(TAG.findall(self.source)))
         closing = [t for t in tags if "/" in t or "end" in t.lower()]
         opening = [t for t in tags if t not in closing]
@@ -255,7 +255,7 @@ class Template:
             opening, closing = ["<think>"], ["</think>"]
         if not (opening and closing):
             return None
-        return Thinking(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
+        return Tags(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
 
     def begun(self, head: str) -> bool | None:
         """Whether the end of a generation prompt leaves reasoning open (True), closes it (False), or

@@ -190,6 +190,7 @@ def _fitted(cell: Cell, stage: Stage) -> tuple[Dial, dict[str, float | None]]:
             out=cell.dial,
             seed=cell.seed,
             limit=stage.dosing.steps * PAIRS_PER_STEP if steps else None,
+            rendering=stage.dosing.rendering,
             store=Store(scratch),
             progress=stage.progress,
         )
