@@ -113,17 +113,6 @@ def test_schemas_of_tools_keep_their_own_keys(tmp_path: Path) -> None:
         assert [p.tools for p in read_pairs(source)] == [rows[0]["tools"], rows[1]["tools"]]
 
 
-def test_values_of_a_run_go_behind_those_of_a_row() -> None:
-    pairs = read_pairs([CHAT, {**CHAT, "chat_template_kwargs": {"think": True}}])
-    both = pairs.with_template({"think": False, "depth": 1})
-    assert [p.chat_template_kwargs for p in both] == [
-        {"think": False, "depth": 1},
-        {"think": True, "depth": 1},
-    ]
-    assert pairs.with_template(None) is pairs
-    assert both.digest != pairs.digest
-
-
 @pytest.mark.parametrize(
     ("row", "parts"),
     [

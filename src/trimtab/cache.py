@@ -29,6 +29,7 @@ from trimtab import models
 from trimtab.batching import (
     Contrast,
     Encoded,
+    Layout,
     Where,
     batches_of,
     collate,
@@ -230,7 +231,7 @@ def collect(
     progress: Progress | None = None,
 ) -> Readings:
     """Read a whole encoded set, without gradients: entries in the order of its answers."""
-    layout = layout_of(model)
+    layout = layout_of(model, encoded)
     device = next(model.parameters()).device
     parts: list[Readings] = []
     places: list[Tensor] = []
@@ -327,7 +328,7 @@ def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[st
         "dtype": str(next(model.parameters()).dtype),
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "device": next(model.parameters()).device.type,
-        "layout": layout_of(model),
+        "layout": str(layout_of(model, encoded)),
         "tokens": encoded.digest,
         "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
     }
@@ -411,6 +412,7 @@ def features(
     counts = torch.tensor(_counts(encoded, where))
     shards = store.open(what, command)
     if shards is None:
+        layout = layout_for(model, where, encoded)
         width = models.text_config(model).hidden_size
         runs = _runs(encoded, counts, len(sites) * (2 * width + 1))
         need = int(counts.sum()) * len(sites) * (2 * width + 1) + 4 * len(counts) + 4096 * len(runs)
@@ -420,7 +422,7 @@ def features(
         def make(run: range) -> dict[str, Tensor]:
             nonlocal done
             part = replace(encoded, rows=encoded.rows[run.start : run.stop])
-            made = _read_shard(model, part, sites, where, budget)
+            made = _read_shard(model, part, sites, where, budget, layout)
             done += part.n_answers
             if progress:
                 progress(done, encoded.n_answers)
@@ -458,9 +460,13 @@ def _runs(encoded: Encoded, counts: Tensor, token_bytes: int) -> list[range]:
 
 
 def _read_shard(
-    model: nn.Module, part: Encoded, sites: Sequence[Site], where: Where, budget: int
+    model: nn.Module,
+    part: Encoded,
+    sites: Sequence[Site],
+    where: Where,
+    budget: int,
+    layout: Layout,
 ) -> dict[str, Tensor]:
-    layout = layout_for(model, where)
     device = next(model.parameters()).device
     counts = torch.tensor(_counts(part, where))
     ends = counts.cumsum(0)

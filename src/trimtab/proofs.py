@@ -51,12 +51,21 @@ def _conditions(model: nn.Module) -> dict[str, str]:
     some = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {
         "model": models.source_of(model).digest,
+        "config": _config(model),
         "dtype": str(some.dtype),
         "device": some.device.type,
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _config(model: nn.Module) -> str:
+    """What a forward pass reads of the config; stamps are left out."""
+    values = model.config.to_dict()  # type: ignore[union-attr,operator]
+    for stamp in ("transformers_version", "_name_or_path", "dtype", "architectures"):
+        values.pop(stamp, None)
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _read(file: Any) -> dict[str, Any] | None:

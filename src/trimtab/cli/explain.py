@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials, warn_range
 from trimtab.errors import ConfigError, DataError
+from trimtab.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class Args:
     """At most so many tokens."""
     top: int = 5
     """So many promoted and so many demoted tokens a step."""
-    prompt_style: Literal["auto", "plain", "chat"] = "auto"
-    """`chat`: in the model's chat template; `auto`: where there is one."""
+    system: str | None = None
+    """A system text before it."""
+    prompt_style: Literal["auto", "plain", "chat"] | None = None
+    """`chat`: in the model's chat template; `auto`: where there is one. By default as the dial was
+    fitted, `auto` where it does not say."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
@@ -55,20 +62,28 @@ def main(words: list[str]) -> None:
 
     from trimtab import models
     from trimtab.evaluate.explain import explain
+    from trimtab.evaluate.formats import format_for
+    from trimtab.pairs.prompts import Prompt
     from trimtab.progress import Progress
 
-    warn_range([dial], [alpha], Progress().say)
+    progress = Progress()
+    warn_range([dial], [alpha], progress.say)
+    rendering = args.rendering if args.rendering != Rendering() else None
+    form = format_for([dial], args.prompt_style, rendering)
+    if form.said:
+        progress.say(form.said)
     model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial.to(next(model.parameters()).device)
     steps = explain(
         model,
         tokenizer,
         dial,
-        args.prompt,
+        Prompt(args.prompt, args.system),
         alpha,
         steps=args.steps,
         top=args.top,
-        prompt_style=args.prompt_style,
+        prompt_style=form.style,
+        rendering=form.rendering,
         force=args.force,
     )
     table = Table(title=f"{args.prompt}  (alpha {alpha:g})", title_justify="left", box=None)

@@ -31,8 +31,9 @@ class Args:
     """A reward dial's folder: the judge instead of an endpoint."""
     model: str = "smollm2-135m"
     """The reward dial's model."""
-    chat: bool = False
-    """The reward dial reads prompt and answer in the chat template."""
+    chat: bool | None = None
+    """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
+    (--no-chat); by default as it was fitted."""
     n: int | None = None
     """The first so many prompts."""
     out: Path | None = None
@@ -71,11 +72,15 @@ def main(words: list[str]) -> None:
         (dial,) = read_dials([args.reward], args.model, args.force)
         from trimtab import models
         from trimtab.dials import RewardDial
+        from trimtab.evaluate.formats import format_for
 
         if not isinstance(dial, RewardDial):
             raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")
         model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
         dial.to(next(model.parameters()).device)
+        form = format_for([dial])
+        if args.chat is None and form.said:
+            progress.say(form.said.replace("--prompt-style", "--chat, --no-chat"))
         judge = reward_judge(model, tokenizer, dial, chat=args.chat)
     with progress.bar("judging", len(first), "prompts") as update:
         found = compare_answers(first, second, judge, update)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import ConfigError, DataError, DialError, ModelError, near
+from trimtab.errors import ConfigError, DialError, ModelError, near
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
@@ -79,43 +78,6 @@ def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[st
                     f"which the {dial.info.method or dial.kind} dial was measured "
                     f"({low:g} to {high:g})"
                 )
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Prompts of a file: a text file has one a line; JSON a list, and JSON lines an object a line, of
-    texts or of objects with `prompt`, `instruction`, `question` or `turns`.
-
-    Raises:
-        DataError: it cannot be read, is not JSON, or an entry has no prompt.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if file.suffix not in (".json", ".jsonl"):
-        return [line for _, line in lines]
-    try:
-        if file.suffix == ".json":
-            entries = list(enumerate(json.loads(text), 1))
-        else:
-            entries = [(n, json.loads(line)) for n, line in lines]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: not JSON ({error})") from error
-    return [_prompt(entry, f"{file}:{n}") for n, entry in entries]
-
-
-def _prompt(entry: Any, where: str) -> str:
-    for name in ("prompt", "instruction", "question", "turns"):
-        if isinstance(entry, dict) and name in entry:
-            entry = entry[name]
-    if isinstance(entry, list) and len(entry) == 1:
-        entry = entry[0].get("content") if isinstance(entry[0], dict) else entry[0]
-    if not isinstance(entry, str) or not entry.strip():
-        raise DataError(
-            f"{where}: expected a text, or an object with prompt, instruction, question or turns"
-        )
-    return entry
 
 
 def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:

@@ -249,7 +249,7 @@ class VectorDial(Dial):
         if self.condition is not None:
             note["condition"] = {
                 name: getattr(self.condition, name)
-                for name in ("site", "threshold", "over", "above")
+                for name in ("site", "threshold", "over", "above", "prompt_style", "rendering")
             }
         return note
 
@@ -277,6 +277,8 @@ class VectorDial(Dial):
         if len(sites) != len(vectors):
             raise DialError(f"{len(sites)} sites, but {len(vectors)} vectors")
         levels, condition = settings.get("levels"), settings.get("condition")
+        # One that does not say so is from before it was written down: found on plain text.
+        condition = condition and {"prompt_style": "plain", **condition}
         dial = cls(
             dict(zip(sites, vectors, strict=True)),
             dict(zip(sites, settings["scales"], strict=True)),

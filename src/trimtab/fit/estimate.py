@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, row_length, trimmed
+from trimtab.batching import Encoded, Layout, Schedule, by_answer, row_length, trimmed
 from trimtab.readout import Needs
 from trimtab.states import depth
 
@@ -68,7 +68,7 @@ def estimate_training(
     rows = trimmed(encoded, layout)
     widths = [max(row_length(rows[i], layout) for i in m) for m in schedule.microbatches]
     lines = [
-        sum(len(rows[i].answers) for i in m) if layout == "padded" else len(m)
+        sum(len(rows[i].answers) for i in m) if by_answer(layout, *(rows[i] for i in m)) else len(m)
         for m in schedule.microbatches
     ]
     padded = [w * n for w, n in zip(widths, lines, strict=True)]

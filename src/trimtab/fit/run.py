@@ -72,7 +72,8 @@ def fit(
     Raises:
         ConfigError: unknown method, or `out` holds another run.
         DataError: the pairs cannot be used.
-        TrainingError: the loss is not finite, or no checkpoint can be written.
+        TrainingError: the loss is not finite, gradients through the base are wrong, or no checkpoint
+            can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = _named(recipe)
@@ -80,6 +81,7 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     model = models.unwrapped(model)
     check_bare(model, "fitting")
+    models.settle(model)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
         raise ConfigError(
@@ -101,6 +103,7 @@ def fit(
             "limit": limit,
             "max_length": max_length,
             "prompt_style": prompt_style,
+            "read_as": _read_as(data, prompt_style),
             **({"rendering": record} if record else {}),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
@@ -164,6 +167,14 @@ def _has_chat(data: PairSet | Contrast) -> bool:
     return isinstance(data, PairSet) and any(pair.conversational for pair in data)
 
 
+def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
+    """In which format the dial's texts are read: chat messages go through the template in any case;
+    of a contrast of token ids nobody knows."""
+    if isinstance(data, Contrast):
+        return "auto"
+    return "chat" if all(pair.conversational for pair in data) else prompt_style
+
+
 # ---- the folder ---------------------------------------------------------------------------------
 
 
@@ -186,7 +197,9 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
         return None
     dial = Dial.from_pretrained(folder)
     # What evaluation adds to a saved dial does not make it another run.
-    if dataclasses.replace(dial.info, measured={}) != info:
+    later = {"read_as": info.config["read_as"]}  # from before it was written down
+    saved = dataclasses.replace(dial.info, measured={}, config={**later, **dial.info.config})
+    if saved != info:
         raise ConfigError(
             f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
         )

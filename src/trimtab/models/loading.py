@@ -9,8 +9,8 @@ import torch
 from trimtab.errors import ModelError
 from trimtab.models.files import DEFAULT_MODEL, locate
 from trimtab.models.identity import Source, _sources, digest_of_parameters
-from trimtab.models.quantised import settle
-from trimtab.models.quantising import check_attention, quantising, unpack_floats
+from trimtab.models.quantised import check_attention, settle
+from trimtab.models.quantising import quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

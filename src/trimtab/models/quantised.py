@@ -85,12 +85,19 @@ def bare(module: Any, x: Tensor) -> Tensor:
 
 
 def settle(model: nn.Module) -> None:
-    """Bring layers that repack their weights when they first run into the layout that has a gradient.
+    """Make a model ready to be read and trained on: layers that repack their weights when they first
+    run are brought into the layout that has a gradient, and stay in it.
 
     bitsandbytes' 4-bit layers on a CPU with AVX512-BF16 repack their weights in a pass without
     gradients, and from then on hand no gradient to their input, without an error; saving them
     then gives other weights. Layers of compressed-tensors are decompressed in the first pass.
+
+    Raises:
+        ModelError: the model is set to an attention kernel that its device cannot run.
     """
+    config: Any = getattr(model, "config", None)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    check_attention(getattr(config, "_attn_implementation", None), device)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -106,6 +113,38 @@ def settle(model: nn.Module) -> None:
                 decompress_module(module)
         model.ct_decompress_hook.remove()  # type: ignore[union-attr,operator]
         del model.ct_decompress_hook
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Within it layers that round their inputs compute as they do in training, where their library
+    has a way for it: bitsandbytes' 8-bit layers, on a CPU, with inputs as they are. Their rows then
+    do not depend on one another, and gradients are those on the dequantised weights."""
+
+    def begin(module: nn.Module, _: Any) -> None:
+        module.training = True
+
+    def end(module: nn.Module, _: Any, __: Any) -> None:
+        module.training = False
+
+    handles: list[Any] = []
+    for module in model.modules():
+        if hasattr(getattr(module, "state", None), "SCB"):
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(end, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_attention(attention: str | None, device: torch.device) -> None:
+    """Raise ModelError for an attention kernel that ends the process instead of raising an error."""
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ModelError(
+            "attention flex_attention does not run on a CPU: choose sdpa or eager, or a GPU"
+        )
 
 
 def rows_depend(model: nn.Module) -> str:

@@ -55,18 +55,3 @@ def unpack_floats(model: nn.Module, dtype: torch.dtype) -> None:
     )
     if dequantised and not any(is_quantised(m) for m in model.modules()):
         model.to(dtype)
-
-
-def check_attention(attention: str | None, device: torch.device) -> None:
-    """Raise ModelError for an attention kernel that ends the process instead of raising an error."""
-    if attention == "flex_attention" and device.type == "cpu":
-        raise ModelError(
-            "attention flex_attention does not run on a CPU: choose sdpa or eager, or a GPU"
-        )
-
-
-def check_runs(model: nn.Module) -> None:
-    """Raise ModelError where a model is set to an attention kernel that its device cannot run."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    config: Any = getattr(model, "config", None)
-    check_attention(getattr(config, "_attn_implementation", None), device)

@@ -460,7 +460,7 @@ class _Run:
     def _with(self, dial: Dial, alpha: float, test: str) -> list[Tensor]:
         """States at the head of every answer with a dial attached."""
         encoded, site = self.encoded[test], head_site(self.model)
-        layout = layout_for(self.model, "predicting")
+        layout = layout_for(self.model, "predicting", encoded)
         device = next(self.model.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
         with dial(self.model, alpha):

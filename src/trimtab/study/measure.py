@@ -344,6 +344,7 @@ def _generations(cell: Cell, stage: Stage, dial: Dial | None) -> Rows:
         dial,
         alphas,
         sampling=Sampling(max_new_tokens=m.new_tokens),
+        prompt_style="auto",  # the same for all that are compared
     )
     return [
         {
