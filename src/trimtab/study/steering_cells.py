@@ -272,6 +272,7 @@ def _answers(
         dial,
         alphas,
         sampling=Sampling(max_new_tokens=stage.dosing.new_tokens),
+        rendering=stage.dosing.rendering,
     )
     asked = [q[-1]["content"] for q in stage.questions]
     return [
