@@ -23,7 +23,7 @@ from trimtab import models
 from trimtab.batching import Encoded, collate
 from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ModelError, TrainingError
 from trimtab.export import check, export, run
 from trimtab.fit import fit

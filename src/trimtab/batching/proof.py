@@ -192,14 +192,12 @@ Truth = dict[int, Tensor]
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The bare model in eval mode, without gradients."""
-    was_training, token = model.training, BARE.set(True)
-    model.eval()
+    token = BARE.set(True)
     try:
-        with torch.no_grad():
+        with models.reading(model), torch.no_grad():
             yield
     finally:
         BARE.reset(token)
-        model.train(was_training)
 
 
 def _prove(model: nn.Module, rows: Sequence[Row], width: int) -> Proof:

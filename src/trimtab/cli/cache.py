@@ -69,7 +69,7 @@ def main(words: list[str]) -> None:
         args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
     )
     encoded = encode(data, tokenizer, max_length=args.max_length, prompt_style=args.prompt_style)
-    progress.rendered(data.name, len(data), encoded, args.max_length)
+    progress.rendered(data.name, len(data), encoded, args.max_length, models.context(model))
     named = [head_site(model) if s.strip() == "head" else s for s in args.sites.split(",")]
     sites = parse_sites(",".join(named), models.n_layers(model))
     with progress.bar("storing hidden states", encoded.n_answers, "answers") as update:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.batching import spans
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, ModelError
@@ -209,19 +209,10 @@ def _continue(
         # One alpha for all is passed as a number: 0 then attaches nothing at all.
         alpha = strengths[0] if len(set(strengths)) == 1 else torch.tensor(strengths)
         with dial(model, alpha, force=force) if dial is not None else nullcontext():
-            try:
-                if way == "plain":
-                    drawn = [_plainly(model, part[0], ends, sampling)]
-                else:
-                    drawn = _by_generate(model, tokenizer, part, ends, sampling)
-            except (IndexError, RuntimeError) as error:
-                if not re.search("index.*out of (range|bounds)", str(error)):
-                    raise
-                longest = max(map(len, part)) + sampling.max_new_tokens
-                raise ModelError(
-                    f"{type(model).__name__}: {longest} tokens, prompt and continuation, are more "
-                    "than it has positions for; shorten the prompts or --max-new-tokens"
-                ) from error
+            if way == "plain":
+                drawn = [_plainly(model, part[0], ends, sampling)]
+            else:
+                drawn = _by_generate(model, tokenizer, part, ends, sampling)
         found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
     return found
 
@@ -245,7 +236,7 @@ def _by_generate(
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
     )
-    with own_settings(model):
+    with models.reading(model), own_settings(model):
         out = model.generate(**given, generation_config=settings)
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 

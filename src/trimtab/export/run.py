@@ -251,7 +251,7 @@ def _known(dial: Dial, model: Any, rows: list[Tensor], alpha: float, file: Path)
     """Write the fixed set with the logits of the bare model and of the dial."""
     tensors = {}
     for on, context in (("bare", nullcontext()), ("dialled", dial(model, alpha, force=True))):
-        with context:
+        with models.reading(model), context:
             for i, ids in enumerate(rows):
                 logits = model(input_ids=ids, use_cache=False).logits
                 tensors |= {f"ids_{i}": ids.cpu(), f"{on}_{i}": logits.float().cpu().contiguous()}
