@@ -20,7 +20,8 @@ import transformers
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded, collate
+from trimtab.batching import Encoded, collate, layout_of
+from trimtab.cache import collect
 from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.targets import linear_modules
@@ -729,3 +730,52 @@ def test_the_command_line_says_nothing_of_quantisers() -> None:
         [sys.executable, "-m", "trimtab", "methods"], capture_output=True, text=True, check=True
     )
     assert ran.stderr == ""
+
+
+def outlying(folder: Path) -> Any:
+    """An 8-bit model some of whose inputs are outliers, as those of real models are."""
+    model = plain()
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data[::7] *= 4
+    where = folder.parent / "outlying"
+    model.save_pretrained(where)
+    return ACTIVATIONS_TOO["bnb-int8"](where)
+
+
+def test_rows_of_eight_bit_layers_are_read_one_by_one(folder: Path, rows: Encoded) -> None:
+    model = outlying(folder)
+    truth = []
+    for row in rows.rows:
+        for answer in row.answers:
+            ids = torch.tensor([[*row.prompt, *answer]])
+            scored = logits(model, ids)[0, :-1].log_softmax(-1)
+            found = scored.gather(-1, ids[0, 1:, None])[len(row.prompt) - 1 :, 0]
+            truth.append(found.sum())
+    together = collect(model, rows, logps=True).logps
+    assert together is not None
+    with pytest.warns(UserWarning, match="one by one"):
+        assert layout_of(outlying(folder), rows) == "alone"
+    assert torch.allclose(together, torch.stack(truth), atol=1e-4)
+    batched = read(model, collate(rows, [0, 1, 2], "padded"), logps=True).logps
+    assert batched is not None
+    assert (batched - torch.stack(truth)).abs().max() > 1e-2  # what it would have been
+
+
+def test_training_on_eight_bit_layers_starts_at_log_two(
+    folder: Path, few_pairs: PairSet, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = outlying(folder)
+    with models.differentiable(model):
+        assert models.rows_depend(model) == ""
+    assert models.rows_depend(model)
+    settings = TrainSettings(pairs_per_step=6, max_steps=1)
+    fit(
+        replace(method("dpo").recipe, train=settings),
+        model,
+        tokenizer,
+        few_pairs,
+        out=tmp_path / "dial",
+    )
+    first = json.loads((tmp_path / "dial" / "training.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert layout_of(model) == "alone"  # not what training has found to hold
