@@ -123,7 +123,7 @@ class VectorDial(Dial):
             if self.operator == "add" and not self.keep_norm:
                 step = self.step(site)
                 said: set[str] = set()
-                change, fused = partial(_add, step, said), partial(_add_fused, step, said)
+                change, fused = partial(_add, step, said=said), partial(_add_fused, step, said=said)
             else:
                 change, fused = partial(_change, self._operation(site), self.keep_norm), None
             edits.append(Edit(site, VECTOR, change, self.positions, self.condition, fused))
@@ -303,11 +303,14 @@ class VectorDial(Dial):
         return dial
 
 
-def _add(step: Tensor, said: set[str], _: Tensor, y: Tensor, alpha: float | Tensor) -> Tensor:
+def _add(
+    step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor, said: set[str] | None = None
+) -> Tensor:
     # The product is taken in float32 and rounded once: small steps survive in half precision.
     moved = alpha * step.to(y.device)
     new = y + moved.to(y.dtype)
-    _say_lost(moved, y, new, said)
+    if said is not None:
+        _say_lost(moved, y, new, said)
     return new
 
 
@@ -327,14 +330,16 @@ def _say_lost(moved: Tensor, y: Tensor, new: Tensor, said: set[str]) -> None:
         )
 
 
-def _add_fused(step: Tensor, said: set[str], alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _add_fused(
+    step: Tensor, alpha: float, said: set[str] | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     moved: Tensor | None = None
 
     def run(_: Tensor, y: Tensor) -> Tensor:
         nonlocal moved
         if moved is None or moved.dtype != y.dtype or moved.device != y.device:
             moved = (alpha * step.to(y.device)).to(y.dtype)
-        if not said and y.dtype.itemsize < 4:
+        if said is not None and not said and y.dtype.itemsize < 4:
             _say_lost(alpha * step.to(y.device), y, y + moved, said)
         return y + moved
 
