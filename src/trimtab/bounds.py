@@ -56,6 +56,8 @@ Smoothing = Annotated[float, Within(0, 0.5, "[)")]
 """Probability that a label is wrong."""
 Endless = Annotated[float, Within(0, math.inf)]
 """Infinity means never."""
+Rate = Annotated[float, Within(0, 1e30, "(]")]
+"""A learning rate: any may be tried, a loss that is not finite ends the run."""
 Count = Annotated[int, Within(1, MOST_INT)]
 Whole = Annotated[int, Within(0, MOST_INT)]
 Several = Annotated[int, Within(2, MOST_INT)]
@@ -82,18 +84,28 @@ class Bounded:
             cls.group = f"{group}."
 
     def __post_init__(self) -> None:
-        for name, value, expected in wrong(self):
-            raise ConfigError(f"{self.group}{name} is {value}; expected {expected}")
+        check(self, f"{self.group}{{}} is")
 
 
-def wrong(settings: Any) -> Iterator[tuple[str, str, str]]:
-    """The fields of a dataclass that are no values of their types: name, value, what was expected."""
+def check(settings: Any, named: str) -> None:
+    """Raise ConfigError for the first field of a dataclass that is no value of its type.
+
+    Args:
+        named: how the text begins, with the field's name at `{}`.
+    """
     for name, hint in hints(type(settings)).items():
         value = getattr(settings, name)
-        if not _fits(value, hint):
-            shown = f"{value}" if isinstance(value, int | float) else repr(value)
-            close = near(str(value), [v for v in _choices(hint) if isinstance(v, str)])
-            yield name, shown[:80] + close, _expected(hint, value)
+        if _fits(value, hint):
+            continue
+        place, expected = named.format(name), _expected(hint, value)
+        if isinstance(value, tuple | list):
+            given = " ".join(f"{v:g}" if isinstance(v, float) else f"{v}" for v in value)
+            raise ConfigError(
+                f"{place.removesuffix(' is')}: expected {expected}, given {given[:80]}"
+            )
+        shown = f"{value}" if isinstance(value, int | float) else repr(value)
+        close = near(str(value), [v for v in _choices(hint) if isinstance(v, str)])
+        raise ConfigError(f"{place} {shown[:80]}{close}; expected {expected}")
 
 
 @cache
@@ -144,7 +156,7 @@ def _fits(value: Any, hint: Any, within: Within | None = None) -> bool:
 
 
 def _expected(hint: Any, value: Any) -> str:
-    number = isinstance(value, Real) and not isinstance(value, bool)
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
     texts = []
     for part in _parts(hint):
         ranges = list(_ranges(part))
@@ -152,9 +164,12 @@ def _expected(hint: Any, value: Any) -> str:
         if choices := [str(v) for v in get_args(bare)] if get_origin(bare) is Literal else []:
             texts.append(f"one of {', '.join(choices)}")
         elif get_origin(bare) is tuple:
-            texts.append("a list, of " + (str(ranges[0]) if ranges else "values of its type"))
-        elif ranges and number and (value not in ranges[0] or value != value):
-            texts.append(ranges[0].told(value))
+            inner = get_args(bare)[0]
+            base = get_args(inner)[0] if get_origin(inner) is Annotated else inner
+            kind = {float: "finite numbers", int: "whole numbers", str: "texts"}.get(base, "a list")
+            texts.append(", each ".join([kind, *map(str, ranges)]))
+        elif ranges and number is not None and number not in ranges[0]:
+            texts.append(ranges[0].told(number))
         elif bare in _WORDS:
             texts.append(_WORDS[bare])
     return " or ".join(texts) or "another value"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials, warn_range
 from trimtab.errors import ConfigError, DataError
@@ -22,9 +23,9 @@ class Args:
     """Hub id, folder, .gguf file, or smollm2-135m."""
     alpha: str = "1"
     """Strength: a number, or none, light, standard, strong, maximum."""
-    steps: int = 12
+    steps: Count = 12
     """At most so many tokens."""
-    top: int = 5
+    top: Count = 5
     """So many promoted and so many demoted tokens a step."""
     prompt_style: Literal["auto", "plain", "chat"] = "auto"
     """`chat`: in the model's chat template; `auto`: where there is one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
@@ -33,7 +34,7 @@ class Args:
     """The reward dial's model."""
     chat: bool = False
     """The reward dial reads prompt and answer in the chat template."""
-    n: int | None = None
+    n: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""

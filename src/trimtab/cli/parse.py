@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from trimtab.bounds import described, hints, wrong
+from trimtab.bounds import check, described, hints
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
@@ -76,8 +76,7 @@ def parse(
             registry=_RANGES,
             **given,
         )
-    for name, value, expected in wrong(found):
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+    check(found, "--{}")
     if _checking.get():
         raise Checked
     return found
@@ -102,12 +101,12 @@ def _with_ranges(
     known = hints(info.type)
 
     def help_of(text: Any, limits: str) -> str:
-        said = (text() if callable(text) else text) or ""
+        said = str((text() if callable(text) else text) or "")
         return f"{said} ({limits})" if limits not in said else said
 
     fields = tuple(
         dataclasses.replace(f, helptext=partial(help_of, f.helptext, limits))
-        if (limits := described(known[f.name]))
+        if (limits := described(known[f.name]).removeprefix("a number "))
         else f
         for f in spec.fields
     )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from trimtab.bounds import BelowOne, Bounded, Count, Endless, NonNegative, Positive, Share, Within
+from trimtab.bounds import (
+    BelowOne,
+    Bounded,
+    Count,
+    Endless,
+    NonNegative,
+    Positive,
+    Rate,
+    Share,
+    Within,
+)
 from trimtab.errors import ConfigError
 from trimtab.objectives import Objective
 from trimtab.spaces import TRAINABLE
@@ -41,7 +50,7 @@ class TrainSettings(Bounded, group="train"):
     """Passes over the pairs."""
     max_steps: Count | None = None
     """Upper limit of optimizer steps."""
-    learning_rate: Positive = 5e-4
+    learning_rate: Rate = 5e-4
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """The learning rate after warm-up."""
@@ -49,8 +58,8 @@ class TrainSettings(Bounded, group="train"):
     """Share of the steps over which the rate rises."""
     weight_decay: NonNegative = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: Annotated[float, Within(0, math.inf, "(]")] = 1.0
-    """The gradient's norm is clipped to this."""
+    max_grad_norm: Endless = 1.0
+    """The gradient's norm is clipped to this; at 0 it never is."""
     microbatch_tokens: Count = 2048
     """Padded positions of a microbatch: memory grows with it, the gradient stays the same."""
     checkpoint_seconds: Endless = 60.0
@@ -78,7 +87,7 @@ class SpaceSettings(Bounded, group="space"):
     """hra: reflections (38); suppressed: tokens whose unembedding rows span the space (64)."""
     share: Annotated[float, Within(0, 1, "()")] = 0.5
     """svd: the squared energy of embedding and unembedding that is left out."""
-    learning_rate: Positive | None = None
+    learning_rate: Rate | None = None
     """Of a trainable space (by default the dial's)."""
     weight_norm: NonNegative = 1.0
     """Weight of the penalty on changed lengths, for trainable spaces that are no isometry."""
