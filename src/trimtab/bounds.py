@@ -22,24 +22,28 @@ MOST, MOST_INT = 1e6, 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """A range of numbers; `ends` says which of its ends belong to it, as in `(]`."""
+    """A range; `ends` says which of its ends belong to it, as in `(]`."""
 
     low: float
     high: float = MOST
     ends: Literal["[]", "(]", "[)", "()"] = "[]"
+    of: str = "a number"
+    """What it is a range of."""
 
     def __contains__(self, value: float) -> bool:
         above = value >= self.low if self.ends[0] == "[" else value > self.low
         return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
 
     def __str__(self) -> str:
+        if self.ends[0] == "[" and self.of != "a number":
+            return f"{self.of}, {dataclasses.replace(self, of='a number')}"
         low, high, few = f"{self.low:g}", f"{self.high:g}", self.high < MOST
         if self.ends == "()":
-            return f"a number between {low} and {high}"
+            return f"{self.of} between {low} and {high}"
         if self.ends == "[)":
             return f"{low} up to below {high}"
         if self.ends == "(]":
-            return f"above {low}, at most {high}" if few else f"a number above {low}"
+            return f"above {low}, at most {high}" if few else f"{self.of} above {low}"
         return f"{low} to {high}" if few else f"{low} or more"
 
     def told(self, value: float) -> str:
@@ -63,7 +67,7 @@ Whole = Annotated[int, Within(0, MOST_INT)]
 Several = Annotated[int, Within(2, MOST_INT)]
 """2 or more: for what needs something to compare with."""
 Seed = Annotated[int, Within(0, 2**32 - 1)]
-Strength = Annotated[float, Within(-1e4, 1e4)]
+Strength = Annotated[float, Within(-1e4, 1e4, of="a finite number")]
 """alpha."""
 
 
@@ -105,7 +109,8 @@ def check(settings: Any, named: str) -> None:
             )
         shown = f"{value}" if isinstance(value, int | float) else repr(value)
         close = near(str(value), [v for v in _choices(hint) if isinstance(v, str)])
-        raise ConfigError(f"{place} {shown[:80]}{close}; expected {expected}")
+        after = ":" if place.startswith("--") and not close else ";"
+        raise ConfigError(f"{place} {shown[:80]}{close}{after} expected {expected}")
 
 
 @cache

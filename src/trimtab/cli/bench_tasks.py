@@ -57,10 +57,7 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
-    about = (
-        "Tasks of lm-evaluation-harness: its own figures on a dialled model, and multiple choice "
-        "ranked by reward, or by reward + log-prob."
-    )
+    about = "Tasks of lm-evaluation-harness with its own figures; multiple choice by reward, too."
     args = parse(Args, words, verb="bench-tasks", about=about)
     from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
     from trimtab.evaluate.harness import bench_tasks

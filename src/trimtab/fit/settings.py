@@ -126,7 +126,7 @@ class ProjectionSettings(Bounded, group="projection"):
     of: Literal["weights", "signal"] = "weights"
     """weights: ProjGrad, the gradient of the adapter at each step; signal: ProjBP, what is
     propagated back through the modules' outputs."""
-    keep: NonNegative | None = None
+    keep: Share | None = None
     """Share of what is off the direction that is kept all the same (by default 0; published: 0.8
     for weights, 0.2 for the signal)."""
     clip: NonNegative | None = None

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.bounds import BelowOne, Bounded, NonNegative, Strength
+from trimtab.bounds import Bounded, NonNegative, Strength, Within
 from trimtab.errors import ConfigError
+
+Cosine = Annotated[float, Within(0, 1, "[)", "a cosine")]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Falloff(Bounded, group="falloff"):
         ConfigError: `start` outside 0..1 (1 left out), or a negative power.
     """
 
-    start: BelowOne = 0.0
+    start: Cosine = 0.0
     """Cosine below which nothing happens: cos of the largest angle that is touched."""
     top: Strength = 1.0
     """Strength at full alignment."""
@@ -49,7 +52,7 @@ class Linear(Bounded, group="falloff"):
     With `end` below or near `start`, an aligned state is turned to the rim of the cone.
     """
 
-    start: BelowOne = 0.0
+    start: Cosine = 0.0
     """Cosine of the largest angle that is touched."""
     end: float = 0.0
     """Alignment left at full alignment."""
@@ -72,7 +75,7 @@ class Bezier(Bounded, group="falloff"):
         ConfigError: parallel tangents, which meet nowhere.
     """
 
-    start: BelowOne = 0.0
+    start: Cosine = 0.0
     """Cosine of the largest angle that is touched."""
     end: float = 0.5
     """Alignment left at full alignment."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.bounds import Bounded, Positive, check
+from trimtab.bounds import Bounded, Positive, Within, check
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
 
@@ -102,7 +102,7 @@ class AngularAnchor(Bounded):
     """The concept's dimension."""
     sign: Literal[1, -1] = 1
     """Which end of the axis."""
-    enough: float = 1.0
+    enough: Annotated[float, Within(-1, 1, of="a cosine")] = 1.0
     """A hinge: samples this close are left alone, and their loss is 0."""
 
     def __call__(self, z: Float[Tensor, "... sample d"]) -> Float[Tensor, "... sample"]:

@@ -178,8 +178,6 @@ def tune(
     """
     if not importlib.util.find_spec("optuna"):
         raise ConfigError("tune: Optuna is not installed (pip install 'trimtab[tune]')")
-    if search.trials < 1 or search.threads < 1 or search.seed < 0:
-        raise ConfigError("tune: trials and threads are at least 1, a seed at least 0")
     out = free_folder(out, NOTE)
     named = read_settings(search.recipes).method(method)
     if not named.trained and getattr(named.recipe, "estimator", "") == "random":
