@@ -26,6 +26,7 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import Encoded, Row
+from trimtab.batching.spans import BARE
 from trimtab.cache import Store
 from trimtab.errors import ModelError
 from trimtab.pairs import Pair, PairSet
@@ -315,12 +316,13 @@ def smollm2() -> tuple[Any, Any]:
 
 
 def count_calls(*modules: nn.Module) -> tuple[list[int], Callable[[], None]]:
-    """How often each module is called from now on, and a function that ends the counting."""
+    """How often each module is called from now on, proofs left out, and a function that ends the
+    counting."""
     counts = [0] * len(modules)
 
     def hook(index: int) -> Callable[..., None]:
         def run(*_: Any) -> None:
-            counts[index] += 1
+            counts[index] += not BARE.get()
 
         return run
 

@@ -98,7 +98,7 @@ def gradients(
     module: FitModule, encoded: Encoded, microbatches: Sequence[Sequence[int]] | None = None
 ) -> tuple[float, list[torch.Tensor]]:
     """Sum of the pairs' losses and its gradient, over microbatches of rows."""
-    layout = layout_of(module.model)
+    layout = layout_of(module.model, encoded)
     module.zero_grad()
     total = 0.0
     with module.dial(module.model, 1.0, training=True):

@@ -65,7 +65,7 @@ def test_cached_ahead(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_generate_shows_the_difference(here: Path) -> None:
     words = ["generate", "--model", here / "model", "--prompt", "The train of 3 is"]
-    bare = trimtab(*words, "--max-new-tokens", "5")
+    bare = trimtab(*words, "--max-new-tokens", "5", "--prompt-style", "plain")
     done = trimtab(
         *words, "--dial", here / "iav", "--alpha", "0", "-1", "maximum", "--max-new-tokens", "5"
     )
@@ -75,6 +75,12 @@ def test_generate_shows_the_difference(here: Path) -> None:
     assert lines[0] in bare.out.replace("\r", "")
     assert "warning: alpha -1 is out of the range" in done.err
     assert "(0 to 2)" in done.err
+    assert "prompts go in as plain text, as the dial iav was fitted" in done.err
+    chat = trimtab(*words, "--max-new-tokens", "5")
+    same = ["--dial", here / "iav", "--alpha", "0", "--prompt-style", "auto"]
+    told = trimtab(*words, *same, "--max-new-tokens", "5")
+    assert (told.out, told.err) == (chat.out, ""), "told otherwise"
+    assert chat.out != bare.out
 
 
 def test_evaluation_files(here: Path, tmp_path: Path) -> None:
@@ -185,7 +191,10 @@ def test_what_is_refused(here: Path, refused, tmp_path: Path) -> None:
         ([*generate, "--n", "0"], "expected 1 or more"),
         ([*generate, "--drawing.keep", "2"], "keep is 2"),
         (["generate", *model], "give --prompt TEXT, --prompts FILE or --pairs SPEC"),
-        (["generate", *model, "--prompts", text], "a.json:1: expected a text, or an object with"),
+        (
+            ["generate", *model, "--prompts", text],
+            "a.json: entry 1: expected a text, or an object with",
+        ),
         (["judge", answers, answers], "give --endpoint URL or --reward DIR"),
         (["judge", text, answers, "--endpoint", "http://127.0.0.1:9/v1"], "expected AlpacaEval's"),
         (["judge", answers, answers, "--endpoint", "here"], "no address"),
@@ -317,3 +326,22 @@ def test_processes_that_make_no_sense(here: Path, refused, tmp_path: Path) -> No
     words = fit_words(here, "iav", tmp_path / "out")
     for count in ("0", "two", "-1"):
         assert "expected a number above 0, or auto" in refused(*words, f"--processes={count}")
+
+
+def test_chats_and_system_texts_of_prompts(here: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    asked = {"prompt": [*chat, {"role": "user", "content": "three"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(asked) + "\n")
+    words = ["generate", "--model", here / "model", "--max-new-tokens", "4"]
+    done = trimtab(*words, "--prompts", tmp_path / "a.jsonl")
+    assert done.code == 0, done.err
+    assert "user: one\n\nassistant: two\n\nuser: three\n" in done.out
+    asked["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    (tmp_path / "b.jsonl").write_text(json.dumps(asked) + "\n")
+    led = trimtab(*words, "--prompts", tmp_path / "b.jsonl").out.splitlines()[-1]
+    given = trimtab(*words, "--prompts", tmp_path / "a.jsonl", "--system", "Be brief.")
+    assert given.out.splitlines()[-1] == led != done.out.splitlines()[-1]
+    (tmp_path / "c.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    bad = trimtab(*words, "--prompts", tmp_path / "c.jsonl")
+    assert (bad.code, bad.out) == (2, "")
+    assert f"{tmp_path / 'c.jsonl'}:2: expected a text" in bad.err

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,12 @@ from trimtab import models
 from trimtab.batching import Encoded, collate
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.linear import linear_modules
-from trimtab.errors import ModelError
+from trimtab.errors import ModelError, TrainingError
+from trimtab.fit import fit
+from trimtab.fit.methods import method
+from trimtab.fit.probe import _differs, check_gradients
+from trimtab.fit.settings import TrainSettings
+from trimtab.pairs import PairSet
 from trimtab.states import read
 
 VOCAB, WIDTH = 320, 64
@@ -483,3 +491,145 @@ def test_heads_of_quantised_lm_heads(folder: Path, kind: str, rows: Encoded) -> 
     found = read(model, collate(rows, [0], "padded"), logps=True).logps
     assert found is not None
     assert found.isfinite().all()
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def slopes(model: nn.Module, dial: AdapterDial, rows: Encoded) -> Tensor:
+    """The gradient of a DPO-like loss with respect to every weight of a LoRA, in one line."""
+    dial.requires_grad_(True)
+    batch = collate(rows, [0, 1], "padded")
+    with dial(model, 1.0, training=True):
+        found = read(model, batch, logps=True).logps
+        assert found is not None
+        loss = -torch.nn.functional.logsigmoid(found[::2].sum() - found[1::2].sum())
+        grads = torch.autograd.grad(loss, [*dial.A, *dial.B])
+    return torch.cat([g.flatten() for g in grads])
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "torchao-dynamic"])
+def test_the_gradient_of_a_lora_is_that_on_the_dequantised_model(
+    quantised: Callable[..., Any], kind: str, rows: Encoded
+) -> None:
+    model = quantised(kind, fresh=True)
+    logits(model)  # as every fit reads its reference first
+    check_gradients(model)
+    logits(model)
+    mine = slopes(model, lora(model), rows)
+    expected = slopes(models.plain_copy(model), lora(model), rows)
+    assert torch.cosine_similarity(mine, expected, 0) > 0.998
+
+
+class Frozen(nn.Linear):
+    """A layer of a careless library: it computes without a graph."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(input)
+
+
+class Rounded(nn.Linear):
+    """A layer that rounds its input, with no gradient through the rounding but through its scale."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        scale = input.abs().amax(-1, keepdim=True) / 127
+        return super().forward((input / scale).round() * scale)
+
+
+class Halved(nn.Module):
+    """Scales gradients alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return 0.5 * y + (0.5 * y).detach()
+
+
+def careless(make: Callable[[nn.Linear], nn.Module], name: str = "up_proj") -> Any:
+    model = plain()
+    for layer in model.model.layers:
+        old = getattr(layer.mlp, name)
+        setattr(layer.mlp, name, make(old))
+    return model
+
+
+def as_kind(kind: type[nn.Linear]) -> Callable[[nn.Linear], nn.Module]:
+    def make(old: nn.Linear) -> nn.Module:
+        new = kind(old.in_features, old.out_features, bias=False)
+        new.weight = old.weight
+        return new
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: careless(as_kind(Frozen)), "rises otherwise"),
+        (lambda: careless(Halved), "rises otherwise"),
+        (lambda: careless(Halved, "down_proj"), "rises otherwise"),
+    ],
+)
+def test_a_base_with_wrong_gradients_is_not_trained_on(
+    build: Callable[[], Any], said: str, few_pairs: PairSet, tokenizer: Any
+) -> None:
+    model = build()
+    check_gradients(plain())
+    with pytest.raises(TrainingError, match=said):
+        fit("dpo", model, tokenizer, few_pairs)
+    assert fit("mean", model, tokenizer, few_pairs).kind == "vector"
+
+
+def test_dynamically_quantised_activations_are_not_trained_on(
+    quantised: Callable[..., Any], few_pairs: PairSet, tokenizer: Any
+) -> None:
+    model = quantised("torchao-dynamic", fresh=True)
+    for name in ("dpo", "gradient_mean"):
+        with pytest.raises(TrainingError, match=r"layers\.0.*torchao.*no gradient to its input"):
+            fit(name, model, tokenizer, few_pairs)
+    assert fit("mean", model, tokenizer, few_pairs).kind == "vector"
+
+
+def test_a_gradient_through_rounding_is_told_from_the_weights() -> None:
+    layer = as_kind(Rounded)(nn.Linear(64, 64, bias=False))
+    weight = models.dense_weight(layer)
+    assert "cosine" in _differs(layer, weight, torch.float32)
+    assert _differs(nn.Linear(64, 64), torch.eye(64), torch.float32)  # another weight
+    plain_layer = nn.Linear(64, 32)
+    assert not _differs(plain_layer, plain_layer.weight.detach(), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["bnb-nf4", "bnb-nested", "hqq"])
+def test_dpo_learns_what_it_learns_on_the_dequantised_model(
+    quantised: Callable[..., Any], kind: str, few_pairs: PairSet, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = TrainSettings(learning_rate=3e-3, pairs_per_step=6, max_steps=6, epochs=6)
+    recipe = replace(method("dpo").recipe, train=settings)
+    losses = []
+    model = quantised(kind, fresh=True)
+    logits(model)
+    for name, base in (("quantised", model), ("copy", models.plain_copy(model))):
+        fit(recipe, base, tokenizer, few_pairs, out=tmp_path / name)
+        history = (tmp_path / name / "training.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in history])
+    assert losses[0][0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0][-1] < 0.6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "qwen3moe", "opt", "mamba"])
+def test_sound_bases_pass_the_probe(tiny: Callable[..., Any], name: str) -> None:
+    model = tiny(name)
+    check_gradients(model)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_kernel_that_would_end_the_process_is_refused(few_pairs: PairSet, tokenizer: Any) -> None:
+    model = plain()
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ModelError, match="does not run on a CPU"):
+        fit("mean", model, tokenizer, few_pairs)

@@ -509,6 +509,7 @@ def test_rewards_of_drawn_candidates(
     the finished texts, the end marker's state included, by the bare model."""
     from trimtab.batching import Encoded, Row
     from trimtab.evaluate.generation import encode_prompt
+    from trimtab.rendering import end_ids
 
     model = tiny("llama")
     reward = drawn(aggregate=aggregate, over=over, sites=(2, "final"))
@@ -521,7 +522,8 @@ def test_rewards_of_drawn_candidates(
     found = draw(model, tokenizer, "The sky", reward, Drawing(n=6), dial=dial, sampling=SAMPLING)
     assert len(found) == 6
     assert len({c.tokens for c in found}) > 1
-    eos = tokenizer.eos_token_id
+    (eos,) = end_ids(tokenizer)  # the template's end of turn, which its answers end with
+    assert eos != tokenizer.eos_token_id
     for c in found:
         assert c.tokens[-1] == eos
         assert eos not in c.tokens[:-1]
@@ -556,10 +558,10 @@ def test_early_rejection(tiny: Any, tokenizer: Any) -> None:
     found = draw(model, tokenizer, "The sky", reward, drawing, sampling=SAMPLING)
     assert len(found) == 8
     assert [c.rejected for c in found].count(False) == 1
-    early = [c for c in found if c.rejected and len(c.tokens) == 2 and c.tokens[1] != 0]
+    early = [c for c in found if c.rejected and len(c.tokens) == 2 and c.tokens[1] != 3]
     assert 1 <= len(early) <= 4
     alive = next(c for c in found if not c.rejected)
-    assert alive.tokens[-1] == tokenizer.eos_token_id
+    assert alive.tokens[-1] == 3
     with pytest.raises(ConfigError, match="read at the end alone"):
         draw(model, tokenizer, "The", drawn(), drawing, sampling=SAMPLING)
     lean = adapter(model)

@@ -82,7 +82,7 @@ def trainer_gradient(
         disable_tqdm=True,
         save_strategy="no",
     )
-    trainer = DialTrainer(module, args, schedule, encoded, layout_of(module.model))
+    trainer = DialTrainer(module, args, schedule, encoded, layout_of(module.model, encoded))
     trainer.add_callback(Spy())
     with module.dial(module.model, 1.0, training=True):
         trainer.train()
@@ -162,7 +162,7 @@ def test_activation_checkpointing_in_fit(
 ) -> None:
     """Also with dropout in the adapter, whose random state is restored for the second run. In one
     layout: dropout is drawn for its shapes, and checkpointing shares no prefix."""
-    monkeypatch.setattr(training, "layout_of", lambda _: "packed")
+    monkeypatch.setattr(training, "layout_of", lambda *_: "packed")
     found = []
     for name, on in (("off", False), ("on", True)):
         settings = recipe(dropout=0.2, activation_checkpointing=on, epochs=1)
@@ -196,7 +196,6 @@ def test_the_policy_starts_at_the_reference(
 def test_states_only(tiny: Any, tokenizer: Any, pairs: PairSet, tmp_path: Path) -> None:
     """Without an outer term nothing above the deepest site is run or adapted, and it is said."""
     model = tiny("llama")
-    layout_of(model)  # the proof runs the whole model, once
     stack = models.layers(model)
     objective = InnerDPO(sites="0..0.5", weight_outer=0)
     runs, done = count_calls(models.head(model), *stack)

@@ -1,9 +1,10 @@
 """One content-addressed store of what was read from a frozen model.
 
-An entry's address is a digest of everything it depends on: the model's own digest, dtype and
-attention kernel, the token ids, and what was read. An entry is a folder of safetensors shards and
-a manifest with the digest of each. Shards are written aside and renamed, the folder becomes an
-entry only once complete, and a half-filled one is continued. A damaged entry is refused.
+An entry's address is a digest of everything it depends on: the model's weights, config and
+quantisation, dtype and attention kernel, the token ids, and what was read. An entry is a folder of
+safetensors shards and a manifest with the digest of each. Shards are written aside and renamed, the
+folder becomes an entry only once complete, and a half-filled one is continued. A damaged entry is
+refused.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trimtab import models
 from trimtab.batching import (
     Contrast,
     Encoded,
+    Layout,
     Where,
     batches_of,
     collate,
@@ -230,7 +232,7 @@ def collect(
     progress: Progress | None = None,
 ) -> Readings:
     """Read a whole encoded set, without gradients: entries in the order of its answers."""
-    layout = layout_of(model)
+    layout = layout_of(model, encoded)
     device = next(model.parameters()).device
     parts: list[Readings] = []
     places: list[Tensor] = []
@@ -323,11 +325,11 @@ def reference(
 def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[str, Any]:
     """What every reading depends on."""
     return {
-        "model": models.source_of(model).digest,
+        "model": models.source_of(model).readings,
         "dtype": str(next(model.parameters()).dtype),
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "device": next(model.parameters()).device.type,
-        "layout": layout_of(model),
+        "layout": str(layout_of(model, encoded)),
         "tokens": encoded.digest,
         "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
     }
@@ -411,6 +413,7 @@ def features(
     counts = torch.tensor(_counts(encoded, where))
     shards = store.open(what, command)
     if shards is None:
+        layout = layout_for(model, where, encoded)
         width = models.text_config(model).hidden_size
         runs = _runs(encoded, counts, len(sites) * (2 * width + 1))
         need = int(counts.sum()) * len(sites) * (2 * width + 1) + 4 * len(counts) + 4096 * len(runs)
@@ -420,7 +423,7 @@ def features(
         def make(run: range) -> dict[str, Tensor]:
             nonlocal done
             part = replace(encoded, rows=encoded.rows[run.start : run.stop])
-            made = _read_shard(model, part, sites, where, budget)
+            made = _read_shard(model, part, sites, where, budget, layout)
             done += part.n_answers
             if progress:
                 progress(done, encoded.n_answers)
@@ -458,9 +461,13 @@ def _runs(encoded: Encoded, counts: Tensor, token_bytes: int) -> list[range]:
 
 
 def _read_shard(
-    model: nn.Module, part: Encoded, sites: Sequence[Site], where: Where, budget: int
+    model: nn.Module,
+    part: Encoded,
+    sites: Sequence[Site],
+    where: Where,
+    budget: int,
+    layout: Layout,
 ) -> dict[str, Tensor]:
-    layout = layout_for(model, where)
     device = next(model.parameters()).device
     counts = torch.tensor(_counts(part, where))
     ends = counts.cumsum(0)

@@ -17,7 +17,9 @@ from trimtab import models
 CHUNK = 128
 """Tokens whose logits are held at once: small enough for the cache, large enough for the product."""
 
-_plain: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
+_plain: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype | None, bool]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def token_logps(logits: Float[Tensor, "M V"], ids: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
@@ -49,7 +51,17 @@ def has_plain_head(model: nn.Module) -> bool:
         return False
     if any(p.requires_grad for p in head.parameters()):
         return False
-    return _plain.get(model, {}).get(head.weight.dtype, False)
+    return know_head(model)
+
+
+def know_head(model: nn.Module, plain: bool | None = None) -> bool:
+    """Whether a proof has seen (or, with `plain`, has found before and remembered) that logits are the
+    head's product."""
+    dtype = next((p.dtype for p in models.head(model).parameters()), None)
+    known = _plain.setdefault(model, {})
+    if plain is not None:
+        known[dtype] = plain
+    return known.get(dtype, False)
 
 
 @contextmanager
@@ -73,7 +85,7 @@ def watching_head(model: nn.Module) -> Iterator[None]:
         plain = product.shape == logits[0].shape and torch.allclose(
             product, logits[0], rtol=0, atol=1e-5 * float(logits[0].abs().max())
         )
-        _plain.setdefault(model, {})[head.weight.dtype] = plain
+        know_head(model, plain)
 
 
 class _FromLogits(torch.autograd.Function):

@@ -7,8 +7,6 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 
 from __future__ import annotations
 
-import math
-import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,183 +20,41 @@ from transformers import DynamicCache
 
 from trimtab import models
 from trimtab.batching import Batch, Where, forward, run_prefix, token_positions
-from trimtab.errors import ConfigError, DataError, near
+from trimtab.batching.spans import one_line
+from trimtab.errors import ConfigError, DataError
 from trimtab.logprobs import has_plain_head, head_logps, token_logps
+from trimtab.models.places import (
+    available_layers,
+    depth,
+    expand_sites,
+    find_sites,
+    input_of,
+    module_at,
+)
 from trimtab.readout import Pool, Readout, TokenMap, last_tokens
-from trimtab.sites import Site, block_index, parse_sites
+from trimtab.sites import Site
+
+__all__ = [
+    "Readings",
+    "at_head",
+    "available_layers",
+    "by_row",
+    "depth",
+    "expand_sites",
+    "find_sites",
+    "head_site",
+    "input_of",
+    "module_at",
+    "pair_up",
+    "pooled_tokens",
+    "read",
+    "read_tokens",
+    "seeing",
+]
 
 SINK_RATIO = 10.0
 """A token whose state is longer than this many times the median of its answer is an attention sink.
 The median is the answer's own, so that what else is in the batch makes no difference."""
-
-
-# ---- sites in a model ---------------------------------------------------------------------------
-
-
-def module_at(model: nn.Module, site: Site) -> tuple[nn.Module, bool]:
-    """The module at a site, and whether the site is its input (else its output).
-
-    Raises:
-        ConfigError: no such block or module path.
-    """
-    if isinstance(site, int):
-        return models.layers(model)[block_index(site, models.n_layers(model))], False
-    if site == "embed":
-        return models.embed(model), False
-    if site == "final":
-        return models.final_norm(model), False
-    path, _, side = site.rpartition(":")
-    if not path or side not in ("in", "out"):
-        raise ConfigError(
-            f"site {site!r}: expected a block, 'embed', 'final', "
-            "'module.path:in' or 'module.path:out'"
-        )
-    try:
-        return model.get_submodule(path), side == "in"
-    except AttributeError:
-        raise ConfigError(f"site {site!r}: the model has no module {path!r}") from None
-
-
-REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
-"""What no block, fraction or module path has, and a regular expression over paths needs."""
-
-
-def find_sites(model: nn.Module, spec: str | int | Sequence[Site]) -> tuple[Site, ...]:
-    """Sites by name, as `parse_sites` and `expand_sites` have them, or by a regular expression over
-    all module paths.
-
-    `"0.5"`, `"3,-2"`, `"0.3..0.9"`, `"k_proj:in@0.3..0.9"`; `r"[.]self_attn[.]k_proj$"` is the output
-    of every module whose path it is found in, a decoder layer among them as its block.
-
-    Raises:
-        ConfigError: nothing matches; a block out of range; not a regular expression.
-    """
-    sided = isinstance(spec, str) and re.search(r":(in|out)(@|$)", spec)
-    if not isinstance(spec, str) or sided or not REGEX.search(spec):
-        return expand_sites(model, parse_sites(spec, models.n_layers(model)))
-    blocks = {path: k for k, path in enumerate(models.layer_paths(model))}
-    found = available_layers(model, spec)[1]
-    if not found:
-        shapes = available_layers(model)[0]
-        raise ConfigError(
-            f"sites {spec!r}: no module's path matches{near(spec, shapes)} "
-            f"(the model has {', '.join(shapes[:12])}{', …' if len(shapes) > 12 else ''})"
-        )
-    return tuple(blocks.get(path, f"{path}:out") for path in found)
-
-
-def available_layers(
-    model: nn.Module,
-    regex_filter: str | None = None,
-    layer_range: tuple[float, float] | None = None,
-) -> tuple[list[str], list[str]]:
-    """Modules that hidden states can be read at.
-
-    Args:
-        regex_filter: keep paths in which this regular expression is found.
-        layer_range: keep what lies in these blocks, from the first up to, not including, the last:
-            two fractions of the depth (floats) or two blocks (ints, negatives from the end).
-
-    Returns:
-        The distinct paths with every number as `{N}`, sorted; and the full paths, in the model's order.
-        Modules without parameters are left out; a head tied to the embedding is not.
-
-    Raises:
-        ConfigError: not a regular expression, or an empty range.
-    """
-    try:
-        pattern = re.compile(regex_filter or "")
-    except re.error as error:
-        raise ConfigError(f"{regex_filter!r}: not a regular expression ({error})") from None
-    names = [n for n, m in model.named_modules() if n and next(m.parameters(), None) is not None]
-    if layer_range is not None:
-        count = models.n_layers(model)
-        low, high = (
-            math.floor(round(end * count, 9))
-            if isinstance(end, float)
-            else range(count + 1)[end]
-            if 0 <= end <= count
-            else block_index(end, count)
-            for end in layer_range
-        )
-        if low >= high:
-            raise ConfigError(f"layer_range {layer_range}: no block from {low} up to {high}")
-        inside = models.layer_paths(model)[low:high]
-        names = [n for n in names if any(n == p or n.startswith(p + ".") for p in inside)]
-    full = [n for n in names if pattern.search(n)]
-    return sorted({re.sub(r"\d+", "{N}", n) for n in full}), full
-
-
-def expand_sites(model: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Sites with patterns resolved. `PATTERN:in` and `PATTERN:out` stand for every module in whose
-    path the regular expression is found, `PATTERN:in@0.3..0.9` for those within these blocks; the
-    path of a module stands for itself.
-
-    Raises:
-        ConfigError: no module matches; the near names are listed.
-    """
-    found: list[Site] = []
-    paths = {path for path, _ in model.named_modules()}
-    for site in sites:
-        if isinstance(site, int) or site in ("embed", "final"):
-            found.append(site)
-            continue
-        pattern, _, rest = site.rpartition(":")
-        side, _, where = rest.partition("@")
-        if not where and pattern in paths:
-            found.append(site)
-        else:
-            found += [f"{path}:{side}" for path in _matching(model, site, pattern, where)]
-    return tuple(dict.fromkeys(found))
-
-
-def _matching(model: nn.Module, site: str, pattern: str, where: str) -> list[str]:
-    """Paths of the modules inside decoder layers in which a pattern is found."""
-    count = models.n_layers(model)
-    blocks = parse_sites(where, count) if where else range(count)
-    try:
-        search = re.compile(pattern).search
-    except re.error as error:
-        raise ConfigError(f"site {site!r}: not a regular expression ({error})") from error
-    names: dict[str, None] = {}
-    paths = []
-    for k, (layer, prefix) in enumerate(
-        zip(models.layers(model), models.layer_paths(model), strict=True)
-    ):
-        for name, _ in layer.named_modules():
-            if name:
-                names.setdefault(name)
-                if k in blocks and search(f"{prefix}.{name}"):
-                    paths.append(f"{prefix}.{name}")
-    if not paths:
-        plain = pattern.rstrip("$").rpartition(".")[2]
-        last = {n.rpartition(".")[2]: n for n in names}
-        hint = near(plain, last) or f"; a block has {', '.join(names)}"
-        raise ConfigError(f"site {site!r}: no module of the model matches{hint}")
-    return paths
-
-
-def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states that a module is called with, by position or by name."""
-    if args:
-        return args[0]
-    if "hidden_states" in kwargs:
-        return kwargs["hidden_states"]
-    return next(value for value in kwargs.values() if isinstance(value, Tensor))
-
-
-def depth(model: nn.Module, site: Site) -> int:
-    """The block after which a site has been computed; -1 before the first, N past the last."""
-    if isinstance(site, int):
-        return block_index(site, models.n_layers(model))
-    if site == "embed":
-        return -1
-    module = site.rpartition(":")[0]
-    for k, path in enumerate(models.layer_paths(model)):
-        if module == path or module.startswith(path + "."):
-            return k
-    return models.n_layers(model)
-
 
 # ---- reading ------------------------------------------------------------------------------------
 
@@ -259,6 +115,24 @@ def read(
         DataError: an answer has no token at the pooled positions.
         ConfigError: a site that the model does not have, or does not compute.
     """
+    if batch.layout == "alone" and len(batch.input_ids) > 1:
+        return _line_by_line(
+            batch,
+            against,
+            lambda line, other: read(
+                model,
+                line,
+                logps=logps,
+                sites=sites,
+                pool=pool,
+                sinks=sinks,
+                token_map=token_map,
+                spaces=spaces,
+                confidence=confidence,
+                keep_logits=keep_logits,
+                against=other,
+            ),
+        )
     found = Readings()
     count = models.n_layers(model)
     deepest = count if logps else max((depth(model, s) for s in sites), default=-1)
@@ -295,6 +169,13 @@ def read_tokens(
         ValueError: prompts whose beginning was computed apart (layout `shared`, see `layout_for`).
         ConfigError: a site that the model does not have, or does not compute.
     """
+    if batch.layout == "alone" and len(batch.input_ids) > 1:
+        parts = []
+        for n in range(len(batch.input_ids)):
+            with one_line(n, len(batch.input_ids)):
+                parts.append(read_tokens(model, batch.line(n), sites, where, logps=logps))
+        states, counts, parts_read = zip(*parts, strict=True)
+        return torch.cat(states), torch.cat(counts), _joined(parts_read, batch)
     tokens = token_positions(batch, where)
     found: dict[Site, Tensor] = {}
     readings = Readings()
@@ -347,6 +228,44 @@ def pair_up(
         rejected_confidence=None if readings.confidence is None else readings.confidence[r],
         chosen_kl=None if readings.kl is None else readings.kl[c],
         rejected_kl=None if readings.kl is None else readings.kl[r],
+    )
+
+
+def _line_by_line(
+    batch: Batch,
+    against: Tensor | None,
+    read_line: Callable[[Batch, Tensor | None], Readings],
+) -> Readings:
+    """Readings of a batch whose lines must not run together, as if they had."""
+    lines = batch.token_row[batch.token_scored]
+    parts = []
+    for n in range(len(batch.input_ids)):
+        with one_line(n, len(batch.input_ids)):
+            other = None if against is None else against[lines == n]
+            parts.append(read_line(batch.line(n), other))
+    return _joined(parts, batch)
+
+
+def _joined(parts: Sequence[Readings], batch: Batch) -> Readings:
+    """Readings of every line as those of the batch, in its order of answers and tokens."""
+    lines = range(len(parts))
+    back = torch.cat([batch.token_answer[batch.token_row == n].unique() for n in lines]).argsort()
+
+    def join(values: Sequence[Tensor | None], order: Tensor = back) -> Tensor | None:
+        kept = [v for v in values if v is not None]
+        return torch.cat(kept)[order] if kept else None
+
+    row = batch.token_row[batch.token_scored]
+    tokens = torch.cat([(row == n).nonzero()[:, 0] for n in lines]).argsort()
+    first = parts[0]
+    return Readings(
+        logps=join([p.logps for p in parts]),
+        tokens=join([p.tokens for p in parts]),
+        states={s: torch.cat([p.states[s] for p in parts])[back] for s in first.states},
+        norms={s: torch.cat([p.norms[s] for p in parts])[back] for s in first.norms},
+        confidence=join([p.confidence for p in parts]),
+        kl=join([p.kl for p in parts]),
+        logits=join([p.logits for p in parts], tokens),
     )
 
 
@@ -536,7 +455,7 @@ def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Itera
         see(input_of(args, kwargs))
 
     def at_output(_: nn.Module, __: Any, out: Any) -> None:
-        see(out[0] if isinstance(out, tuple) else out)
+        see(out[0] if isinstance(out, tuple | list) else out)
 
     if is_input:
         handle = module.register_forward_pre_hook(at_input, with_kwargs=True)

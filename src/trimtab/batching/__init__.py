@@ -18,10 +18,10 @@ and values, gradients included, stand before every row (layout `shared`, proved 
 
 from trimtab.batching.batches import (
     Batch,
-    Layout,
     Over,
     Spans,
     answer_spans,
+    by_answer,
     collate,
     plan_batches,
     row_cost,
@@ -36,6 +36,7 @@ from trimtab.batching.contrast import (
     node_batches,
 )
 from trimtab.batching.forward import forward, run_prefix
+from trimtab.batching.layouts import Arrangement, Layout, unshared
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
 from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
 from trimtab.batching.positions import Positions, Where, layout_for, token_positions
@@ -45,6 +46,7 @@ from trimtab.batching.tokens import Encoded, Row, encode, encode_answers
 from trimtab.rendering import PromptStyle, Turn
 
 __all__ = [
+    "Arrangement",
     "Batch",
     "Contrast",
     "Encoded",
@@ -61,6 +63,7 @@ __all__ = [
     "answer_spans",
     "attention_mask",
     "batches_of",
+    "by_answer",
     "collate",
     "contrast_batches",
     "encode",
@@ -84,4 +87,5 @@ __all__ = [
     "token_positions",
     "tree_mask",
     "trimmed",
+    "unshared",
 ]

@@ -10,13 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from trimtab.batching.layouts import Arrangement, BatchLayout, Layout, layout_of_rows
 from trimtab.batching.tokens import Encoded, Row
 from trimtab.rendering import common_length
 
-Layout = Literal["shared", "packed", "padded"]
-"""`packed`: a line of a batch holds a prompt and all its answers; `shared`: it holds several such
-rows, and what all prompts of a batch begin with is computed once for all of them; `padded`: a line a
-prompt and answer."""
 SHARED_LEAST = 64
 """Positions that sharing a prefix has to save, or else it is not worth its pass."""
 WIDEST = 256
@@ -34,7 +31,7 @@ class Batch:
     belongs to.
     """
 
-    layout: Layout
+    layout: BatchLayout
     input_ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     segments: Int[Tensor, "B T"]  # -1 padding, 0 prompt, 1.. answers
@@ -60,6 +57,30 @@ class Batch:
         """C."""
         return len(self.answer_ids)
 
+    def line(self, n: int) -> Batch:
+        """One line as a batch of its own, without padding: its answers are numbered anew, and belong
+        to no pair."""
+        width = int((self.segments[n] >= 0).sum())
+        grid = {
+            k: getattr(self, k)[n : n + 1, :width]
+            for k in ("input_ids", "positions", "segments", "members", "ends")
+            if getattr(self, k) is not None
+        }
+        mine = self.token_row == n
+        answers, numbers = self.token_answer[mine].unique(return_inverse=True)
+        tokens = {k: v[mine] for k, v in vars(self).items() if k.startswith("token_")}
+        none = self.pair_ids[:0]
+        return replace(
+            self,
+            **grid,
+            **{**tokens, "token_row": torch.zeros_like(numbers), "token_answer": numbers},
+            answer_ids=self.answer_ids[answers],
+            pair_chosen=none,
+            pair_rejected=none,
+            pair_ids=none,
+            items=tuple(self.items[i] for i in answers.tolist()),
+        )
+
     def to(self, device: torch.device | str, **_: Any) -> Batch:
         """The same batch on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -72,10 +93,12 @@ def collate(
     layout: Layout = "packed",
     *,
     share_least: int = SHARED_LEAST,
+    one_line: bool = False,
 ) -> Batch:
     """Rows of an encoded set, by index, as one batch. Padding is on the right and costs nothing
     but its positions; ids at padding are 0. In layout `shared` a common prefix is taken out where
-    that saves at least `share_least` positions."""
+    that saves at least `share_least` positions; with `one_line` all rows lie in one line."""
+    layout = layout_of_rows(layout, [encoded.rows[i] for i in rows])
     shared = common_prefix([encoded.rows[i] for i in rows]) if layout == "shared" else 0
     shared = shared if shared * (len(rows) - 1) >= share_least else 0
     lines: list[list[tuple[int, int, int, int]]] = []  # (id, position, segment, member) of each
@@ -83,10 +106,12 @@ def collate(
         k: [] for k in ("row", "at", "from", "id", "answer", "scored", "body", "marker")
     }
     answer_ids, chosen, rejected, pair_ids, items = [], [], [], [], []
-    if layout == "shared":
+    single = by_answer(layout)
+    groups = [[n] for n in range(len(rows))]
+    if one_line:
+        groups = [list(range(len(rows)))]
+    elif layout == "shared":
         groups = lines_of([encoded.rows[i].packed_length - shared for i in rows])
-    else:
-        groups = [[n] for n in range(len(rows))]
     for group in groups:
         line: list[tuple[int, int, int, int]] = []
         for member, index in enumerate(rows[n] for n in group):
@@ -97,13 +122,13 @@ def collate(
             line += prompt
             start = len(line)  # of the answers
             for number, answer in enumerate(row.answers):
-                if layout == "padded" and number:
+                if single and number:
                     lines.append(line)
                     line = list(prompt)
                 turns = row.turns[number]
                 body = {n for turn in turns for n in range(turn.content, turn.end)}
                 scored = {n for turn in turns for n in range(turn.start, turn.stop)}
-                segment = 1 if layout == "padded" else number + 1
+                segment = 1 if single else number + 1
                 for offset, t in enumerate(answer):
                     at = len(line)
                     previous = at - 1 if offset else start - 1 if n_prompt else -1
@@ -193,21 +218,27 @@ def answer_spans(encoded: Encoded, over: Over = "answer") -> Spans:
 
 def row_length(row: Row, layout: Layout) -> int:
     """Positions that a row takes in a batch line, for planning."""
-    return row.longest if layout == "padded" else row.packed_length
+    return row.longest if by_answer(layout, row) else row.packed_length
 
 
 def row_cost(row: Row, layout: Layout) -> int:
     """Positions that a row takes altogether."""
-    return row.longest * len(row.answers) if layout == "padded" else row.packed_length
+    return row.longest * len(row.answers) if by_answer(layout, row) else row.packed_length
+
+
+def by_answer(layout: Layout, *rows: Row) -> bool:
+    """Whether every answer of these rows has a line of its own, with the prompt before it."""
+    return layout_of_rows(layout, rows) in ("padded", "alone")
 
 
 def batch_positions(rows: Sequence[Row], layout: Layout) -> int:
     """Positions that a batch of rows computes, padding included."""
+    layout = layout_of_rows(layout, rows)
     lengths = [row_length(row, layout) for row in rows]
     if layout == "shared":
         lines = lines_of(lengths)
         return _widest(lengths, lines) * len(lines)
-    count = sum(len(row.answers) for row in rows) if layout == "padded" else len(rows)
+    count = sum(len(row.answers) for row in rows) if by_answer(layout) else len(rows)
     return max(lengths) * count
 
 
@@ -253,7 +284,15 @@ def plan_batches(
     """
     rows = trimmed(encoded, layout)
     order = sorted(range(len(rows)), key=lambda i: -row_length(rows[i], layout))
-    return fill(order, [rows[i] for i in order], budget, layout)
+    parts: dict[int | None, list[int]] = {}  # by rows that may share a batch
+    for i in order:
+        part = layout.part_of(rows[i]) if isinstance(layout, Arrangement) else None
+        parts.setdefault(part, []).append(i)
+    return [
+        batch
+        for part in parts.values()
+        for batch in fill(part, [rows[i] for i in part], budget, layout)
+    ]
 
 
 def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list[list[int]]:
@@ -273,6 +312,7 @@ def fill(order: list[int], rows: list[Row], budget: int, layout: Layout) -> list
 def _fits(rows: Sequence[Row], budget: int, layout: Layout) -> bool:
     """Whether a batch of rows stays within a budget of positions. Lines are laid out only where that
     decides: they hold no less than the rows, and no more than one row a line would."""
+    layout = layout_of_rows(layout, rows)
     if layout == "shared":
         lengths = [row.packed_length for row in rows]
         if sum(lengths) > budget:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from trimtab.batching.batches import Batch, Layout, collate, plan_batches
+from trimtab.batching.batches import Batch, collate, plan_batches
+from trimtab.batching.layouts import Layout
 from trimtab.batching.tokens import Encoded
 from trimtab.rendering import common_length
 
@@ -48,6 +49,7 @@ class Contrast:
         name: the pair set's name.
         identical_pairs: pairs left out because both poles are the same tokens.
         notes: what else is to be said of how the poles were rendered.
+        read_as: `chat` or `plain`, what they were as text; `auto` where nobody knows.
     """
 
     sequences: tuple[Ids, ...]
@@ -58,12 +60,18 @@ class Contrast:
     name: str
     identical_pairs: int = 0
     notes: tuple[str, ...] = ()
+    read_as: str = "auto"
     poles: tuple[Pole, ...] = field(init=False)
     """The distinct poles, in order of first appearance."""
 
     def __post_init__(self) -> None:
         both = (pole for pair in zip(self.chosen, self.rejected, strict=True) for pole in pair)
         object.__setattr__(self, "poles", tuple(dict.fromkeys(both)))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [len(sequence) for sequence in self.sequences]
 
     @property
     def n_answers(self) -> int:
@@ -247,7 +255,8 @@ def grow(
             shared = max(0, min(shared, len(ids) - 1, len(before) - 1))
         branches = shared < len(before)  # what an unmasked row cannot hold
         if lines and (
-            len(lines[-1].ids) + len(ids) - shared > limit or (layout == "padded" and branches)
+            len(lines[-1].ids) + len(ids) - shared > limit
+            or (layout in ("padded", "alone") and branches)
         ):
             close(0)
             shared = 0
@@ -336,7 +345,7 @@ class _Tokens:
         # Answers are numbered within the batch, in order of appearance.
         numbers = {a: n for n, a in enumerate(dict.fromkeys(columns[4]))}
         return Batch(
-            layout="padded" if layout == "padded" else "packed",
+            layout=layout if layout in ("padded", "alone") else "packed",
             input_ids=grid([line.ids for line in lines], 0),
             positions=grid([line.positions for line in lines], 0),
             segments=grid([[0] * len(line.ids) for line in lines], -1),

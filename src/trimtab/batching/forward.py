@@ -8,39 +8,66 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from trimtab import models
 from trimtab.batching.batches import Batch
 from trimtab.batching.masks import attention_mask, build_masks
 from trimtab.batching.spans import prompts
 
 
-def forward(model: nn.Module, batch: Batch, past: DynamicCache | None = None) -> Any:
-    """The model's own output for a batch.
+def forward(
+    model: nn.Module, batch: Batch, past: DynamicCache | None = None, mask: Any = None
+) -> Any:
+    """The model's own output for a batch. In layout `alone` the batch is one line (`Batch.line`), and
+    the pass is the plain one of a single sequence: no mask, no positions.
 
     Args:
         past: what `run_prefix` made of the batch's shared prefix.
+        mask: another than the batch's own: what a proof must notice.
     """
+    forget_lengths(model)
     extra: dict[str, Any] = {"use_cache": False}
+    if batch.layout == "alone":
+        with prompts(batch.segments == 0):
+            return model(input_ids=batch.input_ids, **extra)
     if batch.prefix is not None:
         assert past is not None, "a batch with a prefix needs its keys and values"
         extra = {"past_key_values": past, "use_cache": True}
     if batch.layout != "padded":
         extra["position_ids"] = batch.positions
-    with prompts(batch.segments == 0):
-        return model(
-            input_ids=batch.input_ids, attention_mask=attention_mask(batch, model), **extra
-        )
+    with models.reading(model), prompts(batch.segments == 0):
+        mask = attention_mask(batch, model) if mask is None else mask
+        return model(input_ids=batch.input_ids, attention_mask=mask, **extra)
 
 
 def run_prefix(model: nn.Module, batch: Batch, past: DynamicCache) -> None:
     """Fill `past` with the keys and values of the batch's shared prefix. Gradients flow through
     them. Before the rows can use it, `past.batch_repeat_interleave(B)` serves it to all."""
     assert batch.prefix is not None
+    forget_lengths(model)
     ids = batch.prefix[None].to(batch.input_ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    model(
-        input_ids=ids,
-        attention_mask=build_masks(torch.zeros_like(ids), positions, model),
-        position_ids=positions,
-        past_key_values=past,
-        use_cache=True,
-    )
+    with models.reading(model):
+        model(
+            input_ids=ids,
+            attention_mask=build_masks(torch.zeros_like(ids), positions, model),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+        )
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Undo what earlier passes have left in the model. With dynamic NTK scaling, transformers keeps
+    the frequencies of the longest sequence that has passed until one under the original length comes:
+    a row's log-probs would depend on what was read before it."""
+    for module in model.modules():
+        own = vars(module)
+        if "original_max_seq_len" not in own:
+            continue
+        for name in [n for n in own if n.endswith("max_seq_len_cached")]:
+            if own[name] > own["original_max_seq_len"]:
+                kind = name.removesuffix("max_seq_len_cached")  # of layer, with an underscore
+                first = getattr(module, f"{kind}original_inv_freq")
+                like = getattr(module, f"{kind}inv_freq")
+                module.register_buffer(f"{kind}inv_freq", first.to(like.device), persistent=False)
+                setattr(module, name, own["original_max_seq_len"])

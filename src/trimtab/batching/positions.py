@@ -9,8 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from trimtab.batching.batches import Batch, Layout
+from trimtab.batching.batches import Batch
+from trimtab.batching.contrast import Contrast
+from trimtab.batching.layouts import Layout, unshared
 from trimtab.batching.proof import layout_of
+from trimtab.batching.tokens import Encoded
 
 Where = Literal["predicting", "answer", "all"]
 """Which token positions of an answer: those that predict its scored tokens; its own tokens, EOS
@@ -47,7 +50,7 @@ def token_positions(batch: Batch, where: Where) -> Positions:
     return Positions(row, at, answer, torch.bincount(answer, minlength=batch.n_answers))
 
 
-def layout_for(model: nn.Module, where: Where) -> Layout:
-    """The model's layout, but one that keeps whole prompts where their states are read."""
-    layout = layout_of(model)
-    return "packed" if where == "all" and layout == "shared" else layout
+def layout_for(model: nn.Module, where: Where, rows: Encoded | Contrast | None = None) -> Layout:
+    """The model's layout for rows, but one that keeps whole prompts where their states are read."""
+    layout = layout_of(model, rows)
+    return unshared(layout) if where == "all" else layout

@@ -17,6 +17,7 @@ from trimtab.errors import ConfigError
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
 BARE: ContextVar[bool] = ContextVar("bare", default=False)
 """True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
+_LINE: ContextVar[tuple[int, int] | None] = ContextVar("line", default=None)
 
 _lock = threading.Lock()
 _apart: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -72,3 +73,28 @@ def rows_apart(model: nn.Module) -> Iterator[None]:
 def are_rows_apart(model: nn.Module) -> bool:
     """Whether a context of `rows_apart` is open on the model."""
     return bool(_apart.get(models.trunk(model)))
+
+
+@contextmanager
+def one_line(n: int, of: int) -> Iterator[None]:
+    """Say that the model sees only line `n` of a batch of `of`: rows that must not run together run
+    one after the other, each at the strengths of its own place in the batch."""
+    token = _LINE.set((n, of))
+    try:
+        yield
+    finally:
+        _LINE.reset(token)
+
+
+def the_line() -> tuple[int, int] | None:
+    """The line that is running alone and how many there are, in the context of `one_line`."""
+    return _LINE.get()
+
+
+def of_the_line(values: Tensor) -> Tensor:
+    """Of values of a batch's rows `[B, …]` those of the line that is running alone `[1, …]`; all of
+    them where none is."""
+    if line := _LINE.get():
+        at = line[0] * len(values) // line[1]
+        return values[at : at + 1]
+    return values

@@ -47,6 +47,8 @@ class Args:
     """A JSON file for the metrics."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
@@ -68,7 +70,7 @@ def main(words: list[str]) -> None:
     if (args.reward is None) != (read_out == "logprob"):
         raise ConfigError("--read-out reward and sum take --reward DIR, logprob takes none")
     known = check_tasks(tasks, args.data_root)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials = read_dials(args.dial, args.model, args.force)
     reward = read_dials([args.reward], args.model, args.force)[0] if args.reward else None
     load_tasks(known, read_out)
@@ -85,7 +87,9 @@ def main(words: list[str]) -> None:
 
     if reward is not None and not isinstance(reward, RewardDial):
         raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial = None
     if dials:
         dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])

@@ -32,6 +32,8 @@ class Args:
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
@@ -56,7 +58,7 @@ def main(words: list[str]) -> None:
     from trimtab.states import head_site
 
     progress = Progress(args.quiet)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out, data.notes)
     command = " ".join(["trimtab cache", *words])
@@ -64,9 +66,11 @@ def main(words: list[str]) -> None:
     if args.out is not None:
         store.check(command)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     encoded = encode(data, tokenizer, max_length=args.max_length, prompt_style=args.prompt_style)
-    progress.rendered(data.name, len(data), encoded, args.max_length)
+    progress.rendered(data.name, len(data), encoded, args.max_length, models.context(model))
     named = [head_site(model) if s.strip() == "head" else s for s in args.sites.split(",")]
     sites = parse_sites(",".join(named), models.n_layers(model))
     with progress.bar("storing hidden states", encoded.n_answers, "answers") as update:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -36,6 +36,8 @@ class Args:
     """Alphas beyond this are not tried."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -55,13 +57,15 @@ def main(words: list[str]) -> None:
 
     budget = parse_budget(args.budget)
     passages = _passages(args)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if not (Path(args.dial) / "dial.json").is_file():
         raise ConfigError(f"{args.dial}: expected a saved dial's folder, to write the range into")
     progress = Progress(args.quiet)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     text = NeutralText(model, tokenizer, passages)
     found = calibrate(text, dial, budget, largest=args.largest, force=args.force)

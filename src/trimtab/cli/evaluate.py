@@ -38,6 +38,8 @@ class Args:
     """The first so many items of every split."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
@@ -77,7 +79,7 @@ def main(words: list[str]) -> None:
     check_alphas(args.alpha)
     out = free_folder(args.out, "study.json")
     sets = {name: read_pairs(spec, args.data_root, args.limit) for name, spec in specs.items()}
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials: dict[str, Dial] = {}
     for dial in read_dials(args.dial, args.model, args.force):
         method = dial.info.method or dial.kind
@@ -85,7 +87,9 @@ def main(words: list[str]) -> None:
         dials[method if not count else f"{method}-{count + 1}"] = dial
     progress = Progress(args.quiet)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     for dial in dials.values():
         dial.to(next(model.parameters()).device)
     lines = evaluate(

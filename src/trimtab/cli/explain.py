@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials, warn_range
 from trimtab.errors import ConfigError, DataError
+from trimtab.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,16 @@ class Args:
     """At most so many tokens."""
     top: Count = 5
     """So many promoted and so many demoted tokens a step."""
-    prompt_style: Literal["auto", "plain", "chat"] = "auto"
-    """`chat`: in the model's chat template; `auto`: where there is one."""
+    system: str | None = None
+    """A system text before it."""
+    prompt_style: Literal["auto", "plain", "chat"] | None = None
+    """`chat`: in the model's chat template; `auto`: where there is one. By default as the dial was
+    fitted, `auto` where it does not say."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -46,7 +55,7 @@ def main(words: list[str]) -> None:
         raise ConfigError("explain: expected --steps and --top of 1 or more")
     if not args.prompt.strip():
         raise DataError("a prompt is empty")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if dial.kind == "reward":
         raise ConfigError(f"--dial {args.dial}: a reward dial ranks answers and moves no token")
@@ -56,20 +65,30 @@ def main(words: list[str]) -> None:
 
     from trimtab import models
     from trimtab.evaluate.explain import explain
+    from trimtab.evaluate.formats import format_for
+    from trimtab.pairs.prompts import Prompt
     from trimtab.progress import Progress
 
-    warn_range([dial], [alpha], Progress().say)
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    progress = Progress()
+    warn_range([dial], [alpha], progress.say)
+    rendering = args.rendering if args.rendering != Rendering() else None
+    form = format_for([dial], args.prompt_style, rendering)
+    if form.said:
+        progress.say(form.said)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     steps = explain(
         model,
         tokenizer,
         dial,
-        args.prompt,
+        Prompt(args.prompt, args.system),
         alpha,
         steps=args.steps,
         top=args.top,
-        prompt_style=args.prompt_style,
+        prompt_style=form.style,
+        rendering=form.rendering,
         force=args.force,
     )
     table = Table(title=f"{args.prompt}  (alpha {alpha:g})", title_justify="left", box=None)

@@ -35,6 +35,8 @@ class Args:
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto: the first GPU, else the CPU."""
     data_root: str | None = None
@@ -75,7 +77,7 @@ def main(words: list[str]) -> None:
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
@@ -85,7 +87,9 @@ def main(words: list[str]) -> None:
     if count > 1:
         _launch(count, words)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial = fit(
         replace(named, recipe=args.recipe),
         model,
@@ -103,10 +107,11 @@ def main(words: list[str]) -> None:
     if others:
         return
     count = sum(t.numel() for t in dial.tensors().values())
-    use = f"--model {shlex.quote(args.model)} --dial {shlex.quote(str(args.out))}"
+    base = shlex.quote(args.model) + (f" --load-in {args.load_in}" if args.load_in else "")
+    use = f"--model {base} --dial {shlex.quote(str(args.out))}"
     print(f"saved: {args.out} ({dial.kind} dial, {count:,} parameters)")
     if dial.kind == "reward":
-        drawn = f"--model {shlex.quote(args.model)} --reward {shlex.quote(str(args.out))}"
+        drawn = f"--model {base} --reward {shlex.quote(str(args.out))}"
         print("it ranks answers and leaves the model as it is. Next:")
         print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
         return

@@ -14,7 +14,6 @@ from trimtab.cli.ready import (
     check_model,
     read_dials,
     read_pairs,
-    read_prompts,
     warn_range,
 )
 from trimtab.errors import ConfigError, DataError
@@ -28,6 +27,7 @@ def main(words: list[str]) -> None:
     from trimtab.evaluate.generation import Sampling
     from trimtab.evaluate.items import check_alphas
     from trimtab.evaluate.rewards import Drawing
+    from trimtab.rendering import Rendering
 
     @dataclass(frozen=True)
     class Args:
@@ -42,13 +42,18 @@ def main(words: list[str]) -> None:
         prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
         """A prompt; repeat for several."""
         prompts: Path | None = None
-        """A text file with a prompt a line, or JSON (lines) with `instruction`, `prompt`, …."""
+        """A text file with a prompt a line, or JSON (lines) with `prompt`, `instruction`, …, as texts
+        or chats."""
         pairs: str | None = None
         """A spec of pairs, whose prompts are continued."""
         n: int | None = None
         """The first so many prompts."""
-        prompt_style: Literal["auto", "plain", "chat"] = "auto"
-        """`chat`: in the model's chat template; `auto`: where there is one."""
+        system: str | None = None
+        """A system text before prompts that have none of their own."""
+        prompt_style: Literal["auto", "plain", "chat"] | None = None
+        """`chat`: in the model's chat template; `auto`: where there is one. By default as the dial
+        was fitted, `auto` without one."""
+        rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
         sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
         reward: str | None = None
         """A reward dial's folder: --best-of candidates are drawn a prompt, and one is taken."""
@@ -65,6 +70,8 @@ def main(words: list[str]) -> None:
         """The generator's name in them (default: model and dial)."""
         dtype: str = "auto"
         """float32, bfloat16, float16, or auto."""
+        load_in: Literal["4bit", "8bit"] | None = None
+        """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
         device: str = "auto"
         """A torch device, or auto."""
         data_root: str | None = None
@@ -86,13 +93,14 @@ def main(words: list[str]) -> None:
         raise ConfigError("--decoder genarm: give one --dial, the second model")
     if args.decoder == "args" and args.reward is None:
         raise ConfigError("--decoder args: give --reward DIR")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials = read_dials(args.dial, args.model, args.force)
     if ranks := [n for n, d in zip(args.dial, dials, strict=True) if d.kind == "reward"]:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
     reward = _reward(args)
     from trimtab import models
     from trimtab.dials import Composed, conflicts
+    from trimtab.evaluate.formats import format_for
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
@@ -100,14 +108,22 @@ def main(words: list[str]) -> None:
         first, second = args.dial[found.first], args.dial[found.second]
         print(f"{first} and {second}: {found}", file=sys.stderr)
     warn_range(dials, alphas, progress.say)
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
     dial = None
     if dials:
         dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])
+    rendering = args.rendering if args.rendering != Rendering() else None
+    form = format_for([dial, reward], args.prompt_style, rendering)
+    if form.said:
+        progress.say(form.said)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     for part in (dial, reward):
         if part is not None:
             part.to(next(model.parameters()).device)
-    done = _generated(args, model, tokenizer, prompts, dial, reward, alphas, progress)
+    common = {"sampling": args.sampling, "prompt_style": args.prompt_style, "force": args.force}
+    common["rendering"] = rendering
+    done = _generated(args, model, tokenizer, prompts, dial, reward, alphas, progress, common)
     if args.out is None:
         _show(done)
     else:
@@ -121,18 +137,19 @@ GENERATIONS = "generations.jsonl"
 
 
 def _prompts(args: Any) -> list[Any]:
-    prompts: list[Any] = list(args.prompt)
+    from trimtab.pairs.prompts import Prompt, read_prompts
+
+    prompts = [Prompt(text) for text in args.prompt]
     if args.prompts is not None:
-        if not args.prompts.is_file():
-            raise DataError(f"{args.prompts}: no such file")
         prompts += read_prompts(args.prompts)
     if args.pairs is not None:
         pairs = read_pairs(args.pairs, args.data_root, None)
-        prompts += {repr(p.prompt): p.prompt for p in pairs}.values()
+        prompts += {(repr(p.prompt), p.setting): Prompt.of(p) for p in pairs}.values()
     if not prompts:
         raise ConfigError("generate: give --prompt TEXT, --prompts FILE or --pairs SPEC")
-    if not all(p.strip() if isinstance(p, str) else p for p in prompts):
+    if not all(p.text.strip() if isinstance(p.text, str) else p.text for p in prompts):
         raise DataError("a prompt is empty")
+    prompts = [p.with_system(args.system) for p in prompts]
     if args.n is not None and args.n < 1:
         raise ConfigError(f"--n {args.n}: expected 1 or more")
     return prompts[: args.n]
@@ -160,12 +177,12 @@ def _generated(
     reward: Any,
     alphas: list[float],
     progress: Any,
+    common: dict[str, Any],
 ) -> "list[Generation]":
     """Generations, prompts in order, strengths in order within each."""
     from trimtab.evaluate.decoding import generate_args, generate_genarm
     from trimtab.evaluate.generation import generate
 
-    common = {"sampling": args.sampling, "prompt_style": args.prompt_style, "force": args.force}
     with progress.bar("generating", len(prompts) * len(alphas), "answers") as update:
         if args.decoder == "plain" and reward is None:
             return generate(model, tokenizer, prompts, dial, alphas, progress=update, **common)
@@ -197,7 +214,7 @@ def _best(
 
     import torch
 
-    from trimtab.evaluate.generation import Generation, shown
+    from trimtab.evaluate.generation import Generation
     from trimtab.evaluate.rewards import draw, pick
 
     drawing = replace(args.drawing, n=args.best_of)
@@ -205,7 +222,7 @@ def _best(
         drawing = replace(drawing, alpha=alpha)
     found = draw(model, tokenizer, prompt, reward, drawing, dial=dial, alpha=alpha, **common)
     generator = torch.Generator().manual_seed(args.sampling.seed)
-    return Generation(shown(prompt), alpha, pick(found, drawing, generator).text)
+    return Generation(prompt.shown, alpha, pick(found, drawing, generator).text)
 
 
 def _show(done: "list[Generation]") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -32,14 +33,17 @@ class Args:
     """A reward dial's folder: the judge instead of an endpoint."""
     model: str = "smollm2-135m"
     """The reward dial's model."""
-    chat: bool = False
-    """The reward dial reads prompt and answer in the chat template."""
+    chat: bool | None = None
+    """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
+    (--no-chat); by default as it was fitted."""
     n: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -68,15 +72,21 @@ def main(words: list[str]) -> None:
         judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
     else:
         assert args.reward is not None
-        check_model(args.model, args.dtype, args.device)
+        check_model(args.model, args.dtype, args.device, args.load_in)
         (dial,) = read_dials([args.reward], args.model, args.force)
         from trimtab import models
         from trimtab.dials import RewardDial
+        from trimtab.evaluate.formats import format_for
 
         if not isinstance(dial, RewardDial):
             raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")
-        model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+        model, tokenizer = models.load(
+            args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+        )
         dial.to(next(model.parameters()).device)
+        form = format_for([dial])
+        if args.chat is None and form.said:
+            progress.say(form.said.replace("--prompt-style", "--chat, --no-chat"))
         judge = reward_judge(model, tokenizer, dial, chat=args.chat)
     with progress.bar("judging", len(first), "prompts") as update:
         found = compare_answers(first, second, judge, update)

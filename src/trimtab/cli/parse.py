@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import sys
@@ -62,6 +63,7 @@ def parse(
             missing, or has a value of the wrong kind.
     """
     words, file = _config_flag(list(words))
+    about, words = _trust(kind, default, about, words)
     if file is not None:
         words = [*_words_of(file, kind, default, words, beside), *words]
     given: dict[str, Any] = {} if default is None else {"default": default}
@@ -111,6 +113,21 @@ def _with_ranges(
         for f in spec.fields
     )
     return dataclasses.replace(spec, fields=fields)
+
+
+TRUST = "--trust-remote-code"
+
+
+def _trust(kind: type, default: Any, about: str, words: list[str]) -> tuple[str, list[str]]:
+    """Take the flag that lets a model's own Python code run from the words of any verb that loads one.
+    It is no key of a file: whoever hands over a file is not to be able to ask for it. Processes that
+    this one starts inherit it."""
+    if not {"model", "models"} & {flag for flag, _ in _flags(kind, default)}:
+        return about, words
+    kept = [word for word in words if word.replace("_", "-") != TRUST]
+    if len(kept) < len(words):
+        os.environ["TRIMTAB_TRUST_REMOTE_CODE"] = "1"
+    return f"{about}\n\n{TRUST}: run the Python code that a model's folder brings.", kept
 
 
 def command(verb: str, words: Sequence[str]) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import ConfigError, DataError, DialError, ModelError, near
+from trimtab.errors import ConfigError, DialError, ModelError, near
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
 
 
-def check_model(model: str, dtype: str, device: str) -> None:
-    """Raise ModelError where the model cannot be found, or dtype or device are unknown."""
+def check_model(model: str, dtype: str, device: str, load_in: str | None = None) -> None:
+    """Raise ModelError where the model cannot be found, dtype or device are unknown, or bitsandbytes
+    is not there to quantise it."""
     from trimtab import models
 
     models.resolve_dtype(dtype, models.resolve_device(device))
+    models.check_load_in(load_in)
     models.check(model)
 
 
@@ -29,21 +30,19 @@ def read_dials(names: Sequence[str], model: str, force: bool) -> list[Dial]:
         DialError: none there, damaged, or made for another base model (`force` goes on).
     """
     from trimtab import models
-    from trimtab.dials import Dial
+    from trimtab.dials import Dial, base
 
-    dials = [Dial.from_pretrained(_dial_name(name)) for name in names]
+    dials = [Dial.from_pretrained(_dial_name(name), force=force) for name in names]
     if dials and not force:
         try:
-            digest = models.digest_of(model)
+            source = models.identify(model)
         except ModelError:  # nothing to take a digest of before it is loaded: checked again then
             return dials
         for name, dial in zip(names, dials, strict=True):
-            made_for = dial.info.base_digest
-            if made_for and made_for != digest:
-                raise DialError(
-                    f"{name}: made for {dial.info.base_model} ({made_for[:12]}), but the model is "
-                    f"{model} ({digest[:12]}); use --force to go on"
-                )
+            try:
+                base.check(dial, source)
+            except DialError as error:
+                raise DialError(f"{name}: {error}") from error
     return dials
 
 
@@ -81,43 +80,6 @@ def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[st
                 )
 
 
-def read_prompts(file: Path) -> list[str]:
-    """Prompts of a file: a text file has one a line; JSON a list, and JSON lines an object a line, of
-    texts or of objects with `prompt`, `instruction`, `question` or `turns`.
-
-    Raises:
-        DataError: it cannot be read, is not JSON, or an entry has no prompt.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if file.suffix not in (".json", ".jsonl"):
-        return [line for _, line in lines]
-    try:
-        if file.suffix == ".json":
-            entries = list(enumerate(json.loads(text), 1))
-        else:
-            entries = [(n, json.loads(line)) for n, line in lines]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: not JSON ({error})") from error
-    return [_prompt(entry, f"{file}:{n}") for n, entry in entries]
-
-
-def _prompt(entry: Any, where: str) -> str:
-    for name in ("prompt", "instruction", "question", "turns"):
-        if isinstance(entry, dict) and name in entry:
-            entry = entry[name]
-    if isinstance(entry, list) and len(entry) == 1:
-        entry = entry[0].get("content") if isinstance(entry[0], dict) else entry[0]
-    if not isinstance(entry, str) or not entry.strip():
-        raise DataError(
-            f"{where}: expected a text, or an object with prompt, instruction, question or turns"
-        )
-    return entry
-
-
 def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:
     """The pairs of a spec; a dial's folder in its place is told apart."""
     from trimtab import pairs
@@ -128,6 +90,6 @@ def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:
 
 
 def _dial_name(name: str) -> str:
-    if ":" in name and not Path(name).exists():
+    if ":" in name and not name.startswith("hub:") and not Path(name).exists():
         raise ConfigError(f"--dial {name}: looks like a spec of pairs; expected a dial's folder")
     return name

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.dials.linear import linear_modules, linear_shape
+from trimtab.dials.linear import linear_shape
 from trimtab.dials.peft import PREFIX, PeftDial, refuse_beyond
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import DialError
 
 __all__ = ["AdapterDial", "linear_modules", "linear_shape"]

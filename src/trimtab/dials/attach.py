@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import rows_apart
+from trimtab.batching.spans import of_the_line, rows_apart
 from trimtab.dials import contexts
 from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
@@ -97,6 +97,8 @@ def attach(
     with ExitStack() as stack:
         stack.enter_context(models.uncompiled())
         stack.enter_context(contexts.on(model))
+        if training:
+            stack.enter_context(models.differentiable(model))
         if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
             tracker = Tracker(model)
             conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
@@ -167,7 +169,7 @@ def _run(
             raise _untold(edit.site, axes)
         if isinstance(alpha, Tensor):
             assert axes is not None
-            rows = axes.spread(alpha, y, "alpha")
+            rows = axes.spread(of_the_line(alpha), y, "alpha")
             new = torch.where(rows == 0, y, edit.fn(x, y, weight * rows))
         elif make is not None and not torch.is_grad_enabled():
             fused = fused or make(weight * alpha)

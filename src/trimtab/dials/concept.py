@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
+from trimtab.dials.trial import width_at
 from trimtab.errors import DialError
 from trimtab.interventions import (
     Bezier,
@@ -111,12 +112,12 @@ class ConceptDial(Dial):
     def edits(self, model: nn.Module) -> list[Edit]:
         """One operation a site."""
         vectors = self.get_buffer("vectors")
-        hidden = getattr(model.config.get_text_config(), "hidden_size", vectors.shape[1])  # type: ignore[union-attr,operator]
-        if hidden != vectors.shape[1]:
-            raise DialError(
-                f"the dial's directions have {vectors.shape[1]} entries, the model's hidden states "
-                f"{hidden}"
-            )
+        for site in self.sites:
+            if (width := width_at(model, site, "a concept")) not in (vectors.shape[1], None):
+                raise DialError(
+                    f"the dial's directions have {vectors.shape[1]} entries, the model's hidden states "
+                    f"{width} (site {site!r})"
+                )
         return [
             Edit(site, VECTOR, partial(self._edit, v))
             for site, v in zip(self.sites, vectors, strict=True)

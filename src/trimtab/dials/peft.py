@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.dials.attach import ADAPTER, Edit
 from trimtab.dials.dial import Dial, DialInfo, load_finite
 from trimtab.dials.linear import linear_at
+from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
 from trimtab.sites import Site
 
@@ -56,6 +57,7 @@ class PeftDial(Dial):
 
     def edits(self, model: nn.Module) -> list[Edit]:
         """One change of a module's output each."""
+        refuse_unfit(model, self.paths)
         return [
             Edit(
                 f"{path}:out",

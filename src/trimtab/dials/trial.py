@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,35 +84,46 @@ def axes_at(model: nn.Module, site: Site) -> Axes | str:
     return _axes(model).get(module, UNRUN)
 
 
-def one_stream(model: nn.Module, site: Site, what: str) -> int | None:
-    """Entries of a state `[B, T, d]` at a site; None for a site of another kind, a module's.
+def width_at(model: nn.Module, site: Site, what: str) -> int | None:
+    """Entries of a state at a site; None where that cannot be told beforehand.
 
     Raises:
-        DialError: states there lie in several streams, which a vector has no one place in.
+        DialError: after a decoder layer, states in several streams, in which a vector has no one place.
     """
-    found = axes_at(model, site)
-    block = isinstance(site, int) or site in ("embed", "final")
-    if isinstance(found, str) or not found.streams:
-        return _widths[models.trunk(model)].get(module_at(model, site)[0]) if block else None
-    raise DialError(
-        f"{what} at site {site!r}: {type(models.unwrapped(model)).__name__} keeps its states in "
-        f"several residual streams there ({found.rank} axes, rows at axis {found.rows}), of which a "
-        f"vector can be added to no one rightly; expected a site with one state a token: "
-        f"{_single(model)}"
-    )
+    module, is_input = module_at(model, site)
+    if is_input:
+        return None
+    found = _axes(model).get(module, UNRUN)
+    if isinstance(found, str):
+        return models.text_config(model).hidden_size if is_named(site) else None
+    if found.streams and (is_named(site) or module in set(models.layers(model))):
+        raise DialError(
+            f"{what} at site {site!r}: {type(models.unwrapped(model)).__name__} keeps several residual "
+            f"streams there, and a state has no one place in them; expected sites with one state a "
+            f"token, such as {_single(model)}"
+        )
+    return _widths[models.trunk(model)][module] if is_named(site) else None
+
+
+def is_named(site: Site) -> bool:
+    """Whether a site is a block, the embedding or the final norm, and no module's path."""
+    return isinstance(site, int) or site in ("embed", "final")
 
 
 def _single(model: nn.Module) -> str:
     """Sites whose output is one state a token, as an example."""
-    names = ["'final'"] if _plain(axes_at(model, "final")) else []
+    names = ["'final'"] if is_one_state(axes_at(model, "final")) else []
     path, layer = models.layer_paths(model)[-1], models.layers(model)[-1]
     names += [
-        f"'{path}.{n}:out'" for n, m in layer.named_children() if _plain(_axes(model).get(m, ""))
+        f"'{path}.{n}:out'"
+        for n, m in layer.named_children()
+        if is_one_state(_axes(model).get(m, ""))
     ]
     return ", ".join(names[:4]) or "none is known"
 
 
-def _plain(found: Axes | str) -> bool:
+def is_one_state(found: Axes | str) -> bool:
+    """Whether an output is `[B, T, d]`."""
     return isinstance(found, Axes) and (found.rank, found.rows, found.tokens) == (3, 0, 1)
 
 
@@ -133,24 +144,25 @@ def tensor_of(output: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
+def few_tokens(model: nn.Module, shape: tuple[int, int]) -> dict[str, Any]:
+    """What to call a model with for a pass over (rows, tokens) random tokens, always the same."""
+    where = next(p.device for p in model.parameters() if p.device.type != "meta")
+    vocabulary = min(models.text_config(model).vocab_size, 1000)
+    generator = torch.Generator().manual_seed(shape[0])
+    ids = torch.randint(vocabulary, shape, generator=generator).to(where)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+
 @contextmanager
 def trying(model: nn.Module) -> Iterator[Callable[[tuple[int, int]], Tensor]]:
     """Within it, a function of (rows, tokens) that runs the bare model on random tokens and gives its
     logits. The model is in eval mode meanwhile."""
     model = models.unwrapped(model)
-    where = next(p.device for p in model.parameters() if p.device.type != "meta")
-    vocabulary = min(models.text_config(model).vocab_size, 1000)
-
-    def run(shape: tuple[int, int]) -> Tensor:
-        generator = torch.Generator().manual_seed(shape[0])
-        ids = torch.randint(vocabulary, shape, generator=generator).to(where)
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with models.uncompiled(), paused(), torch.inference_mode(False):
-            yield run
+            yield lambda shape: model(**few_tokens(model, shape)).logits
     finally:
         for module, mode in modes:
             module.training = mode
@@ -216,6 +228,11 @@ def _compared(first: Any, second: Any) -> Axes | str:
 # ---- linear layers ------------------------------------------------------------------------------
 
 
+NO_GRADIENT = "nothing that is added to its output reaches the logits with a gradient"
+LONG = 512
+"""Tokens of a pass in which layers are tried that act on long texts alone (compressed keys)."""
+
+
 def unfit(model: nn.Module) -> dict[str, str]:
     """For every linear layer within the decoder layers why an adapter cannot sit there, by its path;
     empty where it can: it gives W x + b, and what is added to its output moves the logits.
@@ -229,11 +246,12 @@ def unfit(model: nn.Module) -> dict[str, str]:
     return _linear[trunk]
 
 
-def refuse_unfit(model: nn.Module, paths: list[str]) -> None:
+def refuse_unfit(model: nn.Module, paths: Iterable[str], *, training: bool = False) -> None:
     """Raise DialError where an adapter would sit on layers that it cannot act on as it would on a
     weight: what is trained or exported there would differ from what runs."""
     reasons = unfit(model)
-    if bad := [path for path in paths if reasons.get(path)]:
+    bad = [p for p in paths if reasons.get(p) and (training or reasons[p] != NO_GRADIENT)]
+    if bad:
         raise DialError(
             f"{bad[0]}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}: no adapter can sit "
             f"there, {reasons[bad[0]]}; leave such layers out (targets all-linear does)"
@@ -241,49 +259,69 @@ def refuse_unfit(model: nn.Module, paths: list[str]) -> None:
 
 
 def _tried(model: nn.Module) -> dict[str, str]:
-    layers: dict[str, nn.Module] = {}
+    layers: dict[nn.Module, list[str]] = {}
     kin: dict[str, tuple[str, str]] = {}  # the layer, and the name less the number of an expert
     for prefix, layer in zip(models.layer_paths(model), models.layers(model), strict=True):
         for name, module in layer.named_modules():
             if linear_shape(module) is not None:
-                layers[f"{prefix}.{name}"] = module
-                kin[f"{prefix}.{name}"] = prefix, re.sub(r"(^|\.)\d+(?=\.)", r"\1N", name)
-    found = dict.fromkeys(layers, "its model never runs it as a module")
-    added: dict[str, Tensor] = {}
-    names = {module: path for path, module in layers.items()}
+                path = f"{prefix}.{name}"
+                layers.setdefault(module, []).append(path)
+                kin[path] = prefix, re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
+    limit = getattr(models.text_config(model), "max_position_embeddings", None) or LONG
+    try:
+        found = _pass(model, list(layers), SHAPES[0])
+        late = [m for m in layers if found.get(m) == NO_GRADIENT]
+        if late:
+            found |= _pass(model, late, (1, min(LONG, int(limit))))
+    except Exception:  # of any kind: what cannot be tried is taken at its word
+        found = dict.fromkeys(layers, "")
+    # Of many experts a few tokens meet some alone: what holds for one holds for its like.
+    met = {
+        kin[path] for module, paths in layers.items() for path in paths if found.get(module) == ""
+    }
+    unmet = "its model never runs it as a module"
+    return {
+        path: found.get(module, "" if kin[path] in met else unmet)
+        for module, paths in layers.items()
+        for path in paths
+    }
+
+
+def _pass(
+    model: nn.Module, layers: Sequence[nn.Module], shape: tuple[int, int]
+) -> dict[nn.Module, str]:
+    """Why each layer that is run is not fit for an adapter, empty where it is."""
+    found: dict[nn.Module, str] = {}
+    added: dict[nn.Module, Tensor] = {}
 
     def look(module: Any, args: Any, kwargs: Any, y: Any) -> Any:
-        path = names[module]
         if not isinstance(y, Tensor):
-            found[path] = f"it gives a {type(y).__name__}, not W x + b"
+            found[module] = f"it gives a {type(y).__name__}, not W x + b"
             return None
         with torch.no_grad():
-            found[path] = (
-                "" if _is_linear(module, input_of(args, kwargs), y) else "it is not W x + b"
-            )
-        if path not in added:
-            added[path] = torch.zeros_like(y).requires_grad_()
-        return y + added[path] if added[path].shape == y.shape else None
+            linear = _is_linear(module, input_of(args, kwargs), y)
+        found[module] = found.get(module, "") if linear else "it is not W x + b"
+        if module not in added:
+            added[module] = torch.zeros_like(y).requires_grad_()
+        return y + added[module] if added[module].shape == y.shape else None
 
-    try:
-        with trying(model) as run, ExitStack() as stack:
-            for module in layers.values():
-                stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
-            with torch.enable_grad():
-                logits = run(SHAPES[0]).float()
-                weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-                total = (logits * weights.to(logits.device)).sum()
-                slopes = torch.autograd.grad(total, list(added.values()), allow_unused=True)
-    except Exception:  # of any kind: what cannot be tried is taken at its word
-        return dict.fromkeys(layers, "")
-    for path, slope in zip(added, slopes, strict=True):
-        if not found[path] and (slope is None or not slope.any()):
-            found[path] = "nothing that is added to its output reaches the logits with a gradient"
-    # Of many experts a few tokens meet some alone: what holds for one holds for its like.
-    met = {kin[path] for path in added if not found[path]}
-    return {
-        path: "" if path not in added and kin[path] in met else why for path, why in found.items()
-    }
+    with trying(model) as run, ExitStack() as stack:
+        for module in layers:
+            stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
+        with torch.enable_grad():
+            logits = run(shape).float()
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+            total = (logits * weights.to(logits.device)).sum()
+            leaves = list(added.values())
+            slopes = (
+                torch.autograd.grad(total, leaves, allow_unused=True)
+                if total.requires_grad
+                else [None] * len(leaves)
+            )
+    for module, slope in zip(added, slopes, strict=True):
+        if not found[module] and (slope is None or not slope.any()):
+            found[module] = NO_GRADIENT
+    return found
 
 
 def _is_linear(module: Any, x: Tensor, y: Tensor) -> bool:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import VECTOR, Edit
+from trimtab.dials.base import same_base
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
+from trimtab.dials.trial import is_named, width_at
 from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
@@ -225,8 +227,7 @@ class VectorDial(Dial):
                 return f"their vectors at site {site!r} have {mine} and {theirs} entries"
         if self.positions != other.positions or self.condition is not other.condition:
             return "they act at other positions, or under another condition"
-        a, b = self.info.base_digest, other.info.base_digest
-        return "they were made for two base models" if a and b and a != b else ""
+        return "" if same_base(self.info, other.info) else "they were made for two base models"
 
     # ---- saving ----
 
@@ -249,7 +250,7 @@ class VectorDial(Dial):
         if self.condition is not None:
             note["condition"] = {
                 name: getattr(self.condition, name)
-                for name in ("site", "threshold", "over", "above")
+                for name in ("site", "threshold", "over", "above", "prompt_style", "rendering")
             }
         return note
 
@@ -277,6 +278,8 @@ class VectorDial(Dial):
         if len(sites) != len(vectors):
             raise DialError(f"{len(sites)} sites, but {len(vectors)} vectors")
         levels, condition = settings.get("levels"), settings.get("condition")
+        # One that does not say so is from before it was written down: found on plain text.
+        condition = condition and {"prompt_style": "plain", **condition}
         dial = cls(
             dict(zip(sites, vectors, strict=True)),
             dict(zip(sites, settings["scales"], strict=True)),
@@ -322,10 +325,9 @@ def _change(
 
 def _width(model: nn.Module, site: Site) -> int | None:
     """Entries of a state at a site; None where that cannot be told beforehand."""
-    if isinstance(site, int) or site in ("embed", "final"):
-        return getattr(models.text_config(model), "hidden_size", None)
-    shape = linear_shape(module_at(model, site)[0])
-    return shape[1] if shape else None
+    found = width_at(model, site, "a vector")
+    shape = None if is_named(site) else linear_shape(module_at(model, site)[0])
+    return shape[1] if shape else found
 
 
 def _unit(v: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -67,6 +67,10 @@ class Condition:
     over: Literal["prompt", "last", "token"] = "prompt"
     above: bool = True
     """Act where the score is above the threshold; else where it is below."""
+    prompt_style: str | None = None
+    """`plain` or `chat`: how the prompts that it was found on were written, where that is known."""
+    rendering: dict[str, Any] = field(default_factory=dict)
+    """What of the chat template's settings was not the default there."""
 
     def __post_init__(self) -> None:
         v = self.direction

@@ -11,17 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
+from trimtab.evaluate.cache_proof import plain_logits, way_to_decode
+from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.generation import (
     LIKELIEST,
     Generation,
     Sampling,
-    encode_prompt,
+    end_ids,
+    next_ids,
+    prompts_of,
     seeded,
-    shown,
 )
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
+from trimtab.rendering import Rendering
 from trimtab.sites import Site
 from trimtab.states import seeing
 
@@ -29,20 +35,37 @@ from trimtab.states import seeing
 class Decoder:
     """n rows that continue one prompt: keys and values cached, states at `sites` kept.
 
-    `feed` takes a token a row and gives the logits of the next. The prompt is computed once.
+    `feed` takes a token a row and gives the logits of the next. The prompt is computed once. Where a
+    model's cache is not right (`cache_proof`), each row is run whole at every token.
     """
 
-    def __init__(self, model: Any, prompt: Sequence[int], n: int = 1, sites: Sequence[Site] = ()):
+    def __init__(
+        self,
+        model: Any,
+        prompt: Sequence[int],
+        n: int = 1,
+        sites: Sequence[Site] = (),
+        *,
+        way: Literal["batch", "plain"] | None = None,
+        room: int = 64,
+    ):
+        """
+        Args:
+            way: with the cache, or without; by default what holds on the model.
+            room: about how many tokens will be fed.
+        """
         from transformers import DynamicCache
 
         self.model, self.prompt, self.sites = model, tuple(prompt), tuple(sites)
         self.device = next(model.parameters()).device
-        self.cache: Any = DynamicCache(config=model.config)
+        self.way = way or way_to_decode(model, len(self.prompt) + room)
+        self.cache: Any = None if self.way == "plain" else DynamicCache(config=model.config)
         self._seen: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         self.ids = torch.tensor([list(prompt)])
         first = self._run(self.ids)
         if n > 1:
-            self.cache.batch_repeat_interleave(n)
+            if self.cache is not None:
+                self.cache.batch_repeat_interleave(n)
             self.ids = self.ids.repeat(n, 1)
         self.logits: Float[Tensor, "row vocab"] = first.expand(n, -1)
 
@@ -54,13 +77,15 @@ class Decoder:
 
     def expand(self, k: int) -> None:
         """Each row k times."""
-        self.cache.batch_repeat_interleave(k)
+        if self.cache is not None:
+            self.cache.batch_repeat_interleave(k)
         self.ids = self.ids.repeat_interleave(k, 0)
         self._each(partial(torch.repeat_interleave, repeats=k, dim=0))
 
     def select(self, rows: Tensor) -> None:
         """Some of the rows."""
-        self.cache.batch_select_indices(rows.to(self.device))
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows.to(self.device))
         self.ids = self.ids[rows]
         self._each(lambda h: h[rows.to(h.device)])
 
@@ -78,51 +103,35 @@ class Decoder:
             self._seen[site] = [first, *map(change, rest)]
 
     def _run(self, ids: Tensor) -> Tensor:
+        """The logits after some new tokens a row, whose states are kept."""
+        new: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         with ExitStack() as stack:
             for site in self.sites:
 
                 def see(h: Tensor, site: Site = site) -> None:
-                    self._seen[site].append(h if h.dtype == torch.float64 else h.float())
+                    h = h[:, -ids.shape[1] :]
+                    new[site].append(h if h.dtype == torch.float64 else h.float())
 
                 stack.enter_context(seeing(self.model, site, see))
-            out = self.model(
-                input_ids=ids.to(self.device), past_key_values=self.cache, use_cache=True
-            )
-        self.cache = out.past_key_values
-        return out.logits[:, -1].float()
-
-
-def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row, drawn or the likeliest one."""
-    from transformers import (
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    seen: Any = ids.to(logits.device)
-    if sampling.repetition_penalty != 1:
-        logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
-    if sampling.temperature == 0:
-        return logits.argmax(-1).cpu()
-    logits = TemperatureLogitsWarper(sampling.temperature)(seen, logits)  # type: ignore[arg-type]
-    if sampling.top_p < 1:
-        logits = TopPLogitsWarper(sampling.top_p)(seen, logits)  # type: ignore[arg-type]
-    return torch.multinomial(logits.softmax(-1), 1)[:, 0].cpu()
-
-
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The ids that end an answer."""
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = [] if found is None else found if isinstance(found, list) else [found]
-    return {int(t) for t in (*found, tokenizer.eos_token_id) if t is not None}
+            if self.cache is None:
+                with prompts([len(self.prompt)]):
+                    rows = [plain_logits(self.model, row) for row in self.ids.tolist()]
+                logits = torch.cat(rows)
+            else:
+                out = self.model(
+                    input_ids=ids.to(self.device), past_key_values=self.cache, use_cache=True
+                )
+                self.cache, logits = out.past_key_values, out.logits[:, -1].float()
+        for site, seen in new.items():
+            self._seen[site].append(torch.cat(seen))
+        return logits
 
 
 @torch.no_grad()
 def decode(model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
     """The n likeliest tokens, one after the other, whatever ends an answer: plain decoding as the
     decoders below do it, so that rates can be compared."""
-    rows, drawn = Decoder(model, prompt), []
+    rows, drawn = Decoder(model, prompt, room=n), []
     for _ in range(n):
         token = rows.logits.argmax(-1).cpu()
         drawn.append(int(token))
@@ -138,12 +147,13 @@ def decode(model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
 def generate_genarm(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     arm: Dial,
     alpha: float = 1.0,
     *,
     sampling: Sampling = LIKELIEST,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
@@ -157,13 +167,14 @@ def generate_genarm(
         ends: ids that end an answer (by default the model's).
     """
     done = []
-    ends = end_ids(model, tokenizer) if ends is None else ends
+    form = format_for([arm], prompt_style, rendering)
+    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
     with seeded(sampling.seed, model):
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
-            ids = encode_prompt(tokenizer, prompt, prompt_style)  # type: ignore[arg-type]
-            base = Decoder(model, ids)
+        for prompt in prompts_of(prompts):
+            ids = form.ids(tokenizer, prompt)
+            base = Decoder(model, ids, room=sampling.max_new_tokens)
             with arm(model, 1.0, force=force):
-                other = Decoder(model, ids)
+                other = Decoder(model, ids, room=sampling.max_new_tokens)
             drawn: list[int] = []
             while len(drawn) < sampling.max_new_tokens:
                 both = base.logits.log_softmax(-1) + alpha * other.logits.log_softmax(-1)
@@ -174,7 +185,7 @@ def generate_genarm(
                 base.feed(token)
                 with arm(model, 1.0, force=force):
                     other.feed(token)
-            done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+            done.append(_done(tokenizer, prompt, alpha, drawn))
     return done
 
 
@@ -182,13 +193,14 @@ def generate_genarm(
 def generate_args(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     reward: RewardDial,
     alpha: float = 1.0,
     *,
     k: int = 10,
     sampling: Sampling = LIKELIEST,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     ends: Collection[int] | None = None,
     force: bool = False,
 ) -> list[Generation]:
@@ -210,9 +222,11 @@ def generate_args(
         reward.check_base(model)
     reward.edits(model)  # refuses a model that it does not fit
     done = []
-    ends = end_ids(model, tokenizer) if ends is None else ends
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        rows = Decoder(model, encode_prompt(tokenizer, prompt, prompt_style), 1, reward.sites)  # type: ignore[arg-type]
+    form = format_for([reward], prompt_style, rendering)
+    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
+    for prompt in prompts_of(prompts):
+        ids = form.ids(tokenizer, prompt)
+        rows = Decoder(model, ids, 1, reward.sites, room=sampling.max_new_tokens)
         drawn: list[int] = []
         while len(drawn) < sampling.max_new_tokens and not (drawn and drawn[-1] in ends):
             logps, tokens = rows.logits[0].log_softmax(-1).topk(k)
@@ -222,7 +236,7 @@ def generate_args(
             rows.select(torch.tensor([best]))
             rows.logits = logits[best : best + 1]
             drawn.append(int(tokens[best]))
-        done.append(_done(tokenizer, prompt, alpha, drawn))  # type: ignore[arg-type]
+        done.append(_done(tokenizer, prompt, alpha, drawn))
     return done
 
 
@@ -240,5 +254,5 @@ def args_rewards(
     return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
 
 
-def _done(tokenizer: Any, prompt: Text, alpha: float, ids: list[int]) -> Generation:
-    return Generation(shown(prompt), alpha, tokenizer.decode(ids, skip_special_tokens=True))
+def _done(tokenizer: Any, prompt: Prompt, alpha: float, ids: list[int]) -> Generation:
+    return Generation(prompt.shown, alpha, tokenizer.decode(ids, skip_special_tokens=True))

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
-from trimtab.evaluate.generation import LIKELIEST, Sampling, encode_prompt, seeded
+from trimtab.evaluate.decoding import Decoder
+from trimtab.evaluate.formats import Style, format_for
+from trimtab.evaluate.generation import (
+    LIKELIEST,
+    Sampling,
+    end_ids,
+    next_ids,
+    seeded,
+)
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
+from trimtab.rendering import Rendering
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,15 @@ def explain(
     model: nn.Module,
     tokenizer: Any,
     dial: Dial,
-    prompt: Text,
+    prompt: Text | Prompt,
     alpha: float = 1.0,
     *,
     steps: int = 12,
     top: int = 5,
     likely: float = 1e-4,
     sampling: Sampling = LIKELIEST,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     force: bool = False,
 ) -> list[Step]:
     """The tokens that a dial promotes and demotes at each step of its own continuation.
@@ -66,19 +76,20 @@ def explain(
         top: so many tokens of either kind.
         likely: tokens that neither model gives this probability are passed over: among tens of
             thousands that nobody would say, the largest change means nothing.
+        prompt_style, rendering: as of `generate`.
 
     Raises:
         ConfigError: `steps` or `top` below 1.
     """
     if steps < 1 or top < 1:
         raise ConfigError(f"explain: expected steps and top of 1 or more, given {steps} and {top}")
-    ends = end_ids(model, tokenizer)
-    ids = encode_prompt(tokenizer, prompt, prompt_style)
+    form = format_for([dial], prompt_style, rendering)
+    ends, ids = end_ids(model, tokenizer, form.rendering), form.ids(tokenizer, prompt)
     found: list[Step] = []
     with seeded(sampling.seed, model):
-        bare = Decoder(model, ids)
+        bare = Decoder(model, ids, room=steps)
         with dial(model, alpha, force=force):
-            lean = Decoder(model, ids)
+            lean = Decoder(model, ids, room=steps)
         while True:
             old, new = bare.logits[0].log_softmax(-1), lean.logits[0].log_softmax(-1)
             token = next_ids(lean.logits, lean.ids, sampling)

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab.batching import spans
 from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
+from trimtab.errors import ModelError
+from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
+from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Rendering, prompt_ids
+from trimtab.rendering import end_ids as template_ends
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,13 @@ class Generation:
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Text | Sequence[Text],
+    prompts: Text | Prompt | Sequence[Text | Prompt],
     dial: Dial | None = None,
     alphas: Sequence[float] = (1.0,),
     *,
     sampling: Sampling = Sampling(),
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     batch_size: int = 16,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -64,10 +71,12 @@ def generate(
     """Continue every prompt at every alpha, rows of a batch at their own alpha.
 
     Args:
-        prompts: texts, or chats, each a tuple of messages.
+        prompts: texts, chats (each a tuple of messages), or prompts with a system text or tools.
         alphas: strengths of the dial; without one there is a single continuation, at alpha 0.
         prompt_style: `chat` puts the prompt into the model's chat template as a user message;
-            `auto` does so where the tokenizer has one.
+            `auto` does so where the tokenizer has one; by default what the dial was fitted in,
+            `auto` without a dial.
+        rendering: the chat template's settings; by default those that the dial was fitted with.
 
     Returns:
         Prompts in order, alphas in order within each.
@@ -78,19 +87,23 @@ def generate(
         ConfigError: no alpha, or one that is not finite.
         DialError: the dial was made for another base model (`force` goes on).
     """
-    texts: list[Text] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
+    texts = prompts_of(prompts)
     strengths = [float(alpha) for alpha in alphas] if dial is not None else [0.0]
     check_alphas(strengths)
-    ids = [encode_prompt(tokenizer, text, prompt_style) for text in texts]
+    form = format_for([dial], prompt_style, rendering)
+    ids = [form.ids(tokenizer, text) for text in texts]
+    ends = end_ids(model, tokenizer, form.rendering)
     rows = [(number, alpha) for number in range(len(texts)) for alpha in strengths]
     done: list[Generation] = []
     with seeded(sampling.seed, model):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
             prompt_ids, row_alphas = [ids[n] for n, _ in part], [a for _, a in part]
-            answers = _continue(model, tokenizer, prompt_ids, dial, row_alphas, sampling, force)
+            answers = _continue(
+                model, tokenizer, prompt_ids, dial, row_alphas, sampling, ends, force
+            )
             done += [
-                Generation(shown(texts[n]), a, answer)
+                Generation(texts[n].shown, a, answer)
                 for (n, a), answer in zip(part, answers, strict=True)
             ]
             if progress:
@@ -108,10 +121,7 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
 
 
 def encode_prompt(
-    tokenizer: Any,
-    prompt: Text,
-    style: Literal["auto", "plain", "chat"] = "auto",
-    rendering: Rendering = USUAL,
+    tokenizer: Any, prompt: Text, style: Style = "auto", rendering: Rendering = USUAL
 ) -> list[int]:
     """Token ids of what is to be continued (see `rendering.prompt_ids`).
 
@@ -123,13 +133,41 @@ def encode_prompt(
     return list(prompt_ids(prompt, tokenizer, style, rendering=rendering))
 
 
-def shown(prompt: Text) -> str:
-    """A prompt as text: of a chat its only turn, or all turns with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+def prompts_of(given: Text | Prompt | Sequence[Text | Prompt]) -> list[Prompt]:
+    """One prompt or several; a tuple of messages among several is a chat."""
+    one = isinstance(given, str | Prompt)
+    return [Prompt.of(p) for p in ([given] if one else given)]  # type: ignore[list-item,arg-type]
+
+
+@contextmanager
+def own_settings(model: nn.Module) -> Iterator[None]:
+    """Within it, what a checkpoint's `generation_config.json` asks for acts on nothing.
+
+    `generate` fills what a call leaves open from there: cutoffs, penalties and forbidden tokens that
+    nobody asked for, of which there are more with every version.
+    """
+    from transformers import GenerationConfig
+
+    holders = [m for m in model.modules() if "generation_config" in vars(m)]
+    kept = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            vars(holder)["generation_config"] = GenerationConfig()
+        yield
+    finally:
+        for holder, config in zip(holders, kept, strict=True):
+            vars(holder)["generation_config"] = config
+
+
+def left_padded(model: nn.Module, rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Prompts `[row, token]`, padded on the left, with their mask."""
+    device, width = next(model.parameters()).device, max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
 
 
 @torch.no_grad()
@@ -140,30 +178,96 @@ def _continue(
     dial: Dial | None,
     alphas: list[float],
     sampling: Sampling,
+    ends: set[int],
     force: bool,
 ) -> list[str]:
-    width = max(map(len, prompts))
-    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    device = next(model.parameters()).device
-    left = [[pad] * (width - len(p)) + p for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    draw = {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": 0,
-    }
-    likeliest = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # One alpha for all is passed as a number: 0 then attaches nothing at all.
-    alpha = alphas[0] if len(set(alphas)) == 1 else torch.tensor(alphas)
-    with dial(model, alpha, force=force) if dial is not None else nullcontext():
-        out = model.generate(
-            input_ids=torch.tensor(left, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=sampling.max_new_tokens,
-            num_beams=sampling.num_beams,
-            repetition_penalty=sampling.repetition_penalty,
-            pad_token_id=pad,
-            **(draw if sampling.temperature > 0 else likeliest),
+    """Continuations of rows, each at its own alpha."""
+    way = way_to_generate(model, max(map(len, prompts)) + sampling.max_new_tokens)
+    if sampling.repetition_penalty != 1 and len(set(map(len, prompts))) > 1 and way == "batch":
+        way = "rows"  # padding would count as tokens that have occurred
+    if way == "plain" and sampling.num_beams > 1:
+        raise ModelError(
+            f"{type(model).__name__}: decoded without a cache, which knows no beams; give num_beams 1"
         )
-    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    groups = [range(len(prompts))] if way == "batch" else [[i] for i in range(len(prompts))]
+    found: list[str] = []
+    for group in groups:
+        part, strengths = [prompts[i] for i in group], [alphas[i] for i in group]
+        # One alpha for all is passed as a number: 0 then attaches nothing at all.
+        alpha = strengths[0] if len(set(strengths)) == 1 else torch.tensor(strengths)
+        with dial(model, alpha, force=force) if dial is not None else nullcontext():
+            if way == "plain":
+                drawn = [_plainly(model, part[0], ends, sampling)]
+            else:
+                drawn = _by_generate(model, tokenizer, part, ends, sampling)
+        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+    return found
+
+
+def _by_generate(
+    model: Any, tokenizer: Any, prompts: list[list[int]], ends: set[int], sampling: Sampling
+) -> list[list[int]]:
+    from transformers import GenerationConfig
+
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    given = left_padded(model, prompts, pad)
+    draws = sampling.temperature > 0
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=sampling.num_beams,
+        repetition_penalty=sampling.repetition_penalty,
+        do_sample=draws,
+        temperature=sampling.temperature if draws else None,
+        top_p=sampling.top_p if draws else None,
+        top_k=0 if draws else None,
+        pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+    )
+    with own_settings(model):
+        out = model.generate(**given, generation_config=settings)
+    return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
+
+
+def _plainly(model: Any, prompt: list[int], ends: set[int], sampling: Sampling) -> list[int]:
+    """A row continued by a whole pass a token."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + sampling.max_new_tokens:
+        with spans.prompts([len(prompt)]):
+            logits = plain_logits(model, ids)
+        ids.append(int(next_ids(logits, torch.tensor([ids]), sampling)))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+def _ended(ids: list[int], ends: set[int]) -> list[int]:
+    """Token ids up to the first that ends an answer."""
+    return ids[: next((i for i, t in enumerate(ids, 1) if t in ends), len(ids))]
+
+
+def end_ids(model: Any, tokenizer: Any, rendering: Rendering = USUAL) -> set[int]:
+    """The ids that end an answer: the checkpoint's, the tokenizer's, and the chat template's own end
+    of turn."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [] if found is None else found if isinstance(found, list) else [found]
+    by_template = template_ends(tokenizer, rendering)
+    return {int(t) for t in (*found, tokenizer.eos_token_id, *by_template) if t is not None}
+
+
+def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row, drawn or the likeliest one."""
+    from transformers import (
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    seen: Any = ids.to(logits.device)
+    if sampling.repetition_penalty != 1:
+        logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
+    if sampling.temperature == 0:
+        return logits.argmax(-1).cpu()
+    logits = TemperatureLogitsWarper(sampling.temperature)(seen, logits)  # type: ignore[arg-type]
+    if sampling.top_p < 1:
+        logits = TopPLogitsWarper(sampling.top_p)(seen, logits)  # type: ignore[arg-type]
+    return torch.multinomial(logits.softmax(-1), 1)[:, 0].cpu()

@@ -17,6 +17,7 @@ from torch import nn
 from trimtab.dials import RewardDial
 from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.evaluate.answers import Answer
+from trimtab.evaluate.formats import format_for
 from trimtab.evaluate.rewards import score_candidates
 
 Judge = Callable[[str, str, str], float]
@@ -100,9 +101,16 @@ def win_rate(judgements: Sequence[Judgement], resamples: int = 10_000) -> WinRat
 
 
 def reward_judge(
-    model: nn.Module, tokenizer: Any, dial: RewardDial, *, chat: bool = False
+    model: nn.Module, tokenizer: Any, dial: RewardDial, *, chat: bool | None = None
 ) -> Judge:
-    """The answer with the higher reward is the better one."""
+    """The answer with the higher reward is the better one.
+
+    Args:
+        chat: read prompt and answer in the chat template, or as plain text; by default as the dial
+            was fitted.
+    """
+    if chat is None:
+        chat = format_for([dial]).style == "chat"
     style = "chat" if chat else "plain"
 
     def judge(prompt: str, a: str, b: str) -> float:

@@ -26,12 +26,14 @@ from trimtab.batching import (
 )
 from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.dials import Dial, LogitsDial, RewardDial
-from trimtab.dials.dial import Composed
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder, end_ids, next_ids
-from trimtab.evaluate.generation import PLAIN, Sampling, encode_prompt, seeded
+from trimtab.evaluate.decoding import Decoder
+from trimtab.evaluate.formats import Style, format_for, members
+from trimtab.evaluate.generation import PLAIN, Sampling, end_ids, next_ids, seeded
 from trimtab.evaluate.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
+from trimtab.rendering import Rendering
 from trimtab.states import Readings, read_tokens
 from trimtab.states import read as read_batch
 
@@ -59,7 +61,7 @@ def rewards_of(
         dial.check_base(model)
     index = 0 if dial is None else dial.head(head)
     where = answer_spans(encoded, "answer" if dial is None else dial.over)
-    layout = layout_for(model, "answer" if dial is None else dial.where)
+    layout = layout_for(model, "answer" if dial is None else dial.where, encoded)
     device = next(model.parameters()).device
     found = torch.zeros(encoded.n_answers)
     total, tokens = torch.zeros(encoded.n_answers), torch.zeros(encoded.n_answers).long()
@@ -101,17 +103,22 @@ def score_candidates(
     candidates: Sequence[Text],
     *,
     head: str | None = None,
-    prompt_style: PromptStyle = "plain",
+    prompt_style: PromptStyle | None = None,
     max_length: int = 1024,
 ) -> Float[Tensor, "candidate"]:
     """Rewards of candidate answers to one prompt, which is computed once for all of them.
+
+    Args:
+        prompt_style: by default what the dial was fitted in, plain text where it does not say.
 
     Raises:
         DataError: no candidate, or one without tokens, or longer than `max_length` with the prompt.
         ConfigError: no such head.
     """
+    style = format_for([dial], prompt_style).style
+    style = style if style != "auto" else "plain"
     encoded = encode_answers(
-        prompt, candidates, tokenizer, max_length=max_length, prompt_style=prompt_style
+        prompt, candidates, tokenizer, max_length=max_length, prompt_style=style
     )
     whole = encoded.rows[0].packed_length
     return rewards_of(model, dial, encoded, head=head, budget=whole)[0]
@@ -127,7 +134,7 @@ def token_rewards(
         DialError: the dial's aggregation is not causal.
     """
     index, where = dial.head(head), answer_spans(encoded, dial.over)
-    layout, device = layout_for(model, dial.where), next(model.parameters()).device
+    layout, device = layout_for(model, dial.where, encoded), next(model.parameters()).device
     found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
     with dial(model, 1.0):
         for rows in plan_batches(encoded, 2048, layout):
@@ -195,7 +202,7 @@ def pick(found: Sequence[Candidate], drawing: Drawing, generator: torch.Generato
 def draw(
     model: nn.Module,
     tokenizer: Any,
-    prompt: Text,
+    prompt: Text | Prompt,
     reward: RewardDial,
     drawing: Drawing = Drawing(),
     *,
@@ -203,14 +210,18 @@ def draw(
     alpha: float = 1.0,
     sampling: Sampling = PLAIN,
     head: str | None = None,
-    prompt_style: Literal["auto", "plain", "chat"] = "auto",
+    prompt_style: Style | None = None,
+    rendering: Rendering | None = None,
     force: bool = False,
 ) -> list[Candidate]:
     """Draw n answers to a prompt and reward each: the prompt is computed once, and rewards come from
-    the very passes that draw the tokens, where `dial` changes no hidden state.
+    the very passes that draw the tokens, where `dial` changes no hidden state and was fitted in the
+    format of `reward`. Whatever token the model ends an answer with, the reward is read at the one
+    that ended the answers it was learned from.
 
     Args:
         dial: leans the model while it draws, at `alpha` (an alignment head, for example).
+        prompt_style, rendering: as of `generate`; by default each of the two dials has its own.
 
     Returns:
         Candidates in the order in which they were drawn.
@@ -225,22 +236,32 @@ def draw(
         reward.check_base(model)
     reward.edits(model)  # refuses a model that it does not fit
     index = reward.head(head)
-    prompt_ids = encode_prompt(tokenizer, prompt, prompt_style)
-    one_pass = reward.adapter is None and all(isinstance(d, LogitsDial) for d in _members(dial))
+    form = format_for([dial, reward], prompt_style, rendering)
+    read = format_for([reward, dial], prompt_style, rendering)
+    drawn_after, read_after = form.ids(tokenizer, prompt), read.ids(tokenizer, prompt)
+    one_pass = (
+        reward.adapter is None
+        and all(isinstance(d, LogitsDial) for d in members(dial))
+        and drawn_after == read_after
+    )
     if drawing.reject_every and not (one_pass and reward.causal):
         why = "is read at the end alone" if one_pass else "takes a pass of its own"
         raise ConfigError(f"early rejection: this reward {why}")
-    ends = end_ids(model, tokenizer)
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
+    ends = end_ids(model, tokenizer, form.rendering)
+    marker = read.marker(tokenizer, prompt)
+    marker = min(ends) if marker is None else marker
+    ends |= {marker}
     context = seeded(sampling.seed, model)
     found: list[Candidate] = []
     drawn: list[list[int]] = [[] for _ in range(drawing.n)]
     with context, _at(dial, model, alpha, force):
-        rows = Decoder(model, prompt_ids, drawing.n, reward.sites if one_pass else ())
+        sites = reward.sites if one_pass else ()
+        rows = Decoder(model, drawn_after, drawing.n, sites, room=sampling.max_new_tokens)
         alive = torch.ones(drawing.n, dtype=torch.bool)
         logits = rows.logits
         for step in range(1, sampling.max_new_tokens + 1):
             ids = next_ids(logits, rows.ids, sampling)
+            ids[torch.isin(ids, torch.tensor(sorted(ends)))] = marker
             for row in alive.nonzero()[:, 0].tolist():
                 drawn[row].append(int(ids[row]))
             ended = torch.tensor([bool(d) and d[-1] in ends for d in drawn])
@@ -262,14 +283,15 @@ def draw(
                 drawn, alive = [drawn[i] for i in keep.tolist()], alive[keep]
                 logits = logits[keep.to(logits.device)]
         if alive.any():  # what was cut is ended, so that its end has a state
-            rows.feed(torch.full((len(drawn),), eos))
-    whole = [d if d[-1] in ends else [*d, eos] for d in drawn]
+            rows.feed(torch.full((len(drawn),), marker))
+    whole = [d if d[-1] in ends else [*d, marker] for d in drawn]
     if one_pass:
         r = _rewards(rows, reward, index, whole, ends)
     else:
         turns = tuple((Turn(0, 0, len(d) - 1, len(d), len(d)),) for d in whole)
-        row = Row("answers", tuple(prompt_ids), tuple(map(tuple, whole)), (), (), turns)
-        r, _ = rewards_of(model, reward, Encoded((row,), 0, eos, "answers"), head=head, force=force)
+        row = Row("answers", tuple(read_after), tuple(map(tuple, whole)), (), (), turns)
+        encoded = Encoded((row,), 0, marker, "answers")
+        r, _ = rewards_of(model, reward, encoded, head=head, force=force)
     finished = [d[-1] in ends for d in drawn]
     return [
         *(
@@ -309,12 +331,6 @@ def _candidate(
 
 def _at(dial: Dial | None, model: nn.Module, alpha: float, force: bool) -> Any:
     return nullcontext() if dial is None else dial(model, alpha, force=force)
-
-
-def _members(dial: Dial | None) -> list[Any]:
-    if dial is None:
-        return []
-    return list(dial.members) if isinstance(dial, Composed) else [dial]
 
 
 def expected_kl(n: int) -> float:

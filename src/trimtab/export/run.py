@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.dials import Dial
 from trimtab.dials.attach import as_alpha
 from trimtab.dials.contexts import check_bare
@@ -209,7 +210,7 @@ def _known(dial: Dial, model: Any, rows: list[Tensor], alpha: float, file: Path)
     """Write the fixed set with the logits of the bare model and of the dial."""
     tensors = {}
     for on, context in (("bare", nullcontext()), ("dialled", dial(model, alpha, force=True))):
-        with context:
+        with models.reading(model), context:
             for i, ids in enumerate(rows):
                 logits = model(input_ids=ids, use_cache=False).logits
                 tensors |= {f"ids_{i}": ids.cpu(), f"{on}_{i}": logits.float().cpu().contiguous()}

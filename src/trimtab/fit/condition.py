@@ -95,7 +95,15 @@ def fit_condition(
         scores = h[~for_direction] @ (direction / direction.norm())
         threshold, accuracy = best_threshold(scores, label[~for_direction])
         if best is None or accuracy > best.balanced_accuracy:
-            best = FoundCondition(Condition(site, direction, threshold, over), accuracy)
+            condition = Condition(
+                site,
+                direction,
+                threshold,
+                over,
+                prompt_style=prompt_style,
+                rendering=rendering.record(),
+            )
+            best = FoundCondition(condition, accuracy)
     if best is None:
         raise DataError("the prompts to act on and the others have the same states")
     return best

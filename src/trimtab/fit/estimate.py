@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, row_length, trimmed
+from trimtab.batching import Encoded, Layout, Schedule, by_answer, row_length, trimmed
 from trimtab.readout import Needs
 from trimtab.states import depth
 
@@ -68,7 +68,7 @@ def estimate_training(
     rows = trimmed(encoded, layout)
     widths = [max(row_length(rows[i], layout) for i in m) for m in schedule.microbatches]
     lines = [
-        sum(len(rows[i].answers) for i in m) if layout == "padded" else len(m)
+        sum(len(rows[i].answers) for i in m) if by_answer(layout, *(rows[i] for i in m)) else len(m)
         for m in schedule.microbatches
     ]
     padded = [w * n for w, n in zip(widths, lines, strict=True)]
@@ -79,6 +79,7 @@ def estimate_training(
     config = models.text_config(model)
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = max(inner) if isinstance(inner, list | tuple) else inner  # a width a layer (Gemma 3n)
     per_position = (14 * width + 6 * inner) * models.n_layers(model)  # kept for the backward pass
     worst = max(padded) * per_position
     if needs.logps:  # float32 logits, their log-softmax and its gradient at scored positions

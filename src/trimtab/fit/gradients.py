@@ -22,9 +22,12 @@ from trimtab.batching import (
     layout_of,
     node_batches,
     plan_batches,
+    unshared,
 )
+from trimtab.batching.spans import the_line
 from trimtab.cache import Progress
 from trimtab.errors import ConfigError, DataError
+from trimtab.fit.probe import check_gradients
 from trimtab.objectives import Objective
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
@@ -64,30 +67,33 @@ def read_gradients(
     Raises:
         ConfigError: no gradient reaches a site, because the loss reads nothing above it.
         DataError: the loss needs the log-prob of a token after the one read, and there is none.
+        TrainingError: gradients through the base are wrong.
     """
+    check_gradients(model)
     needs = objective.needs(models.n_layers(model))
     check_reached(model, needs, sites)
     before = sequence_logps(model, encoded, budget) if whole and needs.logps else None
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     numbers: list[int] = []
-    for batch, pairs in _pair_batches(encoded, budget, model):
-        if needs.logps and not batch.token_scored.any():
-            raise DataError(
-                f"{encoded.name}: the loss needs a token after the one that is read; there is none"
-            )
-        chosen, rejected = batch.pair_chosen, batch.pair_rejected
-        each: dict[Site, Tensor] = {}
-        # Pairs that share an answer take turns: one backward pass would sum their gradients there.
-        for turn in _turns(chosen.tolist(), rejected.tolist()):
-            grads = _one_pass(model, batch, objective, needs, sites, turn, before, pairs)
-            for site, grad in grads.items():
-                into = each.setdefault(site, grad.new_zeros(2, len(pairs), grad.shape[1]))
-                into[:, turn] = torch.stack([grad[chosen[turn]], grad[rejected[turn]]])
-        for site in sites:
-            found[site].append(each[site].cpu())
-        numbers += pairs
-        if progress:
-            progress(len(numbers), encoded.n_pairs)
+    with models.differentiable(model):
+        for batch, pairs in _pair_batches(encoded, budget, model):
+            if needs.logps and not batch.token_scored.any():
+                raise DataError(
+                    f"{encoded.name}: the loss needs a token after the one that is read; there is none"
+                )
+            chosen, rejected = batch.pair_chosen, batch.pair_rejected
+            each: dict[Site, Tensor] = {}
+            # Pairs that share an answer take turns: one backward pass would sum their gradients there.
+            for turn in _turns(chosen.tolist(), rejected.tolist()):
+                grads = _one_pass(model, batch, objective, needs, sites, turn, before, pairs)
+                for site, grad in grads.items():
+                    into = each.setdefault(site, grad.new_zeros(2, len(pairs), grad.shape[1]))
+                    into[:, turn] = torch.stack([grad[chosen[turn]], grad[rejected[turn]]])
+            for site in sites:
+                found[site].append(each[site].cpu())
+            numbers += pairs
+            if progress:
+                progress(len(numbers), encoded.n_pairs)
     back = torch.tensor(numbers).argsort()
     joined = {site: torch.cat(parts, 1)[:, back] for site, parts in found.items()}  # two pair d
     return Gradients({s: g[0] for s, g in joined.items()}, {s: g[1] for s, g in joined.items()})
@@ -116,7 +122,7 @@ def sequence_logps(
     device = next(model.parameters()).device
     sums: list[Tensor] = [torch.zeros(0)] * len(contrast.sequences)
     with torch.no_grad():
-        for batch, sequences in node_batches(contrast, budget, layout_of(model)):
+        for batch, sequences in node_batches(contrast, budget, layout_of(model, contrast)):
             logps = read(model, batch.to(device), logps=True).logps
             assert logps is not None
             for s, answers in sequences:
@@ -135,7 +141,7 @@ def _pair_batches(
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Batches of whole pairs on the model's device, and each pair's place in row order."""
     # Not "shared": its prefix is a pass of its own, which the probes are not made for.
-    layout = "padded" if layout_of(model) == "padded" else "packed"
+    layout = unshared(layout_of(model, encoded))
     device = next(model.parameters()).device
     if isinstance(encoded, Contrast):
         for batch, pairs in gradient_batches(encoded, budget, layout):
@@ -160,12 +166,16 @@ def _probe(
     where = pooled_tokens(batch, "completion")
 
     def add(h: Tensor) -> Tensor:
-        rows = by_row(h, batch, site)
-        dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
-        probe = torch.zeros(batch.n_answers, rows.shape[-1], dtype=dtype, device=h.device)
-        probes[site] = probe.requires_grad_()
-        added = probe[where.answer].to(h.dtype)
-        return rows.index_put((where.row, where.at), added, accumulate=True).view_as(h)
+        line, _ = the_line() or (None, 1)
+        rows = by_row(h, batch if line is None else batch.line(line), site)
+        if not line:  # None, or the first of several
+            dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+            probe = torch.zeros(batch.n_answers, rows.shape[-1], dtype=dtype, device=h.device)
+            probes[site] = probe.requires_grad_()
+        here = where.row >= 0 if line is None else where.row == line
+        row = where.row[here] if line is None else torch.zeros_like(where.row[here])
+        added = probes[site][where.answer[here]].to(h.dtype)
+        return rows.index_put((row, where.at[here]), added, accumulate=True).view_as(h)
 
     def at_input(_: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:

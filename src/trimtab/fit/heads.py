@@ -31,13 +31,15 @@ from trimtab.batching import (
     answer_spans,
     collate,
     layout_for,
+    unshared,
 )
 from trimtab.cache import Features, Store, features
 from trimtab.dials import AdapterDial, Dial, LogitsDial, RewardDial
 from trimtab.dials.attach import PRESETS
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
+from trimtab.fit.probe import check_gradients
 from trimtab.fit.recipes import Method
 from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import DialTrainer, recomputing, train
@@ -408,9 +410,9 @@ def fit_head(
     where: Where = "predicting"
     if isinstance(recipe, DPHRecipe):
         where = "all" if recipe.dial.over == "all" else "answer"
-    layout = layout_for(model, where)
-    if layout == "shared" and settings.activation_checkpointing:
-        layout = "packed"  # layers that run again would add to the prefix's keys again
+    layout = layout_for(model, where, encoded)
+    if settings.activation_checkpointing:
+        layout = unshared(layout)  # layers that run again would add to the prefix's keys again
     schedule = planned(settings, encoded, seed, layout, args)
 
     def stored(module: HeadModule, part: Encoded = encoded) -> Features:
@@ -509,6 +511,9 @@ def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator
     options = {k: getattr(s, k) for k in (*names, "dropout", "heads")}
     adapter = None
     if s.adapter == "lora":
+        check_gradients(model)
+        if reason := models.rows_depend(model):
+            raise ConfigError(f"dial.adapter=lora: not on this base: {reason}")
         if s.lora.tuner != "lora":
             raise ConfigError(f"dial.lora.tuner={s.lora.tuner}: a reward dial brings a LoRA alone")
         adapter = AdapterDial(

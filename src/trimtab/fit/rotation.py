@@ -13,8 +13,8 @@ from trimtab.batching import Batch, Encoded, Layout, collate
 from trimtab.bounds import Bounded, Several, Within
 from trimtab.cache import collect
 from trimtab.dials import Alpha, Dial, RotationDial
-from trimtab.dials.linear import linear_modules
 from trimtab.dials.rotation import Scaling, singular_basis
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.closed_form import pair_answers
 from trimtab.fit.recipes import Method, TrainingRecipe

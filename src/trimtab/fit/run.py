@@ -20,6 +20,7 @@ from trimtab import models
 from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
+from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.fit.closed_form import fit_direction
@@ -69,7 +70,8 @@ def fit(
     Raises:
         ConfigError: unknown method, or `out` holds another run.
         DataError: the pairs cannot be used.
-        TrainingError: the loss is not finite, or no checkpoint can be written.
+        TrainingError: the loss is not finite, gradients through the base are wrong, or no checkpoint
+            can be written.
         KeyboardInterrupt: stopped; the same call goes on from there.
     """
     named = _named(recipe)
@@ -77,6 +79,7 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     model = models.unwrapped(model)
     check_bare(model, "fitting")
+    models.settle(model)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
         raise ConfigError(
@@ -84,11 +87,12 @@ def fit(
         )
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
-    source = models.source_of(model)
+    source = models.source_of(model, tokenizer)
     info = DialInfo(
         method=named.name,
         base_model=source.name,
         base_digest=source.digest,
+        base=source.parts,
         data={data.name: data.digest},
         seed=seed if named.seeded else None,
         config={
@@ -96,12 +100,13 @@ def fit(
             "limit": limit,
             "max_length": max_length,
             "prompt_style": prompt_style,
+            "read_as": _read_as(data, prompt_style),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
         versions=versions(),
     )
     folder = Path(out) if out is not None else None
-    if folder is not None and (done := _finished(folder, info, overwrite)):
+    if folder is not None and (done := _finished(folder, info, overwrite, model)):
         progress.say(f"{folder} holds this very run already: nothing to do")
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
             shutil.rmtree(_work(folder), ignore_errors=True)  # it was stopped while it cleaned up
@@ -115,20 +120,25 @@ def fit(
             recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
         )
         progress.rendered(
-            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+            data.name,
+            len(data) if isinstance(data, PairSet) else None,
+            poles,
+            max_length,
+            models.context(model),
         )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
-        progress.rendered(data.name, len(data), encoded, max_length)
+        progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
 
             train_dial = partial(fit_head, data)
         with (
-            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work
+            models.reading(model),  # training puts the model in eval mode
+            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
         ):
             dial, extra = train_dial(
                 named, model, encoded, seed, Path(work), folder, store, progress
@@ -143,6 +153,13 @@ def fit(
     return dial
 
 
+def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
+    """In which format the dial's texts are read: chat messages go through the template in any case."""
+    if isinstance(data, Contrast):
+        return data.read_as
+    return "chat" if all(pair.conversational for pair in data) else prompt_style
+
+
 # ---- the folder ---------------------------------------------------------------------------------
 
 
@@ -151,7 +168,7 @@ def _work(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.training")
 
 
-def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
+def _finished(folder: Path, info: DialInfo, overwrite: bool, model: nn.Module) -> Dial | None:
     """The dial that `folder` holds, if it is this run's; None where there is none, or it may go."""
     if not folder.exists():
         return None
@@ -164,12 +181,30 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
     if overwrite:
         return None
     dial = Dial.from_pretrained(folder)
-    # What evaluation adds to a saved dial does not make it another run.
-    if dataclasses.replace(dial.info, measured={}) != info:
+    later = {"read_as": info.config["read_as"]}  # from before it was written down
+    saved = dataclasses.replace(dial.info, config={**later, **dial.info.config})
+    if differs := _another(saved, info, model):
         raise ConfigError(
-            f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
+            f"{folder}: holds a dial of another run ({differs}); choose another --out, or --overwrite"
         )
+    dial.check_base(model)  # says what a dial of an earlier version does not name
     return dial
+
+
+def _another(found: DialInfo, info: DialInfo, model: nn.Module) -> str:
+    """In what a saved dial's run differs from one; empty where it is the same. What evaluation adds to
+    a saved dial does not make it another run, nor another name of the same model."""
+    if not found.base and found.base_digest == models.old_digest_of(model):
+        found = dataclasses.replace(found, base_digest=info.base_digest)
+    if not same_base(found, info):
+        return "another model"
+    for part in ("quantisation", "tokenizer", "template"):
+        if part in found.base and found.base[part] != info.base.get(part):
+            return f"another {part}"
+    plain = {"base_model": "", "base_digest": "", "base": {}, "measured": {}}
+    a, b = dataclasses.replace(found, **plain), dataclasses.replace(info, **plain)
+    names = [f.name for f in dataclasses.fields(DialInfo)]
+    return ", ".join(n for n in names if getattr(a, n) != getattr(b, n))
 
 
 def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
@@ -218,7 +253,11 @@ def _note(work: Path) -> str | None:
 
 
 def _own_note(info: DialInfo) -> str:
-    return json.dumps(dataclasses.asdict(info), sort_keys=True)
+    """A run's own line: all of it but the names of the model."""
+    base = {k: v for k, v in info.base.items() if k != "metadata"}
+    digest = "" if "values" in base else info.base_digest
+    named = dataclasses.replace(info, base_model="", base_digest=digest, base=base)
+    return json.dumps(dataclasses.asdict(named), sort_keys=True)
 
 
 def _main_process() -> bool:

@@ -13,13 +13,15 @@ from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training
+from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training, unshared
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import ALL, left_out, linear_modules
+from trimtab.dials.trial import width_at
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.fit.estimate import estimate_training
+from trimtab.fit.probe import check_gradients
 from trimtab.fit.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
 from trimtab.fit.reference import read_reference
 from trimtab.fit.rotation import (
@@ -58,6 +60,23 @@ def fit_adapter(
         work: where checkpoints lie while it is trained.
         out: where it will be saved, for names alone.
     """
+    if models.rows_depend(model):  # what is stored was read with inputs rounded, training's are not
+        store = None
+    check_gradients(model)
+    with models.differentiable(model):
+        return _trained(named, model, encoded, seed, work, out, store, progress)
+
+
+def _trained(
+    named: Method,
+    model: nn.Module,
+    encoded: Encoded,
+    seed: int,
+    work: Path,
+    out: Path | None,
+    store: Store | None,
+    progress: Progress,
+) -> tuple[Dial, dict[str, str | bytes]]:
     from trimtab.fit.projection import Projection, step_differences
     from trimtab.fit.trainer import FitModule, recomputing, train
 
@@ -69,13 +88,15 @@ def fit_adapter(
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
+    for site in needs.sites:
+        width_at(model, site, named.name)  # refuses what holds no one state a token
     args = arguments(settings, model, seed, work, out.name if out else named.name)
-    layout = layout_of(model)
+    layout = layout_of(model, encoded)
     both_ends = isinstance(recipe, ContrastiveRecipe)
-    if layout == "shared" and (settings.activation_checkpointing or both_ends):
+    if settings.activation_checkpointing or both_ends:
         # Layers that run again would add to the prefix's keys and values again; rows at alphas of
         # their own have to be lines of their own.
-        layout = "packed"
+        layout = unshared(layout)
     schedule = planned(settings, encoded, seed, layout, args)
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     if blocks is not None and len(blocks) < count:
@@ -228,6 +249,9 @@ def _new_dial(
     if isinstance(settings, RotationSettings):
         return new_rotation(settings, model, encoded, needs, seed, progress)
     shapes = linear_modules(model, settings.targets, blocks)
+    if settings.targets == ALL and blocks is None:
+        for line in left_out(model, shapes.keys()):
+            progress.say(line)
     generator = torch.Generator().manual_seed(seed)
     rank, dropout = settings.rank, settings.dropout
     match settings.tuner:

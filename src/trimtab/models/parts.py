@@ -42,6 +42,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
 
 
+def context(model: nn.Module) -> int | None:
+    """How many tokens the model was made for; None where its config does not say."""
+    found = getattr(text_config(model), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def head(model: nn.Module) -> nn.Module:
     """The LM head."""
     module = model.get_output_embeddings()  # type: ignore[operator]
@@ -74,3 +80,15 @@ def layer_paths(model: nn.Module) -> list[str]:
     """Module path of every decoder layer, e.g. `model.layers.0`."""
     names = {id(m): n for n, m in unwrapped(model).named_modules()}
     return [names[id(m)] for m in layers(model)]
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many positions the model has a learned vector for; None where it computes them."""
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("pos" in leaf or leaf == "wpe"):
+            before = getattr(module, "offset", None)  # rows that stand for no position
+            if before is None:
+                before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - before
+    return None

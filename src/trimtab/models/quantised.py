@@ -7,6 +7,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,10 @@ from trimtab.errors import ModelError
 
 UNREADABLE = 0.05
 """Relative error beyond which a layer is no product with the weights that were found by trying."""
+
+
+_differentiable: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Layers that compute as in training, and how many contexts have them do so."""
 
 
 def is_plain(weight: Any) -> bool:
@@ -85,12 +90,19 @@ def bare(module: Any, x: Tensor) -> Tensor:
 
 
 def settle(model: nn.Module) -> None:
-    """Bring layers that repack their weights when they first run into the layout that has a gradient.
+    """Make a model ready to be read and trained on: layers that repack their weights when they first
+    run are brought into the layout that has a gradient, and stay in it.
 
     bitsandbytes' 4-bit layers on a CPU with AVX512-BF16 repack their weights in a pass without
     gradients, and from then on hand no gradient to their input, without an error; saving them
     then gives other weights. Layers of compressed-tensors are decompressed in the first pass.
+
+    Raises:
+        ModelError: the model is set to an attention kernel that its device cannot run.
     """
+    config: Any = getattr(model, "config", None)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    check_attention(getattr(config, "_attn_implementation", None), device)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -108,11 +120,49 @@ def settle(model: nn.Module) -> None:
         del model.ct_decompress_hook
 
 
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Within it layers that round their inputs compute as they do in training, where their library
+    has a way for it: bitsandbytes' 8-bit layers, on a CPU, with inputs as they are. Their rows then
+    do not depend on one another, and gradients are those on the dequantised weights."""
+
+    def begin(module: nn.Module, _: Any) -> None:
+        module.training = True
+
+    def end(module: nn.Module, _: Any, __: Any) -> None:
+        module.training = False
+
+    handles: list[Any] = []
+    rounding = [m for m in model.modules() if hasattr(getattr(m, "state", None), "SCB")]
+    for module in rounding:
+        _differentiable[module] = _differentiable.get(module, 0) + 1
+        handles.append(module.register_forward_pre_hook(begin))
+        handles.append(module.register_forward_hook(end, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in rounding:
+            _differentiable[module] -= 1
+
+
+def check_attention(attention: str | None, device: torch.device) -> None:
+    """Raise ModelError for an attention kernel that ends the process instead of raising an error."""
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ModelError(
+            "attention flex_attention does not run on a CPU: choose sdpa or eager, or a GPU"
+        )
+
+
 def rows_depend(model: nn.Module) -> str:
     """Why a row's scores depend on what else is in its batch; empty where nothing is known of it."""
     for module in model.modules():
         state = getattr(module, "state", None)
         if getattr(state, "threshold", 0.0) and hasattr(state, "SCB"):
+            exact = module.weight.device.type in ("cpu", "xpu")  # type: ignore[union-attr]
+            if exact and _differentiable.get(module):
+                continue
             return "bitsandbytes' 8-bit layers choose their outlier columns over the whole batch"
     return ""
 

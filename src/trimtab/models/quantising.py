@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -13,11 +14,22 @@ from trimtab.models.quantised import is_quantised
 LOAD_IN = ("4bit", "8bit")
 
 
-def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """The argument with which transformers quantises a model as it loads it; none for `""`.
+def check_load_in(load_in: str | None) -> None:
+    """Raise ModelError where `load_in` is unknown, or bitsandbytes is not installed."""
+    if not load_in:
+        return
+    if load_in not in LOAD_IN:
+        raise ModelError(f"load_in {load_in}: expected one of {', '.join(LOAD_IN)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"load_in {load_in}: needs bitsandbytes: pip install 'trimtab[quant]'")
+
+
+def quantising(load_in: str | None, given: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The argument with which transformers quantises a model as it loads it; none where nothing is
+    asked for.
 
     Args:
-        load_in: `4bit`, `8bit` or empty.
+        load_in: `4bit`, `8bit` or None.
         given: a config of transformers', in its place.
 
     Raises:
@@ -27,14 +39,7 @@ def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
         raise ModelError("load_in and quantization_config: give one of them")
     if not load_in:
         return {} if given is None else {"quantization_config": given}
-    if load_in not in LOAD_IN:
-        raise ModelError(f"load_in {load_in}: expected one of {', '.join(LOAD_IN)}")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f"load_in {load_in}: needs bitsandbytes: pip install 'trimtab[quant]' ({error})"
-        ) from error
+    check_load_in(load_in)
     from transformers import BitsAndBytesConfig
 
     if load_in == "8bit":
@@ -55,18 +60,3 @@ def unpack_floats(model: nn.Module, dtype: torch.dtype) -> None:
     )
     if dequantised and not any(is_quantised(m) for m in model.modules()):
         model.to(dtype)
-
-
-def check_attention(attention: str | None, device: torch.device) -> None:
-    """Raise ModelError for an attention kernel that ends the process instead of raising an error."""
-    if attention == "flex_attention" and device.type == "cpu":
-        raise ModelError(
-            "attention flex_attention does not run on a CPU: choose sdpa or eager, or a GPU"
-        )
-
-
-def check_runs(model: nn.Module) -> None:
-    """Raise ModelError where a model is set to an attention kernel that its device cannot run."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    config: Any = getattr(model, "config", None)
-    check_attention(getattr(config, "_attn_implementation", None), device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 BATCH = 1000
 STRUCTURED = {"tools", "chat_template_kwargs", "tool_calls"}
@@ -31,14 +31,15 @@ def table_rows(table: Any) -> Iterator[dict[str, Any]]:
 
 def dataset_rows(rows: Iterable[Any]) -> Iterable[Any]:
     """The rows of a `datasets` object, from its storage; any other iterable as it is."""
-    datasets = sys.modules.get("datasets")
+    datasets, data = sys.modules.get("datasets"), cast(Any, rows)
     if datasets is None:
         return rows
-    if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
-        return (row for table in rows.with_format("arrow").iter(BATCH) for row in table_rows(table))
-    if isinstance(rows, datasets.IterableDataset) and "Json(" in repr(rows.features):
-        return (row for table in rows.with_format("arrow").iter(BATCH) for row in table_rows(table))
-    return rows
+    stored = isinstance(data, datasets.Dataset) and data.format["type"] != "custom"
+    if not stored and not (
+        isinstance(data, datasets.IterableDataset) and "Json(" in repr(data.features)
+    ):
+        return rows
+    return (row for table in data.with_format("arrow").iter(BATCH) for row in table_rows(table))
 
 
 def chat_in(text: str) -> list[Any] | None:

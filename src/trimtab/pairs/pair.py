@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, overload
 
 Messages = tuple[dict[str, Any], ...]
@@ -119,15 +119,6 @@ class PairSet(Sequence[Pair]):
         for pair in self.pairs:
             groups.setdefault(pair.item, []).append(pair)
         return groups
-
-    def with_template(self, values: Mapping[str, Any] | None) -> PairSet:
-        """The set with further values for the chat template; those of a row go before them."""
-        if not values:
-            return self
-        return self._part(
-            replace(p, chat_template_kwargs={**values, **(p.chat_template_kwargs or {})})
-            for p in self.pairs
-        )
 
     def limit(self, n: int | None) -> PairSet:
         """The first `n` items (all of their pairs); None keeps everything."""

@@ -105,7 +105,7 @@ CONTRAST = ("positive", "negative", "suffix")
 SETTING = ("system", "tools", "chat_template_kwargs")
 
 REPEATED = "repeat the prompt in both answers: it is read once"
-TURNS = "have turns of the user within an answer: they are scored with the rest of it, as in TRL"
+TURNS = "have turns of the user within an answer: they are read and not scored (TRL scores them)"
 WRITTEN = "have chats that are written as JSON text: they are read as chats"
 PLAIN = "are plain text: their tools and chat_template_kwargs act behind --prompt-style chat alone"
 
@@ -198,11 +198,7 @@ def _without_prompt(pair: Pair) -> Pair | None:
 
 def to_pair(row: Mapping[str, object], where: str, number: int) -> Pair:
     """One row as a pair; `number` names the item where the prompt is empty."""
-    setting: dict[str, Any] = {
-        "system": _system(row.get("system"), where),
-        "tools": _tools(row.get("tools"), where),
-        "chat_template_kwargs": _values(row.get("chat_template_kwargs"), where),
-    }
+    setting = setting_of(row, where)
     if "positive" in row and "chosen" not in row:
         negative = column(row, "negative", where)
         pair = contrast_row(row["positive"], negative, row.get("suffix"), where)
@@ -323,6 +319,15 @@ def chat(value: object, name: str, where: str) -> Messages:
                 )
         found.append(fields)
     return tuple(found)
+
+
+def setting_of(row: Mapping[str, object], where: str) -> dict[str, Any]:
+    """System text, tools and values for the chat template, by the names that pairs have for them."""
+    return {
+        "system": _system(row.get("system"), where),
+        "tools": _tools(row.get("tools"), where),
+        "chat_template_kwargs": _values(row.get("chat_template_kwargs"), where),
+    }
 
 
 def _system(value: object, where: str) -> str | None:

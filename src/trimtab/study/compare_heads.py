@@ -311,7 +311,8 @@ class _Run:
         for prompt, answer in answers[: s.args_answers]:
             if not prompt:
                 continue
-            rows, total = Decoder(self.model, prompt, 1, dial.sites), torch.zeros(len(s.alphas))
+            rows = Decoder(self.model, prompt, 1, dial.sites, room=len(answer))
+            total = torch.zeros(len(s.alphas))
             for token in answer:
                 logps, likely = rows.logits[0].log_softmax(-1).topk(s.k)
                 fed = torch.cat([likely.cpu(), torch.tensor([token])])  # the answer's own one too
@@ -449,7 +450,7 @@ class _Run:
     def _with(self, dial: Dial, alpha: float, test: str) -> list[Tensor]:
         """States at the head of every answer with a dial attached."""
         encoded, site = self.encoded[test], head_site(self.model)
-        layout = layout_for(self.model, "predicting")
+        layout = layout_for(self.model, "predicting", encoded)
         device = next(self.model.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * encoded.n_answers
         with dial(self.model, alpha):
@@ -491,7 +492,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most)
-        self.progress.rendered(pairs.name, len(pairs), encoded, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:

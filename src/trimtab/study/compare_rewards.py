@@ -301,7 +301,8 @@ class _Run:
 
     def _encode(self, pairs: PairSet) -> Encoded:
         encoded = encode(pairs, self.tokenizer, max_length=self.settings.max_length)
-        self.progress.rendered(pairs.name, len(pairs), encoded, self.settings.max_length)
+        most = self.settings.max_length
+        self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
 

@@ -88,7 +88,7 @@ def evaluate(
     for name, p in sets.items():
         e = encoded[name] = encode(p, tokenizer, max_length=max_length, prompt_style=prompt_style)
         progress.left_out(p.name, p.left_out, p.notes)
-        progress.rendered(p.name, len(p), e, max_length)
+        progress.rendered(p.name, len(p), e, max_length, models.context(model))
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
     rows: Rows = []
     for method, dial in {BASE: None, **named}.items():

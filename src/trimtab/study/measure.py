@@ -115,7 +115,9 @@ class Stage:
             max_length=settings.max_length,
             prompt_style=settings.prompt_style,
         )
-        self.progress.rendered(pairs.name, len(pairs), found, settings.max_length)
+        self.progress.rendered(
+            pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
+        )
         return found
 
     def score(
@@ -342,6 +344,7 @@ def _generations(cell: Cell, stage: Stage, dial: Dial | None) -> Rows:
         dial,
         alphas,
         sampling=Sampling(max_new_tokens=m.new_tokens),
+        prompt_style="auto",  # the same for all that are compared
     )
     return [
         {
