@@ -139,38 +139,12 @@ KINDS = settings()
 
 NONSENSE = (math.nan, -math.inf, 1e38, -1e38, 10**30, -(10**30), True, "3", "", b"3", [[1]], {})
 SIGNED = {"alpha", "alphas", "generate_alphas", "site", "top", "end", "slope_start", "slope_end"}
-SIGNED |= {
-    "reach",
-    "axes",
-    "axis",
-    "sign",
-    "target",
-    "sites",
-    "seeds",
-    "head_seeds",
-    "random_seeds",
-}
-ABOVE_ZERO = {
-    "beta",
-    "beta_inner",
-    "rank",
-    "lora_alpha",
-    "learning_rate",
-    "pairs_per_step",
-    "epochs",
-}
-ABOVE_ZERO |= {"max_steps", "microbatch_tokens", "attention_heads", "inner", "limit", "max_length"}
-ABOVE_ZERO |= {
-    "trials",
-    "threads",
-    "max_new_tokens",
-    "num_beams",
-    "top_p",
-    "n",
-    "keep",
-    "batch_size",
-}
-ABOVE_ZERO |= {"repetition_penalty", "kl", "max_angle", "tau", "dose_items"}
+SIGNED |= {"reach", "enough", "axes", "axis", "sign", "target", "sites", "seeds", "head_seeds"}
+SIGNED |= {"random_seeds"}
+ABOVE_ZERO = {"beta", "beta_inner", "rank", "lora_alpha", "learning_rate", "pairs_per_step"}
+ABOVE_ZERO |= {"epochs", "max_steps", "tau", "kl", "trials", "n", "microbatch_tokens", "top_p"}
+ABOVE_ZERO |= {"attention_heads", "inner", "limit", "max_length", "threads", "max_new_tokens"}
+ABOVE_ZERO |= {"num_beams", "batch_size", "repetition_penalty", "max_angle", "dose_items"}
 ENDLESS = {"max_grad_norm", "checkpoint_seconds", "learning_rate", "seed"}
 BELOW_FIVE = {"dropout", "warmup", "label_smoothing", "share", "keep", "top_p", "start"}
 

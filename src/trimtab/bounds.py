@@ -67,7 +67,7 @@ Whole = Annotated[int, Within(0, MOST_INT)]
 Several = Annotated[int, Within(2, MOST_INT)]
 """2 or more: for what needs something to compare with."""
 Seed = Annotated[int, Within(0, 2**32 - 1)]
-Strength = Annotated[float, Within(-1e4, 1e4, of="a finite number")]
+Strength = Annotated[float, Within(-1e4, 1e4, of="finite")]
 """alpha."""
 
 
@@ -109,7 +109,9 @@ def check(settings: Any, named: str) -> None:
             )
         shown = f"{value}" if isinstance(value, int | float) else repr(value)
         close = near(str(value), [v for v in _choices(hint) if isinstance(v, str)])
-        after = ":" if place.startswith("--") and not close else ";"
+        if named.startswith("--"):
+            shown = f"{value:g}" if isinstance(value, float) else shown
+        after = ":" if named.startswith("--") and not close else ";"
         raise ConfigError(f"{place} {shown[:80]}{close}{after} expected {expected}")
 
 
@@ -172,7 +174,7 @@ def _expected(hint: Any, value: Any) -> str:
             inner = get_args(bare)[0]
             base = get_args(inner)[0] if get_origin(inner) is Annotated else inner
             kind = {float: "finite numbers", int: "whole numbers", str: "texts"}.get(base, "a list")
-            texts.append(", each ".join([kind, *map(str, ranges)]))
+            texts.append(", each ".join([kind, *(str(r).removeprefix("finite, ") for r in ranges)]))
         elif ranges and number is not None and number not in ranges[0]:
             texts.append(ranges[0].told(number))
         elif bare in _WORDS:
