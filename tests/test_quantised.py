@@ -6,6 +6,8 @@ import copy
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,10 +20,13 @@ import transformers
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded, collate
+from trimtab.batching import Encoded, collate, layout_of
+from trimtab.cache import collect
+from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ModelError, TrainingError
+from trimtab.export import check, export, run
 from trimtab.fit import fit
 from trimtab.fit.methods import method
 from trimtab.fit.probe import _differs, check_gradients
@@ -633,3 +638,144 @@ def test_a_kernel_that_would_end_the_process_is_refused(few_pairs: PairSet, toke
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ModelError, match="does not run on a CPU"):
         fit("mean", model, tokenizer, few_pairs)
+
+
+# ---- verbs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "make"),
+    [
+        ("bnb-nf4", "peft", lora),
+        ("bnb-nf4", "merged", lora),
+        ("bnb-int8", "peft", lora),
+        ("torchao-int8", "merged", vector),
+        ("hqq", "gguf", vector),
+    ],
+)
+def test_exports_of_dials_on_quantised_bases(
+    quantised: Callable[..., Any],
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    to: str,
+    make: Callable[[nn.Module], Dial],
+) -> None:
+    def checked(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
+        return check.compare(spec)  # here, instead of in a process that takes seconds to start
+
+    monkeypatch.setattr(run, "_run_check", checked)
+    monkeypatch.setattr(run, "_publish", lambda *_: None)
+    model = quantised(kind, fresh=True)
+    if to == "merged" and make is vector:
+        model.config.mlp_bias = True  # the plain copy is to have a place for it
+    dial = make(model)
+    receipt = export(dial, model, tokenizer, to, tmp_path / "out")
+    assert receipt["within_tolerance"]
+    assert receipt["largest_logit_change_by_the_dial"] > 0.1
+    assert receipt["base_quantisation"] == models.quantisation_name(model)
+    far = receipt["largest_logit_difference_to_the_quantised_base"]
+    assert far < (1.5 if kind in ACTIVATIONS_TOO else 1e-3)
+    assert models.quantisation_of(model)  # the base is as it was
+
+
+def test_verbs_take_load_in(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [
+        {"prompt": f"Is {i} blue?", "chosen": " Yes, the sky.", "rejected": " The other answer."}
+        for i in range(4)
+    ]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    base = ["--model", str(folder), "--load-in", "4bit"]
+    spec = f"jsonl:{pairs}"
+    made = str(tmp_path / "dial")
+    for words in (
+        ["fit", "mean", "--pairs", spec, "--out", made, *base],
+        [
+            "evaluate",
+            "--pairs",
+            f"x={spec}",
+            "--dial",
+            made,
+            "--out",
+            str(tmp_path / "eval"),
+            *base,
+        ],
+        ["export", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
+        [
+            "generate",
+            "--prompt",
+            "Is",
+            "--max-new-tokens",
+            "3",
+            "--dial",
+            made,
+            "--alpha",
+            "1",
+            *base,
+        ],
+    ):
+        with pytest.raises(SystemExit) as done:
+            main([*words, "--quiet"])
+        assert done.value.code == 0, capsys.readouterr().err
+    receipt = json.loads((tmp_path / "gguf" / "receipt.json").read_text())
+    assert receipt["base_quantisation"] == "bitsandbytes nf4"
+
+
+def test_the_command_line_says_nothing_of_quantisers() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "trimtab", "methods"], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == ""
+
+
+def outlying(folder: Path) -> Any:
+    """An 8-bit model some of whose inputs are outliers, as those of real models are."""
+    model = plain()
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data[::7] *= 4
+    where = folder.parent / "outlying"
+    model.save_pretrained(where)
+    return ACTIVATIONS_TOO["bnb-int8"](where)
+
+
+def test_rows_of_eight_bit_layers_are_read_one_by_one(folder: Path, rows: Encoded) -> None:
+    model = outlying(folder)
+    truth = []
+    for row in rows.rows:
+        for answer in row.answers:
+            ids = torch.tensor([[*row.prompt, *answer]])
+            scored = logits(model, ids)[0, :-1].log_softmax(-1)
+            found = scored.gather(-1, ids[0, 1:, None])[len(row.prompt) - 1 :, 0]
+            truth.append(found.sum())
+    together = collect(model, rows, logps=True).logps
+    assert together is not None
+    with pytest.warns(UserWarning, match="one by one"):
+        assert layout_of(outlying(folder), rows) == "alone"
+    assert torch.allclose(together, torch.stack(truth), atol=1e-4)
+    batched = read(model, collate(rows, [0, 1, 2], "padded"), logps=True).logps
+    assert batched is not None
+    assert (batched - torch.stack(truth)).abs().max() > 1e-2  # what it would have been
+
+
+def test_training_on_eight_bit_layers_starts_at_log_two(
+    folder: Path, few_pairs: PairSet, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = outlying(folder)
+    with models.differentiable(model):
+        assert models.rows_depend(model) == ""
+    assert models.rows_depend(model)
+    settings = TrainSettings(pairs_per_step=6, max_steps=1)
+    fit(
+        replace(method("dpo").recipe, train=settings),
+        model,
+        tokenizer,
+        few_pairs,
+        out=tmp_path / "dial",
+    )
+    first = json.loads((tmp_path / "dial" / "training.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert layout_of(model) == "alone"  # not what training has found to hold

@@ -158,7 +158,8 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
 
     result = results.read(root / name)
     console = Console()
-    seeds = f"{len(result['seeds'])} seeds" if result["seeds"] else "a figure: no gates"
+    count = len(result["seeds"])
+    seeds = f"{count} seed{'' if count == 1 else 's'}" if count else "a figure: no gates"
     console.print(f"\n[bold]{name}[/] {title} [dim]({seeds})[/]")
     if not gates:
         return

@@ -82,7 +82,7 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.dials import RewardDial
     from trimtab.dials.dial import Composed
-    from trimtab.evaluate.answers import write_text
+    from trimtab.files import write_text
     from trimtab.progress import Progress
 
     if reward is not None and not isinstance(reward, RewardDial):

@@ -242,7 +242,8 @@ def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> No
     """The evaluation files of each strength, and all generations in one."""
     import json
 
-    from trimtab.evaluate.answers import Answer, write_alpaca_eval, write_arena_hard, write_text
+    from trimtab.evaluate.answers import Answer, write_alpaca_eval, write_arena_hard
+    from trimtab.files import write_text
 
     for alpha in dict.fromkeys(g.alpha for g in done):
         generator = f"{name.replace('/', '_')}-alpha-{alpha:g}"

@@ -59,8 +59,9 @@ def main(words: list[str]) -> None:
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
     import json
 
-    from trimtab.evaluate.answers import read_answers, write_text
+    from trimtab.evaluate.answers import read_answers
     from trimtab.evaluate.judge import compare_answers, endpoint_judge, reward_judge, win_rate
+    from trimtab.files import write_text
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
@@ -99,8 +100,9 @@ def main(words: list[str]) -> None:
     rate = win_rate(found)
     files = (args.first, args.second)
     names = [s[0].generator or file.stem for s, file in zip((first, second), files, strict=True)]
+    interval = f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.prompts > 1 else ""
     print(
-        f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} % "
-        f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] on {rate.prompts} prompts, ties one half; "
+        f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} %{interval} on "
+        f"{rate.prompts} prompts, ties one half; "
         f"the same verdict in both orders on {100 * rate.consistency:.0f} %"
     )

@@ -69,15 +69,15 @@ def alpha_of(text: str) -> float:
 def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[str], None]) -> None:
     """A line for each dial that has been measured, and is to be used beyond that."""
     for dial in dials:
-        measured = dial.info.measured.get("alpha")
-        if isinstance(measured, list) and len(measured) == 2:
-            low, high = measured
-            if beyond := [a for a in alphas if not low <= a <= high]:
-                say(
-                    f"warning: alpha {' '.join(f'{a:g}' for a in beyond)} is out of the range in "
-                    f"which the {dial.info.method or dial.kind} dial was measured "
-                    f"({low:g} to {high:g})"
-                )
+        if dial.info.range is None:
+            continue
+        low, high = dial.info.range
+        if beyond := [a for a in alphas if not low <= a <= high]:
+            say(
+                f"warning: alpha {' '.join(f'{a:g}' for a in beyond)} is out of the range in "
+                f"which the {dial.info.method or dial.kind} dial was measured "
+                f"({low:g} to {high:g})"
+            )
 
 
 def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self, get_args
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
+from trimtab.dials.numbers import number, unit
 from trimtab.dials.trial import width_at
 from trimtab.errors import DialError
 from trimtab.interventions import (
@@ -72,16 +72,12 @@ class ConceptDial(Dial):
             raise DialError(
                 f"operation {operation!r}: expected one of {', '.join(get_args(Operation))}"
             )
-        for site, v in directions.items():
-            if not (torch.isfinite(v).all() and v.norm() > 0):
-                raise DialError(f"the direction at site {site!r} is zero or not finite")
-        if not math.isfinite(gamma):
-            raise DialError(f"gamma {gamma}: expected a finite number")
+        units = [unit(v, f"the direction at site {site!r}") for site, v in directions.items()]
+        number(gamma, "gamma")
         self.sites: tuple[Site, ...] = tuple(directions)
         self.operation: Operation = operation
         self.falloff, self.mapper = falloff or Falloff(0, 1, 0), mapper or Linear()
         self.gamma = gamma
-        units = [directions[s].float() / directions[s].float().norm() for s in self.sites]
         self.register_buffer("vectors", torch.stack(units))
 
     @classmethod

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -25,8 +24,10 @@ from trimtab import models
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
 from trimtab.dials.base import FORCE, check, same_base
 from trimtab.dials.contexts import check_bare
+from trimtab.dials.experts import Swap
 from trimtab.dials.linear import dense_weight
 from trimtab.dials.merging import refuse_shared, verify
+from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 
@@ -56,6 +57,20 @@ class DialInfo:
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """From the least to the largest alpha at which the dial was measured, 0 among them: what
+        `calibrate` found within its budget, else what training or a comparison measured. None where
+        nothing was."""
+        calibrated = self.measured.get("range")
+        found = calibrated.get("alpha") if isinstance(calibrated, dict) else None
+        found = found or self.measured.get("alpha") or self.measured.get("alphas")
+        if not isinstance(found, list) or not found:
+            return None
+        if any(isinstance(a, bool) or not isinstance(a, int | float) for a in found):
+            return None
+        return min(0.0, *found), max(0.0, *found)
+
 
 class Dial(nn.Module):
     """A small module that owns its parameters and says which edits it makes to a model.
@@ -71,7 +86,7 @@ class Dial(nn.Module):
         super().__init__()
         self.info = DialInfo()
 
-    def edits(self, model: nn.Module) -> list[Edit]:
+    def edits(self, model: nn.Module) -> Sequence[Edit | Swap]:
         """The edits that make up the dial, for this model."""
         raise NotImplementedError
 
@@ -79,7 +94,7 @@ class Dial(nn.Module):
         """The sites it edits."""
         raise NotImplementedError
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""
         return [(self.edits(model), 1.0)]
 
@@ -109,10 +124,10 @@ class Dial(nn.Module):
         with models.reading(self), context:
             yield
 
-    def check_base(self, model: nn.Module) -> None:
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Raise DialError where the model is another than the dial was made for, in its weights as
         they are now or its config. Another tokenizer, template or quantisation is said, once."""
-        check(self, models.source_of(model), lambda: models.old_digest_of(model))
+        check(self, models.source_of(model, tokenizer), lambda: models.old_digest_of(model))
 
     def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
         """The dial at `alpha` as W + B A: A `[r, in]` and B `[out, r]` by module path.
@@ -128,8 +143,15 @@ class Dial(nn.Module):
         Raises:
             DialError: the edit cannot be expressed in the model's weights.
         """
+        return self.low_rank_weights(model, self.low_rank(model, alpha))
+
+    @staticmethod
+    def low_rank_weights(
+        model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """W + B A by the weights' names, of A `[r, in]` and B `[out, r]` by module path."""
         changed = {}
-        for path, (A, B) in self.low_rank(model, alpha).items():
+        for path, (A, B) in factors.items():
             weight = dense_weight(model.get_submodule(path))
             changed[f"{path}.weight"] = weight + (B.double() @ A.double()).float().to(weight.device)
         return changed
@@ -344,8 +366,11 @@ class Composed(Dial):
         dials = [dial for dial, _ in members]
         self.members = nn.ModuleList(dials)
         self.weights = [weight for _, weight in members]
-        if not all(map(math.isfinite, self.weights)):
-            raise ConfigError(f"weights {self.weights} of a composed dial: expected finite numbers")
+        if not all(abs(w) <= STRONGEST for w in self.weights):
+            raise ConfigError(
+                f"weights {self.weights} of a composed dial: expected finite numbers, at most "
+                f"{STRONGEST:g}"
+            )
         bases = {d.info.base_digest: d.info.base_model for d, _ in members if d.info.base_digest}
         if not all(same_base(a.info, b.info) for a, b in itertools.combinations(dials, 2)):
             raise DialError(
@@ -353,7 +378,7 @@ class Composed(Dial):
                 + ", ".join(f"{name} ({digest[:12]})" for digest, name in bases.items())
             )
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """The members' edits at their weights."""
         return [
             (edits, weight * inner)
@@ -365,10 +390,10 @@ class Composed(Dial):
         """The sites that any member edits."""
         return list(dict.fromkeys(site for dial, _ in members(self) for site in dial.places()))
 
-    def check_base(self, model: nn.Module) -> None:
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Check every member."""
         for dial, _ in members(self):
-            dial.check_base(model)
+            dial.check_base(model, tokenizer)
 
     def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """The members merged one after the other."""
@@ -457,10 +482,14 @@ def _may_replace(folder: Path) -> bool:
 
 
 def load_finite(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, all of them finite (0 times infinity is not 0). Else a DialError."""
+    """The tensors of a file, all of them finite (0 times infinity is not 0), and none so large that
+    what is computed with it would not be. Else a DialError."""
     tensors = load_file(file)
-    if bad := [k for k, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise DialError(f"{file}: {bad[0]} has values that are not finite")
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise DialError(f"{file}: {name} has values that are not finite")
+        if t.numel() and (most := t.abs().max().item()) > LARGEST:
+            raise DialError(f"{file}: {name} has a value of {most:.2g}, whose products overflow")
     return tensors
 
 

@@ -63,14 +63,8 @@ def verify(
         what: the dial, in words.
     """
     bare = _logits(model)
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with hooked:
-            on = model(**few_tokens(model, PROBE)).logits.float()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with models.reading(model), hooked:
+        on = model(**few_tokens(model, PROBE)).logits.float()
     found = _logits(merged).to(on.device)
     off, change = _size(found - on), _size(on - bare)
     half = next(p.dtype.itemsize for p in model.parameters() if p.is_floating_point()) < 4

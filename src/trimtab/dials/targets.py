@@ -13,7 +13,7 @@ from trimtab.dials.linear import linear_shape
 from trimtab.dials.trial import refuse_unfit, unfit
 from trimtab.errors import DialError
 
-ALL = "all-linear"
+ALL, EXPERTS = "all-linear", "experts"
 
 
 def linear_modules(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.dials.contexts import paused
 from trimtab.dials.linear import dense_weight, linear_shape
-from trimtab.errors import ConfigError, DialError
+from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
 
@@ -24,6 +24,9 @@ SHAPES = ((2, 5), (3, 7))
 
 UNRUN = "it is not run on text"
 """Of a module that a few tokens do not pass."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Axes:
 def axes_at(model: nn.Module, site: Site) -> Axes | str:
     """The axes of the output at a site, or why there are none that could be told."""
     module, _ = module_at(model, site)
-    return _axes(model).get(module, UNRUN)
+    return _shape_of(model, module)[0]
 
 
 def width_at(model: nn.Module, site: Site, what: str) -> int | None:
@@ -93,7 +96,7 @@ def width_at(model: nn.Module, site: Site, what: str) -> int | None:
     module, is_input = module_at(model, site)
     if is_input:
         return None
-    found = _axes(model).get(module, UNRUN)
+    found, width = _shape_of(model, module)
     if isinstance(found, str):
         return models.text_config(model).hidden_size if is_named(site) else None
     if found.streams and (is_named(site) or module in set(models.layers(model))):
@@ -102,7 +105,7 @@ def width_at(model: nn.Module, site: Site, what: str) -> int | None:
             f"streams there, and a state has no one place in them; expected sites with one state a "
             f"token, such as {_single(model)}"
         )
-    return _widths[models.trunk(model)][module] if is_named(site) else None
+    return width if is_named(site) else None
 
 
 def is_named(site: Site) -> bool:
@@ -112,12 +115,14 @@ def is_named(site: Site) -> bool:
 
 def _single(model: nn.Module) -> str:
     """Sites whose output is one state a token, as an example."""
-    names = ["'final'"] if is_one_state(axes_at(model, "final")) else []
+    names = []
+    with suppress(ModelError):  # a model may have no final norm
+        names += ["'final'"] if is_one_state(axes_at(model, "final")) else []
     path, layer = models.layer_paths(model)[-1], models.layers(model)[-1]
     names += [
         f"'{path}.{n}:out'"
         for n, m in layer.named_children()
-        if is_one_state(_axes(model).get(m, ""))
+        if is_one_state(_shape_of(model, m)[0])
     ]
     return ", ".join(names[:4]) or "none is known"
 
@@ -129,13 +134,18 @@ def is_one_state(found: Axes | str) -> bool:
 
 # ---- passes over a few random tokens ------------------------------------------------------------
 
-_found: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, Any]] = (
+_known: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[int, Any]]] = (
     weakref.WeakKeyDictionary()
 )
-_widths: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, int]] = (
-    weakref.WeakKeyDictionary()
-)
-_linear: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def once(model: nn.Module, what: str, find: Callable[[], T]) -> T:
+    """What was found of a model, as long as it consists of the same modules."""
+    parts = hash(tuple((id(m), type(m)) for m in models.unwrapped(model).modules()))
+    known = _known.setdefault(models.trunk(model), {})
+    if what not in known or known[what][0] != parts:
+        known[what] = parts, find()
+    return known[what][1]
 
 
 def tensor_of(output: Any) -> Tensor | None:
@@ -158,35 +168,31 @@ def trying(model: nn.Module) -> Iterator[Callable[[tuple[int, int]], Tensor]]:
     """Within it, a function of (rows, tokens) that runs the bare model on random tokens and gives its
     logits. The model is in eval mode meanwhile."""
     model = models.unwrapped(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with models.reading(model), models.uncompiled(), paused(), torch.inference_mode(False):
+        yield lambda shape: model(**few_tokens(model, shape)).logits
+
+
+def _shape_of(model: nn.Module, module: nn.Module) -> tuple[Axes | str, int | None]:
+    """The axes of a module's output, or why they cannot be told; and its last axis's length."""
+    return once(model, "shapes", lambda: _all_shapes(model)).get(module, (UNRUN, None))
+
+
+def _all_shapes(
+    model: nn.Module,
+) -> weakref.WeakKeyDictionary[nn.Module, tuple[Axes | str, int | None]]:
     try:
-        with models.uncompiled(), paused(), torch.inference_mode(False):
-            yield lambda shape: model(**few_tokens(model, shape)).logits
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _axes(model: nn.Module) -> Any:
-    """The axes of every module's output, or why they cannot be told."""
-    trunk = models.trunk(model)
-    if trunk not in _found:
-        shapes: list[dict[nn.Module, Any]] = []
-        try:
-            for shape in SHAPES:
-                shapes.append(_shapes(model, shape))
-        except Exception as error:  # of any kind: the model cannot be tried
-            why = f"a pass over {SHAPES[0]} tokens fails ({type(error).__name__}: {error})"
-            shapes = [dict.fromkeys(model.modules(), why)] * 2
-        found, widths = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
-        for module, first in shapes[0].items():
-            second = shapes[1].get(module, "it is run on some tokens alone")
-            found[module] = _compared(first, second)
-            if not isinstance(first, str):
-                widths[module] = first[-1] if first else 0
-        _found[trunk], _widths[trunk] = found, widths
-    return _found[trunk]
+        first, second = (_shapes(model, shape) for shape in SHAPES)
+    except Exception as error:  # of any kind: the model cannot be tried
+        why = f"a pass over {SHAPES[0]} tokens fails ({type(error).__name__}: {error})"
+        first = second = dict.fromkeys(model.modules(), why)
+    found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    for module, shape in first.items():
+        width = shape[-1] if shape and not isinstance(shape, str) else None
+        found[module] = (
+            _compared(shape, second.get(module, "it is run on some tokens alone")),
+            width,
+        )
+    return found
 
 
 def _shapes(model: nn.Module, shape: tuple[int, int]) -> dict[nn.Module, Any]:
@@ -240,10 +246,7 @@ def unfit(model: nn.Module) -> dict[str, str]:
     One pass over a few tokens, and back, once a model. A model that cannot be tried is taken at its
     word.
     """
-    trunk = models.trunk(model)
-    if trunk not in _linear:
-        _linear[trunk] = _tried(model)
-    return _linear[trunk]
+    return once(model, "linear", lambda: _tried(model))
 
 
 def refuse_unfit(model: nn.Module, paths: Iterable[str], *, training: bool = False) -> None:
@@ -305,7 +308,7 @@ def _pass(
             added[module] = torch.zeros_like(y).requires_grad_()
         return y + added[module] if added[module].shape == y.shape else None
 
-    with trying(model) as run, ExitStack() as stack:
+    with trying(model) as run, models.differentiable(model), ExitStack() as stack:
         for module in layers:
             stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
         with torch.enable_grad():

@@ -16,6 +16,7 @@ from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.base import same_base
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
+from trimtab.dials.numbers import length, number, unit
 from trimtab.dials.trial import is_named, width_at
 from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
@@ -75,9 +76,12 @@ class VectorDial(Dial):
                 f"directions at {list(directions)}, scales at {list(scales)}: "
                 "expected the same sites"
             )
-        for site, v in directions.items():
-            if not (torch.isfinite(v).all() and v.norm() > 0):
-                raise DialError(f"the direction at site {site!r} is zero or not finite")
+        for site in directions:
+            if isinstance(site, bool) or not isinstance(site, int | str):
+                raise DialError(
+                    f"site {site!r}: expected a block, 'embed', 'final' or a module's path"
+                )
+        units = {s: unit(v, f"the direction at site {s!r}") for s, v in directions.items()}
         if operator not in get_args(Operator):
             raise DialError(
                 f"operator {operator!r}: expected one of {', '.join(get_args(Operator))}"
@@ -88,15 +92,15 @@ class VectorDial(Dial):
                 f"{', '.join(_LEVELS)}"
             )
         self.sites: tuple[Site, ...] = tuple(directions)
-        self.scales = {site: float(scales[site]) for site in self.sites}
+        self.scales = {s: number(scales[s], f"the scale at site {s!r}") for s in self.sites}
         self.operator: Operator = operator
-        self.levels = {s: float((levels or {}).get(s, 0.0)) for s in self.sites}
+        self.levels = {s: number((levels or {}).get(s, 0.0), "a level") for s in self.sites}
         if operator == "repel" and not all(-1 < c < 1 for c in self.levels.values()):
             raise DialError(f"repel: levels {list(self.levels.values())}; expected cosines")
         self.positions: Positions = check_positions(positions)
         self.keep_norm, self.condition = keep_norm, condition
         for index, site in enumerate(self.sites):
-            self.register_buffer(f"vector_{index}", _unit(directions[site].float()))
+            self.register_buffer(f"vector_{index}", units[site])
 
     def places(self) -> list[Site]:
         """Its sites."""
@@ -186,12 +190,12 @@ class VectorDial(Dial):
         sums: dict[Site, Tensor] = {site: self.step(site) for site in self.sites}
         for site in other.sites:
             sums[site] = sums.get(site, 0.0) + weight * other.step(site)
-        sums = {site: v for site, v in sums.items() if v.norm() > 0}
+        sums = {site: v for site, v in sums.items() if v.any()}
         if not sums:
             raise DialError("nothing is left of the sum of these vectors")
         dial = VectorDial(
             sums,
-            {site: v.norm().item() for site, v in sums.items()},
+            {site: length(v) for site, v in sums.items()},
             positions=self.positions,
             condition=self.condition,
         )
@@ -328,7 +332,3 @@ def _width(model: nn.Module, site: Site) -> int | None:
     found = width_at(model, site, "a vector")
     shape = None if is_named(site) else linear_shape(module_at(model, site)[0])
     return shape[1] if shape else found
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm()

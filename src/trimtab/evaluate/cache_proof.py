@@ -102,32 +102,25 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
     rows = [tokens(n).tolist() for n in lengths]
     forced = tokens(len(rows), STEPS)
     why = ""
-    was_training = model.training
-    model.eval()
-    try:
-        with paused():
-            truth = _plain(model, rows, forced)
-            tries: dict[Way, Callable[[], Tensor]] = {
-                "batch": lambda: decoded(rows, forced),
-                "rows": lambda: torch.cat(
-                    [decoded([row], forced[i : i + 1]) for i, row in enumerate(rows)]
-                ),
-            }
-            if models.rows_depend(model):
-                del tries["batch"]
-            for way, attempt in tries.items():
-                try:
-                    error = _difference(attempt(), truth)
-                except (
-                    Exception
-                ) as problem:  # whatever a model does not take, the next does without
-                    why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
-                    continue
-                if error <= _tolerance(model):
-                    return {"way": way, "why": why or models.rows_depend(model), "error": error}
-                why = f"log-probs differ by {error:.2g}"
-    finally:
-        model.train(was_training)
+    with models.reading(model), paused():
+        truth = _plain(model, rows, forced)
+        tries: dict[Way, Callable[[], Tensor]] = {
+            "batch": lambda: decoded(rows, forced),
+            "rows": lambda: torch.cat(
+                [decoded([row], forced[i : i + 1]) for i, row in enumerate(rows)]
+            ),
+        }
+        if models.rows_depend(model):
+            del tries["batch"]
+        for way, attempt in tries.items():
+            try:
+                error = _difference(attempt(), truth)
+            except Exception as problem:  # whatever a model does not take, the next does without
+                why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
+                continue
+            if error <= _tolerance(model):
+                return {"way": way, "why": why or models.rows_depend(model), "error": error}
+            why = f"log-probs differ by {error:.2g}"
     return {"way": "plain", "why": why}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.batching import spans
 from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
@@ -223,7 +224,7 @@ def _by_generate(
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
     )
-    with own_settings(model):
+    with models.reading(model), own_settings(model):
         out = model.generate(**given, generation_config=settings)
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
+from trimtab.files import write_text
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
 from trimtab.fit.methods import METHODS, method
@@ -32,6 +32,7 @@ from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
 from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import digest, versions
 
 
 def fit(
@@ -222,9 +223,7 @@ def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
         if work.exists():  # without a note nobody knows whose checkpoints lie there
             shutil.rmtree(work)
         work.mkdir(parents=True)
-        aside = work / ".run.json"
-        aside.write_text(mine)
-        aside.rename(work / "run.json")
+        write_text(work / "run.json", mine)
     except OSError as error:
         raise TrainingError(f"{work}: cannot be written ({error})") from error
 
@@ -287,17 +286,4 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """sha256 of a recipe's settings."""
-    return hashlib.sha256(json.dumps(_plain(recipe), sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import transformers
-
-    import trimtab
-
-    return {
-        "trimtab": trimtab.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    return digest(_plain(recipe))

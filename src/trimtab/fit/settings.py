@@ -37,7 +37,16 @@ class AdapterSettings(Bounded, group="dial"):
     rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
     targets: str = "all-linear"
-    """`all-linear`, or a regular expression searched in module paths."""
+    """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
+    regular expression searched in module paths."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets == "experts" and (self.tuner != "lora" or self.dropout):
+            raise ConfigError(
+                f"targets=experts, tuner={self.tuner}, dropout {self.dropout}: the stacked experts' "
+                "weights are changed, not what goes into them: expected LoRA alone, dropout 0"
+            )
 
 
 @dataclass(frozen=True)

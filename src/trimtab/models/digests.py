@@ -67,7 +67,7 @@ def _content(file: Path) -> Content:
         start, end = entry["data_offsets"]
         if not 0 <= start <= end <= len(data):
             raise ValueError("it ends early")
-        sha.update(data[start:end])
+        sha.update(data[start:end].data)
 
     def values(name: str) -> tuple[str, bool]:
         start, end = header[name]["data_offsets"]

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def _convert(file: Path, folder: Path, digest: str, metadata: str) -> None:
             raise ModelError(
                 f"{file}: transformers cannot read this GGUF file: {reason}"
             ) from error
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"]) or half_experts(t.name for t in open_gguf(file).tensors)
+    if missing:
         raise ModelError(
             f"{file}: lacks {len(missing)} of the weights that a {type(model).__name__} has, "
             f"{missing[0]} among them; a file in several parts has to be merged first"
@@ -101,6 +103,21 @@ def _convert(file: Path, folder: Path, digest: str, metadata: str) -> None:
             aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def half_experts(names: Iterable[str]) -> list[str]:
+    """Projections of experts that are missing beside others of their block: transformers fuses gate and
+    up into one tensor, and leaves zeros where one of them is not there."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(blk\.\d+)\.ffn_(gate|up|down)_exps\.weight", name):
+            found.setdefault(match[1], set()).add(match[2])
+    if not any("gate" in kinds for kinds in found.values()):  # experts without gates
+        return []
+    wanted = ("gate", "up", "down")
+    return [
+        f"{b}.ffn_{k}_exps.weight" for b, kinds in found.items() for k in wanted if k not in kinds
+    ]
 
 
 # ---- what transformers does not read -------------------------------------------------------------

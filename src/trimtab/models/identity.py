@@ -285,9 +285,9 @@ def class_in(folder: Path, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    known = AutoModelForCausalLM._model_mapping
+    known: Any = AutoModelForCausalLM._model_mapping
     if type(config) in known:
-        kind = known[type(config)]
+        kind: Any = known[type(config)]
         kind = kind[0] if isinstance(kind, tuple | list) else kind
         if kind.config_class is config.sub_configs.get("text_config"):
             config = config.get_text_config()

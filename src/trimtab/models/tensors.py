@@ -108,7 +108,7 @@ def digests(model: nn.Module) -> tuple[str, str]:
         if not finite and tensor.is_floating_point():
             raise ModelError(f"{name}: has weights that are not finite")
         sha.update(f"{name} {kind} {list(tensor.shape)}\n".encode())
-        sha.update(data)
+        sha.update(data.data)
         values[name] = (list(tensor.shape), digest)
     return sha.hexdigest(), joined(canonical_lines(type(model), values))
 
@@ -127,7 +127,7 @@ def old_digest(model: nn.Module) -> str:
     for name, p in sorted(own_tensors(model), key=lambda pair: pair[0]):
         data = p.detach().cpu().contiguous()
         sha.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
-        sha.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(raw_bytes(data).data)
     return sha.hexdigest()
 
 
@@ -153,7 +153,7 @@ def mark(model: nn.Module) -> str:
     for part in sampled:
         groups.setdefault((part.dtype, part.device), []).append(part)
     for group in groups.values():
-        sha.update(raw_bytes(torch.cat(group)))
+        sha.update(raw_bytes(torch.cat(group)).data)
     return sha.hexdigest()
 
 

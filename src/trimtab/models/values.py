@@ -57,7 +57,7 @@ def value_digest(data: np.ndarray, kind: str) -> tuple[str, bool]:
     words = _WORDS.get(kind)
     if words is None:  # integers, codes of a quantised tensor: as they are
         sha.update(kind.encode())
-        sha.update(data)
+        sha.update(data.data)
         return sha.hexdigest(), True
     entries = data.view(words)
     for start in range(0, len(entries), BLOCK):
@@ -68,7 +68,7 @@ def value_digest(data: np.ndarray, kind: str) -> tuple[str, bool]:
                 short = block.astype(np.float32)
             if not np.array_equal(short.astype(np.float64), block, equal_nan=True):
                 sha.update(b"d")
-                sha.update(np.ascontiguousarray(block))
+                sha.update(np.ascontiguousarray(block).data)
                 continue
             block = short.view(np.uint32)
         elif words is np.float16:
@@ -78,13 +78,13 @@ def value_digest(data: np.ndarray, kind: str) -> tuple[str, bool]:
             # One that is no bfloat16 mostly shows at once.
             if (block[:256] & 0xFFFF).any() or (block & 0xFFFF).any():
                 sha.update(b"f")
-                sha.update(np.ascontiguousarray(block))
+                sha.update(np.ascontiguousarray(block).data)
                 continue
             block = (block >> 16).astype(np.uint16)
         else:
             finite = finite and not bool(((block & 0x7F80) == 0x7F80).any())
         sha.update(b"b")
-        sha.update(np.ascontiguousarray(block))
+        sha.update(np.ascontiguousarray(block).data)
     return sha.hexdigest(), finite
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from trimtab import models
 from trimtab.batching import PromptStyle
 from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
+from trimtab.files import write_json
 from trimtab.fit import Method
 from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
-from trimtab.study.files import write_json
+from trimtab.provenance import digest
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 
@@ -78,7 +79,7 @@ class Setting:
     model: str
     """Hub id, folder, .gguf file, or smollm2-135m."""
     digest: str
-    """The model's."""
+    """Of the model's weights."""
     dtype: str
     device: str
     threads: int
@@ -88,6 +89,14 @@ class Setting:
     data_root: str | None = None
     limit: int | None = None
     train_limit: int | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
+    """What else the model is known by (`models.Source.parts`)."""
+
+    @property
+    def source(self) -> models.Source:
+        """The model's identity."""
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.parts.items()}
+        return models.Source(self.model, self.digest, **texts)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -98,7 +107,7 @@ class Setting:
         kind = self.device.partition(":")[0]
         return {
             "format": FORMAT,
-            "model": self.digest,
+            "model": self.source.whole,
             "dtype": self.dtype,
             "device": kind,
             "threads": self.threads if kind == "cpu" else None,
@@ -169,7 +178,7 @@ def cell_of(
     own = {**setting.key, "method": method.name if method else None, "seed": seed}
     own["recipe"] = recipe_digest(method.recipe) if method else None
     own |= {"instruction": instruction} if instruction else {}
-    key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    key = digest(own)[:16]
     name = method.name if method else PROMPT if instruction else BASE
     words = [name, *([] if seed is None else [f"s{seed}"]), key]
     return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)
@@ -244,11 +253,11 @@ def cell_at(folder: Path, job: dict[str, Any], setting: Setting) -> Cell:
     return cell
 
 
-def check_model(setting: Setting, model: Any) -> None:
+def check_model(setting: Setting, model: Any, tokenizer: Any) -> None:
     """Raise ConfigError unless the loaded model is the one that was planned with."""
-    found = models.source_of(model).digest
-    if found != setting.digest:
+    found = models.differences(setting.digest, setting.parts, models.source_of(model, tokenizer))
+    if differs := found.refused + found.warned:
         raise ConfigError(
-            f"{setting.model}: is {found[:12]} here, but the comparison was planned with "
-            f"{setting.digest[:12]}"
+            f"{setting.model}: is not here what the comparison was planned with: another "
+            f"{', another '.join(differs)}"
         )

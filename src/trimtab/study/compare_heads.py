@@ -30,6 +30,7 @@ from trimtab.evaluate.decoding import (
 from trimtab.evaluate.generation import Sampling
 from trimtab.evaluate.items import check_alphas, item_scores
 from trimtab.evaluate.rewards import token_rewards
+from trimtab.files import write_json, write_lines
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import after_head
 from trimtab.fit.run import recipe_digest
@@ -37,7 +38,8 @@ from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.states import Readings, head_site, read_tokens
-from trimtab.study.files import Rows, write_json, write_lines
+from trimtab.statistics import POSITIVE, SHARE
+from trimtab.study.files import Rows
 from trimtab.study.head_cells import (
     STUDY,
     Cells,
@@ -45,8 +47,9 @@ from trimtab.study.head_cells import (
     check_seeds,
     described,
     difference_line,
+    identified,
     judged,
-    share_line,
+    mean_line,
     threads_of,
 )
 
@@ -158,7 +161,7 @@ class _Run:
         self.train = read_pairs(settings.train, root, limit=settings.train_limit)
         pairs = {t: read_pairs(t, root, limit=settings.test_limit) for t in settings.tests}
         common = {
-            "model": models.digest_of(settings.model),
+            "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
             "threads": settings.threads,
@@ -193,7 +196,7 @@ class _Run:
         zero = self.cells.get(
             "zero", {"arm": "zero"}, lambda _: {"equal": self._equal_at_zero(methods["iav"])}
         )
-        write_lines(out / "results.jsonl", self._lines(base, found))
+        write_lines(out / "results.jsonl", identified(self.model, self._lines(base, found)))
         write_lines(out / "verdicts.jsonl", self._differences(base, found))
         write_lines(out / "rates.jsonl", rates)
         sizes = {"items": self.encoded_train.n_items, "pairs": self.encoded_train.n_pairs}
@@ -202,6 +205,7 @@ class _Run:
             s,
             command,
             s.threads,
+            versions=self.cells.versions(),
             kind="heads",
             title=title,
             train=sizes | {"dropped": self.encoded_train.dropped_pairs},
@@ -523,13 +527,14 @@ class _Run:
         for test in self.settings.tests:
             own: dict[str, Any] = {"split": test, "metric": "accuracy"}
             scores: Scores = {None: base[test]["accuracy"]}
-            lines.append(share_line(scores, arm="base", alpha=0.0, **own))
+            lines.append(mean_line(scores, arm="base", alpha=0.0, **own))
             for arm, by_seed in found.items():
                 for alpha in self.settings.alphas:
                     for metric in ("accuracy", "kl"):
                         scores = _column(by_seed, test, alpha, metric)
                         own = {"arm": arm, "alpha": alpha, "split": test, "metric": metric}
-                        lines.append(share_line(scores, **own))
+                        within = SHARE if metric == "accuracy" else POSITIVE
+                        lines.append(mean_line(scores, within=within, **own))
         return lines
 
     def _differences(self, base: Any, found: dict[str, dict[int, Any]]) -> Rows:

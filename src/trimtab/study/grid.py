@@ -171,9 +171,11 @@ def plan_studies(
     studies = []
     for name in many:
         local = Path(name).expanduser()
+        source = models.identify(name)
         setting = Setting(
             model=str(local.absolute()) if local.exists() else name,
-            digest=models.digest_of(name),
+            digest=source.digest,
+            parts=source.parts,
             dtype=dtype,
             device=str(device),
             threads=comparison.threads,

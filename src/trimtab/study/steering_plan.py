@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from trimtab import provenance
 from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
@@ -160,7 +160,7 @@ def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: st
         if chosen is not None:
             own |= {"method": chosen.name, "recipe": recipe_digest(chosen.recipe)}
             own |= {"seed": seed, "half": half, "kl": dosing.kl}
-        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+        key = provenance.digest(own)[:16]
         return Cell(chosen, seed, half, key, folder)
 
     halves: tuple[Half, Half] = ("first", "second")

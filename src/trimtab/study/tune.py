@@ -12,7 +12,6 @@ on n alone.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -30,11 +29,13 @@ from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluate import score
+from trimtab.files import write_json, write_lines, write_text
 from trimtab.fit import METHODS, Method, fit
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.study.files import free_folder, write_json, write_lines, write_text
+from trimtab.provenance import digest
+from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
 from trimtab.study.settings import as_json, configured, read_settings
@@ -224,7 +225,7 @@ def _claim(
     mine = {
         "method": method.name,
         "recipe": repr(method.recipe),
-        "model": models.digest_of(search.model),
+        "model": models.identify(search.model).whole,
         "train": train.digest,
         "held_out": held.digest,
         "parameters": {name: repr(values) for name, values in space.items()},
@@ -296,7 +297,7 @@ def _try(
         trial = study.ask()
         chosen = {name: _suggest(trial, name, values) for name, values in space.items()}
         recipe = configured(method.recipe, chosen, f"trial {number}")
-        key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+        key = digest(chosen)[:12]
         folder = out / TRIALS / f"{number:03d}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         result: dict[str, Any] = {"trial": number, "optuna": trial.number, "settings": chosen}
