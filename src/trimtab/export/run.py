@@ -31,7 +31,7 @@ from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
-from trimtab.progress import SILENT, Progress
+from trimtab.progress import SILENT, Progress, warn
 
 VECTOR_FILE = "control-vector.gguf"
 RECEIPT = "receipt.json"
@@ -39,6 +39,8 @@ PASSAGES, TOKENS = 4, 24
 """The fixed set: so many neutral passages, cut to so many tokens."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, in float32."""
+NEAR = 0.02
+"""Share of the dial's change by which a quantised base may be off its plain copy without a word."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,15 @@ def export(
             )
         if quantised:
             receipt["base_quantisation"] = models.quantisation_name(given)
-            receipt["largest_logit_difference_to_the_quantised_base"] = _apart(
-                dial, given, model, rows, strength
-            )
+            far = _apart(dial, given, model, rows, strength)
+            receipt["largest_logit_difference_to_the_quantised_base"] = far
+            if far > NEAR * receipt["largest_logit_change_by_the_dial"]:
+                warn(
+                    f"the export is exact on the dequantised weights; the quantised base "
+                    f"({receipt['base_quantisation']}) rounds its inputs, too, and with the dial gives "
+                    f"logits up to {far:.2g} from it (the dial itself changes them by up to "
+                    f"{receipt['largest_logit_change_by_the_dial']:.2g})"
+                )
             _write(stage / RECEIPT, receipt)
         _publish(made, stage / RECEIPT, target, receipt_file)
     return receipt
