@@ -25,6 +25,7 @@ MAX_LINES = 600
 # or from itself. A new room is put here, and in the table of docs/architecture.md.
 FLOORS = {
     0: (
+        "bounds",
         "errors",
         "config_files",
         "progress",
@@ -49,7 +50,7 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"errors", "files", "progress", "provenance", "readout", "sites"}
+FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites"}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

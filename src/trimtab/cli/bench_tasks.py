@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Whole
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials
 from trimtab.errors import ConfigError
@@ -30,9 +31,9 @@ class Args:
     """A reward dial's folder."""
     read_out: Literal["logprob", "reward", "sum"] | None = None
     """What ranks the choices (default: reward with --reward, else logprob)."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many documents of each task."""
-    fewshot: int | None = None
+    fewshot: Whole | None = None
     """Examples before each question (default: each task's own number)."""
     apply_chat_template: bool = False
     """Put prompts into the tokenizer's chat template."""
@@ -40,7 +41,7 @@ class Args:
     """Examples as turns of the chat (default: where --apply-chat-template is given)."""
     system_instruction: str | None = None
     """Text before every prompt; of a chat its system message."""
-    batch_size: int = 1
+    batch_size: Count = 1
     """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
     """A JSON file for the metrics."""
@@ -58,10 +59,7 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
-    about = (
-        "Tasks of lm-evaluation-harness: its own figures on a dialled model, and multiple choice "
-        "ranked by reward, or by reward + log-prob."
-    )
+    about = "Tasks of lm-evaluation-harness with its own figures; multiple choice by reward, too."
     args = parse(Args, words, verb="bench-tasks", about=about)
     from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
     from trimtab.evaluate.harness import bench_tasks

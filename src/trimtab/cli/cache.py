@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 
@@ -27,7 +28,7 @@ class Args:
     where: Literal["predicting", "answer", "all"] = "predicting"
     """Which tokens: those that predict the answer's (`fit iav`), the answer's own (`fit dph`), or
     the prompt's too."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
@@ -37,7 +38,7 @@ class Args:
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""

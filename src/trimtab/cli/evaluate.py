@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Strength
 from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
 from trimtab.cli.ready import check_model, read_dials, read_pairs
@@ -31,9 +32,9 @@ class Args:
     """A built-in suite or a YAML file, whose evaluation splits are used."""
     pairs: Annotated[tuple[str, ...], UseAppendAction] = ()
     """name=SPEC; repeat for several splits."""
-    alpha: tuple[float, ...] = (1.0,)
+    alpha: tuple[Strength, ...] = (1.0,)
     """Strengths; 0, the bare model, is always measured."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items of every split."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
@@ -43,7 +44,7 @@ class Args:
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""

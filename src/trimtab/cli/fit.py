@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from trimtab.bounds import Count, Seed
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
@@ -28,9 +29,9 @@ class Args:
     """Folder to save the dial in. The same command goes on where it was stopped."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
-    seed: int = 0
+    seed: Seed = 0
     """Initialisation, data order, dropout."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
@@ -42,7 +43,7 @@ class Args:
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     store: Path | None = None
     """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""

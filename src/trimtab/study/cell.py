@@ -19,6 +19,7 @@ import numpy as np
 
 from trimtab import models
 from trimtab.batching import PromptStyle
+from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
 from trimtab.files import write_json
 from trimtab.fit import Method
@@ -36,24 +37,24 @@ SUMMARY, JOB, COSTS = "summary.json", "cell.json", "costs.json"
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measuring(Bounded, group="measuring"):
     """How every cell of a comparison is measured."""
 
-    alphas: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    alphas: tuple[Strength, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     """Alphas of the dose–response curve."""
-    dose_items: int = 60
+    dose_items: Count = 60
     """Items of the dose–response curve: the first of the suite's `dose` pairs."""
-    train_items: int = 60
+    train_items: Count = 60
     """Training items scored before and after: the first of the training set."""
-    passages: int = 12
+    passages: Count = 12
     """Neutral passages on which damage is measured."""
-    prompts: int = 4
+    prompts: Whole = 4
     """Prompts that are continued; 0 generates nothing."""
-    generate_alphas: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    generate_alphas: tuple[Strength, ...] = (-1.0, 0.0, 1.0)
     """Alphas of the generations."""
-    new_tokens: int = 40
+    new_tokens: Count = 40
     """Longest continuation, in tokens."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -61,9 +62,7 @@ class Measuring:
     """Splits that are measured again where a dial's KL equals DPO's (by default all)."""
 
     def __post_init__(self) -> None:
-        for name in ("dose_items", "train_items", "passages", "new_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        super().__post_init__()
         for name, most in (("passages", len(NEUTRAL)), ("prompts", len(GENERATION_PROMPTS))):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; there are {most}")
