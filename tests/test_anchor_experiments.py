@@ -224,6 +224,24 @@ def test_every_colour_experiment_runs(name: str, tmp_path: Path):
         judged = gates.GATES[name](result)
         assert judged
         assert all(g.what and g.bound for g in judged)
+        said = " ".join([result["about"], *(g.what for g in judged)])
+        assert "ten best" not in said
+        assert "60 seeds" not in said
+        assert ("over 2 seeds" in result["about"]) == ("{seeds}" in COLOUR[name].about)
+
+
+@pytest.mark.parametrize(("seeds", "of"), [(1, "1 seed"), (10, "10 seeds"), (11, "ten best")])
+def test_what_is_best_of_how_many_is_said(smoke: Path, seeds: int, of: str):
+    """Ten of ten are all of them; from eleven on there is a choice."""
+    result = results.read(smoke / "2.9.1")
+    arm = result["arms"]["main"]
+    arm["seeds"] = list(range(seeds))
+    arm["values"] = {k: [v[i % 6] for i in range(seeds)] for k, v in arm["values"].items()}
+    said = [g.what for g in gates.GATES["2.9.1"](result) if "error of red, median" in g.what]
+    assert said == [
+        f"error of red, median {'of the ten best seeds' if of == 'ten best' else f'over {of}'}"
+    ]
+    assert COLOUR["2.5.1"].said(seeds) == f"2.5 again over {seeds} seed{'' if seeds == 1 else 's'}."
 
 
 def test_a_smoke_run_and_its_files(smoke: Path):
@@ -293,7 +311,7 @@ def test_the_recovery_experiment_runs(tmp_path: Path):
     [
         (["run", "2.91"], "unknown experiment '2.91'; did you mean"),
         (["run"], "which experiment?"),
-        (["run", "2.9.1", "--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["run", "2.9.1", "--seeds", "0"], "--seeds 0: expected 1 or more"),
         (["run", "2.9.1", "--steps", "3"], "--steps 3"),
         (["check", "2.9.1", "--runs", "nowhere"], "run it first: trimtab anchor run 2.9.1"),
         (["check", "--all", "--runs", "nowhere"], "no runs there"),

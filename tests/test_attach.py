@@ -20,7 +20,7 @@ from trimtab.batching import collate
 from trimtab.batching.spans import are_rows_apart
 from trimtab.dials import AdapterDial, Condition, Dial, LogitsDial, VectorDial
 from trimtab.dials.contexts import check_bare, opened, paused
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError
 from trimtab.states import read, seeing
 

@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, tmp_path):
 @pytest.mark.parametrize("name", ["items.parquet", "results.jsonl", "summary.json"])
 def test_a_full_disk_while_a_comparison_writes(here, tmp_path, monkeypatch, name):
     """The file is not half there, the error names it, and the same command goes on."""
-    import trimtab.study.files as files
+    import trimtab.files as files
 
     replace = os.replace
 

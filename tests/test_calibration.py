@@ -8,7 +8,7 @@ import pytest
 from scipy.special import betaincinv
 
 from simulated_scores import SEEDS, scores
-from trimtab.study.statistics import paired_difference, verdict
+from trimtab.statistics import SHARE, paired_difference, verdict
 
 NULLS = 2000
 
@@ -19,8 +19,8 @@ def false_verdicts(nulls: int, seeds: int, items: int, spreads: tuple[float, ...
     for i in range(nulls):
         spread = spreads[i % len(spreads)]
         rng = np.random.default_rng([seeds, items, int(1000 * spread), i])
-        difference = paired_difference(*scores(rng, (0.7, 0.7), seeds, items, spread))
-        found += verdict(difference, difference.p, seeds)["verdict"] != "cannot tell"
+        difference = paired_difference(*scores(rng, (0.7, 0.7), seeds, items, spread), SHARE)
+        found += verdict(difference, difference.p, seeds).verdict != "cannot tell"
     return found
 
 
@@ -34,8 +34,8 @@ def power(n: int, seeds: int, items: int, spread: float) -> float:
     found = 0
     for i in range(n):
         rng = np.random.default_rng([7, seeds, items, int(1000 * spread), i])
-        difference = paired_difference(*scores(rng, (0.75, 0.7), seeds, items, spread))
-        found += verdict(difference, difference.p, seeds)["verdict"] == "better"
+        difference = paired_difference(*scores(rng, (0.75, 0.7), seeds, items, spread), SHARE)
+        found += verdict(difference, difference.p, seeds).verdict == "better"
     return found / n
 
 
@@ -44,6 +44,13 @@ def test_few_nulls_get_a_verdict():
     found = false_verdicts(NULLS, seeds=5, items=250, spreads=SEEDS)
     assert upper(found, NULLS) <= 0.07, found / NULLS
     assert found / NULLS > 0.02, "so careful that nothing would ever be found"
+
+
+def test_few_nulls_get_a_verdict_in_one_run():
+    """2,000 nulls of one run on 60 items that differ in items alone: McNemar's level."""
+    found = false_verdicts(NULLS, seeds=1, items=60, spreads=(0.0,))
+    assert upper(found, NULLS) <= 0.07, found / NULLS
+    assert found / NULLS > 0.02
 
 
 def test_a_difference_of_five_points_is_found():

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from test_report import make_run
 from trimtab.report import read_results
-from trimtab.report.claim import answer, findings, holm, judged
+from trimtab.report.claim import answer, findings, judged
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.results import ALPHA_1, Comparison, Results
-from trimtab.study import statistics
 
 
 def comparison(
@@ -52,15 +50,6 @@ def study(run: Results, suite: str, against: list[Comparison], bare: list[Compar
         comparisons=tuple(against),
         gains=tuple(replace(c, baseline="base") for c in bare),
     )
-
-
-def test_holm_is_that_of_the_statistics():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 7):
-        values = rng.random(n) ** 3
-        assert holm(list(values)) == pytest.approx(list(statistics.holm(values)))
-    assert holm([]) == []
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # by hand
 
 
 def test_a_table_is_judged_as_a_whole(run):

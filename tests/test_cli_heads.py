@@ -326,3 +326,22 @@ def test_processes_that_make_no_sense(here: Path, refused, tmp_path: Path) -> No
     words = fit_words(here, "iav", tmp_path / "out")
     for count in ("0", "two", "-1"):
         assert "expected a number above 0, or auto" in refused(*words, f"--processes={count}")
+
+
+def test_chats_and_system_texts_of_prompts(here: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    asked = {"prompt": [*chat, {"role": "user", "content": "three"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(asked) + "\n")
+    words = ["generate", "--model", here / "model", "--max-new-tokens", "4"]
+    done = trimtab(*words, "--prompts", tmp_path / "a.jsonl")
+    assert done.code == 0, done.err
+    assert "user: one\n\nassistant: two\n\nuser: three\n" in done.out
+    asked["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    (tmp_path / "b.jsonl").write_text(json.dumps(asked) + "\n")
+    led = trimtab(*words, "--prompts", tmp_path / "b.jsonl").out.splitlines()[-1]
+    given = trimtab(*words, "--prompts", tmp_path / "a.jsonl", "--system", "Be brief.")
+    assert given.out.splitlines()[-1] == led != done.out.splitlines()[-1]
+    (tmp_path / "c.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    bad = trimtab(*words, "--prompts", tmp_path / "c.jsonl")
+    assert (bad.code, bad.out) == (2, "")
+    assert f"{tmp_path / 'c.jsonl'}:2: expected a text" in bad.err

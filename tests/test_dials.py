@@ -541,7 +541,6 @@ def test_peft_adapters_that_are_more_than_lora_are_refused_by_name(tiny, tmp_pat
         [
             ({"use_dora": True}, "use_dora"),
             ({"bias": "all"}, "bias"),
-            ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
             ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
             ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ]

@@ -24,10 +24,10 @@ from trimtab.evaluate.dose import (
     valid_answers,
     wrong_way,
 )
+from trimtab.files import write_json, write_lines
 from trimtab.report.steering import write_steering
 from trimtab.states import Readings
 from trimtab.study import steering_cells, steering_tables
-from trimtab.study.files import write_json, write_lines
 
 # ---- by hand ------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ def made_cell(name, gain, *, method=None, half="", kl=0.04, items=20, passages=4
 
 
 def test_a_row_a_cell():
-    (row,) = steering_tables.results([made_cell("mean", 2.0)])
+    (row,) = steering_tables.results([made_cell("mean", 2.0)], "tiny")
     assert row["per_damage"] == pytest.approx(2.0)
     assert row["slope"] == pytest.approx(2.0 * 0.2 / 2)
     assert row["per_damage_low"] < 2.0 < row["per_damage_high"]
@@ -173,7 +173,7 @@ def test_a_row_a_cell():
 
 
 def test_a_wrong_way_dial_has_a_negative_score_but_a_positive_published_one():
-    (row,) = steering_tables.results([made_cell("mean", -2.0)])
+    (row,) = steering_tables.results([made_cell("mean", -2.0)], "tiny")
     assert row["per_damage"] < 0
     assert row["score"] < 0
     assert row["wrong_way"] == 1
@@ -183,7 +183,7 @@ def test_a_wrong_way_dial_has_a_negative_score_but_a_positive_published_one():
 def test_slope_per_damage_does_not_depend_on_what_one_alpha_means():
     one, other = made_cell("mean", 2.0), made_cell("mean", 2.0)
     other["alphas"] = [10 * a for a in other["alphas"]]
-    a, b = (steering_tables.results([c])[0] for c in (one, other))
+    a, b = (steering_tables.results([c], "tiny")[0] for c in (one, other))
     assert a["per_damage"] == b["per_damage"]
     assert a["slope"] == pytest.approx(10 * b["slope"])
     assert a["published_slope"] != pytest.approx(b["published_slope"])
@@ -205,7 +205,7 @@ def test_comparisons_are_paired_and_the_halves_are_the_noise_floor():
     noise = found["mean-second", "mean-first"]
     assert noise["difference"] == pytest.approx(0.1)
     # All three move the same items alike: paired, the interval is narrower than either's own.
-    own = steering_tables.results(cells[1:2])[0]
+    own = steering_tables.results(cells[1:2], "tiny")[0]
     width = noise["difference_high"] - noise["difference_low"]
     assert width < (own["per_damage_high"] - own["per_damage_low"]) / 5
     assert ("mean-first", "prompt") not in found
@@ -214,7 +214,7 @@ def test_comparisons_are_paired_and_the_halves_are_the_noise_floor():
 
 def test_a_dial_that_does_nothing_has_no_slope_per_damage():
     cell = made_cell("mean", 0.0, kl=0.0)
-    (row,) = steering_tables.results([cell])
+    (row,) = steering_tables.results([cell], "tiny")
     assert row["per_damage"] is None
     assert row["slope"] == pytest.approx(0, abs=1e-12)
     assert json.dumps(row)
@@ -236,11 +236,48 @@ def test_the_figure_is_over_damage(tmp_path):
         write_steering(tmp_path / "steering", page)
 
 
+def test_a_run_has_its_page_within(tmp_path, capsys):
+    """Of one trait and of several: nothing is written beside the folder that was named."""
+    one, several = tmp_path / "alone", tmp_path / "several"
+    for folder in (one, several / "honesty", several / "happiness"):
+        write_cells(folder, [made_cell("prompt", 1.0), made_cell("mean", 2.0)])
+    before = set(tmp_path.rglob("*"))
+    for folder in (one, several, several / "honesty"):
+        with pytest.raises(SystemExit) as stop:
+            main(("report", str(folder)))
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.strip() == str(folder / "report.md")
+        assert "(report.svg)" in (folder / "report.md").read_text()
+    made = {p.relative_to(tmp_path).as_posix() for p in set(tmp_path.rglob("*")) - before}
+    pages = {f"{name}/report" for name in ("alone", "several", "several/honesty")}
+    assert made == {page + end for page in pages for end in (".md", ".svg")}
+    assert "## Happiness" in (several / "report.md").read_text()
+
+
+def test_every_line_says_what_it_is_of():
+    (row,) = steering_tables.results([made_cell("mean", 2.0)], "tiny")
+    assert (row["model"], row["method"], row["seed"], row["aggregate"]) == (
+        "tiny",
+        "mean",
+        0,
+        False,
+    )
+
+
+def test_no_item_moved_the_wrong_way_is_what_the_number_allows():
+    (row,) = steering_tables.results([made_cell("mean", 2.0, items=12)], "tiny")
+    assert (row["wrong_way"], row["wrong_way_low"]) == (0, 0)
+    assert row["wrong_way_high"] == pytest.approx(0.242494, abs=1e-5)
+    at_0 = next(r for r in steering_tables.curves([made_cell("mean", 2.0)]) if r["alpha"] == 0)
+    assert [at_0[f"kl{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+
+
 def write_cells(folder, cells):
     """Result files as `dose` writes them."""
     folder.mkdir(parents=True)
     for name in ("results", "comparisons", "curves"):
-        write_lines(folder / f"{name}.jsonl", getattr(steering_tables, name)(cells))
+        more = ("tiny",) if name == "results" else ()
+        write_lines(folder / f"{name}.jsonl", getattr(steering_tables, name)(cells, *more))
     said = [{"name": c["name"], **g} for c in cells for g in c["generations"]]
     write_lines(folder / "generations.jsonl", said)
     about = {

@@ -29,8 +29,8 @@ from trimtab.dials import (
     VectorDial,
     VeraDial,
 )
-from trimtab.dials.linear import linear_modules
 from trimtab.dials.rotation import singular_basis
+from trimtab.dials.targets import linear_modules
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import ConfigError, DialError
 from trimtab.export import (

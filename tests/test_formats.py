@@ -13,7 +13,7 @@ import torch
 
 from test_calibrate import ACTING, RESTING
 from test_rewards import drawn
-from trimtab.batching import Encoded, Row, encode_answers
+from trimtab.batching import Encoded, Row, encode_answers, make_contrast
 from trimtab.dials import Condition, Dial, VectorDial
 from trimtab.evaluate import Sampling, generate
 from trimtab.evaluate.decoding import generate_args, generate_genarm
@@ -23,7 +23,7 @@ from trimtab.evaluate.judge import reward_judge
 from trimtab.evaluate.rewards import Drawing, draw, rewards_of, score_candidates
 from trimtab.fit import fit
 from trimtab.fit.condition import fit_condition
-from trimtab.pairs import PairSet, read_pairs
+from trimtab.pairs import PairSet, persona_pairs, read_pairs
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering
 
@@ -129,6 +129,17 @@ def test_the_format_of_a_dial(dial: Any, style: str) -> None:
     assert not format_for([dial], "chat").said
     mixed = isinstance(dial, Dial) and dial.kind == "composed" and style == "plain"
     assert ("fitted otherwise" in form.said) is mixed
+
+
+def test_contrasts_say_what_they_were_as_text(tiny: Any, tokenizer: Any) -> None:
+    model = tiny("llama")
+    made = make_contrast("I am {persona}.", ["a rose"], ["a nail"], ["so it is"], tokenizer)
+    for data, style in (
+        (made, "chat"),
+        (persona_pairs("I am {}.", ["a rose"], ["a nail"], ["so it is"]), "chat"),
+        (read_pairs([{"positive": "a rose is", "negative": "a nail is"}]), "plain"),
+    ):
+        assert format_for([fit("mean", model, tokenizer, data)]).style == style
 
 
 def test_settings_of_the_template_travel_too(tiny: Any, tokenizer: Any) -> None:

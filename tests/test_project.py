@@ -24,7 +24,19 @@ MAX_LINES = 600
 # A room is a module or a package directly under src/trimtab. It imports from strictly lower floors
 # or from itself. A new room is put here, and in the table of docs/architecture.md.
 FLOORS = {
-    0: ("errors", "config_files", "progress", "sites", "readout", "pairs", "models"),
+    0: (
+        "bounds",
+        "errors",
+        "config_files",
+        "progress",
+        "sites",
+        "readout",
+        "files",
+        "provenance",
+        "statistics",
+        "pairs",
+        "models",
+    ),
     1.0: ("logprobs", "proofs"),
     1.05: ("rendering",),
     1.1: ("batching",),
@@ -38,7 +50,7 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"errors", "progress", "sites", "readout"}
+FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites"}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

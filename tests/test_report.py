@@ -23,13 +23,14 @@ from rich.console import Console
 from trimtab.errors import TrimtabError
 from trimtab.report import console_tables, read_results, write_markdown, write_page
 from trimtab.report.figures import DARK, LIGHT, accuracy, keys, sheet
+from trimtab.report.markdown import markdown
 from trimtab.report.wording import answers, caveats, headline
-from trimtab.study.statistics import (
+from trimtab.statistics import (
+    SHARE,
     dose_response,
-    holm,
+    judged,
     mean_interval,
     paired_difference,
-    verdict,
 )
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0, 2.0]
@@ -59,6 +60,7 @@ def make_run(
     """Result files of a small comparison, drawn from fixed random numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     interval_of = functools.partial(mean_interval, n=200)  # rough ones do here
+    share_of = functools.partial(mean_interval, within=SHARE)
     rng = np.random.default_rng(4)
     common: dict[str, Any] = {
         "suite": "facts",
@@ -123,7 +125,7 @@ def make_run(
         }
     for k, (split, n) in enumerate(sizes.items()):
         bare = (luck[split] < BARE[k]).astype(float)
-        add("base", split, None, 0.0, "accuracy", interval_of(bare), n)
+        add("base", split, None, 0.0, "accuracy", share_of(bare), n)
         if split != "train":
             add("base", split, None, 0.0, "margin", interval_of(bare - 0.5), n)
         for m in methods:
@@ -149,7 +151,7 @@ def make_run(
                         seed,
                         alpha,
                         "accuracy",
-                        interval_of(row),
+                        share_of(row),
                         n,
                         at=at,
                     )
@@ -159,12 +161,12 @@ def make_run(
                     None,
                     alpha,
                     "accuracy",
-                    interval_of(table),
+                    share_of(table),
                     n,
                     at=at,
                 )
                 if split != "train":
-                    summed = interval_of(np.roll(table, 1, axis=1))
+                    summed = share_of(np.roll(table, 1, axis=1))
                     add(m, split, None, alpha, "accuracy_sum", summed, n, at=at)
                     add(
                         m,
@@ -194,7 +196,7 @@ def make_run(
                     interval_of(margins[:, i]),
                     60,
                 )
-                hits = interval_of(margins[:, i] > 0)
+                hits = share_of(margins[:, i] > 0)
                 add(m, "dose", None, alpha, "accuracy", hits, 60)
                 near = rng.lognormal(0, 0.3, size=24)
                 near *= kls[m][i] / near.mean()
@@ -215,7 +217,7 @@ def make_run(
             )
         bare = rng.normal(0.1, 0.4, size=60)
         add("base", "dose", None, 0.0, "margin", interval_of(bare), 60)
-        add("base", "dose", None, 0.0, "accuracy", interval_of(bare > 0), 60)
+        add("base", "dose", None, 0.0, "accuracy", share_of(bare > 0), 60)
         add("base", "neutral", None, 0.0, "kl", (0.0, 0.0, 0.0), 24)
         add("base", "neutral", None, 0.0, "nll_rise", (0.0, 0.0, 0.0), 24)
     write_lines(folder / "results.jsonl", rows)
@@ -229,10 +231,9 @@ def make_run(
                     continue
                 for split, n in SPLITS.items():
                     a, b = scores[m, split, at], scores["dpo", split, "alpha_1"]
-                    table.append((m, split, n, paired_difference(a, b, n=4000), len(b)))
-            for (m, split, n, d, runs), p in zip(
-                table, holm([row[3].p for row in table]), strict=True
-            ):
+                    table.append((m, split, n, paired_difference(a, b, SHARE), len(b)))
+            told = judged([(row[3], row[4]) for row in table])
+            for (m, split, n, d, runs), word in zip(table, told, strict=True):
                 verdicts.append(
                     {
                         "method": m,
@@ -245,8 +246,7 @@ def make_run(
                         "ci_low": d.low,
                         "ci_high": d.high,
                         "p": d.p,
-                        "p_holm": float(p),
-                        **verdict(d, p, runs),
+                        **word._asdict(),
                         "seeds": runs,
                         "mde": d.mde,
                         "items": n,
@@ -478,7 +478,7 @@ def test_console_tables_fit_100_columns(run):
     text = shown(run)
     assert max(map(len, text.split("\n"))) <= 100
     assert "…" not in text
-    assert re.search(r"DPO +100\.0 \[100–100\] +93\.3", text)
+    assert re.search(r"DPO +100\.0 +\[98–100\] +93\.3", text)
     assert re.search(r"oos +innerdpo +\+23\.3 .* better\*", text)
     assert "* in this run: fewer than 5 seeds" in text
     assert "Dose–response" in text
@@ -709,3 +709,41 @@ def test_the_report_imports_neither_torch_nor_scipy():
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == 0
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", ".", "", "a/b", "/etc", "a\\b", "..\\x", "a\0b"])
+def test_a_grid_names_nothing_outside_its_folder(tmp_path, name):
+    make_run(tmp_path / "outside" / "x", methods=("dpo", "mean"), dose=False)
+    grid = tmp_path / "runs" / "deep"
+    grid.mkdir(parents=True)
+    what = {"title": "t", "command": "c", "notes": [], "studies": [name]}
+    (grid / "grid.json").write_text(json.dumps(what))
+    before = set(tmp_path.rglob("*"))
+    for show in (write_page, console_tables, lambda run: write_markdown(run, grid / "page.md")):
+        with pytest.raises(TrimtabError, match=r"grid\.json: 'studies' names .* beside the file"):
+            show(grid)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_dials_that_were_evaluated_have_no_seeds_to_speak_of(tmp_path):
+    run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
+    about = json.loads((run / "study.json").read_text())
+    (run / "study.json").write_text(json.dumps({**about, "seeds": [], "suite": "", "train": ""}))
+    results = read_results(run)
+    said = " ".join(caveats(results))
+    assert "0 seeds" not in said
+    assert "Dials as they were saved" in said
+    text, html = markdown(results), write_page(run).read_text()
+    assert "suite ``" not in text
+    assert "- training data not known" in text
+    assert "suite  ·" not in html
+
+
+def test_tables_say_which_figures_are_adjusted(run, tmp_path):
+    text = write_markdown(run, tmp_path / "page.md").read_text()
+    assert text.count("each for itself") == 2
+    assert "each for itself" in write_page(run, tmp_path / "page.html").read_text()
+    assert "adjusted (Holm) over the table; intervals: each for itself" in shown(run)

@@ -14,8 +14,9 @@ from conftest import random_rows
 from helpers_fit import random_pairs
 from trimtab.batching import collate
 from trimtab.dials import AdapterDial, Dial, RotationDial
-from trimtab.dials.linear import dense_weight, linear_modules
+from trimtab.dials.linear import dense_weight
 from trimtab.dials.rotation import singular_basis
+from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DialError
 from trimtab.fit import fit
 from trimtab.fit.recipes import AdapterSettings, TrainSettings

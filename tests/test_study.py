@@ -197,6 +197,16 @@ def plan(tmp_path):
     return names
 
 
+def test_cells_are_of_a_models_config_tokenizer_and_template(plan):
+    parts = {"values": "v", "config": {"rope_theta": 1.0}, "tokenizer": "t", "template": "none"}
+    start = plan(parts=parts)
+    assert (
+        plan(parts=dict(reversed(parts.items())), digest="the same values in other files") == start
+    )
+    for name, other in (("values", "w"), ("config", {}), ("tokenizer", "u"), ("template", "x")):
+        assert not set(plan(parts={**parts, name: other})) & set(start)
+
+
 def test_cells_of_a_grid(plan):
     names = [name.rpartition("-")[0] for name in plan()]
     assert names == ["base", "dpo-s0", "dpo-s1", "mean"], "closed-form methods run once"
@@ -326,7 +336,18 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def test_results_say_what_the_issue_asks(run, here):
     found = lines(run / "results.jsonl")
-    keys = {"method", "suite", "split", "seed", "alpha", "at", "metric", "value"}
+    keys = {
+        "model",
+        "aggregate",
+        "method",
+        "suite",
+        "split",
+        "seed",
+        "alpha",
+        "at",
+        "metric",
+        "value",
+    }
     keys |= {"ci_low", "ci_high", "items", "pairs", "suite_digest", "dtype", "commit"}
     assert all(set(line) == keys for line in found)
     assert "NaN" not in (run / "results.jsonl").read_text()
@@ -606,7 +627,7 @@ def test_seeds_are_paired_by_number_and_one_may_be_missing():
 
 def test_one_item_has_no_interval_and_json_no_nan():
     made = table({("dpo", 0, "alpha_1"): [1.0], ("x", 0, "alpha_1"): [0.0]})
-    found = tables.results(made, {}) + tables.verdicts(made, ["dpo", "x"], ["test"], "s")
+    found = tables.results(made, "tiny", {}) + tables.verdicts(made, ["dpo", "x"], ["test"], "s")
     json.dumps(found, allow_nan=False)
     assert found[0]["value"] == 1.0
     assert found[0]["ci_low"] is None
@@ -620,7 +641,7 @@ def test_a_broken_dial_gives_nulls_not_an_end():
         for row in made
         for a in (1.0, 2.0)
     ]
-    found = tables.results([*made, *dose], {})
+    found = tables.results([*made, *dose], "tiny", {})
     json.dumps(found, allow_nan=False)
     value = {(r["metric"], r["seed"]): r["value"] for r in found if r["split"] == "test"}
     assert value["margin", 0] is None

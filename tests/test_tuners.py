@@ -18,7 +18,8 @@ from trimtab.dials import (
     RotationDial,
     VeraDial,
 )
-from trimtab.dials.linear import dense_weight, linear_modules
+from trimtab.dials.linear import dense_weight
+from trimtab.dials.targets import linear_modules
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import DialError
 

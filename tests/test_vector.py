@@ -389,7 +389,7 @@ def test_a_condition_comes_before_its_edits(tiny):
     with pytest.raises(ConfigError, match="after the first edit"), dial(model, 1.0):
         pytest.fail("entered")  # block 2 ends behind what is within it
     for bad, message in (
-        ((2, torch.zeros(32), 0.0), "no vector of length > 0"),
+        ((2, torch.zeros(32), 0.0), "is zero or not finite"),
         ((2, torch.ones(32), 1.5), "threshold 1.5: expected a cosine"),
         ((2, torch.ones(32), 0.0, "first"), "over 'first'"),
     ):

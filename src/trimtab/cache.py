@@ -1,9 +1,10 @@
 """One content-addressed store of what was read from a frozen model.
 
-An entry's address is a digest of everything it depends on: the model's own digest, dtype and
-attention kernel, the token ids, and what was read. An entry is a folder of safetensors shards and
-a manifest with the digest of each. Shards are written aside and renamed, the folder becomes an
-entry only once complete, and a half-filled one is continued. A damaged entry is refused.
+An entry's address is a digest of everything it depends on: the model's weights, config and
+quantisation, dtype and attention kernel, the token ids, and what was read. An entry is a folder of
+safetensors shards and a manifest with the digest of each. Shards are written aside and renamed, the
+folder becomes an entry only once complete, and a half-filled one is continued. A damaged entry is
+refused.
 """
 
 from __future__ import annotations
@@ -324,7 +325,7 @@ def reference(
 def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[str, Any]:
     """What every reading depends on."""
     return {
-        "model": models.source_of(model).digest,
+        "model": models.source_of(model).readings,
         "dtype": str(next(model.parameters()).dtype),
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "device": next(model.parameters()).device.type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,9 +32,17 @@ class Progress:
         for note in notes:
             self.say(f"{name}: {note}")
 
-    def rendered(self, name: str, pairs: int | None, encoded: Any, max_length: int) -> None:
-        """A line for what became of pairs when they were turned into tokens: those that are too long,
-        those that are the same tokens twice, and what else is to be said of their rendering."""
+    def rendered(
+        self,
+        name: str,
+        pairs: int | None,
+        encoded: Any,
+        max_length: int,
+        context: int | None = None,
+    ) -> None:
+        """A line for what became of pairs when they were turned into tokens: those that are too long
+        (`context`: also for the model), those that are the same tokens twice, and what else is to be
+        said of their rendering."""
         of = "" if pairs is None else f" of {pairs}"
         if encoded.dropped_pairs:
             self.say(
@@ -46,6 +55,12 @@ class Progress:
             )
         for note in encoded.notes:
             self.say(f"{name}: {note}")
+        if beyond := sum(n > context for n in encoded.lengths) if context else 0:
+            self.say(
+                f"{name}: {beyond} of {len(encoded.lengths)} prompts with their answers are longer "
+                f"than the {context} tokens that the model was made for, and scored all the same "
+                f"(--max-length {context} drops them)"
+            )
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "") -> Iterator[Callable[[int, int], None]]:
@@ -89,3 +104,12 @@ class Progress:
 
 SILENT = Progress(quiet=True)
 """For callers who did not ask for progress."""
+
+
+class Notice(UserWarning):
+    """A line that a user should read, though the work goes on."""
+
+
+def warn(text: str) -> None:
+    """Say such a line: a Python warning, a line on stderr from the command line."""
+    warnings.warn(text, Notice, stacklevel=3)

@@ -8,9 +8,7 @@ the cache folder, so that another process on the same model need not try again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +18,8 @@ import transformers
 from torch import nn
 
 from trimtab import models
+from trimtab.files import write_text
+from trimtab.provenance import digest
 
 _found: weakref.WeakKeyDictionary[nn.Module, dict[str, dict[str, Any]]] = (
     weakref.WeakKeyDictionary()
@@ -37,8 +37,8 @@ def proven(
             and the versions of torch and transformers: a digest of rows, settings.
         make: tries, and gives JSON values. What it raises is not remembered.
     """
-    key = hashlib.sha256(json.dumps([_conditions(model), what, on], sort_keys=True).encode())
-    name = key.hexdigest()[:32]
+    key = digest([_conditions(model), what, on])
+    name = key[:32]
     known = _found.setdefault(model, {})
     if name not in known:
         file = models.cache_root() / "proofs" / f"{name}.json"
@@ -50,22 +50,13 @@ def _conditions(model: nn.Module) -> dict[str, str]:
     """All that a proof on a model depends on, whatever it is about."""
     some = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {
-        "model": models.source_of(model).digest,
-        "config": _config(model),
+        "model": models.source_of(model).readings,
         "dtype": str(some.dtype),
         "device": some.device.type,
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _config(model: nn.Module) -> str:
-    """What a forward pass reads of the config; stamps are left out."""
-    values = model.config.to_dict()  # type: ignore[union-attr,operator]
-    for stamp in ("transformers_version", "_name_or_path", "dtype", "architectures"):
-        values.pop(stamp, None)
-    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _read(file: Any) -> dict[str, Any] | None:
@@ -79,9 +70,6 @@ def _read(file: Any) -> dict[str, Any] | None:
 
 def _written(file: Any, found: dict[str, Any]) -> dict[str, Any]:
     """Keep what was found, written aside and renamed; a folder that cannot be written keeps nothing."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(found))
-        os.replace(aside, file)
+        write_text(file, json.dumps(found))
     return found

@@ -49,6 +49,7 @@ class Contrast:
         name: the pair set's name.
         identical_pairs: pairs left out because both poles are the same tokens.
         notes: what else is to be said of how the poles were rendered.
+        read_as: `chat` or `plain`, what they were as text; `auto` where nobody knows.
     """
 
     sequences: tuple[Ids, ...]
@@ -59,12 +60,18 @@ class Contrast:
     name: str
     identical_pairs: int = 0
     notes: tuple[str, ...] = ()
+    read_as: str = "auto"
     poles: tuple[Pole, ...] = field(init=False)
     """The distinct poles, in order of first appearance."""
 
     def __post_init__(self) -> None:
         both = (pole for pair in zip(self.chosen, self.rejected, strict=True) for pole in pair)
         object.__setattr__(self, "poles", tuple(dict.fromkeys(both)))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [len(sequence) for sequence in self.sequences]
 
     @property
     def n_answers(self) -> int:

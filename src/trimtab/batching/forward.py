@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from trimtab import models
 from trimtab.batching.batches import Batch
 from trimtab.batching.masks import attention_mask, build_masks
 from trimtab.batching.spans import prompts
@@ -33,7 +34,7 @@ def forward(
         extra = {"past_key_values": past, "use_cache": True}
     if batch.layout != "padded":
         extra["position_ids"] = batch.positions
-    with prompts(batch.segments == 0):
+    with models.reading(model), prompts(batch.segments == 0):
         mask = attention_mask(batch, model) if mask is None else mask
         return model(input_ids=batch.input_ids, attention_mask=mask, **extra)
 
@@ -45,13 +46,14 @@ def run_prefix(model: nn.Module, batch: Batch, past: DynamicCache) -> None:
     forget_lengths(model)
     ids = batch.prefix[None].to(batch.input_ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    model(
-        input_ids=ids,
-        attention_mask=build_masks(torch.zeros_like(ids), positions, model),
-        position_ids=positions,
-        past_key_values=past,
-        use_cache=True,
-    )
+    with models.reading(model):
+        model(
+            input_ids=ids,
+            attention_mask=build_masks(torch.zeros_like(ids), positions, model),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+        )
 
 
 def forget_lengths(model: nn.Module) -> None:

@@ -153,6 +153,7 @@ def encode_contrast(
         pairs.name,
         identical_pairs=same,
         notes=tuple(f"{count} poles: {note}" for note, count in sorted(notes.items())),
+        read_as="chat" if all(pair.conversational for pair in pairs) else "plain",
     )
 
 

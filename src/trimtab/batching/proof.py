@@ -87,6 +87,9 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
     """
     if rows is not None:
         _check_positions(model, rows)
+    if why := models.rows_depend(model):
+        _tell(model, f"{why}: rows are read one by one")
+        return "alone"
     found = proofs.proven(
         model,
         "layout 1",
@@ -94,17 +97,24 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
         lambda: _arranged(model, rows),
     )
     know_head(model, found["plain_head"])
-    told = _told.setdefault(model, set())
-    if found["told"] and found["told"] not in told:
-        told.add(found["told"])
-        warnings.warn(f"{type(model).__name__}: {found['told']}", stacklevel=2)
+    _tell(model, found["told"])
     parts = tuple((end, kind) for end, kind in found["parts"])
     layout: Layout = parts[0][1] if len(parts) == 1 else Arrangement(parts)
     return unshared(layout) if are_rows_apart(model) else layout
 
 
+def _tell(model: nn.Module, what: str) -> None:
+    """A line on a model, once."""
+    told = _told.setdefault(model, set())
+    if what and what not in told:
+        told.add(what)
+        warnings.warn(f"{type(model).__name__}: {what}", stacklevel=3)
+
+
 def packing_proof(model: nn.Module, rows: Encoded | Contrast | None = None) -> Proof:
     """Try the layouts on a model and rows as `layout_of` does, on all of them together."""
+    if why := models.rows_depend(model):
+        return Proof(False, _NAN, _NAN, why)
     every, width = _every(model, rows)
     on = "random" if rows is None else [type(rows).__name__, rows.digest]
     found = proofs.proven(model, "packing 1", on, lambda: asdict(_prove(model, every, width)))
@@ -192,14 +202,12 @@ Truth = dict[int, Tensor]
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The bare model in eval mode, without gradients."""
-    was_training, token = model.training, BARE.set(True)
-    model.eval()
+    token = BARE.set(True)
     try:
-        with torch.no_grad():
+        with models.reading(model), torch.no_grad():
             yield
     finally:
         BARE.reset(token)
-        model.train(was_training)
 
 
 def _prove(model: nn.Module, rows: Sequence[Row], width: int) -> Proof:

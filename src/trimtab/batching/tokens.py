@@ -91,6 +91,11 @@ class Encoded:
         object.__setattr__(self, "answer_offsets", (*offsets, total))
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each answer with its prompt."""
+        return [len(row.prompt) + len(answer) for row in self.rows for answer in row.answers]
+
+    @property
     def n_answers(self) -> int:
         """Distinct answers over all rows: the length of every cached per-answer value."""
         return self.answer_offsets[-1]

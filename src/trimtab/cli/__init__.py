@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
@@ -61,10 +63,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_run(words[0], words[1:]))
 
 
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A notice is a line of its own; other warnings look as Python has them."""
+    from trimtab.progress import Notice
+
+    if issubclass(category, Notice):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(
+            warnings.formatwarning(message, category, filename, lineno, line),
+            file=sys.stderr,
+            end="",
+        )
+
+
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = _show
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Whole
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials
 from trimtab.errors import ConfigError
@@ -30,9 +31,9 @@ class Args:
     """A reward dial's folder."""
     read_out: Literal["logprob", "reward", "sum"] | None = None
     """What ranks the choices (default: reward with --reward, else logprob)."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many documents of each task."""
-    fewshot: int | None = None
+    fewshot: Whole | None = None
     """Examples before each question (default: each task's own number)."""
     apply_chat_template: bool = False
     """Put prompts into the tokenizer's chat template."""
@@ -40,12 +41,14 @@ class Args:
     """Examples as turns of the chat (default: where --apply-chat-template is given)."""
     system_instruction: str | None = None
     """Text before every prompt; of a chat its system message."""
-    batch_size: int = 1
+    batch_size: Count = 1
     """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
     """A JSON file for the metrics."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
@@ -56,10 +59,7 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
-    about = (
-        "Tasks of lm-evaluation-harness: its own figures on a dialled model, and multiple choice "
-        "ranked by reward, or by reward + log-prob."
-    )
+    about = "Tasks of lm-evaluation-harness with its own figures; multiple choice by reward, too."
     args = parse(Args, words, verb="bench-tasks", about=about)
     from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
     from trimtab.evaluate.harness import bench_tasks
@@ -70,7 +70,7 @@ def main(words: list[str]) -> None:
     if (args.reward is None) != (read_out == "logprob"):
         raise ConfigError("--read-out reward and sum take --reward DIR, logprob takes none")
     known = check_tasks(tasks, args.data_root)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials = read_dials(args.dial, args.model, args.force)
     reward = read_dials([args.reward], args.model, args.force)[0] if args.reward else None
     load_tasks(known, read_out)
@@ -82,12 +82,14 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.dials import RewardDial
     from trimtab.dials.dial import Composed
-    from trimtab.evaluate.answers import write_text
+    from trimtab.files import write_text
     from trimtab.progress import Progress
 
     if reward is not None and not isinstance(reward, RewardDial):
         raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial = None
     if dials:
         dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])

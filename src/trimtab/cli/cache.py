@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.rendering.settings import USUAL, Rendering
@@ -30,15 +31,17 @@ class Args:
     where: Literal["predicting", "answer", "all"] = "predicting"
     """Which tokens: those that predict the answer's (`fit iav`), the answer's own (`fit dph`), or
     the prompt's too."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -59,7 +62,7 @@ def main(words: list[str]) -> None:
     from trimtab.states import head_site
 
     progress = Progress(args.quiet)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out, data.notes)
     command = " ".join(["trimtab cache", *words])
@@ -67,7 +70,9 @@ def main(words: list[str]) -> None:
     if args.out is not None:
         store.check(command)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     encoded = encode(
         data,
         tokenizer,
@@ -75,7 +80,7 @@ def main(words: list[str]) -> None:
         prompt_style=args.prompt_style,
         rendering=args.rendering,
     )
-    progress.rendered(data.name, len(data), encoded, args.max_length)
+    progress.rendered(data.name, len(data), encoded, args.max_length, models.context(model))
     named = [head_site(model) if s.strip() == "head" else s for s in args.sites.split(",")]
     sites = parse_sites(",".join(named), models.n_layers(model))
     with progress.bar("storing hidden states", encoded.n_answers, "answers") as update:

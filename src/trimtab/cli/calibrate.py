@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count, Positive
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, DataError
@@ -29,12 +30,14 @@ class Args:
     text: Path | None = None
     """A text file of held-out passages, an empty line between (default: neutral passages that
     `evaluate` does not use)."""
-    passages: int | None = None
+    passages: Count | None = None
     """The first so many passages."""
-    largest: float = 8.0
+    largest: Positive = 8.0
     """Alphas beyond this are not tried."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -54,15 +57,15 @@ def main(words: list[str]) -> None:
 
     budget = parse_budget(args.budget)
     passages = _passages(args)
-    if not args.largest > 0:
-        raise ConfigError(f"--largest {args.largest:g}: expected a number above 0")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if not (Path(args.dial) / "dial.json").is_file():
         raise ConfigError(f"{args.dial}: expected a saved dial's folder, to write the range into")
     progress = Progress(args.quiet)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     text = NeutralText(model, tokenizer, passages)
     found = calibrate(text, dial, budget, largest=args.largest, force=args.force)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Strength
 from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
 from trimtab.cli.ready import check_model, read_dials, read_pairs
@@ -33,17 +34,19 @@ class Args:
     """A built-in suite or a YAML file, whose evaluation splits are used."""
     pairs: Annotated[tuple[str, ...], UseAppendAction] = ()
     """name=SPEC; repeat for several splits."""
-    alpha: tuple[float, ...] = (1.0,)
+    alpha: tuple[Strength, ...] = (1.0,)
     """Strengths; 0, the bare model, is always measured."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items of every split."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -79,7 +82,7 @@ def main(words: list[str]) -> None:
     check_alphas(args.alpha)
     out = free_folder(args.out, "study.json")
     sets = {name: read_pairs(spec, args.data_root, args.limit) for name, spec in specs.items()}
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials: dict[str, Dial] = {}
     for dial in read_dials(args.dial, args.model, args.force):
         method = dial.info.method or dial.kind
@@ -87,7 +90,9 @@ def main(words: list[str]) -> None:
         dials[method if not count else f"{method}-{count + 1}"] = dial
     progress = Progress(args.quiet)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     for dial in dials.values():
         dial.to(next(model.parameters()).device)
     lines = evaluate(

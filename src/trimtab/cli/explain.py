@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials, warn_range
 from trimtab.errors import ConfigError, DataError
@@ -25,9 +26,9 @@ class Args:
     """Hub id, folder, .gguf file, or smollm2-135m."""
     alpha: str = "1"
     """Strength: a number, or none, light, standard, strong, maximum."""
-    steps: int = 12
+    steps: Count = 12
     """At most so many tokens."""
-    top: int = 5
+    top: Count = 5
     """So many promoted and so many demoted tokens a step."""
     system: str | None = None
     """A system text before it."""
@@ -37,6 +38,8 @@ class Args:
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -52,7 +55,7 @@ def main(words: list[str]) -> None:
         raise ConfigError("explain: expected --steps and --top of 1 or more")
     if not args.prompt.strip():
         raise DataError("a prompt is empty")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if dial.kind == "reward":
         raise ConfigError(f"--dial {args.dial}: a reward dial ranks answers and moves no token")
@@ -72,7 +75,9 @@ def main(words: list[str]) -> None:
     form = format_for([dial], args.prompt_style, rendering)
     if form.said:
         progress.say(form.said)
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     steps = explain(
         model,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Strength
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, near
@@ -24,7 +25,7 @@ class Args:
     """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
-    alpha: float = 1.0
+    alpha: Strength = 1.0
     """The strength that the export is made at."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
@@ -32,6 +33,8 @@ class Args:
     """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's."""
     python: str = sys.executable
     """Interpreter that makes the check, where the tool lies in another environment."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "cpu"
     """A torch device, or auto."""
     overwrite: bool = False
@@ -66,7 +69,7 @@ def main(words: list[str]) -> None:
     check_alphas([args.alpha])
     if args.base_gguf is not None and not args.base_gguf.is_file():
         raise ConfigError(f"--base-gguf {args.base_gguf}: no such file")
-    check_model(args.model, "float32", args.device)
+    check_model(args.model, "float32", args.device, args.load_in)
     progress = Progress(args.quiet)
     if taken_in:
         read_control_vector(args.dial)  # fails before the model is loaded
@@ -77,7 +80,9 @@ def main(words: list[str]) -> None:
         return
     (dial,) = read_dials([args.dial], args.model, args.force)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype="float32", device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype="float32", device=args.device, load_in=args.load_in
+    )
     dial.to(next(model.parameters()).device)
     receipt = export(
         dial,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from trimtab.bounds import Count, Seed
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
@@ -29,19 +30,21 @@ class Args:
     """Folder to save the dial in. The same command goes on where it was stopped."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
-    seed: int = 0
+    seed: Seed = 0
     """Initialisation, data order, dropout."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto: the first GPU, else the CPU."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     store: Path | None = None
     """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -76,7 +79,7 @@ def main(words: list[str]) -> None:
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     data = read_pairs(args.pairs, args.data_root, args.limit)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
@@ -86,7 +89,9 @@ def main(words: list[str]) -> None:
     if count > 1:
         _launch(count, words)
     progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     dial = fit(
         replace(named, recipe=args.recipe),
         model,
@@ -105,10 +110,11 @@ def main(words: list[str]) -> None:
     if others:
         return
     count = sum(t.numel() for t in dial.tensors().values())
-    use = f"--model {shlex.quote(args.model)} --dial {shlex.quote(str(args.out))}"
+    base = shlex.quote(args.model) + (f" --load-in {args.load_in}" if args.load_in else "")
+    use = f"--model {base} --dial {shlex.quote(str(args.out))}"
     print(f"saved: {args.out} ({dial.kind} dial, {count:,} parameters)")
     if dial.kind == "reward":
-        drawn = f"--model {shlex.quote(args.model)} --reward {shlex.quote(str(args.out))}"
+        drawn = f"--model {base} --reward {shlex.quote(str(args.out))}"
         print("it ranks answers and leaves the model as it is. Next:")
         print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
         return

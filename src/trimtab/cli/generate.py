@@ -70,6 +70,8 @@ def main(words: list[str]) -> None:
         """The generator's name in them (default: model and dial)."""
         dtype: str = "auto"
         """float32, bfloat16, float16, or auto."""
+        load_in: Literal["4bit", "8bit"] | None = None
+        """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
         device: str = "auto"
         """A torch device, or auto."""
         data_root: str | None = None
@@ -91,7 +93,7 @@ def main(words: list[str]) -> None:
         raise ConfigError("--decoder genarm: give one --dial, the second model")
     if args.decoder == "args" and args.reward is None:
         raise ConfigError("--decoder args: give --reward DIR")
-    check_model(args.model, args.dtype, args.device)
+    check_model(args.model, args.dtype, args.device, args.load_in)
     dials = read_dials(args.dial, args.model, args.force)
     if ranks := [n for n, d in zip(args.dial, dials, strict=True) if d.kind == "reward"]:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
@@ -113,7 +115,9 @@ def main(words: list[str]) -> None:
     form = format_for([dial, reward], args.prompt_style, rendering)
     if form.said:
         progress.say(form.said)
-    model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+    model, tokenizer = models.load(
+        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+    )
     for part in (dial, reward):
         if part is not None:
             part.to(next(model.parameters()).device)
@@ -238,7 +242,8 @@ def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> No
     """The evaluation files of each strength, and all generations in one."""
     import json
 
-    from trimtab.evaluate.answers import Answer, write_alpaca_eval, write_arena_hard, write_text
+    from trimtab.evaluate.answers import Answer, write_alpaca_eval, write_arena_hard
+    from trimtab.files import write_text
 
     for alpha in dict.fromkeys(g.alpha for g in done):
         generator = f"{name.replace('/', '_')}-alpha-{alpha:g}"

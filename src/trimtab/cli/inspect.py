@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class Args:
     """Another spec, to count what both share."""
     model: str = "smollm2-135m"
     """Whose tokenizer counts tokens."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Longer pairs are counted as truncated."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""

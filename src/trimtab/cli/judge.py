@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
@@ -34,12 +36,14 @@ class Args:
     chat: bool | None = None
     """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
     (--no-chat); by default as it was fitted."""
-    n: int | None = None
+    n: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
+    load_in: Literal["4bit", "8bit"] | None = None
+    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "auto"
     """A torch device, or auto."""
     force: bool = False
@@ -55,8 +59,9 @@ def main(words: list[str]) -> None:
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
     import json
 
-    from trimtab.evaluate.answers import read_answers, write_text
+    from trimtab.evaluate.answers import read_answers
     from trimtab.evaluate.judge import compare_answers, endpoint_judge, reward_judge, win_rate
+    from trimtab.files import write_text
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
@@ -68,7 +73,7 @@ def main(words: list[str]) -> None:
         judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
     else:
         assert args.reward is not None
-        check_model(args.model, args.dtype, args.device)
+        check_model(args.model, args.dtype, args.device, args.load_in)
         (dial,) = read_dials([args.reward], args.model, args.force)
         from trimtab import models
         from trimtab.dials import RewardDial
@@ -76,7 +81,9 @@ def main(words: list[str]) -> None:
 
         if not isinstance(dial, RewardDial):
             raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")
-        model, tokenizer = models.load(args.model, dtype=args.dtype, device=args.device)
+        model, tokenizer = models.load(
+            args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
+        )
         dial.to(next(model.parameters()).device)
         form = format_for([dial])
         if args.chat is None and form.said:
@@ -93,8 +100,9 @@ def main(words: list[str]) -> None:
     rate = win_rate(found)
     files = (args.first, args.second)
     names = [s[0].generator or file.stem for s, file in zip((first, second), files, strict=True)]
+    interval = f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.prompts > 1 else ""
     print(
-        f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} % "
-        f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}] on {rate.prompts} prompts, ties one half; "
+        f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} %{interval} on "
+        f"{rate.prompts} prompts, ties one half; "
         f"the same verdict in both orders on {100 * rate.consistency:.0f} %"
     )

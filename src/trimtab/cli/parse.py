@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import sys
 import typing
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from trimtab.bounds import check, described, hints
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
@@ -60,17 +63,71 @@ def parse(
             missing, or has a value of the wrong kind.
     """
     words, file = _config_flag(list(words))
+    about, words = _trust(kind, default, about, words)
     if file is not None:
         words = [*_words_of(file, kind, default, words, beside), *words]
     given: dict[str, Any] = {} if default is None else {"default": default}
     config = (tyro.conf.DisallowNone,)
     with _one_line(f"trimtab {verb}"):
         found = tyro.cli(
-            kind, prog=f"trimtab {verb}", description=about, args=words, config=config, **given
+            kind,
+            prog=f"trimtab {verb}",
+            description=about,
+            args=words,
+            config=config,
+            registry=_RANGES,
+            **given,
         )
+    check(found, "--{}")
     if _checking.get():
         raise Checked
     return found
+
+
+_RANGES = tyro.constructors.ConstructorRegistry()
+_plainly: ContextVar[bool] = ContextVar("plainly", default=False)
+
+
+@_RANGES.struct_rule
+def _with_ranges(
+    info: tyro.constructors.StructTypeInfo,
+) -> tyro.constructors.StructConstructorSpec | None:
+    """tyro's own reading of a dataclass, with each field's range behind its help."""
+    if _plainly.get() or not dataclasses.is_dataclass(info.type):
+        return None
+    token = _plainly.set(True)
+    try:
+        spec: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _plainly.reset(token)
+    known = hints(info.type)
+
+    def help_of(text: Any, limits: str) -> str:
+        said = str((text() if callable(text) else text) or "")
+        return f"{said} ({limits})" if limits not in said else said
+
+    fields = tuple(
+        dataclasses.replace(f, helptext=partial(help_of, f.helptext, limits))
+        if (limits := described(known[f.name]).removeprefix("a number "))
+        else f
+        for f in spec.fields
+    )
+    return dataclasses.replace(spec, fields=fields)
+
+
+TRUST = "--trust-remote-code"
+
+
+def _trust(kind: type, default: Any, about: str, words: list[str]) -> tuple[str, list[str]]:
+    """Take the flag that lets a model's own Python code run from the words of any verb that loads one.
+    It is no key of a file: whoever hands over a file is not to be able to ask for it. Processes that
+    this one starts inherit it."""
+    if not {"model", "models"} & {flag for flag, _ in _flags(kind, default)}:
+        return about, words
+    kept = [word for word in words if word.replace("_", "-") != TRUST]
+    if len(kept) < len(words):
+        os.environ["TRIMTAB_TRUST_REMOTE_CODE"] = "1"
+    return f"{about}\n\n{TRUST}: run the Python code that a model's folder brings.", kept
 
 
 def command(verb: str, words: Sequence[str]) -> str:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from trimtab.dials import Dial
 
 
-def check_model(model: str, dtype: str, device: str) -> None:
-    """Raise ModelError where the model cannot be found, or dtype or device are unknown."""
+def check_model(model: str, dtype: str, device: str, load_in: str | None = None) -> None:
+    """Raise ModelError where the model cannot be found, dtype or device are unknown, or bitsandbytes
+    is not there to quantise it."""
     from trimtab import models
 
     models.resolve_dtype(dtype, models.resolve_device(device))
+    models.check_load_in(load_in)
     models.check(model)
 
 
@@ -28,21 +30,19 @@ def read_dials(names: Sequence[str], model: str, force: bool) -> list[Dial]:
         DialError: none there, damaged, or made for another base model (`force` goes on).
     """
     from trimtab import models
-    from trimtab.dials import Dial
+    from trimtab.dials import Dial, base
 
-    dials = [Dial.from_pretrained(_dial_name(name)) for name in names]
+    dials = [Dial.from_pretrained(_dial_name(name), force=force) for name in names]
     if dials and not force:
         try:
-            digest = models.digest_of(model)
+            source = models.identify(model)
         except ModelError:  # nothing to take a digest of before it is loaded: checked again then
             return dials
         for name, dial in zip(names, dials, strict=True):
-            made_for = dial.info.base_digest
-            if made_for and made_for != digest:
-                raise DialError(
-                    f"{name}: made for {dial.info.base_model} ({made_for[:12]}), but the model is "
-                    f"{model} ({digest[:12]}); use --force to go on"
-                )
+            try:
+                base.check(dial, source)
+            except DialError as error:
+                raise DialError(f"{name}: {error}") from error
     return dials
 
 
@@ -69,15 +69,15 @@ def alpha_of(text: str) -> float:
 def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[str], None]) -> None:
     """A line for each dial that has been measured, and is to be used beyond that."""
     for dial in dials:
-        measured = dial.info.measured.get("alpha")
-        if isinstance(measured, list) and len(measured) == 2:
-            low, high = measured
-            if beyond := [a for a in alphas if not low <= a <= high]:
-                say(
-                    f"warning: alpha {' '.join(f'{a:g}' for a in beyond)} is out of the range in "
-                    f"which the {dial.info.method or dial.kind} dial was measured "
-                    f"({low:g} to {high:g})"
-                )
+        if dial.info.range is None:
+            continue
+        low, high = dial.info.range
+        if beyond := [a for a in alphas if not low <= a <= high]:
+            say(
+                f"warning: alpha {' '.join(f'{a:g}' for a in beyond)} is out of the range in "
+                f"which the {dial.info.method or dial.kind} dial was measured "
+                f"({low:g} to {high:g})"
+            )
 
 
 def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:
@@ -90,6 +90,6 @@ def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:
 
 
 def _dial_name(name: str) -> str:
-    if ":" in name and not Path(name).exists():
+    if ":" in name and not name.startswith("hub:") and not Path(name).exists():
         raise ConfigError(f"--dial {name}: looks like a spec of pairs; expected a dial's folder")
     return name

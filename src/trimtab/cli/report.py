@@ -29,13 +29,10 @@ def main(words: list[str]) -> None:
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    from trimtab.report.pages import PARTS, write_pages
+    from trimtab.report.pages import write_own_page, write_pages
 
-    page = args.run.absolute().parent
-    if any((args.run / name).is_file() for name in PARTS):  # one run of several on a page
-        made = write_pages(page.parent, {page.name})
-    else:
-        made = write_pages(args.run)
+    own = write_own_page(args.run)
+    made = [own] if own else write_pages(args.run)
     if not made:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     for page in made:

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from trimtab import models
 from trimtab.batching.spans import of_the_line, rows_apart
 from trimtab.dials import contexts
+from trimtab.dials.experts import Swap, swapped
+from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.dials.trial import UNRUN, Axes, axes_at
 from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
 from trimtab.errors import ConfigError
@@ -59,7 +61,7 @@ class Edit:
 @contextmanager
 def attach(
     model: nn.Module,
-    weighted: Sequence[tuple[Sequence[Edit], float]],
+    weighted: Sequence[tuple[Sequence[Edit | Swap], float]],
     alpha: Alpha,
     *,
     training: bool = False,
@@ -82,8 +84,8 @@ def attach(
     """
     strength = as_alpha(alpha)
     contexts.check_owner(model)
-    edits = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
-    if (isinstance(strength, float) and strength == 0) or not edits:
+    given = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
+    if (isinstance(strength, float) and strength == 0) or not given:
         yield
         return
     recomputed = torch.is_grad_enabled() and _checkpointing(model)
@@ -92,6 +94,8 @@ def attach(
             "activation checkpointing is on and gradients are enabled: enter the dial with "
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
+    swaps = [(edit, weight) for edit, weight in given if isinstance(edit, Swap)]
+    edits = [(edit, weight) for edit, weight in given if isinstance(edit, Edit)]
     edits.sort(key=lambda pair: pair[0].order)
     tracker: Tracker | None = None
     with ExitStack() as stack:
@@ -107,14 +111,17 @@ def attach(
         if tracker is not None or isinstance(strength, Tensor):
             stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None
+        for swap, weight in swaps:
+            module, site = model.get_submodule(swap.path), f"{swap.path}:out"
+            axes = _axes(model, site) if isinstance(strength, Tensor) else None
+            watch = guard.watch if guard else None
+            stack.enter_context(swapped(module, swap, weight, strength, axes, watch))
         for edit, weight in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
                 raise ConfigError(f"site {edit.site!r}: edits are made to outputs")
             tracked = tracker if needs_tracking(edit.positions, edit.condition) else None
-            axes = axes_at(model, edit.site) if tracked or isinstance(strength, Tensor) else None
-            if isinstance(axes, str) and axes != UNRUN:
-                raise _untold(edit.site, axes)
+            axes = _axes(model, edit.site) if tracked or isinstance(strength, Tensor) else None
             run = _run(edit, weight, strength, axes, tracked, guard, fuse=not training)
             stack.enter_context(contexts.hooked(module, run))
         yield
@@ -129,6 +136,8 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
     if isinstance(alpha, int | float):
         if not math.isfinite(alpha):
             raise ConfigError(f"alpha is {alpha}; expected a finite number")
+        if abs(alpha) > STRONGEST:
+            raise ConfigError(f"alpha is {alpha:g}; expected a number within +-{STRONGEST:g}")
         return float(alpha)
     try:
         values = torch.as_tensor(alpha, dtype=torch.float32)
@@ -140,6 +149,10 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
         raise ConfigError(
             f"alpha of shape {tuple(values.shape)}: expected finite numbers, a value a row "
             "[B] or a value a token [B, T]"
+        )
+    if values.abs().max() > STRONGEST:
+        raise ConfigError(
+            f"alpha has {values.abs().max():g}; expected numbers within +-{STRONGEST:g}"
         )
     return values
 
@@ -157,9 +170,10 @@ def _run(
     """An edit at a strength, as `(args, kwargs, output) -> output` of its module."""
     make = edit.fused if fuse and isinstance(alpha, float) else None
     fused: Callable[[Tensor, Tensor], Tensor] | None = None
+    checked = False
 
     def run(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        nonlocal fused
+        nonlocal fused, checked
         several = isinstance(output, tuple | list)
         y = output[0] if several else output
         if not isinstance(y, Tensor):
@@ -180,6 +194,9 @@ def _run(
         if where is not None:
             assert axes is not None
             new = torch.where(axes.spread(where, y, "the positions' mask"), new, y)
+        if not checked:  # once a context: it asks the device to wait
+            _check_size(edit.site, y, new, alpha)
+            checked = True
         if guard is not None:
             new = guard.watch(new)
         if not several:
@@ -187,6 +204,27 @@ def _run(
         return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
     return run
+
+
+def _check_size(site: Site, y: Tensor, new: Tensor, alpha: float | Tensor) -> None:
+    """Raise ConfigError where an edit makes states so large that they, or their squares, overflow."""
+    most = min(torch.finfo(new.dtype).max, LARGEST * STRONGEST)
+    with torch.no_grad():
+        if not new.numel() or not new.abs().max() > most or y.abs().max() > most:
+            return
+    strongest = alpha if isinstance(alpha, float) else alpha.abs().max().item()
+    raise ConfigError(
+        f"site {site!r}: at alpha {strongest:g} the dial makes states too large for {new.dtype}; "
+        "expected a smaller alpha"
+    )
+
+
+def _axes(model: nn.Module, site: Site) -> Axes | str:
+    """The axes of a site's output; why there are none, where a few tokens do not pass it."""
+    found = axes_at(model, site)
+    if isinstance(found, str) and found != UNRUN:
+        raise _untold(site, found)
+    return found
 
 
 def _untold(site: Site, why: str) -> ConfigError:

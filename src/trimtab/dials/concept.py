@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Self, get_args
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from trimtab.dials.attach import VECTOR, Edit
 from trimtab.dials.dial import Dial
+from trimtab.dials.numbers import number, unit
+from trimtab.dials.trial import width_at
 from trimtab.errors import DialError
 from trimtab.interventions import (
     Bezier,
@@ -71,16 +72,12 @@ class ConceptDial(Dial):
             raise DialError(
                 f"operation {operation!r}: expected one of {', '.join(get_args(Operation))}"
             )
-        for site, v in directions.items():
-            if not (torch.isfinite(v).all() and v.norm() > 0):
-                raise DialError(f"the direction at site {site!r} is zero or not finite")
-        if not math.isfinite(gamma):
-            raise DialError(f"gamma {gamma}: expected a finite number")
+        units = [unit(v, f"the direction at site {site!r}") for site, v in directions.items()]
+        number(gamma, "gamma")
         self.sites: tuple[Site, ...] = tuple(directions)
         self.operation: Operation = operation
         self.falloff, self.mapper = falloff or Falloff(0, 1, 0), mapper or Linear()
         self.gamma = gamma
-        units = [directions[s].float() / directions[s].float().norm() for s in self.sites]
         self.register_buffer("vectors", torch.stack(units))
 
     @classmethod
@@ -111,12 +108,12 @@ class ConceptDial(Dial):
     def edits(self, model: nn.Module) -> list[Edit]:
         """One operation a site."""
         vectors = self.get_buffer("vectors")
-        hidden = getattr(model.config.get_text_config(), "hidden_size", vectors.shape[1])  # type: ignore[union-attr,operator]
-        if hidden != vectors.shape[1]:
-            raise DialError(
-                f"the dial's directions have {vectors.shape[1]} entries, the model's hidden states "
-                f"{hidden}"
-            )
+        for site in self.sites:
+            if (width := width_at(model, site, "a concept")) not in (vectors.shape[1], None):
+                raise DialError(
+                    f"the dial's directions have {vectors.shape[1]} entries, the model's hidden states "
+                    f"{width} (site {site!r})"
+                )
         return [
             Edit(site, VECTOR, partial(self._edit, v))
             for site, v in zip(self.sites, vectors, strict=True)

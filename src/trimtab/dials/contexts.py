@@ -76,12 +76,15 @@ def paused() -> Iterator[None]:
 
 
 @contextmanager
-def hooked(module: nn.Module, run: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+def hooked(
+    module: nn.Module, run: Callable[..., Any], *, before: bool = False, first: bool = False
+) -> Iterator[None]:
     """A hook on a module, and on no copy of it, until the context is left: `run(args, kwargs, output)`
-    gives what takes the output's place, or None; with `before`, `run(args, kwargs)`."""
+    gives what takes the output's place, or None; with `before`, `run(args, kwargs)`. With `first` it
+    comes before those that are there."""
     hook = _Hook(module, run)
     register = module.register_forward_pre_hook if before else module.register_forward_hook
-    handle = register(hook, with_kwargs=True)
+    handle = register(hook, with_kwargs=True, prepend=first)
     try:
         yield
     finally:

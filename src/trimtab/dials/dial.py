@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,8 +22,12 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
+from trimtab.dials.base import FORCE, check, same_base
 from trimtab.dials.contexts import check_bare
+from trimtab.dials.experts import Swap
 from trimtab.dials.linear import dense_weight
+from trimtab.dials.merging import refuse_shared, verify
+from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 
@@ -40,6 +44,8 @@ class DialInfo:
     """Name of the model it was made for."""
     base_digest: str = ""
     """Digest of that model's source tensors."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """What else is known of that model's identity, by part (`models.Source.parts`)."""
     data: dict[str, str] = field(default_factory=dict)
     """Specs of the pairs it was made from, with their digests."""
     seed: int | None = None
@@ -50,6 +56,20 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """From the least to the largest alpha at which the dial was measured, 0 among them: what
+        `calibrate` found within its budget, else what training or a comparison measured. None where
+        nothing was."""
+        calibrated = self.measured.get("range")
+        found = calibrated.get("alpha") if isinstance(calibrated, dict) else None
+        found = found or self.measured.get("alpha") or self.measured.get("alphas")
+        if not isinstance(found, list) or not found:
+            return None
+        if any(isinstance(a, bool) or not isinstance(a, int | float) for a in found):
+            return None
+        return min(0.0, *found), max(0.0, *found)
 
 
 class Dial(nn.Module):
@@ -66,7 +86,7 @@ class Dial(nn.Module):
         super().__init__()
         self.info = DialInfo()
 
-    def edits(self, model: nn.Module) -> list[Edit]:
+    def edits(self, model: nn.Module) -> Sequence[Edit | Swap]:
         """The edits that make up the dial, for this model."""
         raise NotImplementedError
 
@@ -74,7 +94,7 @@ class Dial(nn.Module):
         """The sites it edits."""
         raise NotImplementedError
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""
         return [(self.edits(model), 1.0)]
 
@@ -95,16 +115,19 @@ class Dial(nn.Module):
         model = models.unwrapped(model)
         if not force:
             self.check_base(model)
-        return attach(model, self.parts(model), alpha, training=training)
+        context = attach(model, self.parts(model), alpha, training=training)
+        return context if training else self._reading(context)
 
-    def check_base(self, model: nn.Module) -> None:
-        """Raise DialError when the model is known to be another than the dial was made for."""
-        source = models.known_source(model)
-        if source and self.info.base_digest and source.digest != self.info.base_digest:
-            raise DialError(
-                f"this dial was made for {self.info.base_model} ({self.info.base_digest[:12]}), "
-                f"not for {source.name} ({source.digest[:12]}); use --force (force=True) to go on"
-            )
+    @contextmanager
+    def _reading(self, context: AbstractContextManager[None]) -> Iterator[None]:
+        """Without the dial's own dropout in what is read."""
+        with models.reading(self), context:
+            yield
+
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Raise DialError where the model is another than the dial was made for, in its weights as
+        they are now or its config. Another tokenizer, template or quantisation is said, once."""
+        check(self, models.source_of(model, tokenizer), lambda: models.old_digest_of(model))
 
     def low_rank(self, model: nn.Module, alpha: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
         """The dial at `alpha` as W + B A: A `[r, in]` and B `[out, r]` by module path.
@@ -120,28 +143,40 @@ class Dial(nn.Module):
         Raises:
             DialError: the edit cannot be expressed in the model's weights.
         """
+        return self.low_rank_weights(model, self.low_rank(model, alpha))
+
+    @staticmethod
+    def low_rank_weights(
+        model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """W + B A by the weights' names, of A `[r, in]` and B `[out, r]` by module path."""
         changed = {}
-        for path, (A, B) in self.low_rank(model, alpha).items():
+        for path, (A, B) in factors.items():
             weight = dense_weight(model.get_submodule(path))
             changed[f"{path}.weight"] = weight + (B.double() @ A.double()).float().to(weight.device)
         return changed
 
-    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+    def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """A copy of the model with the dial at `alpha` in its weights, where the maths allows.
+
+        Args:
+            force: go on although the dial was made for another base model.
 
         Raises:
             DialError: the edit cannot be expressed in the model's weights.
             ConfigError: alpha is no finite number.
         """
         model = models.unwrapped(model)
-        self.check_base(model)
+        if not force:
+            self.check_base(model)
         check_bare(model, "merging")
         self.parts(model)  # refuses a model that it does not fit
         if not isinstance(strength := as_alpha(alpha), float):
             raise ConfigError("a model is merged at one alpha: expected a number")
         result = models.plain_copy(model)
-        tied = getattr(models.embed(result), "weight", None)
-        for name, value in self.weights_at(result, strength).items():
+        weights = self.weights_at(result, strength)
+        refuse_shared(result, weights)
+        for name, value in weights.items():
             path, _, leaf = name.rpartition(".")
             module: Any = result.get_submodule(path)
             old = getattr(module, leaf)
@@ -149,10 +184,9 @@ class Dial(nn.Module):
                 like = module.weight
                 setattr(module, leaf, nn.Parameter(value.to(like), requires_grad=False))
                 continue
-            if old is tied:
-                raise DialError(f"{path}: tied to the embedding, which a merge would change too")
             value = value.T if leaf == "weight" and type(module).__name__ == "Conv1D" else value
             old.data = value.to(old)
+        verify(model, self(model, strength, force=True), result, f"the {self.kind} dial")
         return result
 
     def __mul__(self, weight: float) -> Composed:
@@ -228,6 +262,8 @@ class Dial(nn.Module):
             "weights": {"file": self.weights_file, "sha256": _sha(folder / self.weights_file)},
             **dataclasses.asdict(self.info),
         }
+        if not self.info.base:
+            del note["base"]
         note["digest"] = _digest(note)
         (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
         (folder / "README.md").write_text(card(self))
@@ -267,8 +303,11 @@ class Dial(nn.Module):
             )
 
     @staticmethod
-    def from_pretrained(name: str | Path) -> Dial:
+    def from_pretrained(name: str | Path, *, force: bool = False) -> Dial:
         """Load a dial from a folder or a Hub id. A plain PEFT folder loads as an adapter dial.
+
+        Args:
+            force: go on although its digest was taken out, by which a change would be seen.
 
         Raises:
             DialError: nothing is there, a file is missing or damaged, or the kind is unknown.
@@ -291,7 +330,15 @@ class Dial(nn.Module):
                     "made by another version of trimtab"
                 )
             sha256 = note["weights"]["sha256"]
-            info = DialInfo(**{f.name: note[f.name] for f in dataclasses.fields(DialInfo)})
+            known = {"base": {}, **note}  # earlier versions had none
+            info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
+            if not isinstance(info.base, dict):
+                raise TypeError("base is no mapping")
+            if "digest" not in note and not force:
+                raise DialError(
+                    f"{note_file}: its digest was taken out, so that nobody can tell whether what it "
+                    f"says of its base model is true; {FORCE}"
+                )
             if note.get("digest", mine := _digest(note)) != mine:
                 raise DialError(f"{note_file}: damaged: its digest is not that of its content")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -316,18 +363,22 @@ class Composed(Dial):
 
     def __init__(self, members: Sequence[tuple[Dial, float]]):
         super().__init__()
-        self.members = nn.ModuleList(dial for dial, _ in members)
+        dials = [dial for dial, _ in members]
+        self.members = nn.ModuleList(dials)
         self.weights = [weight for _, weight in members]
-        if not all(map(math.isfinite, self.weights)):
-            raise ConfigError(f"weights {self.weights} of a composed dial: expected finite numbers")
+        if not all(abs(w) <= STRONGEST for w in self.weights):
+            raise ConfigError(
+                f"weights {self.weights} of a composed dial: expected finite numbers, at most "
+                f"{STRONGEST:g}"
+            )
         bases = {d.info.base_digest: d.info.base_model for d, _ in members if d.info.base_digest}
-        if len(bases) > 1:
+        if not all(same_base(a.info, b.info) for a, b in itertools.combinations(dials, 2)):
             raise DialError(
                 "dials of different base models do not compose: "
                 + ", ".join(f"{name} ({digest[:12]})" for digest, name in bases.items())
             )
 
-    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit], float]]:
+    def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """The members' edits at their weights."""
         return [
             (edits, weight * inner)
@@ -339,16 +390,17 @@ class Composed(Dial):
         """The sites that any member edits."""
         return list(dict.fromkeys(site for dial, _ in members(self) for site in dial.places()))
 
-    def check_base(self, model: nn.Module) -> None:
+    def check_base(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Check every member."""
         for dial, _ in members(self):
-            dial.check_base(model)
+            dial.check_base(model, tokenizer)
 
-    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+    def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """The members merged one after the other."""
-        self.check_base(model)
+        if not force:
+            self.check_base(model)
         for dial, weight in members(self):
-            model = dial.merged(model, weight * alpha)
+            model = dial.merged(model, weight * alpha, force=True)  # no base of its own any more
         return model
 
     def __mul__(self, weight: float) -> Composed:
@@ -409,11 +461,14 @@ def _folder(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    text = str(name)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+    try:
+        repository = models.hub_id(str(name), "folder")
+    except ModelError as error:
+        raise DialError(str(error)) from error
+    if "/" not in repository:
         raise DialError(f"{name}: no such folder")
     try:
-        return Path(models.hub_folder(text))
+        return Path(models.hub_folder(repository))
     except ModelError as error:
         raise DialError(f"{name}: no such folder, and no dial of the Hub: {error}") from error
 
@@ -427,16 +482,21 @@ def _may_replace(folder: Path) -> bool:
 
 
 def load_finite(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, all of them finite (0 times infinity is not 0). Else a DialError."""
+    """The tensors of a file, all of them finite (0 times infinity is not 0), and none so large that
+    what is computed with it would not be. Else a DialError."""
     tensors = load_file(file)
-    if bad := [k for k, t in tensors.items() if not torch.isfinite(t).all()]:
-        raise DialError(f"{file}: {bad[0]} has values that are not finite")
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise DialError(f"{file}: {name} has values that are not finite")
+        if t.numel() and (most := t.abs().max().item()) > LARGEST:
+            raise DialError(f"{file}: {name} has a value of {most:.2g}, whose products overflow")
     return tensors
 
 
 def _digest(note: dict[str, Any]) -> str:
     """sha256 over what decides a dial's effect; what is measured of it may be added later."""
-    keys = ("format", "kind", "settings", "weights", "base_model", "base_digest")
+    keys = ["format", "kind", "settings", "weights", "base_model", "base_digest"]
+    keys += ["base"] * bool(note.get("base"))
     return hashlib.sha256(
         json.dumps({k: note[k] for k in keys}, sort_keys=True).encode()
     ).hexdigest()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import Edit, as_alpha
+from trimtab.dials.contexts import check_bare
 from trimtab.dials.dial import Dial
+from trimtab.dials.merging import verify
 from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site, parse_sites
 from trimtab.states import at_head, head_site
@@ -176,9 +178,12 @@ class LogitsDial(Dial):
         B = base.detach().float() @ B.to(base.device) if self.shape == "hidden" else B
         return {head_site(model).removesuffix(":in"): (self.A.detach().float(), alpha * B)}
 
-    def merged(self, model: nn.Module, alpha: float = 1.0) -> nn.Module:
+    def merged(self, model: nn.Module, alpha: float = 1.0, *, force: bool = False) -> nn.Module:
         """A copy of the model whose LM head is W0 + D + alpha W, untied from the embedding."""
-        self.check_base(model)
+        model = models.unwrapped(model)
+        if not force:
+            self.check_base(model)
+        check_bare(model, "merging")
         self.edits(model)  # refuses a model that it does not fit
         strength = as_alpha(alpha)
         if not isinstance(strength, float):
@@ -190,6 +195,7 @@ class LogitsDial(Dial):
             weight = weight + strength * self.matrix(base).to(base.device)
             weight = weight if self.D is None else weight + self.D.detach().to(weight)
         untie(result, weight.to(base.dtype))
+        verify(model, self(model, strength, force=True), result, "the head")
         return result
 
     # ---- saving ----

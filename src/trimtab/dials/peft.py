@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from trimtab.dials.attach import ADAPTER, Edit
 from trimtab.dials.dial import Dial, DialInfo, load_finite
+from trimtab.dials.experts import Swap
 from trimtab.dials.linear import linear_at
+from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
 from trimtab.sites import Site
 
@@ -39,13 +42,14 @@ class PeftDial(Dial):
     tuner: ClassVar[str]
     """Its name in messages."""
 
-    def __init__(self, shapes: dict[str, tuple[int, int]]):
+    def __init__(self, shapes: dict[str, tuple[int, int]], *, elsewhere: bool = False):
         """
         Args:
             shapes: (in, out) features of each adapted module, by its path in the model.
+            elsewhere: the adapter is (also) on something else.
         """
         super().__init__()
-        if not shapes:
+        if not shapes and not elsewhere:
             raise DialError("an adapter needs at least one module")
         self.shapes = dict(shapes)
         self.paths = list(shapes)
@@ -54,8 +58,9 @@ class PeftDial(Dial):
         """The outputs of the adapted modules."""
         return [f"{path}:out" for path in self.paths]
 
-    def edits(self, model: nn.Module) -> list[Edit]:
+    def edits(self, model: nn.Module) -> list[Edit] | list[Edit | Swap]:
         """One change of a module's output each."""
+        refuse_unfit(model, self.paths)
         return [
             Edit(
                 f"{path}:out",
@@ -170,3 +175,30 @@ def refuse_beyond(
         if key in HARMLESS or key in known or not value or value in plain.get(key, ()):
             continue
         raise DialError(f"only plain {tuner} load as a dial; this has {key} {value!r}")
+
+
+# ---- PEFT's names and patterns ------------------------------------------------------------------
+
+
+def matches(key: str, path: str) -> bool:
+    """Whether a key of a pattern is for a path: a regular expression, matched at its end behind a dot.
+    Raises DialError where it is none."""
+    try:
+        return bool(re.match(rf"(.*\.)?({key})$", path))
+    except re.error as error:
+        raise DialError(f"pattern {key!r}: not a regular expression ({error})") from error
+
+
+def pattern_value(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """What a pattern (`rank_pattern`, `alpha_pattern`) says of a path: the first key that matches."""
+    return next((value for key, value in pattern.items() if matches(key, path)), default)
+
+
+def is_target(targets: Any, path: str) -> bool:
+    """Whether `target_modules` names a module: a regular expression of the whole path, or ends of it."""
+    if isinstance(targets, str):
+        try:
+            return targets == "all-linear" or bool(re.fullmatch(targets, path))
+        except re.error as error:
+            raise DialError(f"target_modules {targets!r}: not a regular expression") from error
+    return any(path == t or path.endswith(f".{t}") for t in targets or ())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trimtab.dials.attach import ADAPTER, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import dense_weight, linear_at
+from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
 from trimtab.sites import Site
 
@@ -119,6 +120,7 @@ class RotationDial(Dial):
     def edits(self, model: nn.Module) -> list[Edit]:
         """One low-rank change of a module's output each."""
         edits = []
+        refuse_unfit(model, self.paths)
         for index, path in enumerate(self.paths):
             U, _, V = self.basis(index)
             linear_at(model, path, (len(V), len(U)), "rotation")

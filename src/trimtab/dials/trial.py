@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.dials.contexts import paused
 from trimtab.dials.linear import dense_weight, linear_shape
-from trimtab.errors import ConfigError, DialError
+from trimtab.errors import ConfigError, DialError, ModelError
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
 
@@ -24,6 +24,9 @@ SHAPES = ((2, 5), (3, 7))
 
 UNRUN = "it is not run on text"
 """Of a module that a few tokens do not pass."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,50 +84,68 @@ class Axes:
 def axes_at(model: nn.Module, site: Site) -> Axes | str:
     """The axes of the output at a site, or why there are none that could be told."""
     module, _ = module_at(model, site)
-    return _axes(model).get(module, UNRUN)
+    return _shape_of(model, module)[0]
 
 
-def one_stream(model: nn.Module, site: Site, what: str) -> int | None:
-    """Entries of a state `[B, T, d]` at a site; None for a site of another kind, a module's.
+def width_at(model: nn.Module, site: Site, what: str) -> int | None:
+    """Entries of a state at a site; None where that cannot be told beforehand.
 
     Raises:
-        DialError: states there lie in several streams, which a vector has no one place in.
+        DialError: after a decoder layer, states in several streams, in which a vector has no one place.
     """
-    found = axes_at(model, site)
-    block = isinstance(site, int) or site in ("embed", "final")
-    if isinstance(found, str) or not found.streams:
-        return _widths[models.trunk(model)].get(module_at(model, site)[0]) if block else None
-    raise DialError(
-        f"{what} at site {site!r}: {type(models.unwrapped(model)).__name__} keeps its states in "
-        f"several residual streams there ({found.rank} axes, rows at axis {found.rows}), of which a "
-        f"vector can be added to no one rightly; expected a site with one state a token: "
-        f"{_single(model)}"
-    )
+    module, is_input = module_at(model, site)
+    if is_input:
+        return None
+    found, width = _shape_of(model, module)
+    if isinstance(found, str):
+        return models.text_config(model).hidden_size if is_named(site) else None
+    if found.streams and (is_named(site) or module in set(models.layers(model))):
+        raise DialError(
+            f"{what} at site {site!r}: {type(models.unwrapped(model)).__name__} keeps several residual "
+            f"streams there, and a state has no one place in them; expected sites with one state a "
+            f"token, such as {_single(model)}"
+        )
+    return width if is_named(site) else None
+
+
+def is_named(site: Site) -> bool:
+    """Whether a site is a block, the embedding or the final norm, and no module's path."""
+    return isinstance(site, int) or site in ("embed", "final")
 
 
 def _single(model: nn.Module) -> str:
     """Sites whose output is one state a token, as an example."""
-    names = ["'final'"] if _plain(axes_at(model, "final")) else []
+    names = []
+    with suppress(ModelError):  # a model may have no final norm
+        names += ["'final'"] if is_one_state(axes_at(model, "final")) else []
     path, layer = models.layer_paths(model)[-1], models.layers(model)[-1]
     names += [
-        f"'{path}.{n}:out'" for n, m in layer.named_children() if _plain(_axes(model).get(m, ""))
+        f"'{path}.{n}:out'"
+        for n, m in layer.named_children()
+        if is_one_state(_shape_of(model, m)[0])
     ]
     return ", ".join(names[:4]) or "none is known"
 
 
-def _plain(found: Axes | str) -> bool:
+def is_one_state(found: Axes | str) -> bool:
+    """Whether an output is `[B, T, d]`."""
     return isinstance(found, Axes) and (found.rank, found.rows, found.tokens) == (3, 0, 1)
 
 
 # ---- passes over a few random tokens ------------------------------------------------------------
 
-_found: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, Any]] = (
+_known: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[int, Any]]] = (
     weakref.WeakKeyDictionary()
 )
-_widths: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, int]] = (
-    weakref.WeakKeyDictionary()
-)
-_linear: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def once(model: nn.Module, what: str, find: Callable[[], T]) -> T:
+    """What was found of a model, as long as it consists of the same modules."""
+    parts = hash(tuple((id(m), type(m)) for m in models.unwrapped(model).modules()))
+    known = _known.setdefault(models.trunk(model), {})
+    if what not in known or known[what][0] != parts:
+        known[what] = parts, find()
+    return known[what][1]
 
 
 def tensor_of(output: Any) -> Tensor | None:
@@ -133,48 +154,45 @@ def tensor_of(output: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
+def few_tokens(model: nn.Module, shape: tuple[int, int]) -> dict[str, Any]:
+    """What to call a model with for a pass over (rows, tokens) random tokens, always the same."""
+    where = next(p.device for p in model.parameters() if p.device.type != "meta")
+    vocabulary = min(models.text_config(model).vocab_size, 1000)
+    generator = torch.Generator().manual_seed(shape[0])
+    ids = torch.randint(vocabulary, shape, generator=generator).to(where)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+
 @contextmanager
 def trying(model: nn.Module) -> Iterator[Callable[[tuple[int, int]], Tensor]]:
     """Within it, a function of (rows, tokens) that runs the bare model on random tokens and gives its
     logits. The model is in eval mode meanwhile."""
     model = models.unwrapped(model)
-    where = next(p.device for p in model.parameters() if p.device.type != "meta")
-    vocabulary = min(models.text_config(model).vocab_size, 1000)
+    with models.reading(model), models.uncompiled(), paused(), torch.inference_mode(False):
+        yield lambda shape: model(**few_tokens(model, shape)).logits
 
-    def run(shape: tuple[int, int]) -> Tensor:
-        generator = torch.Generator().manual_seed(shape[0])
-        ids = torch.randint(vocabulary, shape, generator=generator).to(where)
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _shape_of(model: nn.Module, module: nn.Module) -> tuple[Axes | str, int | None]:
+    """The axes of a module's output, or why they cannot be told; and its last axis's length."""
+    return once(model, "shapes", lambda: _all_shapes(model)).get(module, (UNRUN, None))
+
+
+def _all_shapes(
+    model: nn.Module,
+) -> weakref.WeakKeyDictionary[nn.Module, tuple[Axes | str, int | None]]:
     try:
-        with models.uncompiled(), paused(), torch.inference_mode(False):
-            yield run
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _axes(model: nn.Module) -> Any:
-    """The axes of every module's output, or why they cannot be told."""
-    trunk = models.trunk(model)
-    if trunk not in _found:
-        shapes: list[dict[nn.Module, Any]] = []
-        try:
-            for shape in SHAPES:
-                shapes.append(_shapes(model, shape))
-        except Exception as error:  # of any kind: the model cannot be tried
-            why = f"a pass over {SHAPES[0]} tokens fails ({type(error).__name__}: {error})"
-            shapes = [dict.fromkeys(model.modules(), why)] * 2
-        found, widths = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
-        for module, first in shapes[0].items():
-            second = shapes[1].get(module, "it is run on some tokens alone")
-            found[module] = _compared(first, second)
-            if not isinstance(first, str):
-                widths[module] = first[-1] if first else 0
-        _found[trunk], _widths[trunk] = found, widths
-    return _found[trunk]
+        first, second = (_shapes(model, shape) for shape in SHAPES)
+    except Exception as error:  # of any kind: the model cannot be tried
+        why = f"a pass over {SHAPES[0]} tokens fails ({type(error).__name__}: {error})"
+        first = second = dict.fromkeys(model.modules(), why)
+    found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    for module, shape in first.items():
+        width = shape[-1] if shape and not isinstance(shape, str) else None
+        found[module] = (
+            _compared(shape, second.get(module, "it is run on some tokens alone")),
+            width,
+        )
+    return found
 
 
 def _shapes(model: nn.Module, shape: tuple[int, int]) -> dict[nn.Module, Any]:
@@ -216,6 +234,11 @@ def _compared(first: Any, second: Any) -> Axes | str:
 # ---- linear layers ------------------------------------------------------------------------------
 
 
+NO_GRADIENT = "nothing that is added to its output reaches the logits with a gradient"
+LONG = 512
+"""Tokens of a pass in which layers are tried that act on long texts alone (compressed keys)."""
+
+
 def unfit(model: nn.Module) -> dict[str, str]:
     """For every linear layer within the decoder layers why an adapter cannot sit there, by its path;
     empty where it can: it gives W x + b, and what is added to its output moves the logits.
@@ -223,17 +246,15 @@ def unfit(model: nn.Module) -> dict[str, str]:
     One pass over a few tokens, and back, once a model. A model that cannot be tried is taken at its
     word.
     """
-    trunk = models.trunk(model)
-    if trunk not in _linear:
-        _linear[trunk] = _tried(model)
-    return _linear[trunk]
+    return once(model, "linear", lambda: _tried(model))
 
 
-def refuse_unfit(model: nn.Module, paths: list[str]) -> None:
+def refuse_unfit(model: nn.Module, paths: Iterable[str], *, training: bool = False) -> None:
     """Raise DialError where an adapter would sit on layers that it cannot act on as it would on a
     weight: what is trained or exported there would differ from what runs."""
     reasons = unfit(model)
-    if bad := [path for path in paths if reasons.get(path)]:
+    bad = [p for p in paths if reasons.get(p) and (training or reasons[p] != NO_GRADIENT)]
+    if bad:
         raise DialError(
             f"{bad[0]}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}: no adapter can sit "
             f"there, {reasons[bad[0]]}; leave such layers out (targets all-linear does)"
@@ -241,49 +262,69 @@ def refuse_unfit(model: nn.Module, paths: list[str]) -> None:
 
 
 def _tried(model: nn.Module) -> dict[str, str]:
-    layers: dict[str, nn.Module] = {}
+    layers: dict[nn.Module, list[str]] = {}
     kin: dict[str, tuple[str, str]] = {}  # the layer, and the name less the number of an expert
     for prefix, layer in zip(models.layer_paths(model), models.layers(model), strict=True):
         for name, module in layer.named_modules():
             if linear_shape(module) is not None:
-                layers[f"{prefix}.{name}"] = module
-                kin[f"{prefix}.{name}"] = prefix, re.sub(r"(^|\.)\d+(?=\.)", r"\1N", name)
-    found = dict.fromkeys(layers, "its model never runs it as a module")
-    added: dict[str, Tensor] = {}
-    names = {module: path for path, module in layers.items()}
+                path = f"{prefix}.{name}"
+                layers.setdefault(module, []).append(path)
+                kin[path] = prefix, re.sub(r"(^|\.)\d+(?=\.|$)", r"\1N", name)
+    limit = getattr(models.text_config(model), "max_position_embeddings", None) or LONG
+    try:
+        found = _pass(model, list(layers), SHAPES[0])
+        late = [m for m in layers if found.get(m) == NO_GRADIENT]
+        if late:
+            found |= _pass(model, late, (1, min(LONG, int(limit))))
+    except Exception:  # of any kind: what cannot be tried is taken at its word
+        found = dict.fromkeys(layers, "")
+    # Of many experts a few tokens meet some alone: what holds for one holds for its like.
+    met = {
+        kin[path] for module, paths in layers.items() for path in paths if found.get(module) == ""
+    }
+    unmet = "its model never runs it as a module"
+    return {
+        path: found.get(module, "" if kin[path] in met else unmet)
+        for module, paths in layers.items()
+        for path in paths
+    }
+
+
+def _pass(
+    model: nn.Module, layers: Sequence[nn.Module], shape: tuple[int, int]
+) -> dict[nn.Module, str]:
+    """Why each layer that is run is not fit for an adapter, empty where it is."""
+    found: dict[nn.Module, str] = {}
+    added: dict[nn.Module, Tensor] = {}
 
     def look(module: Any, args: Any, kwargs: Any, y: Any) -> Any:
-        path = names[module]
         if not isinstance(y, Tensor):
-            found[path] = f"it gives a {type(y).__name__}, not W x + b"
+            found[module] = f"it gives a {type(y).__name__}, not W x + b"
             return None
         with torch.no_grad():
-            found[path] = (
-                "" if _is_linear(module, input_of(args, kwargs), y) else "it is not W x + b"
-            )
-        if path not in added:
-            added[path] = torch.zeros_like(y).requires_grad_()
-        return y + added[path] if added[path].shape == y.shape else None
+            linear = _is_linear(module, input_of(args, kwargs), y)
+        found[module] = found.get(module, "") if linear else "it is not W x + b"
+        if module not in added:
+            added[module] = torch.zeros_like(y).requires_grad_()
+        return y + added[module] if added[module].shape == y.shape else None
 
-    try:
-        with trying(model) as run, ExitStack() as stack:
-            for module in layers.values():
-                stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
-            with torch.enable_grad():
-                logits = run(SHAPES[0]).float()
-                weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-                total = (logits * weights.to(logits.device)).sum()
-                slopes = torch.autograd.grad(total, list(added.values()), allow_unused=True)
-    except Exception:  # of any kind: what cannot be tried is taken at its word
-        return dict.fromkeys(layers, "")
-    for path, slope in zip(added, slopes, strict=True):
-        if not found[path] and (slope is None or not slope.any()):
-            found[path] = "nothing that is added to its output reaches the logits with a gradient"
-    # Of many experts a few tokens meet some alone: what holds for one holds for its like.
-    met = {kin[path] for path in added if not found[path]}
-    return {
-        path: "" if path not in added and kin[path] in met else why for path, why in found.items()
-    }
+    with trying(model) as run, models.differentiable(model), ExitStack() as stack:
+        for module in layers:
+            stack.callback(module.register_forward_hook(look, with_kwargs=True).remove)
+        with torch.enable_grad():
+            logits = run(shape).float()
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+            total = (logits * weights.to(logits.device)).sum()
+            leaves = list(added.values())
+            slopes = (
+                torch.autograd.grad(total, leaves, allow_unused=True)
+                if total.requires_grad
+                else [None] * len(leaves)
+            )
+    for module, slope in zip(added, slopes, strict=True):
+        if not found[module] and (slope is None or not slope.any()):
+            found[module] = NO_GRADIENT
+    return found
 
 
 def _is_linear(module: Any, x: Tensor, y: Tensor) -> bool:

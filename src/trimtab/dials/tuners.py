@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.dials.linear import bare, dense_weight, linear_at, linear_shape
+from trimtab.dials.numbers import number, whole
 from trimtab.dials.peft import PREFIX, PeftDial, refuse_beyond
 from trimtab.errors import DialError
 
@@ -138,6 +139,7 @@ class RoadDial(PeftDial):
         """
         super().__init__(shapes)
         outs = [n for _, n in shapes.values()]
+        whole(group, "group", 2)
         while group > 2 and any(n % group for n in outs):
             group //= 2
         if group < 2 or group % 2 or any(n % group for n in outs):
@@ -264,7 +266,8 @@ class VeraDial(LowRankDial):
             generator: draws A and B (Kaiming uniform); d starts at 0.1, b at 0.
         """
         super().__init__(shapes)
-        self.rank, self.dropout = rank, dropout
+        self.rank = whole(rank, "rank")
+        self.dropout = number(dropout, "dropout", 0, 1, below=True)
         n_in, n_out = (max(s[i] for s in shapes.values()) for i in (0, 1))
         self.register_buffer("A", _kaiming((rank, n_in), generator, math.sqrt(2)))
         self.register_buffer("B", _kaiming((n_out, rank), generator, math.sqrt(2)))
@@ -365,7 +368,9 @@ class DeloraDial(LowRankDial):
             generator: draws A (Kaiming uniform, as PEFT does); B starts at 0.
         """
         super().__init__(shapes)
-        self.rank, self.dropout = rank, dropout
+        self.rank = whole(rank, "rank")
+        self.dropout = number(dropout, "dropout", 0, 1, below=True)
+        number(strength, "strength")
         self.A, self.B, self.strength = (nn.ParameterList() for _ in range(3))
         for index, (path, (n_in, n_out)) in enumerate(shapes.items()):
             self.A.append(nn.Parameter(_kaiming((rank, n_in), generator, math.sqrt(1 / 3))))

@@ -13,17 +13,24 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.dials.attach import VECTOR, Edit
+from trimtab.dials.base import same_base
 from trimtab.dials.dial import Dial
 from trimtab.dials.linear import linear_shape
+from trimtab.dials.numbers import length, number, unit
+from trimtab.dials.trial import is_named, width_at
 from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
 from trimtab.interventions import vectors
+from trimtab.progress import warn
 from trimtab.sites import Site, block_index
 from trimtab.states import module_at
 
 STRENGTH = 0.1
 """At alpha = 1 a state is moved by this share of the mean length of states at its site."""
+
+LOST = 0.2
+"""Share of a step beyond which its rounding in half precision is told."""
 
 Operator = Literal["add", "project_out", "suppress_above", "repel", "replace"]
 """What is done along the direction, see `interventions`."""
@@ -73,9 +80,12 @@ class VectorDial(Dial):
                 f"directions at {list(directions)}, scales at {list(scales)}: "
                 "expected the same sites"
             )
-        for site, v in directions.items():
-            if not (torch.isfinite(v).all() and v.norm() > 0):
-                raise DialError(f"the direction at site {site!r} is zero or not finite")
+        for site in directions:
+            if isinstance(site, bool) or not isinstance(site, int | str):
+                raise DialError(
+                    f"site {site!r}: expected a block, 'embed', 'final' or a module's path"
+                )
+        units = {s: unit(v, f"the direction at site {s!r}") for s, v in directions.items()}
         if operator not in get_args(Operator):
             raise DialError(
                 f"operator {operator!r}: expected one of {', '.join(get_args(Operator))}"
@@ -86,15 +96,15 @@ class VectorDial(Dial):
                 f"{', '.join(_LEVELS)}"
             )
         self.sites: tuple[Site, ...] = tuple(directions)
-        self.scales = {site: float(scales[site]) for site in self.sites}
+        self.scales = {s: number(scales[s], f"the scale at site {s!r}") for s in self.sites}
         self.operator: Operator = operator
-        self.levels = {s: float((levels or {}).get(s, 0.0)) for s in self.sites}
+        self.levels = {s: number((levels or {}).get(s, 0.0), "a level") for s in self.sites}
         if operator == "repel" and not all(-1 < c < 1 for c in self.levels.values()):
             raise DialError(f"repel: levels {list(self.levels.values())}; expected cosines")
         self.positions: Positions = check_positions(positions)
         self.keep_norm, self.condition = keep_norm, condition
         for index, site in enumerate(self.sites):
-            self.register_buffer(f"vector_{index}", _unit(directions[site].float()))
+            self.register_buffer(f"vector_{index}", units[site])
 
     def places(self) -> list[Site]:
         """Its sites."""
@@ -112,7 +122,8 @@ class VectorDial(Dial):
                 )
             if self.operator == "add" and not self.keep_norm:
                 step = self.step(site)
-                change, fused = partial(_add, step), partial(_add_fused, step)
+                said: set[str] = set()
+                change, fused = partial(_add, step, said=said), partial(_add_fused, step, said=said)
             else:
                 change, fused = partial(_change, self._operation(site), self.keep_norm), None
             edits.append(Edit(site, VECTOR, change, self.positions, self.condition, fused))
@@ -184,12 +195,12 @@ class VectorDial(Dial):
         sums: dict[Site, Tensor] = {site: self.step(site) for site in self.sites}
         for site in other.sites:
             sums[site] = sums.get(site, 0.0) + weight * other.step(site)
-        sums = {site: v for site, v in sums.items() if v.norm() > 0}
+        sums = {site: v for site, v in sums.items() if v.any()}
         if not sums:
             raise DialError("nothing is left of the sum of these vectors")
         dial = VectorDial(
             sums,
-            {site: v.norm().item() for site, v in sums.items()},
+            {site: length(v) for site, v in sums.items()},
             positions=self.positions,
             condition=self.condition,
         )
@@ -225,8 +236,7 @@ class VectorDial(Dial):
                 return f"their vectors at site {site!r} have {mine} and {theirs} entries"
         if self.positions != other.positions or self.condition is not other.condition:
             return "they act at other positions, or under another condition"
-        a, b = self.info.base_digest, other.info.base_digest
-        return "they were made for two base models" if a and b and a != b else ""
+        return "" if same_base(self.info, other.info) else "they were made for two base models"
 
     # ---- saving ----
 
@@ -293,18 +303,44 @@ class VectorDial(Dial):
         return dial
 
 
-def _add(step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor) -> Tensor:
+def _add(
+    step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor, said: set[str] | None = None
+) -> Tensor:
     # The product is taken in float32 and rounded once: small steps survive in half precision.
-    return y + (alpha * step.to(y.device)).to(y.dtype)
+    moved = alpha * step.to(y.device)
+    new = y + moved.to(y.dtype)
+    if said is not None:
+        _say_lost(moved, y, new, said)
+    return new
 
 
-def _add_fused(step: Tensor, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _say_lost(moved: Tensor, y: Tensor, new: Tensor, said: set[str]) -> None:
+    """A line, once, where states in half precision are too coarse for what is added to them."""
+    if y.dtype.itemsize >= 4 or said or y.is_meta:
+        return
+    said.add("lost")
+    with torch.no_grad():
+        wanted = moved.float().expand(y.shape)
+        rounding = ((new.float() - y.float()) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        lost = float(rounding[rounding.isfinite()].median()) if rounding.isfinite().any() else 0.0
+    if lost > LOST:
+        warn(
+            f"{str(y.dtype).removeprefix('torch.')} states are too coarse for the vector at this "
+            f"alpha: {min(lost, 1):.0%} of its step is rounding; load the model in float32"
+        )
+
+
+def _add_fused(
+    step: Tensor, alpha: float, said: set[str] | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     moved: Tensor | None = None
 
     def run(_: Tensor, y: Tensor) -> Tensor:
         nonlocal moved
         if moved is None or moved.dtype != y.dtype or moved.device != y.device:
             moved = (alpha * step.to(y.device)).to(y.dtype)
+        if said is not None and not said and y.dtype.itemsize < 4:
+            _say_lost(alpha * step.to(y.device), y, y + moved, said)
         return y + moved
 
     return run
@@ -324,11 +360,6 @@ def _change(
 
 def _width(model: nn.Module, site: Site) -> int | None:
     """Entries of a state at a site; None where that cannot be told beforehand."""
-    if isinstance(site, int) or site in ("embed", "final"):
-        return getattr(models.text_config(model), "hidden_size", None)
-    shape = linear_shape(module_at(model, site)[0])
-    return shape[1] if shape else None
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm()
+    found = width_at(model, site, "a vector")
+    shape = None if is_named(site) else linear_shape(module_at(model, site)[0])
+    return shape[1] if shape else found

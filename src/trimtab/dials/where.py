@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from trimtab.batching.spans import given_prompts
 from trimtab.dials.contexts import hooked
+from trimtab.dials.numbers import length, unit
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site
 from trimtab.states import depth, input_of, module_at
@@ -73,11 +74,10 @@ class Condition:
     """What of the chat template's settings was not the default there."""
 
     def __post_init__(self) -> None:
-        v = self.direction
-        if not (torch.isfinite(v).all() and v.norm() > 0) or v.ndim != 1:
-            raise DialError(
-                f"the condition's direction at site {self.site!r} is no vector of length > 0"
-            )
+        v, what = self.direction, f"the condition's direction at site {self.site!r}"
+        scaled = unit(v, what)
+        if not 1e-15 < length(v) < 1e15:  # its cosine would be none
+            object.__setattr__(self, "direction", scaled)
         if not -1 <= self.threshold <= 1:
             raise DialError(f"condition threshold {self.threshold}: expected a cosine, -1 to 1")
         if self.over not in ("prompt", "last", "token"):

@@ -53,13 +53,14 @@ def _after(
     seen: list[Tensor] = []
 
     def look(_: nn.Module, __: object, out: object) -> None:
-        seen.append(out[0] if isinstance(out, tuple) else out)  # type: ignore[arg-type]
+        seen.append(out[0] if isinstance(out, tuple | list) else out)  # type: ignore[arg-type]
 
     handles = [layer.register_forward_hook(look)]
     if moved is not None:
         handles.append(moved.register_forward_hook(_adding(step)))
     try:
-        model(input_ids=ids, use_cache=False)
+        with models.reading(model), models.uncompiled():
+            model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

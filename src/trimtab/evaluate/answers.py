@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError
+from trimtab.files import write_text
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,3 @@ def _answer(row: Any, where: str) -> Answer:
     if not all(isinstance(value, str) for value in values):
         raise DataError(f"{where}: prompt, answer and generator are to be texts")
     return Answer(*values)
-
-
-def write_text(file: Path, text: str) -> Path:
-    """A whole file or none: written aside and renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(file)
-    finally:
-        aside.unlink(missing_ok=True)
-    return file

@@ -17,7 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab import models
+from trimtab.batching.forward import forget_lengths
 from trimtab.dials.contexts import paused
+from trimtab.errors import ModelError
 from trimtab.models import text_config
 from trimtab.proofs import proven
 
@@ -37,7 +40,11 @@ Decoded = Callable[[list[list[int]], Tensor], Float[Tensor, "row step vocab"]]
 
 
 def way_to_generate(model: Any, reach: int) -> Way:
-    """How `generate` is right for rows of up to `reach` tokens, prompt and continuation together."""
+    """How `generate` is right for rows of up to `reach` tokens, prompt and continuation together.
+
+    Raises:
+        ModelError: they are more than the model has learned positions for.
+    """
     return _way(model, "generate 1", reach, _by_generate)
 
 
@@ -63,18 +70,17 @@ def way_to_decode(model: Any, reach: int) -> Way:
 def _way(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
     # Proofs are for all rows up to a length, in steps: thresholds of any kind lie below it.
     whole = next((n for n in (64, 128, 256, 512) if n >= reach), -(-reach // 512) * 512)
-    limit = getattr(text_config(model), "max_position_embeddings", None) or whole
-    whole = whole if reach > limit else min(whole, limit)
-
-    def make() -> dict[str, Any]:
-        try:
-            return _try(model, whole, decoder(model))
-        except (IndexError, RuntimeError, ValueError):
-            if whole < limit:
-                raise
-            return _try(model, limit // 2, decoder(model))  # learned positions end about there
-
-    found = proven(model, what, whole, make)
+    learned = models.learned_positions(model)
+    if learned and reach > learned:
+        raise ModelError(
+            f"{type(model).__name__}: {reach} tokens, prompt and continuation, are more than the "
+            f"{learned} that it has learned positions for; shorten the prompts or --max-new-tokens"
+        )
+    whole = min(whole, learned or whole)
+    limit = models.context(model)
+    if limit and reach <= limit:  # what the model was not made for is not asked of it
+        whole = min(whole, limit)
+    found = proven(model, what, whole, lambda: _try(model, whole, decoder(model)))
     way: Way = found["way"]
     if way != "batch":
         name = type(model).__name__
@@ -96,30 +102,25 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
     rows = [tokens(n).tolist() for n in lengths]
     forced = tokens(len(rows), STEPS)
     why = ""
-    was_training = model.training
-    model.eval()
-    try:
-        with paused():
-            truth = _plain(model, rows, forced)
-            tries: dict[Way, Callable[[], Tensor]] = {
-                "batch": lambda: decoded(rows, forced),
-                "rows": lambda: torch.cat(
-                    [decoded([row], forced[i : i + 1]) for i, row in enumerate(rows)]
-                ),
-            }
-            for way, attempt in tries.items():
-                try:
-                    error = _difference(attempt(), truth)
-                except (
-                    Exception
-                ) as problem:  # whatever a model does not take, the next does without
-                    why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
-                    continue
-                if error <= _tolerance(model):
-                    return {"way": way, "why": why, "error": error}
-                why = f"log-probs differ by {error:.2g}"
-    finally:
-        model.train(was_training)
+    with models.reading(model), paused():
+        truth = _plain(model, rows, forced)
+        tries: dict[Way, Callable[[], Tensor]] = {
+            "batch": lambda: decoded(rows, forced),
+            "rows": lambda: torch.cat(
+                [decoded([row], forced[i : i + 1]) for i, row in enumerate(rows)]
+            ),
+        }
+        if models.rows_depend(model):
+            del tries["batch"]
+        for way, attempt in tries.items():
+            try:
+                error = _difference(attempt(), truth)
+            except Exception as problem:  # whatever a model does not take, the next does without
+                why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
+                continue
+            if error <= _tolerance(model):
+                return {"way": way, "why": why or models.rows_depend(model), "error": error}
+            why = f"log-probs differ by {error:.2g}"
     return {"way": "plain", "why": why}
 
 
@@ -146,6 +147,7 @@ def _plain(model: Any, rows: list[list[int]], forced: Tensor) -> Tensor:
 def plain_logits(model: Any, ids: list[int], last: int = 1) -> Float[Tensor, "last vocab"]:
     """Logits at the last tokens of one row, from a pass without a cache."""
     device = next(model.parameters()).device
+    forget_lengths(model)
     keep: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         keep = {"logits_to_keep": last}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.dials import Dial
 
 KEEP_BYTES = 1 << 30
@@ -50,11 +51,14 @@ class NeutralText:
             for text in passages
         ]
         self.kept: dict[int, Tensor] = {}
+        self._readings = ""
 
     @torch.no_grad()
     def _logps(self, index: int) -> Tensor:
         """Log-probs of every token of the passage that has one before it: [T, V]."""
-        logits = self.model(input_ids=self.ids[index], use_cache=False).logits[0, self._first : -1]
+        with models.reading(self.model):
+            logits = self.model(input_ids=self.ids[index], use_cache=False).logits
+        logits = logits[0, self._first : -1]
         return torch.log_softmax(logits.float(), -1)
 
     @property
@@ -85,6 +89,8 @@ class NeutralText:
         return self._against(other._logps)
 
     def _against(self, logps: Callable[[int], Tensor]) -> Damage:
+        if (readings := models.source_of(self.model).readings) != self._readings:
+            self._readings, self.kept = readings, {}  # the model was changed since
         kl, rise = [], []
         for index, ids in enumerate(self.ids):
             base = self._base(index)  # before a dial is attached

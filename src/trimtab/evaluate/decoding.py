@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
@@ -106,6 +107,7 @@ class Decoder:
         """The logits after some new tokens a row, whose states are kept."""
         new: dict[Site, list[Tensor]] = {site: [] for site in self.sites}
         with ExitStack() as stack:
+            stack.enter_context(models.reading(self.model))
             for site in self.sites:
 
                 def see(h: Tensor, site: Site = site) -> None:
@@ -183,7 +185,7 @@ def generate_genarm(
                 if drawn[-1] in ends or len(drawn) == sampling.max_new_tokens:
                     break
                 base.feed(token)
-                with arm(model, 1.0, force=force):
+                with arm(model, 1.0, force=True):  # checked above
                     other.feed(token)
             done.append(_done(tokenizer, prompt, alpha, drawn))
     return done

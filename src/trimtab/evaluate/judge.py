@@ -19,6 +19,7 @@ from trimtab.errors import ConfigError, DataError, JudgeError
 from trimtab.evaluate.answers import Answer
 from trimtab.evaluate.formats import format_for
 from trimtab.evaluate.rewards import score_candidates
+from trimtab.statistics import SHARE, mean_interval
 
 Judge = Callable[[str, str, str], float]
 """`(prompt, first, second)` to 1 where the first answer is better, 0 where the second is, ½ for a
@@ -46,8 +47,8 @@ class Judgement:
 
 @dataclass(frozen=True)
 class WinRate:
-    """Share of prompts that the first side wins, ties one half, with a 95 % bootstrap interval over
-    prompts; and how often the judge said the same in both orders."""
+    """Share of prompts that the first side wins, ties one half, with a 95 % interval over prompts
+    (`statistics.Score`; NaN of a single prompt); and how often the judge said the same in both orders."""
 
     value: float
     low: float
@@ -90,14 +91,11 @@ def compare_answers(
     return found
 
 
-def win_rate(judgements: Sequence[Judgement], resamples: int = 10_000) -> WinRate:
-    """The first side's win rate. The bootstrap has its own fixed seed."""
-    wins = np.array([j.win for j in judgements])
-    rng = np.random.default_rng(0)
-    means = rng.choice(wins, (resamples, len(wins))).mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
+def win_rate(judgements: Sequence[Judgement]) -> WinRate:
+    """The first side's win rate."""
+    found = mean_interval([j.win for j in judgements], SHARE)
     same = np.mean([j.forward == j.backward for j in judgements])
-    return WinRate(float(wins.mean()), float(low), float(high), float(same), len(wins))
+    return WinRate(*found, float(same), len(judgements))
 
 
 def reward_judge(

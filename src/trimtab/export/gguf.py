@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.dials import Composed, Dial, DialInfo, VectorDial
 from trimtab.dials.dial import members
+from trimtab.dials.numbers import length
 from trimtab.errors import DialError
 from trimtab.sites import block_index, from_llama_cpp_index
 
@@ -125,10 +126,10 @@ def control_vector_dial(file: str | Path, model: nn.Module) -> VectorDial:
         raise DialError(
             f"{file}: a direction at layer {too_deep[0]}, the model has 0 to {count - 1}"
         )
-    steps = {from_llama_cpp_index(k): v for k, v in found.directions.items() if v.norm() > 0}
+    steps = {from_llama_cpp_index(k): v for k, v in found.directions.items() if v.any()}
     if not steps:
         raise DialError(f"{file}: all of its directions are zero")
-    dial = VectorDial(steps, {site: v.norm().item() for site, v in steps.items()})
+    dial = VectorDial(steps, {site: length(v) for site, v in steps.items()})
     source = models.source_of(model)
     dial.info = DialInfo(method="gguf", base_model=source.name, base_digest=source.digest)
     return dial.eval()

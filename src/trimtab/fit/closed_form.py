@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Contrast, Encoded
 from trimtab.cache import Store, collect, reference
+from trimtab.dials.trial import width_at
 from trimtab.dials.vector import STRENGTH, VectorDial
 from trimtab.directions import (
     check_apart,
@@ -23,7 +24,7 @@ from trimtab.directions import (
     principal_direction,
     umap_direction,
 )
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.fit.gradients import Gradients, read_gradients
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.objectives import ReprPOMargin
@@ -56,11 +57,17 @@ def fit_direction(
     Raises:
         DataError: the differences (gradients) at a site are all zero.
         ConfigError: a site that the model does not have, or that no gradient reaches.
+        DialError: a site where states lie in several residual streams.
     """
     sites = find_sites(model, recipe.sites)
-    found, norms = estimate(
-        recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
-    )
+    try:
+        found, norms = estimate(
+            recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
+        )
+    except ConfigError:
+        for site in sites:
+            width_at(model, site, "a direction")  # says what there is instead of a state a token
+        raise
     return VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
 
 

@@ -79,6 +79,7 @@ def estimate_training(
     config = models.text_config(model)
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = max(inner) if isinstance(inner, list | tuple) else inner  # a width a layer (Gemma 3n)
     per_position = (14 * width + 6 * inner) * models.n_layers(model)  # kept for the backward pass
     worst = max(padded) * per_position
     if needs.logps:  # float32 logits, their log-softmax and its gradient at scored positions

@@ -34,16 +34,15 @@ from trimtab.batching import (
     unshared,
 )
 from trimtab.cache import Features, Store, features
-from trimtab.dials import AdapterDial, Dial, LogitsDial, RewardDial
+from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.dials.attach import PRESETS
-from trimtab.dials.linear import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
 from trimtab.fit.probe import check_gradients
 from trimtab.fit.recipes import Method
 from trimtab.fit.reference import read_reference
 from trimtab.fit.trainer import DialTrainer, recomputing, train
-from trimtab.fit.training import HISTORY, arguments, planned
+from trimtab.fit.training import HISTORY, arguments, new_lora, planned
 from trimtab.objectives.heads import DPH, IAV, HeadReadout, head_readout
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
@@ -516,14 +515,7 @@ def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator
             raise ConfigError(f"dial.adapter=lora: not on this base: {reason}")
         if s.lora.tuner != "lora":
             raise ConfigError(f"dial.lora.tuner={s.lora.tuner}: a reward dial brings a LoRA alone")
-        adapter = AdapterDial(
-            linear_modules(model, s.lora.targets),
-            rank=s.lora.rank,
-            lora_alpha=s.lora.lora_alpha,
-            dropout=s.lora.dropout,
-            rslora=s.lora.rslora,
-            generator=generator,
-        )
+        adapter = new_lora(s.lora, model, None, generator)
     return RewardDial.for_model(model, generator=generator, adapter=adapter, **options)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Encoded, Schedule
 from trimtab.cache import Store, reference
+from trimtab.dials.trial import axes_at, is_one_state
 from trimtab.errors import ConfigError
 from trimtab.fit.closed_form import pair_answers
 from trimtab.fit.spaces import Spaces
@@ -136,7 +137,10 @@ def _deltas(
 
 def _along(model: nn.Module, encoded: Encoded) -> tuple[Site, ...]:
     """Sites read along with log-probs, which run every block anyway: where other methods read by
-    default, so that the next one on this data finds them in the store. None where they are large."""
+    default, so that the next one on this data finds them in the store. None where they are large, or
+    where a token has more states than one."""
     sites = parse_sites(Inner.sites, models.n_layers(model))
+    if not all(is_one_state(axes_at(model, site)) for site in sites):
+        return ()
     size = 4 * len(sites) * encoded.n_answers * models.text_config(model).hidden_size
     return sites if size <= ALONG_BYTES else ()

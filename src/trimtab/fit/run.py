@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -20,8 +19,10 @@ from trimtab import models
 from trimtab.batching import Contrast, PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
+from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
+from trimtab.files import write_text
 from trimtab.fit.closed_form import fit_direction
 from trimtab.fit.head_recipes import HeadRecipe
 from trimtab.fit.methods import METHODS, method
@@ -31,6 +32,7 @@ from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
 from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
 
 
@@ -89,13 +91,14 @@ def fit(
         )
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
-    source = models.source_of(model)
+    source = models.source_of(model, tokenizer)
     chat = prompt_style == "chat" or _has_chat(data)
     record = record_of(tokenizer, rendering) if chat else rendering.record()
     info = DialInfo(
         method=named.name,
         base_model=source.name,
         base_digest=source.digest,
+        base=source.parts,
         data={data.name: data.digest},
         seed=seed if named.seeded else None,
         config={
@@ -110,7 +113,7 @@ def fit(
         versions=versions(),
     )
     folder = Path(out) if out is not None else None
-    if folder is not None and (done := _finished(folder, info, overwrite)):
+    if folder is not None and (done := _finished(folder, info, overwrite, model)):
         progress.say(f"{folder} holds this very run already: nothing to do")
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
             shutil.rmtree(_work(folder), ignore_errors=True)  # it was stopped while it cleaned up
@@ -129,7 +132,11 @@ def fit(
             rendering=rendering,
         )
         progress.rendered(
-            data.name, len(data) if isinstance(data, PairSet) else None, poles, max_length
+            data.name,
+            len(data) if isinstance(data, PairSet) else None,
+            poles,
+            max_length,
+            models.context(model),
         )
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
@@ -141,14 +148,15 @@ def fit(
             prompt_style=prompt_style,
             rendering=rendering,
         )
-        progress.rendered(data.name, len(data), encoded, max_length)
+        progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
             from trimtab.fit.heads import fit_head
 
             train_dial = partial(fit_head, data)
         with (
-            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work
+            models.reading(model),  # training puts the model in eval mode
+            tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
         ):
             dial, extra = train_dial(
                 named, model, encoded, seed, Path(work), folder, store, progress
@@ -168,10 +176,9 @@ def _has_chat(data: PairSet | Contrast) -> bool:
 
 
 def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:
-    """In which format the dial's texts are read: chat messages go through the template in any case;
-    of a contrast of token ids nobody knows."""
+    """In which format the dial's texts are read: chat messages go through the template in any case."""
     if isinstance(data, Contrast):
-        return "auto"
+        return data.read_as
     return "chat" if all(pair.conversational for pair in data) else prompt_style
 
 
@@ -183,7 +190,7 @@ def _work(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.training")
 
 
-def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
+def _finished(folder: Path, info: DialInfo, overwrite: bool, model: nn.Module) -> Dial | None:
     """The dial that `folder` holds, if it is this run's; None where there is none, or it may go."""
     if not folder.exists():
         return None
@@ -196,14 +203,30 @@ def _finished(folder: Path, info: DialInfo, overwrite: bool) -> Dial | None:
     if overwrite:
         return None
     dial = Dial.from_pretrained(folder)
-    # What evaluation adds to a saved dial does not make it another run.
     later = {"read_as": info.config["read_as"]}  # from before it was written down
-    saved = dataclasses.replace(dial.info, measured={}, config={**later, **dial.info.config})
-    if saved != info:
+    saved = dataclasses.replace(dial.info, config={**later, **dial.info.config})
+    if differs := _another(saved, info, model):
         raise ConfigError(
-            f"{folder}: holds a dial of another run; choose another --out, or --overwrite"
+            f"{folder}: holds a dial of another run ({differs}); choose another --out, or --overwrite"
         )
+    dial.check_base(model)  # says what a dial of an earlier version does not name
     return dial
+
+
+def _another(found: DialInfo, info: DialInfo, model: nn.Module) -> str:
+    """In what a saved dial's run differs from one; empty where it is the same. What evaluation adds to
+    a saved dial does not make it another run, nor another name of the same model."""
+    if not found.base and found.base_digest == models.old_digest_of(model):
+        found = dataclasses.replace(found, base_digest=info.base_digest)
+    if not same_base(found, info):
+        return "another model"
+    for part in ("quantisation", "tokenizer", "template"):
+        if part in found.base and found.base[part] != info.base.get(part):
+            return f"another {part}"
+    plain = {"base_model": "", "base_digest": "", "base": {}, "measured": {}}
+    a, b = dataclasses.replace(found, **plain), dataclasses.replace(info, **plain)
+    names = [f.name for f in dataclasses.fields(DialInfo)]
+    return ", ".join(n for n in names if getattr(a, n) != getattr(b, n))
 
 
 def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
@@ -221,9 +244,7 @@ def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
         if work.exists():  # without a note nobody knows whose checkpoints lie there
             shutil.rmtree(work)
         work.mkdir(parents=True)
-        aside = work / ".run.json"
-        aside.write_text(mine)
-        aside.rename(work / "run.json")
+        write_text(work / "run.json", mine)
     except OSError as error:
         raise TrainingError(f"{work}: cannot be written ({error})") from error
 
@@ -252,7 +273,11 @@ def _note(work: Path) -> str | None:
 
 
 def _own_note(info: DialInfo) -> str:
-    return json.dumps(dataclasses.asdict(info), sort_keys=True)
+    """A run's own line: all of it but the names of the model."""
+    base = {k: v for k, v in info.base.items() if k != "metadata"}
+    digest = "" if "values" in base else info.base_digest
+    named = dataclasses.replace(info, base_model="", base_digest=digest, base=base)
+    return json.dumps(dataclasses.asdict(named), sort_keys=True)
 
 
 def _main_process() -> bool:
@@ -282,17 +307,4 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_digest(recipe: Recipe) -> str:
     """sha256 of a recipe's settings."""
-    return hashlib.sha256(json.dumps(_plain(recipe), sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import transformers
-
-    import trimtab
-
-    return {
-        "trimtab": trimtab.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    return digest(_plain(recipe))

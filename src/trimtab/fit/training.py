@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ from trimtab import models
 from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training, unshared
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
-from trimtab.dials.linear import linear_modules
+from trimtab.dials.experts import stacked
+from trimtab.dials.targets import ALL, EXPERTS, left_out, linear_modules
+from trimtab.dials.trial import width_at
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.fit.estimate import estimate_training
@@ -87,6 +90,8 @@ def _trained(
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
+    for site in needs.sites:
+        width_at(model, site, named.name)  # refuses what holds no one state a token
     args = arguments(settings, model, seed, work, out.name if out else named.name)
     layout = layout_of(model, encoded)
     both_ends = isinstance(recipe, ContrastiveRecipe)
@@ -122,10 +127,11 @@ def _trained(
         )
     projection = None
     if isinstance(recipe, ProjectionRecipe):
-        if not isinstance(dial, AdapterDial):
+        if not isinstance(dial, AdapterDial) or dial.nests:
             raise ConfigError(
-                f"dial.tuner={recipe.dial.tuner}: a projection keeps gradients to an output, and "
-                "only LoRA has weights of its own for it; expected lora"
+                f"dial.tuner={recipe.dial.tuner}, targets {recipe.dial.targets}: a projection keeps "
+                "gradients to an output, and only LoRA on linear layers has weights of its own for it; "
+                "expected lora, all-linear"
             )
         differences = step_differences(
             model, encoded, schedule, dial.paths, layout, progress=progress
@@ -245,9 +251,16 @@ def _new_dial(
     """What a training recipe trains, drawn from a seed."""
     if isinstance(settings, RotationSettings):
         return new_rotation(settings, model, encoded, needs, seed, progress)
-    shapes = linear_modules(model, settings.targets, blocks)
     generator = torch.Generator().manual_seed(seed)
     rank, dropout = settings.rank, settings.dropout
+    if settings.tuner == "lora":
+        dial = new_lora(settings, model, blocks, generator)
+        if blocks is None:
+            say_left_out(settings, model, {*dial.paths, *dial.parameters_of}, progress)
+        return dial
+    shapes = linear_modules(model, settings.targets, blocks)
+    if blocks is None:
+        say_left_out(settings, model, shapes.keys(), progress)
     match settings.tuner:
         case "ia3":
             return IA3Dial(shapes)
@@ -258,11 +271,36 @@ def _new_dial(
         case "delora":
             norms = column_norms(model, shapes)
             return DeloraDial(shapes, rank=rank, dropout=dropout, norms=norms, generator=generator)
-    return AdapterDial(
-        shapes,
-        rank=rank,
+    raise ConfigError(f"dial.tuner {settings.tuner!r}: expected lora, ia3, road, vera or delora")
+
+
+def new_lora(
+    settings: AdapterSettings,
+    model: nn.Module,
+    blocks: range | None,
+    generator: torch.Generator,
+) -> AdapterDial:
+    """A LoRA by its settings, not yet trained."""
+    return AdapterDial.for_model(
+        model,
+        settings.targets,
+        blocks,
+        rank=settings.rank,
         lora_alpha=settings.lora_alpha,
-        dropout=dropout,
+        dropout=settings.dropout,
         rslora=settings.rslora,
         generator=generator,
     )
+
+
+def say_left_out(
+    settings: AdapterSettings, model: nn.Module, adapted: Set[str], progress: Progress
+) -> None:
+    """What an adapter on all there is to adapt leaves out."""
+    if settings.targets not in (ALL, EXPERTS):
+        return
+    lines = left_out(model, adapted)
+    if settings.targets == ALL and any("expert" in line for line in lines) and stacked(model):
+        lines[-1] += "; --dial.targets experts adapts stacked experts"
+    for line in lines:
+        progress.say(line)

@@ -2,25 +2,33 @@
 
 `load` takes a Hub id, a local folder, a `.gguf` file or `smollm2-135m`, the embedded default. The
 parts (`layers`, `embed`, `final_norm`, `head`) are found by what they are, never by a table of
-architectures. A model is identified by a digest of the tensors in its source file, so that a dial
-or a cache made for it is recognised after conversion to another dtype or format.
+architectures. A model is known by a record of parts (`source_of`): its weights, in whatever files,
+dtype or format, what a forward pass reads of its config, tokenizer, template, quantisation.
 """
 
 from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
-from trimtab.models.files import DEFAULT_MODEL, hub_folder, wheel_file
+from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, wheel_file
 from trimtab.models.heads import head_logits, head_shape, head_weight
-from trimtab.models.identity import Source, known_source, source_of
+from trimtab.models.identity import (
+    Source,
+    differences,
+    known_source,
+    old_digest_of,
+    source_of,
+)
 from trimtab.models.loading import (
     check,
     digest_of,
     folder_of,
+    identify,
     load,
     load_tokenizer,
     resolve_device,
     resolve_dtype,
 )
 from trimtab.models.parts import (
+    context,
     embed,
     final_norm,
     head,
@@ -45,6 +53,8 @@ from trimtab.models.quantised import (
     rows_depend,
     settle,
 )
+from trimtab.models.quantising import check_load_in
+from trimtab.models.reading import reading
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -52,7 +62,10 @@ __all__ = [
     "bare",
     "cache_root",
     "check",
+    "check_load_in",
+    "context",
     "dense_weight",
+    "differences",
     "differentiable",
     "digest_of",
     "embed",
@@ -63,6 +76,8 @@ __all__ = [
     "head_shape",
     "head_weight",
     "hub_folder",
+    "hub_id",
+    "identify",
     "is_plain",
     "is_quantised",
     "known_source",
@@ -72,12 +87,14 @@ __all__ = [
     "load",
     "load_tokenizer",
     "n_layers",
+    "old_digest_of",
     "own_tensors",
     "plain_copy",
     "present",
     "quantisation_digest",
     "quantisation_name",
     "quantisation_of",
+    "reading",
     "resolve_device",
     "resolve_dtype",
     "rows_depend",

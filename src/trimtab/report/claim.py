@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from trimtab import statistics
 from trimtab.report import wording
 from trimtab.report.results import ALPHA_1, Comparison, Results
 
 OOS, TEST = "oos", "test"
 CONTROLS = ("random", "prompt")
-LEVEL = 0.05
 
 Table = dict[tuple[str, str], Comparison]
 """Comparisons by suite and method: one printed table."""
@@ -31,26 +31,15 @@ def judged(
         for c in r.gains if bare else r.comparisons:
             if c.split == split and c.at == at and math.isfinite(c.difference):
                 found[r.study.suite, c.method] = c
-    adjusted = holm([c.p for c in found.values()])
-    for (key, c), p in zip(list(found.items()), adjusted, strict=True):
-        word = "cannot tell"
-        if p < LEVEL and c.difference != 0:
-            word = "better" if c.difference > 0 else "worse"
-        found[key] = replace(c, p_holm=p, verdict=word)
-    return found
+    told = statistics.judged([(_difference(c), c.seeds) for c in found.values()])
+    return {
+        key: replace(c, **verdict._asdict())
+        for (key, c), verdict in zip(found.items(), told, strict=True)
+    }
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm's step-down procedure (1979), in the order given.
-
-    The same as `study.statistics.holm`, which a page cannot import: it would bring torch.
-    """
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted, largest = [0.0] * len(values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
-        adjusted[i] = largest
-    return adjusted
+def _difference(c: Comparison) -> statistics.Difference:
+    return statistics.Difference(c.difference, c.ci_low, c.ci_high, c.p, math.nan, c.mde)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from trimtab.report import wording
+from trimtab.report.looks import MARKERS, looks_of
 from trimtab.report.results import (
     ALPHA_1,
     BASE,
@@ -65,21 +66,9 @@ DARK = {
     "m7": "#a8aef5",
 }
 """Colours of page and figures. The methods' eight are Okabe and Ito's hues (2008), moved in
-lightness until each has at least 4.5:1 against its page; a marker's shape tells them apart too."""
+lightness until each has at least 4.5:1 against its page; `looks` says whose they are."""
 
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-
-MARKERS = (
-    ("o", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z"),
-    ("s", "M-3.5-3.5h7v7h-7Z"),
-    ("^", "M0-4.5L4.3 3.2h-8.6Z"),
-    ("D", "M0-4.7L4.7 0L0 4.7L-4.7 0Z"),
-    ("v", "M0 4.5L-4.3-3.2h8.6Z"),
-    ("p", "M0-4.6L4.4-1.4L2.7 3.7H-2.7L-4.4-1.4Z"),
-    ("X", "M-4-2L-2-4L0-2L2-4L4-2L2 0L4 2L2 4L0 2L-2 4L-4 2L-2 0Z"),
-)
-"""Marker of matplotlib and the same shape as an SVG path. Seven against eight colours, so that a
-combination comes back only after 56 methods."""
 
 NICE = (1, 2, 2.5, 5, 10)
 """Steps that ticks may take, times a power of ten."""
@@ -137,11 +126,11 @@ class Key:
 
 def keys(results: Results, methods: Sequence[str]) -> list[Key]:
     """Legend entries for `methods`, in the colours and shapes that every figure uses."""
-    found = []
-    for method in methods:
-        colour, i = _look(results, method)
-        found.append(Key(wording.label(method), f"var(--{colour})", MARKERS[i][1]))
-    return found
+    looks = looks_of(results.methods)
+    return [
+        Key(wording.label(m), f"var(--{looks[m].colour})", MARKERS[looks[m].marker])
+        for m in methods
+    ]
 
 
 def accuracy(results: Results) -> list[Panel]:
@@ -313,7 +302,7 @@ def training(results: Results) -> list[Panel]:
                 ax.plot(
                     [step for step, _ in line],
                     [value for _, value in line],
-                    color=_PLACEHOLDER[colour],
+                    color=colour,
                     lw=1.1 if many else 1.6,
                     alpha=0.75 if many else 1,
                 )
@@ -359,12 +348,10 @@ def variables(colours: dict[str, str]) -> str:
     return "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
-def _look(results: Results, method: str) -> tuple[str, int]:
-    """A method's colour name and marker index: its place in the study, the same everywhere."""
-    if method == BASE or method not in results.methods:
-        return "muted", 0
-    place = results.methods.index(method)
-    return f"m{place % 8}", place % len(MARKERS)
+def _look(results: Results, method: str) -> tuple[str, str]:
+    """A method's placeholder colour and marker."""
+    look = looks_of(results.methods)[method]
+    return _PLACEHOLDER[look.colour], look.marker
 
 
 def _any(results: Results, method: str) -> bool:
@@ -437,20 +424,20 @@ def _dot(
     size: float = 7.5,
     hollow: bool = False,
 ) -> None:
-    colour, marker = _look(results, method)
-    fill = _PLACEHOLDER[colour]
+    fill, marker = _look(results, method)
     # A rim in the page's colour parts a marker from lines; a small one it would swallow.
     edge = PAGE if size > 5 and not hollow else fill
     ax.plot(
         [x],
         [y],
-        marker=MARKERS[marker][0],
+        marker=marker,
         ms=size + (1 if edge == PAGE else 0),
         mfc=PAGE if hollow else fill,
         mec=edge,
         mew=1.5 if hollow else 1,
         ls="none",
         zorder=3,
+        clip_on=False,  # at 0 and 100 %, too, it is whole
     )
 
 
@@ -464,7 +451,7 @@ def _whisker(
     width: float = 2,
 ) -> None:
     colour, _ = _look(results, method)
-    ax.plot([low, high], [y, y], color=_PLACEHOLDER[colour], lw=width, zorder=2)
+    ax.plot([low, high], [y, y], color=colour, lw=width, zorder=2)
 
 
 def _line(
@@ -473,13 +460,13 @@ def _line(
     colour, marker = _look(results, method)
     x = [p.alpha or 0.0 for p in points]
     low, high = ([scale * getattr(p, end) for p in points] for end in ("ci_low", "ci_high"))
-    ax.fill_between(x, low, high, color=_PLACEHOLDER[colour], alpha=0.1, lw=0)
+    ax.fill_between(x, low, high, color=colour, alpha=0.1, lw=0)
     ax.plot(
         x,
         [scale * p.value for p in points],
-        color=_PLACEHOLDER[colour],
+        color=colour,
         lw=1.8,
-        marker=MARKERS[marker][0],
+        marker=marker,
         ms=7.5,
         mec=PAGE,
         mew=1,

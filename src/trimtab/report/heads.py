@@ -45,12 +45,14 @@ def read_heads(folder: Path) -> HeadRun:
 
 
 def write_heads(root: Path, out: Path) -> Path | None:
-    """Write the page over all comparisons below `root`, and their figures; gives its path, None where
-    there are none.
+    """Write the page over all comparisons below `root`, or over the one that `root` is, and their
+    figures; gives its path, None where there are none.
 
     Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
     """
-    runs = [read_heads(file.parent) for file in sorted(root.glob(f"*/{STUDY}"))]
+    alone = (root / STUDY).is_file()
+    folders = [root] if alone else [file.parent for file in sorted(root.glob(f"*/{STUDY}"))]
+    runs = [read_heads(folder) for folder in folders]
     if not runs:
         return None
     runs.sort(key=lambda r: r.study["kind"] != "rewards")
@@ -59,15 +61,16 @@ def write_heads(root: Path, out: Path) -> Path | None:
         "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
         "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
         f"from the result files in `{root.name}/` by `trimtab report`. Differences are paired over "
-        "items; p-values are adjusted by Holm over each table; with fewer than five seeds a verdict "
-        "holds for this run.",
+        "items. "
+        f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run.",
     ]
     try:
         for run in runs:
             panels = heads_figures.panels(run.study, run.lines, run.ablation)
-            figure = root / f"{run.folder.name}.svg"
+            figure = out.with_suffix(".svg") if alone else root / f"{run.folder.name}.svg"
             write_text(figure, figures.sheet(panels, columns=2))
-            shown = f"![{_plain(run.study['title'])}]({root.name}/{figure.name})"
+            beside = figure.name if alone else f"{root.name}/{figure.name}"
+            shown = f"![{_plain(run.study['title'])}]({beside})"
             build = _rewards if run.study["kind"] == "rewards" else _alignment
             parts += [f"## {_plain(run.study['title'])}", _ran(run), shown, *build(run)]
         parts += ["## What holds of the published claims", *_claims(runs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from trimtab.report import figures
-from trimtab.report.figures import INK, MARKERS, MUTED, NICE, PAGE, Panel
+from trimtab.report.figures import INK, MUTED, NICE, PAGE, Panel
+from trimtab.report.looks import looks_of
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
 ARMS = {
@@ -25,14 +27,19 @@ ARMS = {
     "genarm": "GenARM",
     "args": "ARGS",
 }
-SHADES = [figures._PLACEHOLDER[f"m{i}"] for i in range(8)]
-
 Line = Mapping[str, Any]
 
 
 def arm_name(arm: str) -> str:
     """An arm's name for people."""
     return ARMS.get(arm, arm)
+
+
+def look(arm: str) -> tuple[str, str]:
+    """An arm's colour and marker: those of its method."""
+    name = re.sub(r"[^a-z0-9]+", "-", arm)
+    colour, marker = looks_of([name])[name]
+    return figures._PLACEHOLDER[colour], marker
 
 
 def arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
@@ -56,12 +63,10 @@ def _shares(lines: Sequence[Line]) -> list[Panel]:
     """A panel each of both averages: every arm with its interval; the bare model's as a line."""
     found = []
     names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
-    order = list(dict.fromkeys(a for a, _ in names))
     for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
         mine = [x for x in lines if x["split"] == split]
         rows = [
-            (names[x["arm"], x["read_out"]], x, order.index(x["arm"]), x["read_out"] != "reward")
-            for x in mine
+            (names[x["arm"], x["read_out"]], x, x["arm"], x["read_out"] != "reward") for x in mine
         ]
         found.append(_rows(rows, title, f"shares-{split}", bare=mine[0]["value"], most=27))
     return found
@@ -69,10 +74,9 @@ def _shares(lines: Sequence[Line]) -> list[Panel]:
 
 def _ablation(lines: Sequence[Line]) -> list[Panel]:
     found = []
-    losses = list(dict.fromkeys(x["loss"] for x in lines))
     for split in dict.fromkeys(x["split"] for x in lines):
         rows = [
-            (f"{x['pooling']}, {x['loss']}", x, 1 + losses.index(x["loss"]), False)
+            (f"{x['pooling']}, {x['loss']}", x, "dph frozen", False)
             for x in lines
             if x["split"] == split
         ]
@@ -82,14 +86,14 @@ def _ablation(lines: Sequence[Line]) -> list[Panel]:
 
 
 def _rows(
-    rows: Sequence[tuple[str, Line, int, bool]],
+    rows: Sequence[tuple[str, Line, str, bool]],
     title: str,
     name: str,
     *,
     bare: float | None = None,
     most: int = 19,
 ) -> Panel:
-    """A row each: name, line, place among the colours, whether its marker is hollow."""
+    """A row each: name, line, arm, whether its marker is hollow."""
     ends = [100 * number_of(x[k]) for _, x, _, _ in rows for k in ("value", "ci_low", "ci_high")]
     note = f"{rows[0][1]['items']:,} items"
     limits = figures._limits(ends, 5, at_most=100)
@@ -97,26 +101,27 @@ def _rows(
     with figures._rows(labels, limits, 24, title, note, width=440, most=most) as (figure, ax):
         if bare is not None:
             ax.axvline(100 * bare, color=MUTED, lw=1, dashes=(3, 3))
-        for y, (_, line, place, hollow) in enumerate(rows):
-            colour = MUTED if place == 0 else SHADES[(place - 1) % 8]
+        for y, (_, line, arm, hollow) in enumerate(rows):
+            colour, marker = look(arm)
             low, high = (100 * number_of(line[k]) for k in ("ci_low", "ci_high"))
             ax.plot([low, high], [y, y], color=colour, lw=2, zorder=2)
-            _dot(ax, 100 * line["value"], y, colour, place, hollow)
+            _dot(ax, 100 * line["value"], y, colour, marker, hollow)
         ax.set_xlabel("answered rightly, %")
     return figures._panel(figure, title, name)
 
 
-def _dot(ax: Axes, x: float, y: float, colour: str, place: int, hollow: bool) -> None:
+def _dot(ax: Axes, x: float, y: float, colour: str, marker: str, hollow: bool) -> None:
     ax.plot(
         [x],
         [y],
-        marker=MARKERS[place % len(MARKERS)][0],
+        marker=marker,
         ms=8,
         mfc=PAGE if hollow else colour,
         mec=colour if hollow else PAGE,
         mew=1.5 if hollow else 1,
         ls="none",
         zorder=3,
+        clip_on=False,
     )
 
 
@@ -131,7 +136,8 @@ def _curve(lines: Sequence[Line], test: str, metric: str) -> Panel:
         if metric == "kl":
             ax.set_yscale("function", functions=(figures._root, figures._square))
         order = dict.fromkeys(x["arm"] for x in mine if x["arm"] != "base")
-        for place, arm in enumerate(order):
+        for arm in order:
+            colour, marker = look(arm)
             own = sorted(
                 (x for x in mine if (x["arm"], x["metric"]) == (arm, metric)),
                 key=lambda x: x["alpha"],
@@ -149,13 +155,13 @@ def _curve(lines: Sequence[Line], test: str, metric: str) -> Panel:
             elif arm != "args":  # whose draws are not the bare model's at 0
                 at, values, low, high = ([0.0, *v] for v in (at, values, low, high))
             top = max([top, *(v for v in values if math.isfinite(v))])
-            ax.fill_between(at, low, high, color=SHADES[place % 8], alpha=0.1, lw=0)
+            ax.fill_between(at, low, high, color=colour, alpha=0.1, lw=0)
             ax.plot(
                 at,
                 values,
-                color=SHADES[place % 8],
+                color=colour,
                 lw=1.8,
-                marker=MARKERS[place % len(MARKERS)][0],
+                marker=marker,
                 ms=7,
                 mec=PAGE,
                 mew=1,

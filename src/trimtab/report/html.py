@@ -27,5 +27,6 @@ def render(template: str, **values: Any) -> str:
         light=figures.variables(figures.LIGHT),
         dark=figures.variables(figures.DARK),
         sans=figures.SANS,
+        adjusted=wording.ADJUSTED,
         **values,
     )

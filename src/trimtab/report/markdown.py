@@ -73,9 +73,10 @@ def markdown(results: Results, figure: str | None = None) -> str:
         if rows:
             baseline = wording.label(rows[0].baseline)
             where = "α = 1" if at == ALPHA_1 else f"the α where KL equals {baseline}'s at α = 1"
-            parts += [f"## Against {baseline}, at {where}", _verdicts(rows)]
+            parts += [f"## Against {baseline}, at {where}", wording.ADJUSTED, _verdicts(rows)]
     if results.gains:
-        parts += ["## Against the bare model, at α = 1", _verdicts(_ordered(results))]
+        parts += ["## Against the bare model, at α = 1", wording.ADJUSTED]
+        parts.append(_verdicts(_ordered(results)))
     parts += ["## What was run", f"{_ran(results)}\n\n```\n{results.study.command}\n```"]
     caveats = wording.caveats(results)
     if caveats:
@@ -107,8 +108,8 @@ def grid_markdown(grid: Grid, figure: str | None = None) -> str:
     for against, title in ((ALPHA_1, f"Gain over {baseline}"), (None, "Gain over the bare model")):
         table = _gains(grid, against)
         if table:
-            about = "Points of accuracy at α = 1 [95 % interval]; bold where it is a verdict."
-            parts += [f"## {title}", about, table]
+            about = "Points of accuracy at α = 1 [interval]; bold where it is a verdict."
+            parts += [f"## {title}", f"{about} {wording.ADJUSTED}", table]
     for results in grid.studies:
         study = results.study
         where = f"{study.suite} on {wording.model(study.model)}"
@@ -210,7 +211,8 @@ def _ran(results: Results) -> str:
     study = results.study
     lines = [
         f"- model `{study.model}`, digest `{study.model_digest}`, {study.dtype} on {study.device}",
-        f"- suite `{study.suite}`, trained on `{study.train}`"
+        (f"- suite `{study.suite}`, " if study.suite else "- ")
+        + (f"trained on `{study.train}`" if study.train else "training data not known")
         + (f" ({wording.count(study.train_items, 'item')}" if study.train_items else "")
         + (f", {wording.count(study.train_pairs, 'pair')})" if study.train_pairs else "")
         + ("" if study.train_pairs or not study.train_items else ")"),

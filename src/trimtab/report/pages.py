@@ -40,6 +40,15 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
     return [page for page in made if page is not None]
 
 
+def write_own_page(run: Path) -> Path | None:
+    """Write the page of a run of `dose` (of one trait or several) or of a comparison of heads into its
+    folder, as `report.md`; None for another folder."""
+    for part, write in PARTS.items():
+        if (run / part).is_file() or any(run.glob(f"*/{part}")):
+            return write(run, run / "report.md")
+    return None
+
+
 def _writer(folder: Path) -> Writer | None:
     if folder.name in NAMED:
         return NAMED[folder.name]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ class Results:
         return _over_seeds(self._at(method, split, metric, at))
 
     def curve(self, method: str, split: str, metric: str) -> list[Measurement]:
-        """A metric over alpha, ascending; alpha 0 may come from the bare model."""
+        """A metric over alpha, ascending; alpha 0 may come from the bare model, whose damage is none."""
         rows = [*self._index.get((method, split, metric), [])]
         if not any(m.alpha == 0 for m in rows):
             rows += self._index.get((BASE, split, metric), [])
@@ -226,6 +226,9 @@ class Results:
         for m in rows:
             if m.alpha is not None and m.at != EQUAL_KL:
                 by_alpha.setdefault(m.alpha, []).append(m)
+        if split == NEUTRAL and len(by_alpha) > 1 and 0 not in by_alpha:
+            nothing = {"seed": None, "alpha": 0.0, "value": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+            by_alpha[0.0] = [replace(rows[0], **nothing)]  # where nothing is attached: exactly none
         points = [_over_seeds(by_alpha[alpha]) for alpha in sorted(by_alpha)]
         return [point for point in points if point is not None]
 
@@ -311,6 +314,11 @@ def read_grid(run_dir: str | Path) -> Grid:
     file = Path(run_dir) / GRID
     record = _Record(file, _json(file))
     names = tuple(str(name) for name in record.array("studies"))
+    for name in names:
+        if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+            raise TrimtabError(
+                f"{file}: 'studies' names {name!r}; expected names of folders beside the file"
+            )
     if not names:
         raise TrimtabError(f"{file}: 'studies' is empty; expected the folders of its studies")
     return Grid(

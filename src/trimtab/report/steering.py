@@ -19,9 +19,11 @@ SHOWN = ("mean", "rotation", PROMPT)
 
 
 def write_steering(folder: Path, page: Path) -> Path | None:
-    """Write the Markdown page over every trait in `folder`, and its figure beside it; None where there
-    is none. Same files, same bytes."""
-    found = [read_doses(file.parent) for file in sorted(folder.glob("*/dose.json"))]
+    """Write the Markdown page over every trait in `folder`, or over the one that it is, and its figure
+    beside it; None where there is none. Same files, same bytes."""
+    alone = (folder / "dose.json").is_file()
+    folders = [folder] if alone else [file.parent for file in sorted(folder.glob("*/dose.json"))]
+    found = [read_doses(each) for each in folders]
     if not found:
         return None
     figure = page.with_suffix(".svg")
@@ -43,7 +45,8 @@ def markdown(found: Sequence[Doses], figure: str) -> str:
         "difference of their mean log-probs, in nats a token. Damage is KL from the bare model on "
         f"{size['passages']} neutral passages; every dial is turned to where it equals that of a "
         "system prompt with the persona, and measured there, at twice that α, and at the "
-        "opposites. Intervals are 95 %, over questions and passages.",
+        "opposites. Intervals are 95 %, over questions and passages, each for itself: nothing is adjusted "
+        "for the number of methods.",
         "\n".join(f"- {_headline(d)}" for d in found),
         f"![Shift of the log-ratio and rise of NLL over damage, by trait]({figure})",
         "Left of 0 is negative α, or the opposite persona. Grey: random directions.",

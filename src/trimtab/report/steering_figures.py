@@ -13,7 +13,6 @@ from trimtab.report.doses import PROMPT, RANDOM, Doses
 from trimtab.report.figures import (
     _PLACEHOLDER,
     INK,
-    MARKERS,
     MUTED,
     NICE,
     PAGE,
@@ -23,6 +22,7 @@ from trimtab.report.figures import (
     _panel,
     _plane,
 )
+from trimtab.report.looks import looks_of
 
 Look = tuple[str, str, str]
 """Colour, marker, how its line is drawn."""
@@ -56,6 +56,7 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
     looks: dict[str, Look] = {}
     labels = {}
     rows = {r["name"]: r for d in found for r in d.results if not r["half"]}
+    table = looks_of(rows)
     for name, row in sorted(rows.items(), key=lambda item: item[1]["method"] != RANDOM):
         if row["method"] == RANDOM:
             looks[name], labels[name] = (MUTED, "", "-"), wording.label(RANDOM)
@@ -64,9 +65,8 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
         elif equal := next((other for other in looks if _same(found, name, other)), None):
             labels[equal] += f", {name}"
         else:
-            place = sum(colour not in (MUTED, INK) for colour, _, _ in looks.values())
-            colour = _PLACEHOLDER[f"m{place % 8}"]
-            looks[name], labels[name] = (colour, MARKERS[place % len(MARKERS)][0], "-"), name
+            colour, marker = table[name]
+            looks[name], labels[name] = (_PLACEHOLDER[colour], marker, "-"), name
     return looks, labels
 
 
@@ -93,6 +93,7 @@ def _line(ax: Axes, rows: Sequence[dict[str, Any]], metric: str, look: Look) -> 
         mec=PAGE,
         mew=1,
         zorder=2 if colour == MUTED else 3,
+        clip_on=False,
     )
 
 

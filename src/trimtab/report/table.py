@@ -106,8 +106,9 @@ def verdict_tables(results: Results) -> list[Table]:
                 wording.points(c.mde, sign=False),
             )
             before = c.split
+        table.caption = "p and verdict: adjusted (Holm) over the table; intervals: each for itself"
         if any(c.told and c.in_this_run for c in rows):
-            table.caption = "* in this run: fewer than 5 seeds say nothing about other seeds"
+            table.caption += "\n* in this run: fewer than 5 seeds say nothing about other seeds"
         tables.append(table)
     return tables
 

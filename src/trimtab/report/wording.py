@@ -21,6 +21,12 @@ from trimtab.report.results import (
 NOTHING = "–"
 """Stands where a figure is not known."""
 
+ADJUSTED = (
+    "Intervals are 95\u00a0%, each for itself. p-values and verdicts are adjusted (Holm) over all rows of "
+    "the table, so that an interval may leave out 0 beside “cannot tell”."
+)
+"""What stands at every table of verdicts."""
+
 METRICS = {
     "accuracy": "accuracy",
     "accuracy_sum": "accuracy, summed log-probs",
@@ -276,7 +282,11 @@ def caveats(results: Results) -> list[str]:
     """What the figures do not say, from what was run; the study's own notes come last."""
     study, rows = results.study, results.comparisons
     found = []
-    if len(study.seeds) == 1:
+    if not study.seeds:
+        found.append(
+            "Dials as they were saved, one each: nothing here says how another seed would come out."
+        )
+    elif len(study.seeds) == 1:
         found.append(
             "1 seed only: “better” and “worse” hold for this run. Another initialisation or order "
             "of the data may come out otherwise, which no interval here knows of; five seeds are "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from trimtab import models
 from trimtab.batching import PromptStyle
+from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
+from trimtab.files import write_json
 from trimtab.fit import Method
 from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
+from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
-from trimtab.study.files import write_json
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 
@@ -36,24 +38,24 @@ SUMMARY, JOB, COSTS = "summary.json", "cell.json", "costs.json"
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measuring(Bounded, group="measuring"):
     """How every cell of a comparison is measured."""
 
-    alphas: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    alphas: tuple[Strength, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     """Alphas of the dose–response curve."""
-    dose_items: int = 60
+    dose_items: Count = 60
     """Items of the dose–response curve: the first of the suite's `dose` pairs."""
-    train_items: int = 60
+    train_items: Count = 60
     """Training items scored before and after: the first of the training set."""
-    passages: int = 12
+    passages: Count = 12
     """Neutral passages on which damage is measured."""
-    prompts: int = 4
+    prompts: Whole = 4
     """Prompts that are continued; 0 generates nothing."""
-    generate_alphas: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    generate_alphas: tuple[Strength, ...] = (-1.0, 0.0, 1.0)
     """Alphas of the generations."""
-    new_tokens: int = 40
+    new_tokens: Count = 40
     """Longest continuation, in tokens."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -61,9 +63,7 @@ class Measuring:
     """Splits that are measured again where a dial's KL equals DPO's (by default all)."""
 
     def __post_init__(self) -> None:
-        for name in ("dose_items", "train_items", "passages", "new_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        super().__post_init__()
         for name, most in (("passages", len(NEUTRAL)), ("prompts", len(GENERATION_PROMPTS))):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; there are {most}")
@@ -80,7 +80,7 @@ class Setting:
     model: str
     """Hub id, folder, .gguf file, or smollm2-135m."""
     digest: str
-    """The model's."""
+    """Of the model's weights."""
     dtype: str
     device: str
     threads: int
@@ -91,6 +91,14 @@ class Setting:
     limit: int | None = None
     train_limit: int | None = None
     rendering: Rendering = USUAL
+    parts: dict[str, Any] = field(default_factory=dict)
+    """What else the model is known by (`models.Source.parts`)."""
+
+    @property
+    def source(self) -> models.Source:
+        """The model's identity."""
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.parts.items()}
+        return models.Source(self.model, self.digest, **texts)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -101,7 +109,7 @@ class Setting:
         kind = self.device.partition(":")[0]
         return {
             "format": FORMAT,
-            "model": self.digest,
+            "model": self.source.whole,
             "dtype": self.dtype,
             "device": kind,
             "threads": self.threads if kind == "cpu" else None,
@@ -175,7 +183,7 @@ def cell_of(
     own = {**setting.key, "method": method.name if method else None, "seed": seed}
     own["recipe"] = recipe_digest(method.recipe) if method else None
     own |= {"instruction": instruction} if instruction else {}
-    key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+    key = digest(own)[:16]
     name = method.name if method else PROMPT if instruction else BASE
     words = [name, *([] if seed is None else [f"s{seed}"]), key]
     return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)
@@ -250,11 +258,11 @@ def cell_at(folder: Path, job: dict[str, Any], setting: Setting) -> Cell:
     return cell
 
 
-def check_model(setting: Setting, model: Any) -> None:
+def check_model(setting: Setting, model: Any, tokenizer: Any) -> None:
     """Raise ConfigError unless the loaded model is the one that was planned with."""
-    found = models.source_of(model).digest
-    if found != setting.digest:
+    found = models.differences(setting.digest, setting.parts, models.source_of(model, tokenizer))
+    if differs := found.refused + found.warned:
         raise ConfigError(
-            f"{setting.model}: is {found[:12]} here, but the comparison was planned with "
-            f"{setting.digest[:12]}"
+            f"{setting.model}: is not here what the comparison was planned with: another "
+            f"{', another '.join(differs)}"
         )

@@ -10,8 +10,10 @@ from trimtab.errors import StudyError
 from trimtab.fit import Method
 from trimtab.progress import SILENT, Progress
 from trimtab.study import workers
+from trimtab.study.cell import SUMMARY
 from trimtab.study.files import free_folder
 from trimtab.study.grid import Comparison, chosen_methods, plan_studies
+from trimtab.study.made import say_older
 from trimtab.study.measure import equal_kl_file
 from trimtab.study.output import write_results
 from trimtab.study.settings import read_settings
@@ -65,6 +67,7 @@ def compare(
     todo = [task for task in tasks.values() if not task.cell.done]
     names = ", ".join(dict.fromkeys(study.suite.name for study in studies))
     progress.say(f"{names}: {len(tasks)} cells, {len(tasks) - len(todo)} of them done already")
+    say_older((out / "cells").glob(f"*/{SUMMARY}"), progress)
     failed = _run(run, todo, progress)
     whole = [s for s in studies if all(task.cell.done for task in s.tasks())]
     again = [task for study in whole for task in study.again()]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, encode, layout_for, plan_batches
+from trimtab.bounds import Bounded, Count, Positive, Several, Strength, Whole
 from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial
 from trimtab.errors import ConfigError
@@ -30,6 +31,7 @@ from trimtab.evaluate.decoding import (
 from trimtab.evaluate.generation import Sampling
 from trimtab.evaluate.items import check_alphas, item_scores
 from trimtab.evaluate.rewards import token_rewards
+from trimtab.files import write_json, write_lines
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import after_head
 from trimtab.fit.run import recipe_digest
@@ -38,7 +40,8 @@ from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.rendering import USUAL, Rendering
 from trimtab.states import Readings, head_site, read_tokens
-from trimtab.study.files import Rows, write_json, write_lines
+from trimtab.statistics import POSITIVE, SHARE
+from trimtab.study.files import Rows
 from trimtab.study.head_cells import (
     STUDY,
     Cells,
@@ -46,8 +49,9 @@ from trimtab.study.head_cells import (
     check_seeds,
     described,
     difference_line,
+    identified,
     judged,
-    share_line,
+    mean_line,
     threads_of,
 )
 
@@ -59,7 +63,7 @@ ANSWERS = 8
 
 
 @dataclass(frozen=True)
-class HeadComparison:
+class HeadComparison(Bounded):
     """What is trained, on how much, and judged where."""
 
     model: str = models.DEFAULT_MODEL
@@ -68,57 +72,49 @@ class HeadComparison:
     """Pairs that every arm is trained on."""
     tests: tuple[str, ...] = ("hh:harmless-base/test[:1500]",)
     """Pairs to be judged on."""
-    train_limit: int | None = None
+    train_limit: Count | None = None
     """The first so many training items."""
-    test_limit: int | None = None
+    test_limit: Several | None = None
     """The first so many items of each test."""
-    alphas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    alphas: tuple[Strength, ...] = (0.5, 1.0, 1.5, 2.0)
     """Strengths, 1 among them."""
-    kl_items: int = 50
+    kl_items: Several = 50
     """Items of each test on whose answers the KL is measured, the first ones."""
-    args_answers: int = 6
+    args_answers: Several = 6
     """Answers on which that of ARGS is, which takes a pass a token."""
-    k: int = 10
+    k: Several = 10
     """Tokens among which ARGS chooses."""
-    epochs: float = 2.0
+    epochs: Positive = 2.0
     """Passes of DPO and of GenARM over the pairs."""
-    head_epochs: float = 5.0
+    head_epochs: Positive = 5.0
     """Passes of the head, which a store makes cheap."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""
     head_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what trains a head on the frozen model."""
-    new_tokens: int = 32
+    new_tokens: Whole = 32
     """Tokens that are generated to take the time; 0 takes none."""
-    rounds: int = 5
+    rounds: Count = 5
     """How often each arm generates them, the arms in turn."""
-    max_length: int = 256
+    max_length: Count = 256
     """Pairs longer than this many tokens are dropped and counted."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; the last bits of the figures depend on them."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_alphas(self.alphas)
         if 1.0 not in self.alphas or 0.0 in self.alphas or len(set(self.alphas)) < len(self.alphas):
             raise ConfigError(
                 "alphas: expected each once, 1 among them and not 0, which is the base"
             )
-        for name, least in (
-            ("kl_items", 2),
-            ("args_answers", 2),
-            ("k", 2),
-            ("new_tokens", 0),
-            ("rounds", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         if not self.tests or len(set(self.tests)) < len(self.tests):
             raise ConfigError("tests: expected at least one, each once")
         check_seeds("seeds", self.seeds)
@@ -168,7 +164,7 @@ class _Run:
         self.train = read_pairs(settings.train, root, limit=settings.train_limit)
         pairs = {t: read_pairs(t, root, limit=settings.test_limit) for t in settings.tests}
         common = {
-            "model": models.digest_of(settings.model),
+            "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
             "threads": settings.threads,
@@ -204,7 +200,7 @@ class _Run:
         zero = self.cells.get(
             "zero", {"arm": "zero"}, lambda _: {"equal": self._equal_at_zero(methods["iav"])}
         )
-        write_lines(out / "results.jsonl", self._lines(base, found))
+        write_lines(out / "results.jsonl", identified(self.model, self._lines(base, found)))
         write_lines(out / "verdicts.jsonl", self._differences(base, found))
         write_lines(out / "rates.jsonl", rates)
         sizes = {"items": self.encoded_train.n_items, "pairs": self.encoded_train.n_pairs}
@@ -213,6 +209,7 @@ class _Run:
             s,
             command,
             s.threads,
+            versions=self.cells.versions(),
             kind="heads",
             title=title,
             train=sizes | {"dropped": self.encoded_train.dropped_pairs},
@@ -322,7 +319,8 @@ class _Run:
         for prompt, answer in answers[: s.args_answers]:
             if not prompt:
                 continue
-            rows, total = Decoder(self.model, prompt, 1, dial.sites), torch.zeros(len(s.alphas))
+            rows = Decoder(self.model, prompt, 1, dial.sites, room=len(answer))
+            total = torch.zeros(len(s.alphas))
             for token in answer:
                 logps, likely = rows.logits[0].log_softmax(-1).topk(s.k)
                 fed = torch.cat([likely.cpu(), torch.tensor([token])])  # the answer's own one too
@@ -502,7 +500,7 @@ class _Run:
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
         encoded = encode(pairs, self.tokenizer, max_length=most, rendering=self.settings.rendering)
-        self.progress.rendered(pairs.name, len(pairs), encoded, most)
+        self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
     def _dial(self, arm: str, named: Method, seed: int) -> Dial:
@@ -534,13 +532,14 @@ class _Run:
         for test in self.settings.tests:
             own: dict[str, Any] = {"split": test, "metric": "accuracy"}
             scores: Scores = {None: base[test]["accuracy"]}
-            lines.append(share_line(scores, arm="base", alpha=0.0, **own))
+            lines.append(mean_line(scores, arm="base", alpha=0.0, **own))
             for arm, by_seed in found.items():
                 for alpha in self.settings.alphas:
                     for metric in ("accuracy", "kl"):
                         scores = _column(by_seed, test, alpha, metric)
                         own = {"arm": arm, "alpha": alpha, "split": test, "metric": metric}
-                        lines.append(share_line(scores, **own))
+                        within = SHARE if metric == "accuracy" else POSITIVE
+                        lines.append(mean_line(scores, within=within, **own))
         return lines
 
     def _differences(self, base: Any, found: dict[str, dict[int, Any]]) -> Rows:

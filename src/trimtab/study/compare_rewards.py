@@ -13,11 +13,13 @@ import torch
 
 from trimtab import models
 from trimtab.batching import Encoded, answer_spans, encode
+from trimtab.bounds import Bounded, Count, Several, Whole
 from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.items import item_scores
 from trimtab.evaluate.rewards import reward_scores, rewards_of
+from trimtab.files import write_json, write_lines
 from trimtab.fit import Method, fit, method
 from trimtab.fit.heads import aggregate_all
 from trimtab.fit.recipes import ORPORecipe, TrainSettings
@@ -25,7 +27,7 @@ from trimtab.fit.run import recipe_digest
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.study.files import Rows, write_json, write_lines
+from trimtab.study.files import Rows
 from trimtab.study.head_cells import (
     STUDY,
     Cells,
@@ -34,8 +36,9 @@ from trimtab.study.head_cells import (
     check_seeds,
     described,
     difference_line,
+    identified,
     judged,
-    share_line,
+    mean_line,
     threads_of,
 )
 
@@ -46,7 +49,7 @@ LOSSES = ("separable", "contrastive", "listwise")
 
 
 @dataclass(frozen=True)
-class RewardComparison:
+class RewardComparison(Bounded):
     """What is trained, on how much, and judged where."""
 
     model: str = models.DEFAULT_MODEL
@@ -55,11 +58,11 @@ class RewardComparison:
     """Tasks whose training split is trained on, and whose test split is in-domain."""
     held_out: tuple[str, ...] = ("piqa", "winogrande", "social_i_qa")
     """Tasks of which nothing is trained on."""
-    train_items: int = 1500
+    train_items: Count = 1500
     """Items trained on, over all tasks, the first of each alike."""
-    more_items: int = 0
+    more_items: Whole = 0
     """Items for one more frozen head, whose training costs little; 0 for none."""
-    test_items: int = 500
+    test_items: Several = 500
     """Items of each test split, the first ones."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""
@@ -67,21 +70,19 @@ class RewardComparison:
     """Seeds of the frozen heads."""
     ablation: bool = True
     """Every pooling with every loss on the frozen model."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; the last bits of the figures depend on them."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("train_items", 1), ("more_items", 0), ("test_items", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        super().__post_init__()
         every = (*self.tasks, *self.held_out)
         if not self.tasks or not self.held_out or len(set(every)) < len(every):
             raise ConfigError("tasks, held_out: expected at least one of each, each task once")
@@ -126,7 +127,7 @@ class _Run:
             for task in (*settings.tasks, *settings.held_out)
         }
         common = {
-            "model": models.digest_of(settings.model),
+            "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
             "threads": settings.threads,
@@ -163,14 +164,12 @@ class _Run:
         own = {"arm": "untouched", "train": self.train.digest}
         untouched = self.cells.get("untouched", own, lambda _: {"largest": self._moved(frozen)})
         out = self.cells.out
-        write_lines(
-            out / "results.jsonl",
-            [
-                line
-                for (arm, read_out), found in table.items()
-                for line in _shares(s, found, arm=arm, read_out=read_out)
-            ],
-        )
+        lines = [
+            line
+            for (arm, read_out), found in table.items()
+            for line in _shares(s, found, arm=arm, read_out=read_out)
+        ]
+        write_lines(out / "results.jsonl", identified(self.model, lines))
         write_lines(out / "verdicts.jsonl", _differences(s, table))
         write_lines(out / "ablation.jsonl", _ablated(s, ablation))
         more = {} if self.more is None else {"more items": len(self.more.items())}
@@ -179,6 +178,7 @@ class _Run:
             s,
             command,
             s.threads,
+            versions=self.cells.versions(),
             kind="rewards",
             title=title,
             train={"items": len(self.train.items()), "pairs": len(self.train), **more},
@@ -302,7 +302,8 @@ class _Run:
 
     def _encode(self, pairs: PairSet) -> Encoded:
         encoded = encode(pairs, self.tokenizer, max_length=self.settings.max_length)
-        self.progress.rendered(pairs.name, len(pairs), encoded, self.settings.max_length)
+        most = self.settings.max_length
+        self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
 
@@ -338,9 +339,9 @@ def _by_task(seeds: Sequence[int], found: Sequence[dict[str, list[float]]]) -> d
 
 def _shares(settings: RewardComparison, found: dict[str, Scores], **labels: Any) -> Rows:
     """A line a task, and one for each of the two averages."""
-    lines = [share_line(scores, **labels, split=task) for task, scores in found.items()]
+    lines = [mean_line(scores, **labels, split=task) for task, scores in found.items()]
     for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
-        lines.append(share_line(averaged([found[t] for t in tasks]), **labels, split=name))
+        lines.append(mean_line(*averaged([found[t] for t in tasks]), **labels, split=name))
     return lines
 
 
@@ -364,10 +365,11 @@ def _ablated(settings: RewardComparison, table: dict[tuple[str, str], dict[str, 
     lines, against = [], next(iter(table.values()), {})
     for (pooling, loss), found in table.items():
         for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
-            a, b = (averaged([side[t] for t in tasks]) for side in (found, against))
-            labels = {"pooling": pooling, "loss": loss, "split": name}
+            (a, weights), (b, _) = (averaged([side[t] for t in tasks]) for side in (found, against))
+            labels: dict[str, Any] = {"pooling": pooling, "loss": loss, "split": name}
             first = found is against
-            lines.append(share_line(a, **labels) | (difference_line(a, b) if not first else {}))
+            more = difference_line(a, b, weights) if not first else {}
+            lines.append(mean_line(a, weights, **labels) | more)
     told = iter(judged([line for line in lines if "p" in line]))
     return [next(told) if "p" in line else line for line in lines]
 
@@ -379,8 +381,9 @@ def _differences(
     for mine, theirs in COMPARED:
         for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
             if mine in table and theirs in table:
-                a, b = (averaged([table[side][t] for t in tasks]) for side in (mine, theirs))
+                sides = ([table[side][t] for t in tasks] for side in (mine, theirs))
+                (a, weights), (b, _) = map(averaged, sides)
                 labels = dict(zip(("arm", "read_out"), mine, strict=True))
                 labels |= dict(zip(("against", "against_read_out"), theirs, strict=True))
-                lines.append(difference_line(a, b, **labels, split=name))
+                lines.append(difference_line(a, b, weights, **labels, split=name))
     return judged(lines)

@@ -15,16 +15,17 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import NeutralText, score
 from trimtab.evaluate.items import check_alphas
-from trimtab.fit.run import versions
+from trimtab.files import write_json, write_lines
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
 from trimtab.study import tables
 from trimtab.study.cell import BASE
-from trimtab.study.files import Rows, free_folder, write_json, write_lines, write_rows
+from trimtab.study.files import Rows, free_folder, write_rows
+from trimtab.study.made import made_with
 from trimtab.study.measure import damage_rows, score_rows, sizes
-from trimtab.study.output import commit
 
 
 def evaluate(
@@ -61,8 +62,8 @@ def evaluate(
         force: go on although a dial was made for another base model.
 
     Returns:
-        Lines as in `results.jsonl`: `method`, `split`, `alpha`, `metric`, `value`, `ci_low`,
-        `ci_high`, `items`, `pairs`, …
+        Lines as in `results.jsonl`: `model`, `method`, `split`, `seed`, `aggregate`, `alpha`, `metric`,
+        `value`, `ci_low`, `ci_high`, `items`, `pairs`, …
 
     Raises:
         ConfigError: a name that is taken, an alpha that is not finite, an `out` that is not free.
@@ -86,14 +87,14 @@ def evaluate(
     strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
     for dial in named.values():
         if not force:
-            dial.check_base(model)
+            dial.check_base(model, tokenizer)
     encoded = {}
     for name, p in sets.items():
         e = encoded[name] = encode(
             p, tokenizer, max_length=max_length, prompt_style=prompt_style, rendering=rendering
         )
         progress.left_out(p.name, p.left_out, p.notes)
-        progress.rendered(p.name, len(p), e, max_length)
+        progress.rendered(p.name, len(p), e, max_length, models.context(model))
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
     rows: Rows = []
     for method, dial in {BASE: None, **named}.items():
@@ -112,9 +113,16 @@ def evaluate(
                     method, None, "dose" if len(strengths) > 1 else at, alpha, damage
                 )
     source = models.source_of(model)
+    ours = versions()
+    made = [(name, dial.info.versions) for name, dial in named.items()]
+    mixed = made_with(
+        [("this run", ours), *((n, {k: v[k] for k in ours if k in v}) for n, v in made)]
+    )[1]
+    for line in mixed:
+        progress.say(line)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"suite": suite, "suite_digest": suite_digest, "dtype": dtype, "commit": commit()}
-    lines = tables.results(rows, common)
+    lines = tables.results(rows, source.name, common)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         study = {
@@ -132,10 +140,10 @@ def evaluate(
             "seeds": [],
             "dtype": dtype,
             "device": str(next(model.parameters()).device),
-            "versions": versions(),
+            "versions": ours,
             "command": command,
             "limit": limit,
-            "notes": [],
+            "notes": mixed,
         }
         write_json(folder / "study.json", study)
         write_lines(folder / "results.jsonl", lines)

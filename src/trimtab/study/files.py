@@ -1,11 +1,7 @@
-"""Result files: rows as parquet, values as JSON, all or nothing."""
+"""The folder of a run, and its per-item scores as parquet."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trimtab.errors import ConfigError
+from trimtab.files import aside
 
 Rows = list[dict[str, Any]]
 
@@ -52,39 +49,10 @@ def free_folder(out: str | Path, *mine: str) -> Path:
 
 def write_rows(file: Path, rows: Rows) -> None:
     """Rows as parquet, all or nothing."""
-    with _aside(file) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside)
+    with aside(file) as writing:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), writing)
 
 
 def read_rows(file: Path) -> Rows:
     """Rows of a parquet file."""
     return pq.read_table(file).to_pylist()
-
-
-def write_json(file: Path, value: Any) -> None:
-    """A JSON file, all or nothing."""
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_lines(file: Path, rows: Rows) -> None:
-    """One JSON object a line, all or nothing."""
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_text(file: Path, text: str) -> None:
-    """A text file, all or nothing."""
-    with _aside(file) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `file` at the end. An OSError names the file: those of a full
-    disk do not say what was being written."""
-    aside = file.with_name(f".{file.name}.writing")
-    try:
-        yield aside
-        os.replace(aside, file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from error

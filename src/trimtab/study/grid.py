@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from trimtab import models
+from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
 from trimtab.progress import Progress
@@ -32,7 +33,7 @@ CONTROLS = (tables.BASELINE, "random", PROMPT)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Bounded):
     """A grid of models, suites, methods and seeds."""
 
     model: str = models.DEFAULT_MODEL
@@ -52,15 +53,15 @@ class Comparison:
     """Seeds of the methods that have one."""
     recipes: tuple[str, ...] = ()
     """YAML files with other settings of methods, such as `trimtab tune` writes."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items of every split and of the training set."""
-    train_limit: int | None = None
+    train_limit: Count | None = None
     """The first so many training items, where that differs."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
     device: str = "auto"
     """A torch device, or auto: the first GPU, else the CPU."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
     --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
     data_root: str | None = None
@@ -174,9 +175,11 @@ def plan_studies(
     studies = []
     for name in many:
         local = Path(name).expanduser()
+        source = models.identify(name)
         setting = Setting(
             model=str(local.absolute()) if local.exists() else name,
-            digest=models.digest_of(name),
+            digest=source.digest,
+            parts=source.parts,
             dtype=dtype,
             device=str(device),
             threads=comparison.threads,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab import models
+from trimtab import models, statistics
 from trimtab.errors import ConfigError
-from trimtab.fit.run import versions
+from trimtab.files import write_json
 from trimtab.progress import Progress
-from trimtab.study.files import Rows, free_folder, write_json
-from trimtab.study.output import commit
-from trimtab.study.statistics import holm, mean_interval, paired_difference, verdict
+from trimtab.provenance import commit, digest, versions
+from trimtab.statistics import SHARE, Range, mean_interval, paired_difference
+from trimtab.study.files import Rows, free_folder
+from trimtab.study.made import VERSIONS, made_with, say_older
 
 FORMAT = 1
 STUDY = "heads.json"
@@ -28,6 +28,9 @@ CELL = "cell.json"
 
 Scores = dict[int | None, list[float]]
 """Values by item, a list a seed; the seed is None where nothing is drawn."""
+
+Weights = list[float] | None
+"""How much each item counts; None where all count alike."""
 
 
 class Cells:
@@ -45,12 +48,13 @@ class Cells:
         self.out = free_folder(out, "cells", STUDY).absolute()
         self.common, self.progress = {"format": FORMAT, **common}, progress
         self.used: dict[Path, float] = {}
+        self.made: dict[str, dict[str, str]] = {}
+        say_older((self.out / "cells").glob(f"*/{CELL}"), progress)
 
     def folder(self, name: str, own: Mapping[str, Any]) -> Path:
         """A cell's folder."""
-        text = json.dumps({**self.common, **own}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.out / "cells" / f"{name}-{digest}"
+        key = digest({**self.common, **own})[:16]
+        return self.out / "cells" / f"{name}-{key}"
 
     def get(self, name: str, own: Mapping[str, Any], make: Callable[[Path], Any]) -> Any:
         """What a cell's file holds; where there is none, what `make` returns for the cell's folder,
@@ -62,10 +66,25 @@ class Cells:
             folder.mkdir(parents=True, exist_ok=True)
             start = time.process_time()
             found = make(folder)
-            write_json(file, {"found": found, "seconds": time.process_time() - start})
+            write_json(
+                file,
+                {
+                    "found": found,
+                    "seconds": time.process_time() - start,
+                    VERSIONS: versions(),
+                },
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
         self.used[folder] = content["seconds"]
+        self.made[name] = content.get(VERSIONS, {})
         return content["found"]
+
+    def versions(self) -> dict[str, str]:
+        """The versions that the cells were made with; said where they are several."""
+        made, mixed = made_with(self.made.items())
+        for line in mixed:
+            self.progress.say(line)
+        return made
 
     def seconds(self) -> float:
         """Processor time that the cells took."""
@@ -91,26 +110,38 @@ def check_seeds(name: str, seeds: Sequence[int]) -> None:
         raise ConfigError(f"{name}: expected at least one number of 0 or more, each once")
 
 
-def share_line(scores: Scores, **labels: Any) -> dict[str, Any]:
+def mean_line(
+    scores: Scores, weights: Weights = None, within: Range = SHARE, **labels: Any
+) -> dict[str, Any]:
     """A mean over items, and over seeds, with its 95 % interval."""
-    found = mean_interval(list(scores.values()))
+    found = mean_interval(list(scores.values()), within, weights)
     return {
         **labels,
         "value": found.value,
         "ci_low": _number(found.low),
         "ci_high": _number(found.high),
+        "seed": next(iter(scores)) if len(scores) == 1 else None,
+        "aggregate": len(scores) > 1,
         "seeds": len(scores),
         "items": len(next(iter(scores.values()))),
     }
 
 
-def difference_line(mine: Scores, theirs: Scores, **labels: Any) -> dict[str, Any]:
-    """`mine` less `theirs` on the same items, without a verdict. Seeds are paired by their number; a
+def identified(model: Any, lines: Rows) -> Rows:
+    """Lines that begin with the model's name and their arm's, as every `results.jsonl` has them."""
+    name = models.source_of(model).name
+    return [{"model": name, "method": line["arm"], **line} for line in lines]
+
+
+def difference_line(
+    mine: Scores, theirs: Scores, weights: Weights = None, **labels: Any
+) -> dict[str, Any]:
+    """A share, `mine` less `theirs` on the same items, without a verdict. Seeds are paired by their number; a
     side with one is set against every seed of the other."""
     if len(mine) > 1 and len(theirs) > 1:
         both = [seed for seed in mine if seed in theirs]
         mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))
-    found = paired_difference(list(mine.values()), list(theirs.values()))
+    found = paired_difference(list(mine.values()), list(theirs.values()), SHARE, weights)
     return {
         **labels,
         "difference": found.value,
@@ -125,28 +156,21 @@ def difference_line(mine: Scores, theirs: Scores, **labels: Any) -> dict[str, An
 
 
 def judged(lines: Rows) -> Rows:
-    """Lines of one table with verdicts: p-values are adjusted by Holm over all of them."""
-    adjusted = holm([line["p"] for line in lines]) if lines else []
-    done: Rows = []
-    for line, p in zip(lines, adjusted, strict=True):
-        rest = {k: v for k, v in line.items() if k != "_difference"}
-        done.append(
-            {**rest, "p_holm": float(p), **verdict(line["_difference"], float(p), line["seeds"])}
-        )
-    return done
+    """Lines of one table with verdicts."""
+    told = statistics.judged([(line["_difference"], line["seeds"]) for line in lines])
+    return [
+        {k: v for k, v in line.items() if k != "_difference"} | found._asdict()
+        for line, found in zip(lines, told, strict=True)
+    ]
 
 
-def averaged(parts: Sequence[Scores]) -> Scores:
-    """Items of several tasks whose mean is the unweighted mean of the tasks' means: each value is
-    weighted by its task's share. An interval over such items counts the tasks' different means as
-    spread, and is rather too wide than too narrow."""
-    total = sum(len(next(iter(part.values()))) for part in parts)
-    found: Scores = {}
-    for seed in parts[0]:
-        found[seed] = [
-            value * total / (len(parts) * len(part[seed])) for part in parts for value in part[seed]
-        ]
-    return found
+def averaged(parts: Sequence[Scores]) -> tuple[Scores, list[float]]:
+    """Items of several tasks, and weights by which their mean is the unweighted mean of the tasks' means.
+    An interval over such items counts the tasks' different means as spread, and is rather too wide than
+    too narrow."""
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    weights = [sum(sizes) / (len(parts) * size) for size in sizes for _ in range(size)]
+    return {seed: [value for part in parts for value in part[seed]] for seed in parts[0]}, weights
 
 
 def described(model: Any, settings: Any, command: str, threads: int, **more: Any) -> dict[str, Any]:
@@ -161,7 +185,6 @@ def described(model: Any, settings: Any, command: str, threads: int, **more: Any
         "device": parameter.device.type,
         "threads": threads,
         "settings": json.loads(json.dumps(asdict(settings))),
-        "versions": versions(),
         "commit": commit(),
         "command": command,
     }

@@ -20,13 +20,16 @@ from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
+from trimtab.files import write_json
 from trimtab.fit import fit
 from trimtab.fit.training import HISTORY, SPACE
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
+from trimtab.provenance import versions
 from trimtab.study.cell import COSTS, JOB, SUMMARY, Cell, Setting, check_model
-from trimtab.study.files import Rows, read_rows, write_json, write_rows
+from trimtab.study.files import Rows, read_rows, write_rows
+from trimtab.study.made import VERSIONS
 
 
 class Models:
@@ -80,7 +83,7 @@ class Stage:
         s = self.setting
         self.progress.say(f"loading {s.model}")
         found = self.models.get(s.model, s.dtype, s.device)
-        check_model(s, found[0])
+        check_model(s, *found)
         return found
 
     @cached_property
@@ -116,7 +119,9 @@ class Stage:
             prompt_style=settings.prompt_style,
             rendering=self.setting.rendering,
         )
-        self.progress.rendered(pairs.name, len(pairs), found, settings.max_length)
+        self.progress.rendered(
+            pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
+        )
         return found
 
     def score(
@@ -150,7 +155,11 @@ def run_cell(cell: Cell, stage: Stage) -> None:
     write_json(cell.folder / COSTS, costs)
     write_json(
         cell.folder / SUMMARY,
-        {"generations": texts, "pairs": {n: sizes(e) for n, e in splits.items()}},
+        {
+            "generations": texts,
+            "pairs": {n: sizes(e) for n, e in splits.items()},
+            VERSIONS: versions(),
+        },
     )
     stage.progress.say(f"{cell.label}: done in {time.monotonic() - started:.0f} s")
 

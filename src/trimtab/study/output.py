@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trimtab.files import write_json, write_lines
 from trimtab.fit import METHODS, Method
-from trimtab.fit.run import versions
+from trimtab.provenance import commit
 from trimtab.study import tables
 from trimtab.study.cell import BASE, COSTS, PROMPT, SUMMARY
-from trimtab.study.files import Rows, read_rows, write_json, write_lines, write_rows
+from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.grid import Comparison, Study
+from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.measure import read_history
 from trimtab.study.settings import Settings
 
@@ -133,6 +134,7 @@ def _write_study(
     out.mkdir(parents=True, exist_ok=True)
     summaries = {cell: json.loads((cell.folder / SUMMARY).read_text()) for cell in cells}
     sizes = summaries[cells[0]]["pairs"]
+    made, mixed = made_with([(cell.label, summaries[cell].get(VERSIONS, {})) for cell in cells])
     common = {
         "suite": suite.name,
         "suite_digest": suite.digest,
@@ -146,8 +148,8 @@ def _write_study(
         split: [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
         for split, (_, own) in study.capability.items()
     }
-    lines = tables.results(rows, common)
-    lines += tables.elicitation(rows, capability, study.methods, common)
+    lines = tables.results(rows, setting.model, common)
+    lines += tables.elicitation(rows, capability, study.methods, setting.model, common)
     write_json(
         out / "study.json",
         {
@@ -169,14 +171,14 @@ def _write_study(
             "dtype": setting.dtype,
             "device": setting.device,
             "threads": setting.threads,
-            "versions": versions(),
+            "versions": made,
             "command": command,
             "limit": comparison.limit,
             "equal_kl": study.target(),
             "published": asdict(suite.published) if suite.published else None,
             "trials": {m.name: settings.trials.get(m.name, 0) for m in chosen if m.trained},
             "equivalent": _equivalent(chosen),
-            "notes": list(notes),
+            "notes": [*notes, *mixed],
         },
     )
     write_lines(out / "results.jsonl", lines)
@@ -204,20 +206,3 @@ def _write_study(
         if cell.name not in costs and (cell.folder / COSTS).is_file():
             costs[cell.name] = json.loads((cell.folder / COSTS).read_text())
     write_json(out / "costs.json", {k: v for k, v in costs.items() if k not in (BASE, PROMPT)})
-
-
-def commit() -> str:
-    """The commit of the code that runs, or its version where it is not run from a repository."""
-    from trimtab import __version__
-
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return __version__
-    return done.stdout.strip() if done.returncode == 0 else __version__

@@ -15,12 +15,13 @@ from typing import Any
 
 from trimtab import models
 from trimtab.errors import StudyError, TrimtabError
-from trimtab.fit.run import versions
+from trimtab.files import write_json, write_lines
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit
 from trimtab.study import steering_tables
-from trimtab.study.files import free_folder, write_json, write_lines
+from trimtab.study.files import free_folder
+from trimtab.study.made import VERSIONS, made_with, say_older
 from trimtab.study.measure import threads
-from trimtab.study.output import commit
 from trimtab.study.steering_cells import Stage, read_cell, run_cell
 from trimtab.study.steering_plan import Cell, Dosing, plan
 
@@ -54,13 +55,14 @@ def dose(
     several = len(dosing.traits) > 1
     places = [Path(out) / t if several else Path(out) for t in dosing.traits]
     folders = [free_folder(place, "cells", "dose.json") for place in places]
-    digest = models.digest_of(dosing.model)
+    source = models.identify(dosing.model)
     failed: dict[str, str] = {}
     loaded: list[Any] = []
     for trait, folder in zip(dosing.traits, folders, strict=True):
         stage = Stage(dosing, trait, loaded, progress)
-        cells = plan(dosing, stage.train, stage.test, folder, digest)
+        cells = plan(dosing, stage.train, stage.test, folder, source.whole)
         todo = [cell for cell in cells if not cell.file.is_file()]
+        say_older((folder / "cells").glob("*.json"), progress)
         progress.say(f"{trait}: {len(cells)} cells, {len(cells) - len(todo)} of them done already")
         for number, cell in enumerate(todo, 1):
             try:
@@ -74,7 +76,7 @@ def dose(
             else:
                 progress.say(f"{trait}, {cell.name}: {number} of {len(todo)}")
         if all(cell.file.is_file() for cell in cells):
-            _write(folder, stage, cells, digest, command)
+            _write(folder, stage, cells, source.digest, command)
     if failed:
         said = "; ".join(f"{cell}: {error}" for cell, error in failed.items())
         raise StudyError(f"failed: {said}; the others are kept, the same command tries again")
@@ -84,7 +86,10 @@ def dose(
 def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: str) -> None:
     """The trait's result files, from its cells'."""
     found = [read_cell(cell) for cell in cells]
-    results = steering_tables.results(found)
+    made, mixed = made_with([(c["name"], c.get(VERSIONS, {})) for c in found])
+    for line in mixed:
+        stage.progress.say(line)
+    results = steering_tables.results(found, stage.dosing.model)
     write_lines(folder / "results.jsonl", results)
     write_lines(folder / "comparisons.jsonl", steering_tables.comparisons(found))
     write_lines(folder / "curves.jsonl", steering_tables.curves(found))
@@ -101,7 +106,8 @@ def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: 
             "personas": {str(k): v for k, v in stage.personas.items()},
             "kl": stage.dosing.kl or next((c["kl_target"] for c in found[1:]), None),
             "settings": json.loads(json.dumps(asdict(stage.dosing))),
-            "versions": versions(),
+            "versions": made,
+            "notes": mixed,
             "commit": commit(),
             "command": command,
         },

@@ -20,14 +20,16 @@ from trimtab.dials import Dial
 from trimtab.errors import StudyError
 from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate
 from trimtab.evaluate.dose import LogRatios, log_ratios, valid_answers
+from trimtab.files import write_json
 from trimtab.fit import fit
 from trimtab.fit.rotation import ContrastiveRecipe
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.progress import Progress
+from trimtab.provenance import versions
 from trimtab.rendering import lead_ids
-from trimtab.study.files import write_json
+from trimtab.study.made import VERSIONS
 from trimtab.study.steering_plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing
 
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -115,6 +117,7 @@ def run_cell(cell: Cell, cells: Sequence[Cell], stage: Stage) -> None:
         "seed": cell.seed,
         "half": cell.half,
         "items": [row.item for row in stage.encoded.rows],
+        VERSIONS: versions(),
         "cpu_seconds_in_all": round(time.process_time() - cpu, 1),
     }
     write_json(cell.file, {**found, **note})

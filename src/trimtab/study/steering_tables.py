@@ -21,14 +21,14 @@ from trimtab.evaluate.dose import (
     straightness,
     wrong_way,
 )
+from trimtab.statistics import BOOTSTRAP_SEED, QUANTILES, SHARE, Interval, mean_interval
 from trimtab.study.files import Rows
-from trimtab.study.statistics import BOOTSTRAP_SEED, QUANTILES, Interval, mean_interval
 
 DRAWS = 2000
 RANDOM, PROMPT = "random", "prompt"
 
 
-def results(cells: Sequence[dict[str, Any]]) -> Rows:
+def results(cells: Sequence[dict[str, Any]], model: str) -> Rows:
     """A row a cell.
 
     `slope` is in nats a token of log-ratio for one alpha, `per_damage` for one root nat of KL (see
@@ -48,7 +48,8 @@ def results(cells: Sequence[dict[str, Any]]) -> Rows:
             binary_log_ratio_correlation(alphas, line, ok)
             for line, ok in zip(y.T, valid.T, strict=True)
         ]
-        row: dict[str, Any] = {k: cell[k] for k in ("name", "method", "seed", "half", "kind")}
+        row: dict[str, Any] = {"model": model, **{k: cell[k] for k in ("name", "method", "seed")}}
+        row |= {"aggregate": False, "half": cell["half"], "kind": cell["kind"]}
         row |= {
             "alpha": float(alphas[cell["matched"][1]]),
             "kl_up": cell["kl"][cell["matched"][1]],
@@ -65,7 +66,7 @@ def results(cells: Sequence[dict[str, Any]]) -> Rows:
             "antisymmetry": antisymmetry(alphas, y),
             **_interval(
                 "wrong_way",
-                mean_interval((1 - np.sign(item_slopes)) / 2)
+                mean_interval((1 - np.sign(item_slopes)) / 2, SHARE)
                 if moved
                 else Interval(wrong_way(item_slopes), np.nan, np.nan),
             ),
@@ -126,17 +127,23 @@ def curves(cells: Sequence[dict[str, Any]]) -> Rows:
         alphas, y, valid, _, dose = _arrays(cell)
         base = y[int(np.argmin(np.abs(alphas)))]
         for a, alpha in enumerate(alphas):
+            mean = mean_interval if alpha else _nothing
             row = {
                 "name": cell["name"],
                 "alpha": float(alpha),
                 "dose": float(dose[a]),
-                **_interval("shift", mean_interval(y[a] - base)),
-                **_interval("kl", mean_interval(cell["kl_passages"][a])),
-                **_interval("nll_rise", mean_interval(cell["nll_rise_passages"][a])),
+                **_interval("shift", mean(y[a] - base)),
+                **_interval("kl", mean(cell["kl_passages"][a])),
+                **_interval("nll_rise", mean(cell["nll_rise_passages"][a])),
                 "valid": float(valid[a].mean()),
             }
             rows.append({k: _plain(v) for k, v in row.items()})
     return rows
+
+
+def _nothing(values: Any) -> Interval:
+    """At 0 nothing is attached: every change is exactly 0."""
+    return Interval(0.0, 0.0, 0.0)
 
 
 # ---- resampling ---------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,6 +12,7 @@ import yaml
 
 from trimtab.errors import ConfigError, near
 from trimtab.pairs import PairSet, check_disjoint, read_pairs, unseen
+from trimtab.provenance import digest
 
 INSTRUCTION = "Answer truthfully and helpfully, and say only what is right."
 """Leads the prompts of the control `prompt` where a suite has no instruction of its own."""
@@ -70,7 +69,7 @@ class Suite:
         specs: list[Any] = [self.train, self.evaluate, self.dose]
         if self.instruction != INSTRUCTION:
             specs.append(self.instruction)
-        return hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()
+        return digest(specs)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.study.cell import BASE
-from trimtab.study.files import Rows
-from trimtab.study.statistics import (
+from trimtab import statistics
+from trimtab.statistics import (
+    POSITIVE,
+    SHARE,
+    UNBOUNDED,
     Interval,
+    Range,
     dose_response,
-    holm,
     mean_interval,
     paired_difference,
-    verdict,
 )
+from trimtab.study.cell import BASE
+from trimtab.study.files import Rows
 
 SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
 DAMAGE = ("kl", "nll_rise")
+WITHIN: dict[str, Range] = {"margin": UNBOUNDED, "nll_rise": UNBOUNDED, "kl": POSITIVE}
+"""What values of a metric lie between, where they are no shares."""
+NOTHING = {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+"""Damage at 0, where nothing is attached: exactly none."""
 BASELINE = "dpo"
 COMPARED = ("alpha_1", "equal_kl")
 """Where dials are compared."""
@@ -29,34 +36,37 @@ Seeds = dict[int | None, Rows]
 """Rows by seed."""
 
 
-def results(rows: Rows, common: dict[str, Any]) -> Rows:
-    """Lines of `results.jsonl`: a mean with its interval for every method, split, alpha and metric,
-    a seed each, and over seeds (seed null) where there are several. A value that is not finite, as
-    of a dial turned up until the model breaks, is null."""
+def results(rows: Rows, model: str, common: dict[str, Any]) -> Rows:
+    """Lines of `results.jsonl`: a mean with its interval for every method, split, alpha and metric, a
+    seed each (null for what has none), and over seeds (`aggregate`) where there are several. A value that
+    is not finite, as of a dial turned up until the model breaks, is null."""
     lines: Rows = []
     for (method, split, at, _), seeds in _grouped(rows).items():
         first = next(iter(seeds.values()))
+        idle = split == "neutral" and not any(part[0]["alpha"] for part in seeds.values())
         for metric in DAMAGE if split == "neutral" else SCORES:
             tables = {seed: _column(part, metric) for seed, part in seeds.items()}
             if len(tables) > 1 and None not in tables:
                 tables[None] = np.stack(list(tables.values()))
             for seed, values in tables.items():
                 line = {
+                    "model": model,
                     "method": method,
                     "split": split,
                     "seed": seed,
+                    "aggregate": seed is None and None not in seeds,
                     "alpha": _alpha(seeds.values() if seed is None else [seeds[seed]]),
                     "at": at if at in COMPARED else None,
                     "metric": metric,
-                    **_interval(values),
+                    **(NOTHING if idle else _interval(values, WITHIN.get(metric, SHARE))),
                     "items": len(first),
                     "pairs": None if split == "neutral" else sum(r["pairs"] for r in first),
                 }
                 lines.append({**line, **common})
-    return lines + _dose_summaries(rows, common)
+    return lines + _dose_summaries(rows, model, common)
 
 
-def _dose_summaries(rows: Rows, common: dict[str, Any]) -> Rows:
+def _dose_summaries(rows: Rows, model: str, common: dict[str, Any]) -> Rows:
     """Slope, straightness and monotonicity of each method's dose–response of the margin, a seed
     each, and over seeds where there are several."""
     dose = [r for r in rows if r["split"] == "dose"]
@@ -90,9 +100,11 @@ def _dose_summaries(rows: Rows, common: dict[str, Any]) -> Rows:
             }
             for metric, figures in summaries.items():
                 line = {
+                    "model": model,
                     "method": method,
                     "split": "dose",
                     "seed": seed,
+                    "aggregate": seed is None and None not in curves,
                     "alpha": None,
                     "at": None,
                     "metric": metric,
@@ -138,7 +150,7 @@ def differences(
                 values, against = _same_items(mine, theirs)
                 if not values.shape[1]:
                     continue
-                difference = paired_difference(values, against)
+                difference = paired_difference(values, against, SHARE)
                 lines.append(
                     {
                         "method": method,
@@ -161,24 +173,25 @@ def differences(
 
 
 def judged(lines: Rows) -> Rows:
-    """Lines of `differences`, of one study or of many, with verdicts: p-values are adjusted by Holm
-    over all lines at one place."""
-    adjusted: dict[int, float] = {}
+    """Lines of `differences`, of one study or of many, with verdicts: all lines at one place are one
+    table."""
+    found: dict[int, statistics.Verdict] = {}
     for at in COMPARED:
         table = [i for i, line in enumerate(lines) if line["at"] == at]
-        if table:
-            found = holm([lines[i]["p"] for i in table])
-            adjusted |= {i: float(p) for i, p in zip(table, found, strict=True)}
-    done: Rows = []
-    for i, line in enumerate(lines):
-        rest = {k: v for k, v in line.items() if k != "_difference"}
-        word = verdict(line["_difference"], adjusted[i], line["seeds"])
-        done.append({**rest, "p_holm": adjusted[i], **word})
-    return done
+        told = statistics.judged([(lines[i]["_difference"], lines[i]["seeds"]) for i in table])
+        found |= dict(zip(table, told, strict=True))
+    return [
+        {k: v for k, v in line.items() if k != "_difference"} | found[i]._asdict()
+        for i, line in enumerate(lines)
+    ]
 
 
 def elicitation(
-    rows: Rows, capability: dict[str, Rows], methods: Sequence[str], common: dict[str, Any]
+    rows: Rows,
+    capability: dict[str, Rows],
+    methods: Sequence[str],
+    model: str,
+    common: dict[str, Any],
 ) -> Rows:
     """GENIES' metric a split and method, and the capability that it is a share of (see `genies`).
 
@@ -194,25 +207,35 @@ def elicitation(
         base = _seeds(groups, BASE, split, "alpha_1")
         if not seeds or not base:
             continue
-        top = mean_interval(np.stack([_column(part, "accuracy_choice") for part in seeds.values()]))
-        start = {"split": split, "seed": None, "alpha": 1.0, "at": "alpha_1", "pairs": None}
+        top = mean_interval(
+            np.stack([_column(part, "accuracy_choice") for part in seeds.values()]), SHARE
+        )
+        start = {"model": model, "split": split, "alpha": 1.0, "at": "alpha_1", "pairs": None}
         items = len(next(iter(seeds.values())))
         line = {**start, "method": BASELINE, "metric": "capability", **_bounds(top), "items": items}
-        lines.append({**line, **common})
+        lines.append({**line, **_over(seeds), **common})
         for method in methods:
             mine = _seeds(groups, method, split, "alpha_1")
             if not mine or not top.value > 0:
                 continue
-            gain = paired_difference(*_same_items(mine, base, "accuracy_choice"))
+            values, start_values = _same_items(mine, base, "accuracy_choice")
+            gain = paired_difference(values, start_values, SHARE)
             share = gain.value / top.value
             half = (
                 np.hypot((gain.high - gain.low) / 2, share * (top.high - top.low) / 2) / top.value
             )
-            found = _bounds(Interval(share, share - half, share + half))
+            least, most = -start_values.mean() / top.value, (1 - start_values.mean()) / top.value
+            found = _bounds(Interval(share, max(share - half, least), min(share + half, most)))
             items = len(next(iter(mine.values())))
             line = {**start, "method": method, "metric": "elicitation", **found, "items": items}
-            lines.append({**line, **common})
+            lines.append({**line, **_over(mine), **common})
     return lines
+
+
+def _over(seeds: Seeds) -> dict[str, Any]:
+    """Whether a line is over several seeds; its seed where it is not."""
+    several = len(seeds) > 1
+    return {"seed": None if several else next(iter(seeds)), "aggregate": several}
 
 
 def _same_items(
@@ -256,11 +279,11 @@ def _column(rows: Rows, metric: str) -> np.ndarray:
     return np.array([r[metric] for r in rows], dtype=float)
 
 
-def _interval(values: np.ndarray) -> dict[str, float | None]:
+def _interval(values: np.ndarray, within: Range) -> dict[str, float | None]:
     """Mean and 95 % interval as fields of a line; nulls where a value is not finite."""
     if not np.isfinite(values).all():
         return {"value": None, "ci_low": None, "ci_high": None}
-    return _bounds(mean_interval(values))
+    return _bounds(mean_interval(values, within))
 
 
 def _bounds(interval: Interval) -> dict[str, float | None]:

@@ -12,7 +12,6 @@ on n alone.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -27,15 +26,18 @@ import yaml
 
 from trimtab import models
 from trimtab.batching import PromptStyle, encode
+from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluate import score
+from trimtab.files import write_json, write_lines, write_text
 from trimtab.fit import METHODS, Method, fit
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
-from trimtab.study.files import free_folder, write_json, write_lines, write_text
+from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
 from trimtab.study.settings import as_json, configured, read_settings
@@ -67,32 +69,32 @@ RECIPE, FIT, LIST, NOTE, JOURNAL = (
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Bounded):
     """What is tuned, on what, how long."""
 
     suite: str = "facts"
     """A suite, of which only the training items are used."""
-    trials: int = 20
+    trials: Count = 20
     """How many settings are tried; give every method of a table the same number."""
     model: str = models.DEFAULT_MODEL
     """Hub id, folder, .gguf file, or smollm2-135m."""
     parameters: tuple[str, ...] = ()
     """Searched in place of the usual ones: NAME=LOW..HIGH (log scale) or NAME=a,b,c."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the sampler and of every fit."""
-    limit: int | None = None
+    limit: Several | None = None
     """The first so many training items, those held out among them."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     recipes: tuple[str, ...] = ()
     """YAML files with other settings of methods, from which the search starts."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -180,8 +182,6 @@ def tune(
     """
     if not importlib.util.find_spec("optuna"):
         raise ConfigError("tune: Optuna is not installed (pip install 'trimtab[tune]')")
-    if search.trials < 1 or search.threads < 1 or search.seed < 0:
-        raise ConfigError("tune: trials and threads are at least 1, a seed at least 0")
     out = free_folder(out, NOTE)
     named = read_settings(search.recipes).method(method)
     if not named.trained and getattr(named.recipe, "estimator", "") == "random":
@@ -228,7 +228,7 @@ def _claim(
     mine = {
         "method": method.name,
         "recipe": repr(method.recipe),
-        "model": models.digest_of(search.model),
+        "model": models.identify(search.model).whole,
         "train": train.digest,
         "held_out": held.digest,
         "parameters": {name: repr(values) for name, values in space.items()},
@@ -302,7 +302,7 @@ def _try(
         trial = study.ask()
         chosen = {name: _suggest(trial, name, values) for name, values in space.items()}
         recipe = configured(method.recipe, chosen, f"trial {number}")
-        key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+        key = digest(chosen)[:12]
         folder = out / TRIALS / f"{number:03d}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         result: dict[str, Any] = {"trial": number, "optuna": trial.number, "settings": chosen}

@@ -87,6 +87,10 @@ class Experiment:
     figure: bool = False
     """A figure alone: nothing is trained."""
 
+    def said(self, seeds: int) -> str:
+        """What it is about, of a run on so many seeds."""
+        return self.about.replace("{seeds}", f"{seeds} seed{'' if seeds == 1 else 's'}")
+
 
 _RED_10 = {"red": NoisyLabel("redness", 10, 0.5)}
 _M1 = _RED_10 | {"vibrant": NoisyLabel("vibrancy", 100, 0.5)}
@@ -372,7 +376,7 @@ _ALL = (
     Experiment(
         "2.4.1",
         "Soft intervention on red, with a colour wheel",
-        "2.4 again over 60 seeds, on the RGB cube, with labels on about 0.1 % of samples.",
+        "2.4 again over {seeds}, on the RGB cube, with labels on about 0.1 % of samples.",
         Shape(4),
         labels=_RED_8 | {"vibrant": NoisyLabel("vibrancy", 10, 0.01)},
         terms=(
@@ -386,7 +390,7 @@ _ALL = (
     Experiment(
         "2.5.1",
         "Soft intervention on red, nothing else anchored",
-        "2.5 again over 60 seeds.",
+        "2.5 again over {seeds}.",
         Shape(4),
         labels=_RED_8,
         terms=(Term("separate", _SPREAD), _ANCHOR),
@@ -396,7 +400,7 @@ _ALL = (
     Experiment(
         "2.7.1",
         "Deleting hue",
-        "2.7 again over 60 seeds.",
+        "2.7 again over {seeds}.",
         Shape(4),
         labels={"vibrant": NoisyLabel("vibrancy", 8, 0.008)},
         terms=(
@@ -409,7 +413,7 @@ _ALL = (
     Experiment(
         "2.9.1",
         "Deleting red alone",
-        "2.9 again over 60 seeds, with one label: anti-anchor and anti-subspace.",
+        "2.9 again over {seeds}, with one label: anti-anchor and anti-subspace.",
         _DEEP,
         labels=_RED_8,
         terms=_TERMS_291,
@@ -444,7 +448,7 @@ _ALL = (
     Experiment(
         "2.10.1",
         "Deleting red, one repulsive term",
-        "2.10 again over 60 seeds.",
+        "2.10 again over {seeds}.",
         _DEEP,
         labels=_RED_8,
         terms=(Term("separate", _SPREAD), _ANCHOR, _TERMS_291[3]),

@@ -16,6 +16,7 @@ from trimtab.anchor.experiments.catalogue import Experiment
 from trimtab.anchor.experiments.figures import figure_arrays
 from trimtab.anchor.experiments.train import Trained, train
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import versions
 
 BASELINE = "baseline"
 
@@ -39,10 +40,10 @@ def run(
         "name": experiment.name,
         "kind": "figure" if experiment.figure else "colour",
         "title": experiment.title,
-        "about": experiment.about,
+        "about": experiment.said(len(seeds)),
         "seeds": list(seeds),
         "steps": steps,
-        "versions": results.versions(),
+        "versions": versions("torch", "python"),
     }
     if experiment.figure:
         found, arrays = figure_arrays(experiment.name)

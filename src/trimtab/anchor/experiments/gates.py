@@ -82,6 +82,15 @@ class View:
         """Indices of the n seeds with the highest score."""
         return np.argsort(-self.seeds(f"r2/{score}"), kind="stable")[:n]
 
+    def of_top(self) -> str:
+        """What a median over `top` is a median of."""
+        seeds = len(self.arm["seeds"])
+        return (
+            "of the ten best seeds"
+            if seeds > 10
+            else f"over {seeds} seed{'' if seeds == 1 else 's'}"
+        )
+
 
 GREYS = NAMES[12:]
 
@@ -289,7 +298,7 @@ def _soft(published: str, low: float, high: float, strict: bool) -> Callable[[Re
                 published=published,
             ),
             Gate(
-                "error of red after suppression, median of the ten best seeds",
+                f"error of red after suppression, median {v.of_top()}",
                 np.median(v.colour("suppression", "red")[top]),
                 low=0.2,
             ),
@@ -298,7 +307,7 @@ def _soft(published: str, low: float, high: float, strict: bool) -> Callable[[Re
             return [
                 *found,
                 Gate(
-                    "error of cyan after suppression, median of the ten best seeds",
+                    f"error of cyan after suppression, median {v.of_top()}",
                     np.median(v.colour("suppression", "cyan")[top]),
                     high=0.002,
                 ),
@@ -308,7 +317,7 @@ def _soft(published: str, low: float, high: float, strict: bool) -> Callable[[Re
             *found,
             Gate("selectivity R² of suppression, best seed", r2.max(), low=0.98, published=".991"),
             Gate(
-                "largest error of lime, purple, cyan and greys, median of the ten best seeds",
+                f"largest error of lime, purple, cyan and greys, median {v.of_top()}",
                 np.median(quiet),
                 high=0.005,
             ),
@@ -344,13 +353,13 @@ def _hue(result: Result) -> list[Gate]:
         ),
         Gate("selectivity R² of ablation, best seed", r2.max(), low=0.88, published=".912"),
         Gate(
-            "least error of a named hue, median of the ten best seeds",
+            f"least error of a named hue, median {v.of_top()}",
             np.median(v.colour("ablation", *HUES)[top].min(1)),
             low=0.12,
             published=".16",
         ),
         Gate(
-            "largest error of a grey, median of the ten best seeds",
+            f"largest error of a grey, median {v.of_top()}",
             np.median(v.colour("ablation", *GREYS)[top].max(1)),
             high=0.005,
             published=".001",
@@ -384,19 +393,19 @@ def _delete(published: str, best: str, red: str, cyan: str) -> Callable[[Result]
                 low=0.55,
             ),
             Gate(
-                "error of red, median of the ten best seeds",
+                f"error of red, median {v.of_top()}",
                 np.median(reds[top]),
                 low=0.3,
                 published=red,
             ),
             Gate(
-                "error of cyan, median of the ten best seeds",
+                f"error of cyan, median {v.of_top()}",
                 np.median(cyans[top]),
                 high=0.005,
                 published=cyan,
             ),
             Gate(
-                "largest error of a grey, median of the ten best seeds",
+                f"largest error of a grey, median {v.of_top()}",
                 np.median(v.colour("ablation", *GREYS)[top].max(1)),
                 high=0.005,
             ),

@@ -34,6 +34,7 @@ from trimtab.anchor.experiments.ngpt import NGPT, Edit, Size
 from trimtab.anchor.timeline import Row, Sheet
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import versions
 
 NAME, TITLE = "mixing", "A transformer that mixes colours"
 ABOUT = (
@@ -389,7 +390,7 @@ def run(
         "about": ABOUT,
         "seeds": list(seeds),
         "steps": steps,
-        "versions": results.versions(),
+        "versions": versions("torch", "python"),
         "arms": {arm: {"what": ARMS[arm].what, "cells": found} for arm, found in cells.items()},
         "bins": BINS,
         "doses": DOSES,

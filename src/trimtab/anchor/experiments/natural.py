@@ -26,6 +26,7 @@ from trimtab.anchor.experiments.gates import Gate, over_seeds
 from trimtab.anchor.experiments.language import ALPHAS, Batch, Cells, Setup, more, perplexity
 from trimtab.anchor.labels import Keywords, auroc, error_rate, noisy
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import versions
 
 NAME, TITLE = "natural", "A language model on natural text with code and cooking anchored"
 ABOUT = (
@@ -277,7 +278,7 @@ def run(
         "about": ABOUT,
         "seeds": list(seeds),
         "steps": steps,
-        "versions": results.versions(),
+        "versions": versions("torch", "python"),
         "cells": cells,
         "alphas": ALPHAS,
         "corpus": c.digest,

@@ -29,6 +29,7 @@ from trimtab.anchor.experiments.gates import Gate
 from trimtab.anchor.experiments.train import train
 from trimtab.interventions import Falloff
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import versions
 
 NAME, TITLE = "healing", "How a deleted colour comes back"
 ABOUT = (
@@ -81,7 +82,7 @@ def run(
         "about": ABOUT,
         "seeds": list(seeds),
         "steps": steps,
-        "versions": results.versions(),
+        "versions": versions("torch", "python"),
         "kinds": found,
         "settings": {"rate": RATE, "batch": BATCH, "every": EVERY, "steps": further, "back": BACK},
         "seconds": {"all": time.perf_counter() - start},

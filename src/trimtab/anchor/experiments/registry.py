@@ -34,7 +34,9 @@ def _colour(name: str) -> Entry:
     def run(out: Path, seeds: Sequence[int], **options: Any) -> Path:
         return colour.run(e, out, seeds, **options)
 
-    return Entry(name, e.title, e.about, 0 if e.figure else e.seeds, run, gates.GATES.get(name))
+    return Entry(
+        name, e.title, e.said(e.seeds), 0 if e.figure else e.seeds, run, gates.GATES.get(name)
+    )
 
 
 def _order(name: str) -> list[int]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,37 +16,25 @@ import torch
 from safetensors.numpy import save_file
 
 from trimtab.errors import ConfigError
+from trimtab.files import aside, write_text
 
 RESULT, ARRAYS = "result.json", "arrays.safetensors"
 
 
 def write(folder: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path:
     """Write both files; gives the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: np.ascontiguousarray(_array(v)) for k, v in arrays.items()}
     # The figures first: where the result is there, the arrays are, too.
-    for name, fill in (
-        (ARRAYS, lambda path: save_file(tensors, path)),
-        (RESULT, lambda path: path.write_text(_text(result), encoding="utf-8")),
-    ):
-        aside = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            fill(aside)
-            os.replace(aside, folder / name)
-        finally:
-            aside.unlink(missing_ok=True)
+    with aside(folder / ARRAYS) as writing:
+        save_file(tensors, writing)
+    write_json(folder / RESULT, result)
     return folder
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """One JSON file, written aside and renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(_text(value), encoding="utf-8")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    """One JSON file; numbers have six digits, and what is not finite is null."""
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    write_text(file, text + "\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -64,17 +50,6 @@ def read(folder: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with."""
-    from trimtab import __version__
-
-    return {
-        "trimtab": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -97,10 +72,6 @@ def summary(values: list[float]) -> dict[str, float]:
 def _array(value: Any) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     return array.astype(np.float16) if array.dtype in (np.float32, np.float64) else array
-
-
-def _text(result: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(result), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

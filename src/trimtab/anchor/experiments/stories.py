@@ -32,6 +32,7 @@ from trimtab.anchor.experiments.language import (
 )
 from trimtab.anchor.labels import auroc, noisy
 from trimtab.progress import SILENT, Progress
+from trimtab.provenance import versions
 
 NAME, TITLE = "stories", "A language model with a landmark and a lie anchored"
 ABOUT = (
@@ -197,7 +198,7 @@ def run(
         "about": ABOUT,
         "seeds": list(seeds),
         "steps": steps,
-        "versions": results.versions(),
+        "versions": versions("torch", "python"),
         "cells": cells,
         "alphas": ALPHAS,
         "tables": _tables(cells),

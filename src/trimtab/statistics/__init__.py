@@ -1,0 +1,41 @@
+"""Intervals, paired differences and verdicts from per-item scores: arrays in, numbers out."""
+
+from trimtab.statistics.curves import DoseResponse, dose_response
+from trimtab.statistics.intervals import (
+    BOOTSTRAP_SEED,
+    POSITIVE,
+    QUANTILES,
+    SHARE,
+    UNBOUNDED,
+    Difference,
+    Interval,
+    Range,
+    Score,
+    Spread,
+    mean_interval,
+    paired_difference,
+    spread,
+)
+from trimtab.statistics.verdicts import Verdict, holm, judged, verdict
+
+__all__ = [
+    "BOOTSTRAP_SEED",
+    "POSITIVE",
+    "QUANTILES",
+    "SHARE",
+    "UNBOUNDED",
+    "Difference",
+    "DoseResponse",
+    "Interval",
+    "Range",
+    "Score",
+    "Spread",
+    "Verdict",
+    "dose_response",
+    "holm",
+    "judged",
+    "mean_interval",
+    "paired_difference",
+    "spread",
+    "verdict",
+]
