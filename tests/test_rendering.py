@@ -13,6 +13,7 @@ from templates import (
     ALTERNATING,
     ASKED,
     BRACKETS,
+    BRIEF,
     CASES,
     CHANNELS,
     CHATML,
@@ -710,3 +711,49 @@ def test_the_relative_floor_of_directions() -> None:
         assert from_gradients(recipe, h + 1000 * noise, h).norm() == pytest.approx(1)
     with pytest.raises(ValueError, match="mean difference is zero within rounding"):
         from_states(STEERING["mean"][0], torch.cat([h, -h]), torch.cat([-h, h]) * (1 + 1e-7))
+
+
+# ---- for the eye ---------------------------------------------------------------------------------
+
+
+def test_a_pair_is_shown_in_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from trimtab.rendering.show import rendered_pair
+
+    reply = (assistant("Ask\x1b[31m."), user("What?"), assistant("That."))
+    (pair,) = pairs_of((BRIEF, reply, NO))
+    Console(width=100).print(rendered_pair(pair, tokenizer(INSERTED), "plain"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if len(line) > 2 and line[1].isdigit()] == [
+        *("prompt", "content", "end", "first", "content", "end", "trailing"),
+        *("first", "content", "end", "trailing"),
+    ]
+    text = " ".join(word for line in lines for word in line)
+    assert "content 9 Ask\\u001b[31m." in text
+    assert "\x1b" not in text
+
+
+def test_inspect_shows_a_rendered_pair(tmp_path: Any, capsys: Any, saved_model: Any) -> None:
+    import json
+
+    from trimtab.cli import main
+
+    rows = [{"prompt": list(BRIEF), "chosen": list(YES), "rejected": list(NO)}]
+    (tmp_path / "p.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    folder = saved_model()
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", f"jsonl:{tmp_path / 'p.jsonl'}", "--model", str(folder)])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "is given it (chat)" in " ".join(said.split())
+    assert "content" in said
+    assert "<|im_end|>" in said
+
+
+def test_what_a_terminal_is_given() -> None:
+    from trimtab.terminal import visible
+
+    given = "a\x1b[2Jb\x9b1mc\x07\u202ed\u2066e\r\x7f\x00\nf\tg\u200dh ü"
+    shown = "a\\u001b[2Jb\\u009b1mc\\u0007\\u202ed\\u2066e\\u000d\\u007f\\u0000\nf\tg\u200dh ü"
+    assert visible(given) == shown

@@ -31,11 +31,13 @@ REPEATED = "the answer repeated the prompt's messages: taken once"
 
 
 class Part(NamedTuple):
-    """A turn of an answer, as places in a text: its content, and where what ends it is over."""
+    """A turn of an answer, as places in a text: its content, where what ends it is over, and where
+    what the template puts before the content begins (behind the turn's header)."""
 
     start: int
     stop: int
     over: int
+    first: int
 
 
 class Written(NamedTuple):
@@ -86,7 +88,7 @@ def write(
     around = template.around(chat)
     before = around.before[len(turns) :] if around else (None,) * len(reply)
     after = around.after[len(turns) :] if around else (None,) * len(reply)
-    places = _places(whole, reply, before, after)
+    places = _places(whole, reply, before, after, template.opening())
     if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
         notes.add(OWN_REASONING)
 
@@ -103,7 +105,7 @@ def write(
         notes.add(AS_AT_INFERENCE)
         cut = _cut(template, whole, reply[0], found[0].start, head)
         text, shift = head + whole[cut:], len(head) - cut
-        found = [Part(p.start + shift, p.stop + shift, p.over + shift) for p in found]
+        found = [Part(*(place + shift for place in p)) for p in found]
     elif len(reply) == 1 and after[0] is not None:
         notes.add(AS_AT_INFERENCE)
         content = content_of(reply[0]).strip()
@@ -112,7 +114,7 @@ def write(
             content = content.removeprefix(template.thinking.open.strip()).lstrip()
         text = head + content + after[0]
         stop = start + len(content)
-        found = [Part(start, stop, len(text))]
+        found = [Part(start, stop, len(text), start)]
     else:
         place = f"{where}: " if where else ""
         raise DataError(
@@ -121,8 +123,9 @@ def write(
         )
     if template.begun(head) and not _closes(template, text[start : found[0].over]):
         notes.add(OPEN_THINKING)
-    parts = tuple(p for p, m in zip(found, reply, strict=True) if m.get("role") == role)
-    return Written(head, text, parts, frozenset(notes))
+    parts = [p for p, m in zip(found, reply, strict=True) if m.get("role") == role]
+    parts[0] = parts[0]._replace(first=start)
+    return Written(head, text, tuple(parts), frozenset(notes))
 
 
 def head_of(
@@ -194,6 +197,7 @@ def _places(
     reply: Sequence[Message],
     before: Sequence[str | None],
     after: Sequence[str | None],
+    opening: str,
 ) -> list[Part | None]:
     """Where each message of an answer stands in the whole rendering, from the last one back."""
     limit = len(whole)
@@ -202,6 +206,10 @@ def _places(
         reversed(reply), reversed(before), reversed(after), strict=True
     ):
         place = _place(whole, limit, content_of(message), lead, trail)
+        if place is not None and opening and lead and lead.startswith(opening):
+            more = lead[len(opening) :]  # an empty thinking part, the rest of a header
+            if whole[: place.start].endswith(more):
+                place = place._replace(first=place.start - len(more))
         places.append(place)
         limit = place.start if place is not None else limit
     return places[::-1]
@@ -226,9 +234,9 @@ def _place(
                 break
         tail = content[len(content.rstrip()) :] if core else ""
         stop = stop if tail.startswith(whole[inner:stop]) else inner
-        return Part(start, stop, limit)
+        return Part(start, stop, limit, start)
     back = _back(whole, stop, core)
-    return None if back is None else Part(back, inner, limit)
+    return None if back is None else Part(back, inner, limit, back)
 
 
 def _back(whole: str, stop: int, content: str) -> int | None:

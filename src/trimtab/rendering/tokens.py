@@ -264,7 +264,8 @@ def render_answer(
             trail, stop = end_of(part, end, len(ids)), len(ids)
         else:  # behind its mark the next turn's header begins
             trail = stop = end_of(part, end, inside(part.over)) if ended else end
-        turns.append(Turn(content if number else shared, content, end, trail, stop))
+        start = min(content, outside(part.first)) if number else shared
+        turns.append(Turn(start, content, end, trail, stop))
     return Rendered(before, ids, tuple(turns), written.notes)
 
 
