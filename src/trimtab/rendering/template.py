@@ -89,7 +89,7 @@ class Template:
         self._around: dict[str, Around | None] = {}
         self._takes_system: bool | None = None
         self._marks: set[int] | None = None
-        self._thinking: Thinking | bool | None = False
+        self._thinking: Tags | bool | None = False
 
     @property
     def tokenizer(self) -> Any:
