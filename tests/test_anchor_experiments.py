@@ -311,7 +311,7 @@ def test_the_recovery_experiment_runs(tmp_path: Path):
     [
         (["run", "2.91"], "unknown experiment '2.91'; did you mean"),
         (["run"], "which experiment?"),
-        (["run", "2.9.1", "--seeds", "0"], "--seeds 0: expected at least 1"),
+        (["run", "2.9.1", "--seeds", "0"], "--seeds 0: expected 1 or more"),
         (["run", "2.9.1", "--steps", "3"], "--steps 3"),
         (["check", "2.9.1", "--runs", "nowhere"], "run it first: trimtab anchor run 2.9.1"),
         (["check", "--all", "--runs", "nowhere"], "no runs there"),

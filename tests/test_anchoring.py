@@ -136,7 +136,7 @@ def test_bad_labels_are_named(labels, says):
 def test_bad_terms_are_refused():
     with pytest.raises(ConfigError, match=r"affinity 2 with label 'red'"):
         Term("pull", Anchor(0), labels={"red": 2})
-    with pytest.raises(ConfigError, match="expected mean, mellowmax or last"):
+    with pytest.raises(ConfigError, match="expected one of mean, mellowmax, last"):
         Term("pull", Anchor(0), pool="max")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="dimension 3: states have 3"):
         Anchor(3)(Z)

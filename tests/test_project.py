@@ -25,6 +25,7 @@ MAX_LINES = 600
 # or from itself. A new room is put here, and in the table of docs/architecture.md.
 FLOORS = {
     0: (
+        "bounds",
         "errors",
         "config_files",
         "progress",
@@ -33,6 +34,7 @@ FLOORS = {
         "files",
         "provenance",
         "statistics",
+        "terminal",
         "pairs",
         "models",
     ),
@@ -49,7 +51,7 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"errors", "files", "progress", "provenance", "readout", "sites"}
+FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

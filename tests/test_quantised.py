@@ -6,6 +6,9 @@ import copy
 import hashlib
 import json
 import math
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,13 +18,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.batching import Encoded, collate
+from trimtab.batching import Encoded, collate, layout_of
+from trimtab.cache import collect
+from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.targets import linear_modules
-from trimtab.errors import ModelError, TrainingError
+from trimtab.errors import DialError, ModelError, TrainingError
+from trimtab.export import check, export, run
 from trimtab.fit import fit
 from trimtab.fit.methods import method
 from trimtab.fit.probe import _differs, check_gradients
@@ -633,3 +640,320 @@ def test_a_kernel_that_would_end_the_process_is_refused(few_pairs: PairSet, toke
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ModelError, match="does not run on a CPU"):
         fit("mean", model, tokenizer, few_pairs)
+
+
+# ---- verbs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "make"),
+    [
+        ("bnb-nf4", "peft", lora),
+        ("bnb-nf4", "merged", lora),
+        ("bnb-int8", "peft", lora),
+        ("torchao-int8", "merged", vector),
+        ("hqq", "gguf", vector),
+    ],
+)
+def test_exports_of_dials_on_quantised_bases(
+    quantised: Callable[..., Any],
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    to: str,
+    make: Callable[[nn.Module], Dial],
+) -> None:
+    def checked(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
+        return check.compare(spec)  # here, instead of in a process that takes seconds to start
+
+    monkeypatch.setattr(run, "_run_check", checked)
+    monkeypatch.setattr(run, "_publish", lambda *_: None)
+    model = quantised(kind, fresh=True)
+    if to == "merged" and make is vector:
+        model.config.mlp_bias = True  # the plain copy is to have a place for it
+    dial = make(model)
+    receipt = export(dial, model, tokenizer, to, tmp_path / "out")
+    assert receipt["within_tolerance"]
+    assert receipt["largest_logit_change_by_the_dial"] > 0.1
+    assert receipt["base_quantisation"] == models.quantisation_name(model)
+    far = receipt["largest_logit_difference_to_the_quantised_base"]
+    assert far < (1.5 if kind in ACTIVATIONS_TOO else 1e-3)
+    assert models.quantisation_of(model)  # the base is as it was
+
+
+def test_verbs_take_load_in(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [
+        {"prompt": f"Is {i} blue?", "chosen": " Yes, the sky.", "rejected": " The other answer."}
+        for i in range(4)
+    ]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    base = ["--model", str(folder), "--load-in", "4bit"]
+    spec = f"jsonl:{pairs}"
+    made = str(tmp_path / "dial")
+    for words in (
+        ["fit", "mean", "--pairs", spec, "--out", made, *base],
+        [
+            "evaluate",
+            "--pairs",
+            f"x={spec}",
+            "--dial",
+            made,
+            "--out",
+            str(tmp_path / "eval"),
+            *base,
+        ],
+        ["export", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
+        [
+            "generate",
+            "--prompt",
+            "Is",
+            "--max-new-tokens",
+            "3",
+            "--dial",
+            made,
+            "--alpha",
+            "1",
+            *base,
+        ],
+    ):
+        with pytest.raises(SystemExit) as done:
+            main([*words, "--quiet"])
+        assert done.value.code == 0, capsys.readouterr().err
+    receipt = json.loads((tmp_path / "gguf" / "receipt.json").read_text())
+    assert receipt["base_quantisation"] == "bitsandbytes nf4"
+
+
+def test_the_command_line_says_nothing_of_quantisers() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "trimtab", "methods"], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == ""
+
+
+def outlying(folder: Path) -> Any:
+    """An 8-bit model some of whose inputs are outliers, as those of real models are."""
+    model = plain()
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data[::7] *= 4
+    where = folder.parent / "outlying"
+    model.save_pretrained(where)
+    return ACTIVATIONS_TOO["bnb-int8"](where)
+
+
+def test_rows_of_eight_bit_layers_are_read_one_by_one(folder: Path, rows: Encoded) -> None:
+    model = outlying(folder)
+    truth = []
+    for row in rows.rows:
+        for answer in row.answers:
+            ids = torch.tensor([[*row.prompt, *answer]])
+            scored = logits(model, ids)[0, :-1].log_softmax(-1)
+            found = scored.gather(-1, ids[0, 1:, None])[len(row.prompt) - 1 :, 0]
+            truth.append(found.sum())
+    together = collect(model, rows, logps=True).logps
+    assert together is not None
+    with pytest.warns(UserWarning, match="one by one"):
+        assert layout_of(outlying(folder), rows) == "alone"
+    assert torch.allclose(together, torch.stack(truth), atol=1e-4)
+    batched = read(model, collate(rows, [0, 1, 2], "padded"), logps=True).logps
+    assert batched is not None
+    assert (batched - torch.stack(truth)).abs().max() > 1e-2  # what it would have been
+
+
+def test_training_on_eight_bit_layers_starts_at_log_two(
+    folder: Path, few_pairs: PairSet, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = outlying(folder)
+    with models.differentiable(model):
+        assert models.rows_depend(model) == ""
+    assert models.rows_depend(model)
+    settings = TrainSettings(pairs_per_step=6, max_steps=1)
+    fit(
+        replace(method("dpo").recipe, train=settings),
+        model,
+        tokenizer,
+        few_pairs,
+        out=tmp_path / "dial",
+    )
+    first = json.loads((tmp_path / "dial" / "training.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert layout_of(model) == "alone"  # not what training has found to hold
+
+
+# ---- checkpoints that are quantised --------------------------------------------------------------
+
+
+def as_folder(model: Any, tokenizer: Any, where: Path, change: Any, settings: Any) -> Path:
+    """A folder whose tensors are changed one by one, and whose config says how they are quantised."""
+    model.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    stored = load_file(where / "model.safetensors")
+    changed = {k: v for name, t in stored.items() for k, v in change(name, t).items()}
+    save_file(changed, where / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((where / "config.json").read_text())
+    (where / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    return where
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_fp8_folder_in_any_dtype_on_a_cpu(tokenizer: Any, tmp_path: Path, dtype: str) -> None:
+    expected = plain()
+
+    def change(name: str, t: Tensor) -> dict[str, Tensor]:
+        if "layers." not in name or t.ndim < 2:
+            return {name: t}
+        blocks = t.view(t.shape[0] // 32, 32, t.shape[1] // 32, 32)
+        scale = blocks.abs().amax((1, 3)) / 448
+        codes = (blocks / scale[:, None, :, None]).view(t.shape).to(torch.float8_e4m3fn)
+        spread = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        expected.get_parameter(name).data = codes.float() * spread
+        return {name: codes, f"{name}_scale_inv": scale}
+
+    settings = {"quant_method": "fp8", "weight_block_size": [32, 32], "fmt": "e4m3"}
+    where = as_folder(plain(), tokenizer, tmp_path / "fp8", change, settings)
+    model, _ = models.load(str(where), dtype=dtype, device="cpu")
+    assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}
+    assert apart(logits(model), logits(expected)) < (1e-2 if dtype == "float32" else 5e-2)
+    assert models.source_of(model).quantisation.startswith("fp8")
+
+
+def test_an_mxfp4_folder_on_a_cpu(tokenizer: Any, tmp_path: Path) -> None:
+    config = transformers.GptOssConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        max_position_embeddings=256,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    kind: Any = transformers.AutoModelForCausalLM
+    generator = torch.Generator().manual_seed(0)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([values, -values])
+    expected: dict[str, Tensor] = {}
+
+    def change(name: str, t: Tensor) -> dict[str, Tensor]:
+        if not name.endswith("_proj") or "experts" not in name:
+            return {name: t}
+        shape = (t.shape[0], t.shape[2], t.shape[1] // 32)
+        codes = torch.randint(256, (*shape, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(120, 124, shape, generator=generator, dtype=torch.uint8)
+        both = torch.stack([values[(codes & 15).long()], values[(codes >> 4).long()]], -1)
+        dense = both.flatten(-2) * 2.0 ** (scales.float() - 127)[..., None]
+        expected[name] = dense.flatten(-2).mT
+        return {f"{name}_blocks": codes, f"{name}_scales": scales}
+
+    left_out = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": left_out}
+    where = as_folder(kind.from_config(config), tokenizer, tmp_path / "mx", change, settings)
+    model, _ = models.load(str(where), dtype="float32", device="cpu")
+    assert len(expected) == 4
+    for name, dense in expected.items():
+        assert torch.equal(model.get_parameter(name), dense)
+    assert logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("method_name", ["gptq", "awq"])
+def test_a_folder_whose_library_is_missing_is_refused(
+    tokenizer: Any, tmp_path: Path, method_name: str
+) -> None:
+    settings = {"quant_method": method_name, "bits": 4, "group_size": 64}
+    where = as_folder(plain(), tokenizer, tmp_path / "m", lambda n, t: {n: t}, settings)
+    with pytest.raises(ModelError, match="gptq"):
+        models.load(str(where))
+
+
+@pytest.mark.parametrize("kind", ["bnb-nf4", "bnb-int8", "torchao-int8"])
+def test_a_saved_quantised_model_is_loaded_as_it_was(
+    quantised: Callable[..., Any], tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
+    saved = quantised(kind, fresh=True)
+    models.settle(saved)
+    saved.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = models.load(str(tmp_path))
+    assert models.quantisation_of(model) == models.quantisation_of(saved)
+    assert apart(logits(model), logits(saved)) < 1e-5
+
+
+# ---- identity ------------------------------------------------------------------------------------
+
+
+def test_a_dial_on_another_quantisation_of_its_base_is_warned_of(
+    folder: Path, few_pairs: PairSet, tokenizer: Any
+) -> None:
+    model, _ = models.load(str(folder))
+    four, _ = models.load(str(folder), load_in="4bit")
+    eight, _ = models.load(str(folder), load_in="8bit")
+    assert models.source_of(model).digest == models.source_of(four).digest
+    dials = {"plain": fit("mean", model, tokenizer, few_pairs)}
+    dials["four"] = fit("mean", four, tokenizer, few_pairs)
+    for name, base, said in (
+        ("plain", four, r"another quantisation.*none.*bitsandbytes nf4"),
+        ("four", model, r"another quantisation.*bitsandbytes nf4.*none"),
+        ("four", eight, r"another quantisation.*bitsandbytes nf4.*bitsandbytes int8"),
+    ):
+        with pytest.warns(UserWarning, match=said), dials[name](base, 1.0):
+            pass
+    with pytest.raises(DialError, match="another weights"), dials["plain"](plain(seed=1), 1.0):
+        pass
+
+
+def test_quantising_in_place_is_another_identity(folder: Path) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model, _ = models.load(str(folder))
+    before = models.source_of(model)
+    quantize_(model.model.layers, Int8WeightOnlyConfig())
+    after = models.source_of(model)
+    assert before.quantisation == "none"
+    assert after.quantisation.startswith("torchao")
+    assert before.readings != after.readings
+
+
+def test_the_identity_of_a_base_that_has_run_is_its_own(quantised: Callable[..., Any]) -> None:
+    model = quantised("bnb-nf4", fresh=True)
+    before = models.source_of(model)
+    first = logits(model)
+    assert models.source_of(model) == before
+    assert torch.equal(logits(model), first)
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+
+def test_a_vector_that_half_precision_loses_is_told() -> None:
+    model = plain().bfloat16()
+    generator = torch.Generator().manual_seed(0)
+    size = 0.1 * 8.0
+    dial = VectorDial({1: torch.randn(WIDTH, generator=generator)}, {1: size})
+    with dial(model, 1e-3), pytest.warns(UserWarning, match="too coarse"):
+        logits(model)
+    with dial(model, 1.0), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        logits(model)
+    assert not any("coarse" in str(w.message) for w in said)
+    with dial(plain(), 1e-3), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        logits(plain())
+    assert not any("coarse" in str(w.message) for w in said)
+
+
+def test_an_export_says_that_its_base_rounds_its_inputs(
+    quantised: Callable[..., Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_run_check", lambda spec, stage, python: check.compare(spec))
+    monkeypatch.setattr(run, "_publish", lambda *_: None)
+    model = quantised("torchao-dynamic")
+    with pytest.warns(UserWarning, match="rounds its inputs"):
+        export(vector(model), model, tokenizer, "gguf", tmp_path / "out")

@@ -144,7 +144,7 @@ def test_parameters_of_ones_own():
 @pytest.mark.parametrize(
     ("changes", "method", "message"),
     [
-        ({"trials": 0}, "dpo", "trials and threads are at least 1"),
+        ({"trials": 0}, "dpo", "trials is 0; expected 1 or more"),
         ({}, "dppo", "unknown method 'dppo'; did you mean 'dpo'"),
         ({}, "random", "nothing to tune"),
         ({"suite": "fatcs"}, "dpo", "no suite 'fatcs'"),

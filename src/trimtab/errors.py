@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class TrimtabError(Exception):
@@ -49,18 +46,3 @@ def near(name: str, known: Iterable[str], n: int = 3) -> str:
     """`"; did you mean 'a', 'b'?"` for the nearest known names, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-
-
-def check_choices(settings: Any, prefix: str) -> None:
-    """Raise ConfigError where a dataclass field is none of the values that its type lists; the
-    command line checks them itself, Python does not."""
-    hints = get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        hint, value = hints[field.name], getattr(settings, field.name)
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        known = [v for o in options if get_origin(o) is Literal for v in get_args(o)]
-        if known and value not in known and not (value is None and type(None) in options):
-            raise ConfigError(
-                f"{prefix}.{field.name} is {value!r}{near(str(value), known)}; "
-                f"expected one of {', '.join(known)}"
-            )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.errors import ConfigError, near
 
@@ -25,9 +26,9 @@ class Run:
     """An experiment (see `trimtab anchor list`)."""
     all: bool = False
     """Every experiment, one after another."""
-    seeds: int | None = None
+    seeds: Count | None = None
     """How many seeds; each experiment has its own default."""
-    steps: int | None = None
+    steps: Count | None = None
     """A shorter run with the same sheets, to see that all runs; it proves nothing."""
     data_root: Path | None = None
     """Folder of local data, for `natural` (default: TRIMTAB_DATA)."""

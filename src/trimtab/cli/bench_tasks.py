@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Whole
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Args:
     """A reward dial's folder."""
     read_out: Literal["logprob", "reward", "sum"] | None = None
     """What ranks the choices (default: reward with --reward, else logprob)."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many documents of each task."""
-    fewshot: int | None = None
+    fewshot: Whole | None = None
     """Examples before each question (default: each task's own number)."""
     apply_chat_template: bool = False
     """Put prompts into the tokenizer's chat template."""
@@ -40,7 +43,8 @@ class Args:
     """Examples as turns of the chat (default: where --apply-chat-template is given)."""
     system_instruction: str | None = None
     """Text before every prompt; of a chat its system message."""
-    batch_size: int = 1
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
+    batch_size: Count = 1
     """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
     """A JSON file for the metrics."""
@@ -58,10 +62,7 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
-    about = (
-        "Tasks of lm-evaluation-harness: its own figures on a dialled model, and multiple choice "
-        "ranked by reward, or by reward + log-prob."
-    )
+    about = "Tasks of lm-evaluation-harness with its own figures; multiple choice by reward, too."
     args = parse(Args, words, verb="bench-tasks", about=about)
     from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
     from trimtab.evaluate.harness import bench_tasks
@@ -86,6 +87,7 @@ def main(words: list[str]) -> None:
     from trimtab.dials.dial import Composed
     from trimtab.files import write_text
     from trimtab.progress import Progress
+    from trimtab.rendering import record_of
 
     if reward is not None and not isinstance(reward, RewardDial):
         raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
@@ -117,6 +119,7 @@ def main(words: list[str]) -> None:
         apply_chat_template=args.apply_chat_template,
         fewshot_as_multiturn=args.fewshot_as_multiturn,
         system_instruction=args.system_instruction,
+        rendering=args.rendering,
         batch_size=args.batch_size,
         force=args.force,
         say=say,
@@ -136,6 +139,7 @@ def main(words: list[str]) -> None:
             "alpha": alpha,
             "fewshot": args.fewshot,
             "apply_chat_template": args.apply_chat_template,
+            **({"rendering": record} if (record := record_of(tokenizer, args.rendering)) else {}),
             "batch_size": args.batch_size,
             "results": found,
             "notes": notes,

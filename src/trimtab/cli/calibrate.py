@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count, Positive
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, DataError
@@ -29,9 +30,9 @@ class Args:
     text: Path | None = None
     """A text file of held-out passages, an empty line between (default: neutral passages that
     `evaluate` does not use)."""
-    passages: int | None = None
+    passages: Count | None = None
     """The first so many passages."""
-    largest: float = 8.0
+    largest: Positive = 8.0
     """Alphas beyond this are not tried."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
@@ -56,8 +57,6 @@ def main(words: list[str]) -> None:
 
     budget = parse_budget(args.budget)
     passages = _passages(args)
-    if not args.largest > 0:
-        raise ConfigError(f"--largest {args.largest:g}: expected a number above 0")
     check_model(args.model, args.dtype, args.device, args.load_in)
     (dial,) = read_dials([args.dial], args.model, args.force)
     if not (Path(args.dial) / "dial.json").is_file():

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, Strength
 from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
 from trimtab.cli.ready import check_model, read_dials, read_pairs
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
@@ -31,9 +34,9 @@ class Args:
     """A built-in suite or a YAML file, whose evaluation splits are used."""
     pairs: Annotated[tuple[str, ...], UseAppendAction] = ()
     """name=SPEC; repeat for several splits."""
-    alpha: tuple[float, ...] = (1.0,)
+    alpha: tuple[Strength, ...] = (1.0,)
     """Strengths; 0, the bare model, is always measured."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items of every split."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
@@ -43,10 +46,11 @@ class Args:
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     force: bool = False
     """Go on although a dial was made for another base model."""
     quiet: bool = False
@@ -103,6 +107,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         max_length=args.max_length,
         prompt_style=args.prompt_style,
+        rendering=args.rendering,
         command=command("evaluate", words),
         force=args.force,
         progress=progress,

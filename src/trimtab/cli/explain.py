@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials, warn_range
 from trimtab.errors import ConfigError, DataError
@@ -25,9 +26,9 @@ class Args:
     """Hub id, folder, .gguf file, or smollm2-135m."""
     alpha: str = "1"
     """Strength: a number, or none, light, standard, strong, maximum."""
-    steps: int = 12
+    steps: Count = 12
     """At most so many tokens."""
-    top: int = 5
+    top: Count = 5
     """So many promoted and so many demoted tokens a step."""
     system: str | None = None
     """A system text before it."""

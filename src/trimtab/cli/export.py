@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Strength
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, near
@@ -24,7 +25,7 @@ class Args:
     """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
-    alpha: float = 1.0
+    alpha: Strength = 1.0
     """The strength that the export is made at."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from trimtab.bounds import Count, Seed
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Args:
     """Folder to save the dial in. The same command goes on where it was stopped."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
-    seed: int = 0
+    seed: Seed = 0
     """Initialisation, data order, dropout."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
@@ -42,10 +44,11 @@ class Args:
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     store: Path | None = None
     """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     overwrite: bool = False
     """Replace what lies in --out."""
     processes: str = "auto"
@@ -99,6 +102,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         max_length=args.max_length,
         prompt_style=args.prompt_style,
+        rendering=args.rendering,
         overwrite=args.overwrite,
         store=store,
         progress=progress,

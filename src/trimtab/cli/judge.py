@@ -9,6 +9,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
@@ -35,7 +36,7 @@ class Args:
     chat: bool | None = None
     """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
     (--no-chat); by default as it was fitted."""
-    n: int | None = None
+    n: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""

@@ -12,17 +12,19 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from trimtab.bounds import check, described, hints
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
 T = TypeVar("T")
 
-FLAT = ("recipe", "comparison", "sampling", "search")
+FLAT = ("recipe", "comparison", "sampling", "search", "rendering")
 """Fields whose own fields are shown, and written in a file, without a prefix."""
 
 _checking: ContextVar[bool] = ContextVar("checking", default=False)
@@ -68,11 +70,49 @@ def parse(
     config = (tyro.conf.DisallowNone,)
     with _one_line(f"trimtab {verb}"):
         found = tyro.cli(
-            kind, prog=f"trimtab {verb}", description=about, args=words, config=config, **given
+            kind,
+            prog=f"trimtab {verb}",
+            description=about,
+            args=words,
+            config=config,
+            registry=_RANGES,
+            **given,
         )
+    check(found, "--{}")
     if _checking.get():
         raise Checked
     return found
+
+
+_RANGES = tyro.constructors.ConstructorRegistry()
+_plainly: ContextVar[bool] = ContextVar("plainly", default=False)
+
+
+@_RANGES.struct_rule
+def _with_ranges(
+    info: tyro.constructors.StructTypeInfo,
+) -> tyro.constructors.StructConstructorSpec | None:
+    """tyro's own reading of a dataclass, with each field's range behind its help."""
+    if _plainly.get() or not dataclasses.is_dataclass(info.type):
+        return None
+    token = _plainly.set(True)
+    try:
+        spec: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _plainly.reset(token)
+    known = hints(info.type)
+
+    def help_of(text: Any, limits: str) -> str:
+        said = str((text() if callable(text) else text) or "")
+        return f"{said} ({limits})" if limits not in said else said
+
+    fields = tuple(
+        dataclasses.replace(f, helptext=partial(help_of, f.helptext, limits))
+        if (limits := described(known[f.name]).removeprefix("a number "))
+        else f
+        for f in spec.fields
+    )
+    return dataclasses.replace(spec, fields=fields)
 
 
 TRUST = "--trust-remote-code"

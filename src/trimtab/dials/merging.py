@@ -70,10 +70,17 @@ def verify(
     half = next(p.dtype.itemsize for p in model.parameters() if p.is_floating_point()) < 4
     share = HALF_SHARE if half or models.quantisation_of(model) else SHARE
     if not off <= share * (change + on.std().item()):
+        why = (
+            "The base's quantised layers do more than multiply by their weights (they round their "
+            "inputs, too), which plain weights do not; use the dial as it is, or merge it into the "
+            "model that is not quantised"
+            if models.quantisation_of(model)
+            else "The model uses some of these weights in a way that a merge cannot follow; use the "
+            "dial as it is"
+        )
         raise DialError(
             f"merged into the weights, {what} gives other logits than hooked to the model: they differ "
-            f"by {off:.2g}, where it changes them by {change:.2g}. The model uses some of these weights "
-            "in a way that a merge cannot follow; use the dial as it is"
+            f"by {off:.2g}, where it changes them by {change:.2g}. {why}"
         )
 
 

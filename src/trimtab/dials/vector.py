@@ -22,11 +22,15 @@ from trimtab.dials.where import Condition, Positions, check_positions
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
 from trimtab.interventions import vectors
+from trimtab.progress import warn
 from trimtab.sites import Site, block_index
 from trimtab.states import module_at
 
 STRENGTH = 0.1
 """At alpha = 1 a state is moved by this share of the mean length of states at its site."""
+
+LOST = 0.2
+"""Share of a step beyond which its rounding in half precision is told."""
 
 Operator = Literal["add", "project_out", "suppress_above", "repel", "replace"]
 """What is done along the direction, see `interventions`."""
@@ -118,7 +122,8 @@ class VectorDial(Dial):
                 )
             if self.operator == "add" and not self.keep_norm:
                 step = self.step(site)
-                change, fused = partial(_add, step), partial(_add_fused, step)
+                said: set[str] = set()
+                change, fused = partial(_add, step, said=said), partial(_add_fused, step, said=said)
             else:
                 change, fused = partial(_change, self._operation(site), self.keep_norm), None
             edits.append(Edit(site, VECTOR, change, self.positions, self.condition, fused))
@@ -298,18 +303,44 @@ class VectorDial(Dial):
         return dial
 
 
-def _add(step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor) -> Tensor:
+def _add(
+    step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor, said: set[str] | None = None
+) -> Tensor:
     # The product is taken in float32 and rounded once: small steps survive in half precision.
-    return y + (alpha * step.to(y.device)).to(y.dtype)
+    moved = alpha * step.to(y.device)
+    new = y + moved.to(y.dtype)
+    if said is not None:
+        _say_lost(moved, y, new, said)
+    return new
 
 
-def _add_fused(step: Tensor, alpha: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _say_lost(moved: Tensor, y: Tensor, new: Tensor, said: set[str]) -> None:
+    """A line, once, where states in half precision are too coarse for what is added to them."""
+    if y.dtype.itemsize >= 4 or said or y.is_meta:
+        return
+    said.add("lost")
+    with torch.no_grad():
+        wanted = moved.float().expand(y.shape)
+        rounding = ((new.float() - y.float()) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        lost = float(rounding[rounding.isfinite()].median()) if rounding.isfinite().any() else 0.0
+    if lost > LOST:
+        warn(
+            f"{str(y.dtype).removeprefix('torch.')} states are too coarse for the vector at this "
+            f"alpha: {min(lost, 1):.0%} of its step is rounding; load the model in float32"
+        )
+
+
+def _add_fused(
+    step: Tensor, alpha: float, said: set[str] | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     moved: Tensor | None = None
 
     def run(_: Tensor, y: Tensor) -> Tensor:
         nonlocal moved
         if moved is None or moved.dtype != y.dtype or moved.device != y.device:
             moved = (alpha * step.to(y.device)).to(y.dtype)
+        if said is not None and not said and y.dtype.itemsize < 4:
+            _say_lost(alpha * step.to(y.device), y, y + moved, said)
         return y + moved
 
     return run

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import spans
+from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
-from trimtab.errors import ConfigError, ModelError
+from trimtab.errors import ModelError
 from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
 from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.items import check_alphas
@@ -25,33 +25,21 @@ from trimtab.rendering import end_ids as template_ends
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Bounded):
     """How text is drawn."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Longest continuation, in tokens."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """0 takes the likeliest token each time; above, tokens are drawn."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Within(0, 1, "(]")] = 1.0
     """Draw from the likeliest tokens that hold this probability."""
-    num_beams: int = 1
+    num_beams: Count = 1
     """Beams of a beam search."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Positive = 1.0
     """Above 1, tokens that have occurred become less likely."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
-
-    def __post_init__(self) -> None:
-        wrong = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("num_beams", self.num_beams >= 1, "1 or more"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
-        )
-        for name, fine, expected in wrong:
-            if not fine:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
 
 
 LIKELIEST, PLAIN = Sampling(), Sampling(temperature=1.0)

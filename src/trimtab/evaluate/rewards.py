@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from trimtab.batching import (
     layout_for,
     plan_batches,
 )
+from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.decoding import Decoder
@@ -152,32 +153,20 @@ def token_rewards(
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(Bounded):
     """How many candidates are drawn, and what becomes of them."""
 
-    n: int = 8
+    n: Count = 8
     """Candidates a prompt."""
     pick: Literal["best", "sample"] = "best"
     """`best`: the highest reward; `sample`: with weights softmax(alpha r), so that alpha 0 is a
     plain sample."""
-    alpha: float = 1.0
+    alpha: Strength = 1.0
     """Strength of the reward in `sample`."""
-    reject_every: int = 0
+    reject_every: Whole = 0
     """Every so many tokens the worst candidates are given up, by their reward so far; 0 never."""
-    keep: float = 0.5
+    keep: Annotated[float, Within(0, 1, "(]")] = 0.5
     """Share of them that goes on."""
-
-    def __post_init__(self) -> None:
-        wrong = (
-            ("n", self.n >= 1, "1 or more"),
-            ("pick", self.pick in ("best", "sample"), "best or sample"),
-            ("alpha", math.isfinite(self.alpha), "a finite number"),
-            ("reject_every", self.reject_every >= 0, "0 or more"),
-            ("keep", 0 < self.keep <= 1, "above 0, at most 1"),
-        )
-        for name, fine, expected in wrong:
-            if not fine:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {expected}")
 
 
 @dataclass(frozen=True)

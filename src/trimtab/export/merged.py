@@ -21,7 +21,7 @@ def export_merged(
     Raises:
         DialError: the weights, or the architecture's config, cannot express it.
     """
-    result: Any = dial.merged(model, alpha)
+    result: Any = dial.merged(model, alpha, force=True)
     _declare_biases(model, result)
     result.save_pretrained(folder)
     if tokenizer is not None:

@@ -29,8 +29,9 @@ from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
+from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
-from trimtab.progress import SILENT, Progress
+from trimtab.progress import SILENT, Progress, warn
 
 VECTOR_FILE = "control-vector.gguf"
 RECEIPT = "receipt.json"
@@ -38,6 +39,8 @@ PASSAGES, TOKENS = 4, 24
 """The fixed set: so many neutral passages, cut to so many tokens."""
 TOLERANCE = 1e-3
 """Largest difference of a logit, in float32."""
+NEAR = 0.02
+"""Share of the dial's change by which a quantised base may be off its plain copy without a word."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ def export(
 
     The check runs in a process that cannot import trimtab: it loads the base model and the export
     with the tool that it is for, compares the logits of a fixed set with the dial's, and writes
-    `receipt.json` beside the export. What does not pass is not handed over.
+    `receipt.json` beside the export. What does not pass is not handed over. Of a quantised base the
+    export is made and checked on a plain copy, with the weights that its layers multiply by; the
+    receipt says how far that is from the quantised base with the dial.
 
     Args:
         model: the base model, in float32.
@@ -118,20 +123,27 @@ def export(
         DialError: the format cannot say what the dial does, or the check did not pass.
     """
     strength = _check(to, alpha, model)
+    models.settle(model)
     refuse_rewards(dial)
     if not force:
         dial.check_base(model)
     target, receipt_file = _targets(FORMATS[to], Path(out))
     _check_free(target, receipt_file, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+    rows = [_ids(tokenizer, text, model) for text in NEUTRAL[:PASSAGES]]
+    quantised, given = models.quantisation_of(model), model
+    if quantised:
+        model, base = _plain(model), None
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary,
+        quiet_transformers(),
+    ):
         stage = Path(temporary)
         made = stage / (target.name if FORMATS[to].file else "export")
         lost = FORMATS[to].write(dial, model, tokenizer, strength, made)
         if base is None:
             base = stage / "base"
             model.save_pretrained(base)
-        rows = [_ids(tokenizer, text, model) for text in NEUTRAL[:PASSAGES]]
         _known(dial, model, rows, strength, stage / "known.safetensors")
         spec = {
             "format": to,
@@ -161,8 +173,41 @@ def export(
                 f"in a logit when loaded by {receipt['checked_with']} (tolerance {tolerance:g}): "
                 "not handed over"
             )
+        if quantised:
+            receipt["base_quantisation"] = models.quantisation_name(given)
+            far = _apart(dial, given, model, rows, strength)
+            receipt["largest_logit_difference_to_the_quantised_base"] = far
+            if far > NEAR * receipt["largest_logit_change_by_the_dial"]:
+                warn(
+                    f"the export is exact on the dequantised weights; the quantised base "
+                    f"({receipt['base_quantisation']}) rounds its inputs, too, and with the dial gives "
+                    f"logits up to {far:.2g} from it (the dial itself changes them by up to "
+                    f"{receipt['largest_logit_change_by_the_dial']:.2g})"
+                )
+            _write(stage / RECEIPT, receipt)
         _publish(made, stage / RECEIPT, target, receipt_file)
     return receipt
+
+
+def _plain(model: nn.Module) -> Any:
+    """A plain copy of a quantised model, under its name."""
+    copy = models.plain_copy(model)
+    copy.config._name_or_path = models.source_of(model).name
+    return copy
+
+
+@torch.no_grad()
+def _apart(dial: Dial, one: Any, other: Any, rows: list[Tensor], alpha: float) -> float:
+    """The largest difference of a logit between two bases with a dial."""
+    logits = []
+    for model in (one, other):
+        with dial(model, alpha, force=True):
+            logits.append([model(input_ids=ids, use_cache=False).logits.float() for ids in rows])
+    return max(float((a - b).abs().max()) for a, b in zip(*logits, strict=True))
+
+
+def _write(file: Path, receipt: dict[str, Any]) -> None:
+    file.write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check(to: str, alpha: float, model: nn.Module) -> float:
@@ -174,9 +219,13 @@ def _check(to: str, alpha: float, model: nn.Module) -> float:
     if not isinstance(strength, float) or strength == 0:
         raise ConfigError(f"alpha {alpha}: an export is made at one number, and not at 0")
     check_bare(model, "exporting")
-    if (kind := next(model.parameters()).dtype) != torch.float32:
+    if (kind := _dtype(model)) != torch.float32:
         raise ConfigError(f"the model is in {kind}: exports are made and checked in float32")
     return strength
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if models.is_plain(p)), torch.float32)
 
 
 def _targets(kind: Format, out: Path) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trimtab.batching import Over
+from trimtab.bounds import BelowOne, Bounded, Count
 from trimtab.dials.logits import Shape
 from trimtab.dials.reward import Aggregate, Mix, Pooling
 from trimtab.errors import ConfigError
@@ -14,12 +15,12 @@ from trimtab.objectives.heads import ARM, DPH, IAV
 
 
 @dataclass(frozen=True)
-class LogitsSettings:
+class LogitsSettings(Bounded, group="dial"):
     """The alignment head that is fitted."""
 
     shape: Shape = "low_rank"
     """low_rank B A h, full W h, hidden W0 U A h, mlp B silu(A h + b)."""
-    rank: int = 64
+    rank: Count = 64
     """Rank, or hidden units."""
     sites: str = ""
     """Further sites whose states the head reads, as `0.3,0.6`."""
@@ -30,7 +31,7 @@ class LogitsSettings:
 
 
 @dataclass(frozen=True)
-class RewardSettings:
+class RewardSettings(Bounded, group="dial"):
     """The preference head that is fitted."""
 
     sites: str = "final"
@@ -46,11 +47,11 @@ class RewardSettings:
     """What the vector goes through."""
     norm: bool = False
     """RMSNorm before a swiglu pooling."""
-    inner: int | None = None
+    inner: Count | None = None
     """Inner width of swiglu (default: 8 d / 3)."""
-    attention_heads: int = 4
+    attention_heads: Count = 4
     """Heads of the attention aggregation."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Probability of dropping an entry in training."""
     heads: tuple[str, ...] = ("preference",)
     """Names of the rewards. With several, a pair trains the head that its `concept` names."""

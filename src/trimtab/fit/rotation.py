@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, collate
+from trimtab.bounds import Bounded, Several, Within
 from trimtab.cache import collect
 from trimtab.dials import Alpha, Dial, RotationDial
 from trimtab.dials.rotation import Scaling, singular_basis
@@ -36,10 +37,10 @@ SIGN_ROWS = 32
 
 
 @dataclass(frozen=True)
-class RotationSettings:
+class RotationSettings(Bounded, group="dial"):
     """Which singular vectors are turned, and how far."""
 
-    rank: int = 64
+    rank: Several = 64
     """Singular vectors of each layer."""
     targets: str = WRITERS
     """Regular expression searched in the paths of linear layers."""
@@ -49,14 +50,8 @@ class RotationSettings:
     """The largest singular values, or those along which the layer writes chosen - rejected most."""
     scaling: Scaling = "multiplicative"
     """What alpha does to singular values: S exp(alpha l), S + alpha l, or nothing."""
-    max_angle: float = 45.0
+    max_angle: Annotated[float, Within(0, 180, "()")] = 45.0
     """No plane turns farther at alpha = 1, in degrees."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 2:
-            raise ConfigError(f"dial.rank is {self.rank}; a rotation needs 2 or more")
-        if not 0 < self.max_angle < 180:
-            raise ConfigError(f"dial.max_angle is {self.max_angle}; expected degrees, 0 to 180")
 
 
 @dataclass(frozen=True)

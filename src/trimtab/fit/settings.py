@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from trimtab.errors import ConfigError, check_choices
+from trimtab.bounds import (
+    BelowOne,
+    Bounded,
+    Count,
+    Endless,
+    NonNegative,
+    Positive,
+    Rate,
+    Share,
+    Within,
+)
+from trimtab.errors import ConfigError
 from trimtab.objectives import Objective
 from trimtab.spaces import TRAINABLE
 
 
 @dataclass(frozen=True)
-class AdapterSettings:
+class AdapterSettings(Bounded, group="dial"):
     """The adapter that a training recipe fits."""
 
     tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
     """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
-    rank: int = 16
+    rank: Count = 16
     """r: rank of each update (LoRA, VeRA, DeLoRA)."""
-    lora_alpha: float = 32
+    lora_alpha: Positive = 32
     """Numerator of the scale lora_alpha / r."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Probability of dropping an input in training."""
     rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
@@ -30,6 +41,7 @@ class AdapterSettings:
     regular expression searched in module paths."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.targets == "experts" and (self.tuner != "lora" or self.dropout):
             raise ConfigError(
                 f"targets=experts, tuner={self.tuner}, dropout {self.dropout}: the stacked experts' "
@@ -38,28 +50,28 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Bounded, group="train"):
     """How a training recipe is optimised (AdamW)."""
 
-    pairs_per_step: int = 16
+    pairs_per_step: Count = 16
     """Pairs of an optimizer step; the summed loss is divided by it, whatever the microbatches."""
-    epochs: float = 2.0
+    epochs: Positive = 2.0
     """Passes over the pairs."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Upper limit of optimizer steps."""
-    learning_rate: float = 5e-4
+    learning_rate: Rate = 5e-4
     """Peak learning rate."""
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """The learning rate after warm-up."""
-    warmup: float = 0.1
+    warmup: Share = 0.1
     """Share of the steps over which the rate rises."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """The gradient's norm is clipped to this."""
-    microbatch_tokens: int = 2048
+    max_grad_norm: Endless = 1.0
+    """The gradient's norm is clipped to this; at 0 it never is."""
+    microbatch_tokens: Count = 2048
     """Padded positions of a microbatch: memory grows with it, the gradient stays the same."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Endless = 60.0
     """A checkpoint is written when this long has passed since the last."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -67,11 +79,7 @@ class TrainSettings:
     """Who is told of every step. TensorBoard's files lie in `tensorboard/` beside the dial."""
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_step", "epochs", "learning_rate", "microbatch_tokens", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"train.{name} is {value}; expected a number above 0")
-        check_choices(self, "train")
+        super().__post_init__()
         if self.report_to not in ("none", "all") and not importlib.util.find_spec(self.report_to):
             raise ConfigError(
                 f"train.report_to={self.report_to}: install it (pip install {self.report_to})"
@@ -79,28 +87,24 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class SpaceSettings:
+class SpaceSettings(Bounded, group="space"):
     """The space in which states are compared."""
 
     kind: Literal["none", "svd", "ortho", "hra", "ether", "etherplus", "suppressed"] = "none"
     """none, svd, ortho, hra, ether, etherplus or suppressed."""
-    rank: int | None = None
+    rank: Count | None = None
     """hra: reflections (38); suppressed: tokens whose unembedding rows span the space (64)."""
-    share: float = 0.5
+    share: Annotated[float, Within(0, 1, "()")] = 0.5
     """svd: the squared energy of embedding and unembedding that is left out."""
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """Of a trainable space (by default the dial's)."""
-    weight_norm: float = 1.0
+    weight_norm: NonNegative = 1.0
     """Weight of the penalty on changed lengths, for trainable spaces that are no isometry."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "space")
-        if not 0 < self.share < 1:
-            raise ConfigError(f"space.share is {self.share}; expected a number between 0 and 1")
-        if self.rank is not None and (self.rank < 1 or (self.kind == "hra" and self.rank % 2)):
-            raise ConfigError(
-                f"space.rank is {self.rank}; expected 1 or more, and for hra an even number"
-            )
+        super().__post_init__()
+        if self.kind == "hra" and self.rank is not None and self.rank % 2:
+            raise ConfigError(f"space.rank is {self.rank}; expected an even number for hra")
 
 
 def no_effect(kind: str, objective: Objective) -> str | None:
@@ -125,16 +129,16 @@ def check_space(kind: str, objective: object) -> None:
 
 
 @dataclass(frozen=True)
-class ProjectionSettings:
+class ProjectionSettings(Bounded, group="projection"):
     """What of the gradient is let through."""
 
     of: Literal["weights", "signal"] = "weights"
     """weights: ProjGrad, the gradient of the adapter at each step; signal: ProjBP, what is
     propagated back through the modules' outputs."""
-    keep: float | None = None
+    keep: Share | None = None
     """Share of what is off the direction that is kept all the same (by default 0; published: 0.8
     for weights, 0.2 for the signal)."""
-    clip: float | None = None
+    clip: NonNegative | None = None
     """A gradient whose norm is beyond clip |p| is scaled down to it (published: 0.6 for the signal)."""
     on: Literal["gradient", "update"] = "gradient"
     """For weights: project the gradient, as published, or the change that AdamW makes of it, whose
@@ -145,11 +149,7 @@ class ProjectionSettings:
     axis of A in square modules alone."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "projection")
-        for name in ("keep", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"projection.{name} is {value}; expected 0 or a number above")
+        super().__post_init__()
         if self.on == "update" and self.of == "signal":
             raise ConfigError(
                 "projection.on=update: AdamW changes weights, not the signal; expected of=weights"

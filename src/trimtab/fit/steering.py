@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode, encode_contrast, is_contrast
 from trimtab.batching.poles import Stops, Thinking
+from trimtab.bounds import Bounded, NonNegative
 from trimtab.directions.gradient import Fisher, Poles
 from trimtab.errors import ConfigError
 from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
@@ -17,7 +18,7 @@ from trimtab.rendering import USUAL, Rendering
 
 
 @dataclass(frozen=True)
-class DirectionRecipe:
+class DirectionRecipe(Bounded):
     """A vector in closed form: one pass over the pairs, no training."""
 
     estimator: Literal["mean", "pca", "pca_center", "logistic", "umap", "random"] = "mean"
@@ -43,7 +44,7 @@ class DirectionRecipe:
 
 
 @dataclass(frozen=True)
-class GradientRecipe:
+class GradientRecipe(Bounded):
     """A vector from gradients of a loss with respect to hidden states: one backward pass a pair."""
 
     estimator: Literal["gradient_mean", "gradient_svd", "fisher"] = "fisher"
@@ -54,7 +55,7 @@ class GradientRecipe:
     """The loss: states apart within a margin of likelihood, or one on log-probs alone."""
     fisher: Fisher = "covariance"
     """The Fisher matrix: covariance of the gradients, second moment, or that of scaled gradients."""
-    damping: float | None = 0.1
+    damping: NonNegative | None = 0.1
     """What is added to the Fisher matrix's diagonal; None is the published 1 % of its mean eigenvalue."""
     relative: bool = True
     """Damping in units of the mean eigenvalue, tr F / d, instead of absolute."""

@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.bounds import Bounded, NonNegative, Strength, Within
 from trimtab.errors import ConfigError
+
+Cosine = Annotated[float, Within(0, 1, "[)", "a cosine")]
 
 
 @dataclass(frozen=True)
-class Falloff:
+class Falloff(Bounded, group="falloff"):
     """g(a) = top ((a - start) / (1 - start))^power above `start`, 0 below.
 
     Power 0 is a hard gate, 1 is linear, 2 has a soft rim and a sharp hub.
@@ -28,17 +32,12 @@ class Falloff:
         ConfigError: `start` outside 0..1 (1 left out), or a negative power.
     """
 
-    start: float = 0.0
+    start: Cosine = 0.0
     """Cosine below which nothing happens: cos of the largest angle that is touched."""
-    top: float = 1.0
+    top: Strength = 1.0
     """Strength at full alignment."""
-    power: float = 2.0
+    power: NonNegative = 2.0
     """Shape between the two."""
-
-    def __post_init__(self) -> None:
-        _check_start(self.start)
-        if not self.power >= 0:
-            raise ConfigError(f"falloff: power {self.power}: expected 0 or more")
 
     def __call__(self, alignment: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Strength, 0..top."""
@@ -47,19 +46,16 @@ class Falloff:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Bounded, group="falloff"):
     """m(a) = start + (end - start)(a - start) / (1 - start) above `start`, a itself below.
 
     With `end` below or near `start`, an aligned state is turned to the rim of the cone.
     """
 
-    start: float = 0.0
+    start: Cosine = 0.0
     """Cosine of the largest angle that is touched."""
     end: float = 0.0
     """Alignment left at full alignment."""
-
-    def __post_init__(self) -> None:
-        _check_start(self.start)
 
     def __call__(self, alignment: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Alignment afterwards."""
@@ -69,7 +65,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Bezier:
+class Bezier(Bounded, group="falloff"):
     """A smooth mapper: a cubic Bezier curve from (start, start) to (1, end).
 
     It leaves the identity with slope `slope_start` and ends with `slope_end`; the inner control
@@ -79,7 +75,7 @@ class Bezier:
         ConfigError: parallel tangents, which meet nowhere.
     """
 
-    start: float = 0.0
+    start: Cosine = 0.0
     """Cosine of the largest angle that is touched."""
     end: float = 0.5
     """Alignment left at full alignment."""
@@ -91,7 +87,7 @@ class Bezier:
     """How far the control points lie towards the meeting point of the tangents."""
 
     def __post_init__(self) -> None:
-        _check_start(self.start)
+        super().__post_init__()
         if self.slope_start == self.slope_end:
             raise ConfigError(f"Bezier mapper: both slopes are {self.slope_start}")
 
@@ -134,8 +130,3 @@ def bernstein(t: Float[Tensor, "n"]) -> Float[Tensor, "n 4"]:
 
 
 Mapper = Linear | Bezier
-
-
-def _check_start(start: float) -> None:
-    if not 0 <= start < 1:
-        raise ConfigError(f"cosine {start}: expected 0 up to, but not including, 1")

@@ -24,7 +24,7 @@ def head_weight(model: nn.Module) -> Float[Tensor, "vocab d"]:
         ModelError: the head is no linear layer, or its weights cannot be read.
     """
     module: Any = head(model)
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if is_plain(weight):
         if weight.ndim != 2:
             raise ModelError(f"{type(model).__name__}: its LM head is no plain linear layer")

@@ -95,7 +95,7 @@ def load(
     if not packing:
         model.to(where)
     model.eval().requires_grad_(False)
-    unpack_floats(model, kind)
+    unpack_floats(model, kind, folder)
     settle(model)
     if kind == torch.float16 and (bad := _overflown(model)):
         raise ModelError(f"{name}: {bad} has weights beyond float16's range; use --dtype bfloat16")

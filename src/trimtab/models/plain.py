@@ -86,7 +86,7 @@ def strip_marks(model: Any) -> None:
 
 def _beside(module: Any) -> list[tuple[str, Tensor | None]]:
     """Tensors of a quantised layer that are neither parameters nor buffers."""
-    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
     if hasattr(state, "absmax"):
         absmax = state.absmax
         if getattr(state, "packing_format_for_cpu", False):
@@ -109,7 +109,7 @@ def _codes(tensor: Any) -> Tensor:
     return tensor if state is None else unpacked(tensor.data, state)[0]
 
 
-def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
     if tensor.is_meta:
         raise ModelError(f"{name}: a tensor without values (on the meta device)")
     if not hasattr(tensor, "__tensor_flatten__") or type(tensor) in (nn.Parameter, Tensor):

@@ -72,7 +72,7 @@ def dense_weight(module: Any) -> Float[Tensor, "out in"]:
         ModelError: its weights cannot be read.
     """
     with present(module):
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if is_plain(weight) and weight.ndim == 2:
             turned = type(module).__name__ == "Conv1D"
             return (weight.T if turned else weight).detach().float()
@@ -293,7 +293,7 @@ def _short(scheme: str) -> str:
 
 
 def _scheme(module: Any) -> str:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if getattr(weight, "quant_type", None) and hasattr(weight, "compress_statistics"):
         nested = " nested" if weight.compress_statistics else ""
         return f"bitsandbytes {weight.quant_type} {weight.blocksize}{nested}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,13 +52,9 @@ def quantising(load_in: str | None, given: Any, dtype: torch.dtype) -> dict[str,
     return {"quantization_config": config}
 
 
-def unpack_floats(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring a model to the dtype that was asked for, whose checkpoint is quantised and was dequantised
-    to bfloat16 as it was loaded (FP8 and MXFP4 on a CPU)."""
-    config: Any = getattr(model, "config", None)
-    settings = getattr(config, "quantization_config", None)
-    dequantised = getattr(settings, "dequantize", False) or (
-        isinstance(settings, dict) and settings.get("dequantize")
-    )
-    if dequantised and not any(is_quantised(m) for m in model.modules()):
+def unpack_floats(model: nn.Module, dtype: torch.dtype, folder: Path) -> None:
+    """Bring a model to the dtype that was asked for, whose files are quantised and were dequantised to
+    another one as they were loaded (FP8 and MXFP4 on a CPU)."""
+    stored = "quantization_config" in json.loads((folder / "config.json").read_text())
+    if stored and not any(is_quantised(m) for m in model.modules()):
         model.to(dtype)

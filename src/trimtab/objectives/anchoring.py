@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.bounds import Bounded, Positive, Within, check
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
 
@@ -44,7 +45,7 @@ class Unitarity:
 
 
 @dataclass(frozen=True)
-class Subspace:
+class Subspace(Bounded):
     """Sum of z_d^2 over the dimensions outside `axes`: states in an axis-aligned subspace.
 
     With axes 0 and 1 this is the planarity of the colour wheel.
@@ -60,7 +61,7 @@ class Subspace:
 
 
 @dataclass(frozen=True)
-class AntiSubspace:
+class AntiSubspace(Bounded):
     """Sum of z_d^2 over the dimensions `axes`: states out of dimensions that are reserved."""
 
     axes: tuple[int, ...] = (0,)
@@ -78,12 +79,12 @@ class AntiSubspace:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Anchor(Bounded):
     """||z - v||^2 with v the unit vector of `axis` (negative with `sign` -1)."""
 
     axis: int = 0
     """The concept's dimension."""
-    sign: int = 1
+    sign: Literal[1, -1] = 1
     """Which end of the axis."""
 
     def __call__(self, z: Float[Tensor, "... sample d"]) -> Float[Tensor, "... sample"]:
@@ -94,14 +95,14 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class AngularAnchor:
+class AngularAnchor(Bounded):
     """1 - cos(z, v), between 0 and 2; no more pull once the cosine is above `enough`."""
 
     axis: int = 0
     """The concept's dimension."""
-    sign: int = 1
+    sign: Literal[1, -1] = 1
     """Which end of the axis."""
-    enough: float = 1.0
+    enough: Annotated[float, Within(-1, 1, of="a cosine")] = 1.0
     """A hinge: samples this close are left alone, and their loss is 0."""
 
     def __call__(self, z: Float[Tensor, "... sample d"]) -> Float[Tensor, "... sample"]:
@@ -111,7 +112,7 @@ class AngularAnchor:
 
 
 @dataclass(frozen=True)
-class AntiAnchor:
+class AntiAnchor(Bounded):
     """max(0, cos(z, -v)): everything out of the half-space opposite to the anchor.
 
     Without `hemisphere`, (1 + cos(z, -v)) / 2, which pushes over the whole sphere.
@@ -119,7 +120,7 @@ class AntiAnchor:
 
     axis: int = 0
     """The concept's dimension."""
-    sign: int = 1
+    sign: Literal[1, -1] = 1
     """Which end of the axis is the anchor's."""
     hemisphere: bool = True
     """Only the opposite half-space is penalised."""
@@ -148,7 +149,7 @@ class ReferenceAnchor:
 
 
 @dataclass(frozen=True)
-class Fallback:
+class Fallback(Bounded):
     """Mean squared distance of an output `[..., sample, d]` from a harmless one.
 
     Applied to what the decoder makes of the direction that anti-anchoring keeps empty (-v), so that
@@ -167,7 +168,7 @@ class Fallback:
 
 
 @dataclass(frozen=True)
-class Separate:
+class Separate(Bounded):
     """Sum over the batch of f(cos(z_i, z_j))^power: samples spread over the sphere.
 
     f(c) = (1 + c) / 2 with `shift`, else c (with an even power, opposite samples repel too). Pairs
@@ -175,7 +176,7 @@ class Separate:
     over partners, so the term grows with the batch.
     """
 
-    power: float = 100.0
+    power: Positive = 100.0
     """Steepness: at 100 with shift the half-width is 9.5 degrees, at 10 without it 21."""
     shift: bool = True
     """Map cosines to 0..1 first."""
@@ -214,7 +215,7 @@ class _WholePower(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class EuclideanSeparate:
+class EuclideanSeparate(Bounded):
     """Mean over partners of 1 / (||p_i - p_j||^2 + 1e-6) in the dimensions `axes`.
 
     `sound` leaves a sample out of its own partners. `published` masks the distance instead, which
@@ -258,21 +259,16 @@ class Term:
     """Affinity with each label, 0..1; None: every sample alike."""
     pool: Literal["mean", "mellowmax", "last"] = "mean"
     """For sequences: how values of positions become one of the sequence."""
-    tau: float = 0.1
+    tau: Positive = 0.1
     """Temperature of mellowmax."""
 
     def __post_init__(self) -> None:
+        check(self, f"term {self.name!r}: {{}} is")
         for label, affinity in (self.labels or {}).items():
             if not 0 <= affinity <= 1:
                 raise ConfigError(
                     f"term {self.name!r}: affinity {affinity} with label {label!r}: expected 0..1"
                 )
-        if self.pool not in ("mean", "mellowmax", "last"):
-            raise ConfigError(
-                f"term {self.name!r}: pooling {self.pool!r}: expected mean, mellowmax or last"
-            )
-        if not self.tau > 0:
-            raise ConfigError(f"term {self.name!r}: tau {self.tau}: expected a number above 0")
 
     def __call__(
         self,

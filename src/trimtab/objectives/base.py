@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import ConfigError, check_choices
+from trimtab.bounds import Bounded, NonNegative
 from trimtab.readout import Needs, Readout
 
 Loss = tuple[Float[Tensor, "pair"], dict[str, Tensor]]
@@ -35,29 +35,21 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Terms:
+class Terms(Bounded, group="objective"):
     """What any objective can be given on top: pair weights, an NLL margin, a KL trust region."""
 
-    weight_nll: float = 0.0
+    weight_nll: NonNegative = 0.0
     """Weight of the coherence margin: relu(NLL of policy - NLL of reference - nll_margin) on the
     chosen answer, in nats a token."""
-    nll_margin: float = 0.0
+    nll_margin: NonNegative = 0.0
     """How much likelier the reference may find the chosen answer before that costs anything."""
-    weight_kl: float = 0.0
+    weight_kl: NonNegative = 0.0
     """Weight of the trust region: relu(KL(policy || reference) - kl_limit), the mean over the tokens
     of both answers. It costs a reference pass a step."""
-    kl_limit: float = 0.0
+    kl_limit: NonNegative = 0.0
     """KL that costs nothing, in nats a token."""
     wpo: bool = False
     """Weight each pair by how likely the policy itself is to say it (Zhou et al. 2024, WPO)."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, "objective")
-        for name in ("weight_nll", "weight_kl", "nll_margin", "kl_limit"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(
-                    f"objective.{name} is {getattr(self, name)}; expected 0 or a number above"
-                )
 
     def with_terms(self, needs: Needs) -> Needs:
         """What is needed, and what the terms need on top."""

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.bounds import Bounded, NonNegative, Positive
 from trimtab.objectives.output import preference
 from trimtab.readout import Needs, Pool, Readout
 from trimtab.sites import Site, parse_sites
 
 
 @dataclass(frozen=True)
-class ContrastiveSteering:
+class ContrastiveSteering(Bounded, group="objective"):
     """Separation up at alpha = +1 and down at -1, without harm to what is said.
 
     At each site u is the unit mean over the data of the reference's chosen - rejected state, and
@@ -44,17 +45,17 @@ class ContrastiveSteering:
     """Where states are read: above the adapted modules."""
     pool: Pool = "completion"
     """Which positions are averaged (`last` for whole sequences that differ in a persona)."""
-    beta: float = 1.0
+    beta: Positive = 1.0
     """Steepness of the log-sigmoid form."""
-    margin: float = 1.0
+    margin: NonNegative = 1.0
     """Gain, in units of the reference's own separation, at which its pull halves."""
-    weight_coherence: float = 1.0
+    weight_coherence: NonNegative = 1.0
     """Weight of the coherence term; with the next at 0, too, the LM head is never run."""
-    tolerance: float = 0.5
+    tolerance: NonNegative = 0.5
     """Nats a token that may be lost freely."""
-    weight_monotone: float = 1.0
+    weight_monotone: NonNegative = 1.0
     """Weight of the monotonicity term."""
-    gap: float = 0.05
+    gap: NonNegative = 0.05
     """m: least change of the log-prob gap, in nats a token, that counts as a change."""
 
     @property

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.bounds import Bounded, NonNegative, Positive, Smoothing
 from trimtab.objectives.output import preference
 from trimtab.readout import Needs, Readout
 
@@ -44,7 +45,7 @@ class HeadReadout:
 
 
 @dataclass(frozen=True)
-class IAV:
+class IAV(Bounded, group="objective"):
     """Inherent alignment vectors: z + alpha a(h) on a frozen base head.
 
     A pair's loss is the preference term, plus `weight_kl` times the mean over both answers of the
@@ -58,15 +59,15 @@ class IAV:
 
     preference: Literal["dpo", "simpo", "arm"] = "dpo"
     """Preference term of the `sound` variant."""
-    beta: float | None = None
+    beta: Positive | None = None
     """Inverse temperature (by default dpo 0.1, simpo 2, arm 0.05, published 0.1)."""
-    gamma: float = 1.0
+    gamma: NonNegative = 1.0
     """simpo: the margin to be exceeded, in units of beta x nats a token."""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """Probability that a label is wrong (Mitchell 2023)."""
-    weight_kl: float = 0.1
+    weight_kl: NonNegative = 0.1
     """Weight of the KL to the bare model over the whole vocabulary, on both answers."""
-    weight_l2: float = 0.01
+    weight_l2: NonNegative = 0.01
     """Weight of the squared centred alignment vectors, on both answers."""
     variant: Literal["sound", "published"] = "sound"
     """Our formula, or the published one."""
@@ -202,14 +203,14 @@ class _CentredSquare(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class ARM:
+class ARM(Bounded, group="objective"):
     """An autoregressive reward model (Xu et al. 2024, GenARM, eq. 8): a second model of the same
     base, -log sigmoid(beta (log pi_r(chosen) - log pi_r(rejected))), sums over answer tokens, no
     reference."""
 
-    beta: float = 0.05
+    beta: Positive = 0.05
     """Inverse temperature."""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """Probability that a label is wrong."""
 
     def needs(self, n_layers: int) -> Needs:
@@ -229,7 +230,7 @@ class ARM:
 
 
 @dataclass(frozen=True)
-class DPH:
+class DPH(Bounded, group="objective"):
     """Direct preference heads (Hadji-Kyriacou and Arandjelovic 2024): a reward read off the states.
 
     With r_w, r_l the rewards of chosen and rejected, s the label smoothing and L the logistic
@@ -241,17 +242,17 @@ class DPH:
 
     loss: Literal["separable", "contrastive", "listwise"] = "separable"
     """How rewards of an item are compared."""
-    label_smoothing: float = 0.1
+    label_smoothing: Smoothing = 0.1
     """Probability that a label is wrong."""
-    weight_centre: float = 0.0
+    weight_centre: NonNegative = 0.0
     """Weight of (r_w + r_l)^2, which keeps rewards around 0 (TRL's center_rewards_coefficient)."""
-    weight_prior: float = 0.0
+    weight_prior: NonNegative = 0.0
     """Weight of the squared distance of all trained weights from where they started."""
-    weight_dpo: float = 0.0
+    weight_dpo: NonNegative = 0.0
     """Weight of DPO on the log-probs, where an adapter is trained along."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Inverse temperature of the DPO term."""
-    weight_sft: float = 0.0
+    weight_sft: NonNegative = 0.0
     """Weight of the chosen answer's negative log-likelihood a token, where an adapter is trained."""
 
     @property

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.bounds import NonNegative, Positive
 from trimtab.objectives.base import Loss, Terms, require
 from trimtab.objectives.output import log_ratio
 from trimtab.readout import Direction, Needs, Pool, Readout, last_tokens
@@ -86,9 +87,9 @@ class Inner(Terms):
     sinks: bool = True
     """Average attention sinks with the other tokens; without, tokens more than ten times as long as
     the median of their answer are left out."""
-    weight_outer: float | None = None
+    weight_outer: NonNegative | None = None
     """Weight of the DPO term; at 0 the LM head and the blocks above the last site are never run."""
-    beta: float | None = None
+    beta: Positive | None = None
     """Inverse temperature of the DPO term."""
     variant: Literal["sound", "published"] = "sound"
     """Our formula, or the published one with its defaults."""
@@ -162,7 +163,7 @@ class MSE(Inner):
     below and starts at log 1e-12 for the chosen.
     """
 
-    weight_keep: float | None = None
+    weight_keep: NonNegative | None = None
     """Weight of keeping the chosen states (by default 1; published: 0.6)."""
 
     def __call__(self, policy: Readout, reference: Readout | None) -> Loss:
@@ -199,12 +200,12 @@ class PrefVec(Inner):
     s u|, which drives the separation to 0, plus log sigmoid(-rho) on summed log-probs.
     """
 
-    weight_nll: float = 1.0
+    weight_nll: NonNegative = 1.0
     """Weight of the coherence margin: relu(NLL of policy - NLL of reference - nll_margin) on the
     chosen answer, in nats a token."""
-    trust: float = 1.0
+    trust: NonNegative = 1.0
     """Separation beyond (1 + trust) D earns nothing."""
-    weight_off: float = 0.1
+    weight_off: NonNegative = 0.1
     """Weight of what is off the axis."""
     direction: Direction = "pair"
     """Over what the preference direction is taken: pair, batch or data."""
@@ -257,9 +258,9 @@ class Rank(Inner):
     whose sign is contrary to its description, plus 0.25 relu(-rho).
     """
 
-    weight_keep: float = 1.0
+    weight_keep: NonNegative = 1.0
     """Weight of keeping the chosen states."""
-    beta_inner: float = 1.0
+    beta_inner: Positive = 1.0
     """Published form: steepness."""
 
     token_maps: ClassVar[dict[str, str]] = {"sound": "softmax", "published": "log_softmax"}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimtab.bounds import NonNegative, Positive
 from trimtab.objectives.base import Loss, require
 from trimtab.objectives.inner import Inner, Separation, separation
 from trimtab.objectives.output import log_ratio
@@ -61,11 +62,11 @@ class InnerDPO(Inner):
     direction: Direction | None = None
     """Over what the preference direction is taken: pair, batch or data (by default pair; for
     logodds data)."""
-    weight_inner: float | None = None
+    weight_inner: NonNegative | None = None
     """Weight of the term on hidden states (by default 1; published: 0.25)."""
-    beta_inner: float = 1.0
+    beta_inner: Positive = 1.0
     """Steepness of the term on hidden states."""
-    trust: float | None = None
+    trust: NonNegative | None = None
     """theta beyond this earns nothing."""
 
     token_maps: ClassVar[dict[str, str]] = {"sound": "none", "published": "l2"}

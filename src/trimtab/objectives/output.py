@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import ConfigError
+from trimtab.bounds import NonNegative, Positive, Smoothing
 from trimtab.objectives.base import Loss, Terms, nll, require
 from trimtab.readout import Needs, Readout
 
@@ -23,14 +23,10 @@ class DPO(Terms):
     where policy and reference agree; swapping chosen and rejected negates rho.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Inverse temperature: how strongly the policy is held to the reference."""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """Probability s that a label is wrong (Mitchell 2023, conservative DPO)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_smoothing(self.label_smoothing)
 
     def needs(self, n_layers: int) -> Needs:
         """Log-probs of policy and reference."""
@@ -53,7 +49,7 @@ class IPO(Terms):
     1 / (4 beta^2) where policy and reference agree.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Half the inverse of the margin aimed at, in nats."""
     mean: bool = False
     """Divide log-probs by the number of tokens first, as TRL does; the margin is then in nats a
@@ -78,16 +74,12 @@ class SimPO(Terms):
     -log sigmoid(beta (mean log pi(chosen) - mean log pi(rejected)) - gamma), means over tokens.
     """
 
-    beta: float = 2.0
+    beta: Positive = 2.0
     """Scale of the difference of mean log-probs."""
-    gamma: float = 1.0
+    gamma: NonNegative = 1.0
     """The margin aimed at."""
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     """Probability that a label is wrong."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_smoothing(self.label_smoothing)
 
     def needs(self, n_layers: int) -> Needs:
         """Log-probs of the policy."""
@@ -110,7 +102,7 @@ class ORPO(Terms):
     odds(rejected)) with odds p / (1 - p) of p = exp(mean log-prob).
     """
 
-    weight_ratio: float = 0.1
+    weight_ratio: NonNegative = 0.1
     """Weight of the odds ratio (lambda in the paper)."""
 
     def needs(self, n_layers: int) -> Needs:
@@ -141,12 +133,6 @@ def logistic(margin: Tensor, smoothing: float = 0.0) -> Tensor:
 def log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(logp), logp < 0."""
     return logp - torch.log(-torch.expm1(logp))
-
-
-def check_smoothing(value: float) -> None:
-    """Raise ConfigError where a label smoothing is none."""
-    if not 0 <= value < 0.5:
-        raise ConfigError(f"objective.label_smoothing is {value}; expected 0 up to below 0.5")
 
 
 def log_ratio(policy: Readout, reference: Readout, *, mean: bool = False) -> Float[Tensor, "pair"]:

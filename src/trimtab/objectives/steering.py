@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import ConfigError
+from trimtab.bounds import Bounded, NonNegative, Positive
 from trimtab.objectives.base import nll, require
 from trimtab.readout import Needs, Readout
 from trimtab.sites import block_index
 
 
 @dataclass(frozen=True)
-class ReprPOMargin:
+class ReprPOMargin(Bounded, group="objective"):
     """Separate the states of a pair, within a margin of what the model said before
     (wassname/repeng, `reprpo_nll_margin`; drawn in docs/loss_geometry.md).
 
@@ -37,16 +37,12 @@ class ReprPOMargin:
 
     site: int = -3
     """Block after which states are separated; the published one is `hidden_states[-3]`."""
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     """Weight of the barrier (sound)."""
-    margin: float = 0.1
+    margin: Positive = 0.1
     """Distance to the barrier's bend, in nats a token (sound)."""
     variant: Literal["sound", "published"] = "sound"
     """Our formula, or the published one."""
-
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise ConfigError(f"margin is {self.margin}; expected nats a token above 0")
 
     def needs(self, n_layers: int) -> Needs:
         """Log-probs, and states at the site, of policy and reference."""

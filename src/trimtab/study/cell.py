@@ -19,12 +19,14 @@ import numpy as np
 
 from trimtab import models
 from trimtab.batching import PromptStyle
+from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
 from trimtab.files import write_json
 from trimtab.fit import Method
 from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import digest
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 
@@ -36,24 +38,24 @@ SUMMARY, JOB, COSTS = "summary.json", "cell.json", "costs.json"
 
 
 @dataclass(frozen=True)
-class Measuring:
+class Measuring(Bounded, group="measuring"):
     """How every cell of a comparison is measured."""
 
-    alphas: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    alphas: tuple[Strength, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     """Alphas of the dose–response curve."""
-    dose_items: int = 60
+    dose_items: Count = 60
     """Items of the dose–response curve: the first of the suite's `dose` pairs."""
-    train_items: int = 60
+    train_items: Count = 60
     """Training items scored before and after: the first of the training set."""
-    passages: int = 12
+    passages: Count = 12
     """Neutral passages on which damage is measured."""
-    prompts: int = 4
+    prompts: Whole = 4
     """Prompts that are continued; 0 generates nothing."""
-    generate_alphas: tuple[float, ...] = (-1.0, 0.0, 1.0)
+    generate_alphas: tuple[Strength, ...] = (-1.0, 0.0, 1.0)
     """Alphas of the generations."""
-    new_tokens: int = 40
+    new_tokens: Count = 40
     """Longest continuation, in tokens."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
@@ -61,9 +63,7 @@ class Measuring:
     """Splits that are measured again where a dial's KL equals DPO's (by default all)."""
 
     def __post_init__(self) -> None:
-        for name in ("dose_items", "train_items", "passages", "new_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        super().__post_init__()
         for name, most in (("passages", len(NEUTRAL)), ("prompts", len(GENERATION_PROMPTS))):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {getattr(self, name)}; there are {most}")
@@ -90,6 +90,7 @@ class Setting:
     data_root: str | None = None
     limit: int | None = None
     train_limit: int | None = None
+    rendering: Rendering = USUAL
     parts: dict[str, Any] = field(default_factory=dict)
     """What else the model is known by (`models.Source.parts`)."""
 
@@ -116,6 +117,7 @@ class Setting:
             "splits": {name: pairs.digest for name, pairs in data.splits.items()},
             "dose": data.dose.digest,
             "measuring": {k: v for k, v in given.items() if k != "equal_kl" or v},
+            **({"rendering": record} if (record := self.rendering.record()) else {}),
             "neutral": hashlib.sha256(
                 "\n".join((*NEUTRAL[: m.passages], *GENERATION_PROMPTS[: m.prompts])).encode()
             ).hexdigest(),
@@ -125,7 +127,8 @@ class Setting:
         """JSON values from which `setting_of` makes it again."""
         suite = {k: v for k, v in asdict(self.data.suite).items() if k != "published"}
         rest = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "data"}
-        return json.loads(json.dumps({**rest, "measuring": vars(self.measuring), "suite": suite}))
+        plain = {"measuring": vars(self.measuring), "rendering": self.rendering.record()}
+        return json.loads(json.dumps({**rest, **plain, "suite": suite}))
 
 
 def setting_of(value: dict[str, Any]) -> Setting:
@@ -134,14 +137,15 @@ def setting_of(value: dict[str, Any]) -> Setting:
     Raises:
         DataError: they cannot be.
     """
-    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring")}
+    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring", "rendering")}
+    rendering = Rendering(**value.get("rendering", {}))
     suite = Suite(**{**value["suite"], "capability": {}})
     lists: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in value["measuring"].items()
     }
     root = Path(rest["data_root"]) if rest["data_root"] else None
     data = read_data(suite, root, rest["limit"], rest["train_limit"])
-    return Setting(**rest, data=data, measuring=Measuring(**lists))
+    return Setting(**rest, data=data, measuring=Measuring(**lists), rendering=rendering)
 
 
 @dataclass(frozen=True)

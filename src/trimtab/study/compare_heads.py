@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, encode, layout_for, plan_batches
+from trimtab.bounds import Bounded, Count, Positive, Several, Strength, Whole
 from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial
 from trimtab.errors import ConfigError
@@ -36,6 +38,7 @@ from trimtab.fit.run import recipe_digest
 from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.rendering import USUAL, Rendering
 from trimtab.states import Readings, head_site, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.study.files import Rows
@@ -60,7 +63,7 @@ ANSWERS = 8
 
 
 @dataclass(frozen=True)
-class HeadComparison:
+class HeadComparison(Bounded):
     """What is trained, on how much, and judged where."""
 
     model: str = models.DEFAULT_MODEL
@@ -69,56 +72,49 @@ class HeadComparison:
     """Pairs that every arm is trained on."""
     tests: tuple[str, ...] = ("hh:harmless-base/test[:1500]",)
     """Pairs to be judged on."""
-    train_limit: int | None = None
+    train_limit: Count | None = None
     """The first so many training items."""
-    test_limit: int | None = None
+    test_limit: Several | None = None
     """The first so many items of each test."""
-    alphas: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    alphas: tuple[Strength, ...] = (0.5, 1.0, 1.5, 2.0)
     """Strengths, 1 among them."""
-    kl_items: int = 50
+    kl_items: Several = 50
     """Items of each test on whose answers the KL is measured, the first ones."""
-    args_answers: int = 6
+    args_answers: Several = 6
     """Answers on which that of ARGS is, which takes a pass a token."""
-    k: int = 10
+    k: Several = 10
     """Tokens among which ARGS chooses."""
-    epochs: float = 2.0
+    epochs: Positive = 2.0
     """Passes of DPO and of GenARM over the pairs."""
-    head_epochs: float = 5.0
+    head_epochs: Positive = 5.0
     """Passes of the head, which a store makes cheap."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""
     head_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what trains a head on the frozen model."""
-    new_tokens: int = 32
+    new_tokens: Whole = 32
     """Tokens that are generated to take the time; 0 takes none."""
-    rounds: int = 5
+    rounds: Count = 5
     """How often each arm generates them, the arms in turn."""
-    max_length: int = 256
+    max_length: Count = 256
     """Pairs longer than this many tokens are dropped and counted."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; the last bits of the figures depend on them."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_alphas(self.alphas)
         if 1.0 not in self.alphas or 0.0 in self.alphas or len(set(self.alphas)) < len(self.alphas):
             raise ConfigError(
                 "alphas: expected each once, 1 among them and not 0, which is the base"
             )
-        for name, least in (
-            ("kl_items", 2),
-            ("args_answers", 2),
-            ("k", 2),
-            ("new_tokens", 0),
-            ("rounds", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         if not self.tests or len(set(self.tests)) < len(self.tests):
             raise ConfigError("tests: expected at least one, each once")
         check_seeds("seeds", self.seeds)
@@ -177,6 +173,7 @@ class _Run:
             "tests": {test: p.digest for test, p in pairs.items()},
             "alphas": list(settings.alphas),
             "kl_items": settings.kl_items,
+            **({"rendering": record} if (record := settings.rendering.record()) else {}),
         }
         self.cells = Cells(out, common, progress)
         progress.say(f"loading {settings.model}")
@@ -502,7 +499,7 @@ class _Run:
 
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
-        encoded = encode(pairs, self.tokenizer, max_length=most)
+        encoded = encode(pairs, self.tokenizer, max_length=most, rendering=self.settings.rendering)
         self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
@@ -523,6 +520,7 @@ class _Run:
             out=out,
             seed=seed,
             max_length=self.settings.max_length,
+            rendering=self.settings.rendering,
             store=self.store,
             progress=self.progress,
         )

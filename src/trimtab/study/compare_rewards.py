@@ -13,6 +13,7 @@ import torch
 
 from trimtab import models
 from trimtab.batching import Encoded, answer_spans, encode
+from trimtab.bounds import Bounded, Count, Several, Whole
 from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
@@ -48,7 +49,7 @@ LOSSES = ("separable", "contrastive", "listwise")
 
 
 @dataclass(frozen=True)
-class RewardComparison:
+class RewardComparison(Bounded):
     """What is trained, on how much, and judged where."""
 
     model: str = models.DEFAULT_MODEL
@@ -57,11 +58,11 @@ class RewardComparison:
     """Tasks whose training split is trained on, and whose test split is in-domain."""
     held_out: tuple[str, ...] = ("piqa", "winogrande", "social_i_qa")
     """Tasks of which nothing is trained on."""
-    train_items: int = 1500
+    train_items: Count = 1500
     """Items trained on, over all tasks, the first of each alike."""
-    more_items: int = 0
+    more_items: Whole = 0
     """Items for one more frozen head, whose training costs little; 0 for none."""
-    test_items: int = 500
+    test_items: Several = 500
     """Items of each test split, the first ones."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""
@@ -69,21 +70,19 @@ class RewardComparison:
     """Seeds of the frozen heads."""
     ablation: bool = True
     """Every pooling with every loss on the frozen model."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; the last bits of the figures depend on them."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("train_items", 1), ("more_items", 0), ("test_items", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        super().__post_init__()
         every = (*self.tasks, *self.held_out)
         if not self.tasks or not self.held_out or len(set(every)) < len(every):
             raise ConfigError("tasks, held_out: expected at least one of each, each task once")

@@ -9,12 +9,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from trimtab import models
+from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
 from trimtab.progress import Progress
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study import tables
 from trimtab.study.cell import PROMPT, Cell, Measuring, Setting, plan_cells
 from trimtab.study.files import Rows, read_rows
@@ -29,7 +33,7 @@ CONTROLS = (tables.BASELINE, "random", PROMPT)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Bounded):
     """A grid of models, suites, methods and seeds."""
 
     model: str = models.DEFAULT_MODEL
@@ -49,15 +53,15 @@ class Comparison:
     """Seeds of the methods that have one."""
     recipes: tuple[str, ...] = ()
     """YAML files with other settings of methods, such as `trimtab tune` writes."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many items of every split and of the training set."""
-    train_limit: int | None = None
+    train_limit: Count | None = None
     """The first so many training items, where that differs."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
     device: str = "auto"
     """A torch device, or auto: the first GPU, else the CPU."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
     --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
     data_root: str | None = None
@@ -66,6 +70,7 @@ class Comparison:
     """Leave out the shifts of suite genies whose data are not there."""
     measuring: Measuring = field(default_factory=Measuring)
     """What is measured, and on how much."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass
@@ -183,6 +188,7 @@ def plan_studies(
             data_root=root,
             limit=comparison.limit,
             train_limit=comparison.train_limit,
+            rendering=comparison.rendering,
         )
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab import provenance
+from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
 from trimtab.fit.methods import method
@@ -19,6 +22,7 @@ from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.pairs.traits_tables import TRAITS
+from trimtab.rendering import USUAL, Rendering
 
 FORMAT = 1
 PROMPT = "prompt"
@@ -39,7 +43,7 @@ Half = Literal["", "first", "second"]
 
 
 @dataclass(frozen=True)
-class Dosing:
+class Dosing(Bounded):
     """What is compared, and on how much."""
 
     model: str = "smollm2-135m"
@@ -53,30 +57,32 @@ class Dosing:
     floor."""
     random_seeds: tuple[int, ...] = (0, 1, 2, 3)
     """Random directions, turned to the same damage."""
-    kl: float | None = None
+    kl: Positive | None = None
     """Damage at dose 1, mean KL in nats a token (default: that of the persona prompt)."""
-    steps: int = 8
+    steps: Count = 8
     """Training steps of `rotation` and `contrastive`, of 8 pairs each."""
-    limit: int | None = None
+    limit: Several | None = None
     """The first so many suffixes."""
-    items: int = 60
+    items: Several = 60
     """Questions that are measured on."""
-    passages: int = 6
+    passages: Several = 6
     """Neutral passages on which damage is measured."""
-    prompts: int = 1
+    prompts: Whole = 1
     """Questions that are answered freely at every dose; 0 generates nothing."""
-    new_tokens: int = 24
+    new_tokens: Count = 24
     """Longest answer, in tokens."""
-    seed: int = 0
+    seed: Seed = 0
     """Of what is trained."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """Of torch: the last bits of a sum depend on them."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = [p.trait for p in PERSONAS if p.trait in TRAITS]
         for trait in self.traits:
             if trait not in known:
@@ -89,15 +95,8 @@ class Dosing:
                 raise ConfigError(f"{name}: each is to be given once, given {values}")
         if not self.traits or not (self.methods or self.random_seeds):
             raise ConfigError("expected a trait and a method at least")
-        for name, least in (("steps", 1), ("items", 2), ("passages", 2), ("new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         if self.passages > len(NEUTRAL):
             raise ConfigError(f"passages is {self.passages}; there are {len(NEUTRAL)}")
-        if self.limit is not None and self.limit < 2:
-            raise ConfigError(f"limit is {self.limit}; expected 2 or more")
-        if self.kl is not None and not 0 < self.kl < float("inf"):
-            raise ConfigError(f"kl is {self.kl}; expected nats a token, above 0")
         for name in (*self.methods, *self.halves):
             recipe = method(name).recipe
             if not isinstance(recipe, SteeringRecipe | ContrastiveRecipe):
@@ -158,6 +157,7 @@ def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: st
         "test": test.digest,
         "neutral": hashlib.sha256("\n".join(NEUTRAL[: dosing.passages]).encode()).hexdigest(),
         **measured,
+        **({"rendering": record} if (record := dosing.rendering.record()) else {}),
     }
 
     def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:

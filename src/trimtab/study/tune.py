@@ -19,12 +19,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 import yaml
 
 from trimtab import models
 from trimtab.batching import PromptStyle, encode
+from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluate import score
@@ -34,6 +36,7 @@ from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
@@ -66,35 +69,36 @@ RECIPE, FIT, LIST, NOTE, JOURNAL = (
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Bounded):
     """What is tuned, on what, how long."""
 
     suite: str = "facts"
     """A suite, of which only the training items are used."""
-    trials: int = 20
+    trials: Count = 20
     """How many settings are tried; give every method of a table the same number."""
     model: str = models.DEFAULT_MODEL
     """Hub id, folder, .gguf file, or smollm2-135m."""
     parameters: tuple[str, ...] = ()
     """Searched in place of the usual ones: NAME=LOW..HIGH (log scale) or NAME=a,b,c."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the sampler and of every fit."""
-    limit: int | None = None
+    limit: Several | None = None
     """The first so many training items, those held out among them."""
     dtype: str = "auto"
     """float32, bfloat16, float16, or auto."""
     device: str = "auto"
     """A torch device, or auto."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     recipes: tuple[str, ...] = ()
     """YAML files with other settings of methods, from which the search starts."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,6 @@ def tune(
     """
     if not importlib.util.find_spec("optuna"):
         raise ConfigError("tune: Optuna is not installed (pip install 'trimtab[tune]')")
-    if search.trials < 1 or search.threads < 1 or search.seed < 0:
-        raise ConfigError("tune: trials and threads are at least 1, a seed at least 0")
     out = free_folder(out, NOTE)
     named = read_settings(search.recipes).method(method)
     if not named.trained and getattr(named.recipe, "estimator", "") == "random":
@@ -233,6 +235,7 @@ def _claim(
         "seed": search.seed,
         "max_length": search.max_length,
         "prompt_style": search.prompt_style,
+        **({"rendering": record} if (record := search.rendering.record()) else {}),
     }
     file = out / NOTE
     if not file.is_file():
@@ -283,6 +286,7 @@ def _try(
     options: dict[str, Any] = {
         "max_length": search.max_length,
         "prompt_style": search.prompt_style,
+        "rendering": search.rendering,
     }
     held = encode(pairs[1], tokenizer, **options)
     store = Store()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.bounds import Bounded, Count, Whole
 from trimtab.errors import ConfigError
 
 Edit = Callable[[Tensor], Tensor]
@@ -18,12 +19,12 @@ Edit = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Bounded):
     """Width and depth: RGB - hidden layers - bottleneck - hidden layers - RGB."""
 
-    bottleneck: int = 4
-    hidden: int = 16
-    layers: int = 1
+    bottleneck: Count = 4
+    hidden: Count = 16
+    layers: Whole = 1
     """Hidden layers on either side."""
     activation: str = "gelu"
     norm: bool = True
