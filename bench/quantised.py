@@ -170,7 +170,7 @@ def table(results: dict[str, Any]) -> str:
             trained = f"{100 * dpo['accuracy']:.1f} %, {dpo['margin']:.3f}, {dpo['kl']:.4f}"
             steps = f"{dpo['losses'][0]:.4f}, {dpo['losses'][-1]:.4f}"
         exports = [
-            f"{to} {part[to]['largest_logit_difference']:.0e}"
+            f"{to} {part[to]['largest_logit_difference']:.1g}"
             for part in (mean, dpo)
             for to in ("gguf", "peft", "merged")
             if "largest_logit_difference" in part.get(to, {})

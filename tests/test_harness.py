@@ -30,6 +30,7 @@ from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluate.benchmarks import check_tasks, load_tasks
 from trimtab.evaluate.harness import _model_class, bench_tasks
 from trimtab.evaluate.rewards import rewards_of, score_candidates
+from trimtab.rendering import Rendering
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 QUESTIONS = [
@@ -513,6 +514,16 @@ def test_a_system_text_that_the_template_does_not_show(
     )
     again, said = ours(tiny("llama"), refusing, tasks[:1], **chat)
     assert (again, len(said)) == (found, 1)
+    # Folded, it stands in every prompt, and nothing is to be said.
+    shown = copy.deepcopy(tokenizer)
+    blank = "{{ '\\n\\n' if m.role == 'system' else '' }}"
+    shown.chat_template = "{% for m in messages %}{{ m.content }}" + blank + "{% endfor %}"
+    truth, _ = ours(tiny("llama"), shown, tasks[:1], **chat)
+    fold = Rendering(system_role="fold")
+    for made in (deaf, refusing):
+        folded, said = ours(tiny("llama"), made, tasks[:1], rendering=fold, **chat)
+        assert (folded, said) == (truth, [])
+    assert truth != found
 
 
 def test_filters_have_names(tiny: Any, tasks: Any, tokenizer: Any) -> None:

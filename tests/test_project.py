@@ -34,6 +34,7 @@ FLOORS = {
         "files",
         "provenance",
         "statistics",
+        "terminal",
         "pairs",
         "models",
     ),
@@ -50,7 +51,7 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites"}
+FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from trimtab.terminal import visible
+
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
 
@@ -22,7 +24,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of news."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def left_out(self, name: str, counts: Mapping[str, int], notes: Iterable[str] = ()) -> None:
         """A line for each reason for which reading a source left pairs out, and for what else is to

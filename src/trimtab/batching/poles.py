@@ -13,7 +13,7 @@ from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.rendering import (
     USUAL,
     Rendering,
-    Template,
+    begin_answer,
     common_length,
     head_text,
     ids_of,
@@ -21,16 +21,12 @@ from trimtab.rendering import (
     plain_ids,
     template_of,
 )
+from trimtab.rendering.begin import Where as Thinking
+from trimtab.rendering.begin import no_thinking
 
 Stops = Literal["every", "last", "known"]
 """Where a pole is read: after every truncation of its suffix (one token up to all but one), at its
 last token, or at the last token whose successor is known (as a loss on log-probs needs it)."""
-
-Thinking = Literal["template", "inside", "after"]
-"""Where a suffix stands in the answer of a reasoning model: wherever the chat template begins an
-answer, inside the thinking part, or after an empty one."""
-
-OPEN = "<think>"
 
 
 def is_contrast(pairs: PairSet) -> bool:
@@ -193,37 +189,11 @@ def _pole(
         template, messages_of(tuple(turns), pair.system), pair.source, opened=answered
     )
     notes.update(said)
-    between = _between(template, head, answered, thinking)
+    if not answered and thinking != "template":
+        raise no_thinking(thinking)
+    between = begin_answer(template, head, thinking) if answered else ""
     ids = (*ids_of(head, tokenizer), *(ids_of(between, tokenizer) if between else ()))
     return ids, ids_of(suffix, tokenizer) if suffix else ()
-
-
-def _between(template: Template, head: str, answered: bool, thinking: Thinking) -> str:
-    """What stands between the generation prompt and the suffix: the rest of the answer's header
-    where the prompt leaves it open, and what `thinking` asks for."""
-    if not answered and thinking == "template":
-        return ""
-    rest = template.answered()[0]
-    rest = rest.removeprefix(template.opening()) if rest.startswith(template.opening()) else ""
-    marked = any(t in template.marks for t in ids_of(rest, template.tokenizer))
-    found, begun = template.thinking, template.begun(head)
-    thinks = found is not None and found.close.strip() in rest
-    if thinking == "template":
-        return rest if marked and not thinks and begun is None else ""
-    if not answered or found is None:
-        raise ConfigError(
-            f"thinking={thinking!r}: the model's chat template has no {OPEN} part; "
-            "leave it out for models that do not reason"
-        )
-    if thinking == "inside":
-        if begun is False:
-            raise ConfigError(
-                "thinking='inside': the chat template closes the thinking part itself"
-            )
-        return "" if begun else found.open
-    if begun is not None:
-        return found.close if begun else ""
-    return rest if marked and not thinks else found.open + found.close
 
 
 def _far_apart(a: Ids, b: Ids) -> bool:

@@ -291,10 +291,11 @@ def _cut(
     shared = min(
         min(common_length(prompt, one.ids), common_length(one.prompt, one.ids)) for one in found
     )
+    one_prompt = all(one.prompt == prompt for one in found)
     turns = []
     for one in found:
         first, *others = (turn.moved(shared) for turn in one.turns)
-        if one.prompt == prompt:
+        if one_prompt:
             first = first._replace(
                 start=0, content=0 if first.content == first.start else first.content
             )

@@ -73,9 +73,10 @@ def _show(
 ) -> None:
     """A notice is a line of its own; other warnings look as Python has them."""
     from trimtab.progress import Notice
+    from trimtab.terminal import visible
 
     if issubclass(category, Notice):
-        print(f"warning: {message}", file=sys.stderr)
+        print(visible(f"warning: {message}"), file=sys.stderr)
     else:
         print(
             warnings.formatwarning(message, category, filename, lineno, line),
@@ -86,6 +87,7 @@ def _show(
 
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
+    from trimtab.terminal import visible
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _show
@@ -98,7 +100,7 @@ def _run(verb: str, words: list[str]) -> int:
             )
         importlib.import_module(f"trimtab.cli.{verb.replace('-', '_')}").main(words)
     except TrimtabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

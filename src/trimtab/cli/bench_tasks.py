@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, Whole
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import alpha_of, check_model, read_dials
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Args:
     """Examples as turns of the chat (default: where --apply-chat-template is given)."""
     system_instruction: str | None = None
     """Text before every prompt; of a chat its system message."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     batch_size: Count = 1
     """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
@@ -84,6 +87,7 @@ def main(words: list[str]) -> None:
     from trimtab.dials.dial import Composed
     from trimtab.files import write_text
     from trimtab.progress import Progress
+    from trimtab.rendering import record_of
 
     if reward is not None and not isinstance(reward, RewardDial):
         raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
@@ -115,6 +119,7 @@ def main(words: list[str]) -> None:
         apply_chat_template=args.apply_chat_template,
         fewshot_as_multiturn=args.fewshot_as_multiturn,
         system_instruction=args.system_instruction,
+        rendering=args.rendering,
         batch_size=args.batch_size,
         force=args.force,
         say=say,
@@ -134,6 +139,7 @@ def main(words: list[str]) -> None:
             "alpha": alpha,
             "fewshot": args.fewshot,
             "apply_chat_template": args.apply_chat_template,
+            **({"rendering": record} if (record := record_of(tokenizer, args.rendering)) else {}),
             "batch_size": args.batch_size,
             "results": found,
             "notes": notes,

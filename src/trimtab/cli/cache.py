@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab.bounds import Count
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Args:
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     quiet: bool = False
     """No progress."""
 
@@ -69,7 +73,13 @@ def main(words: list[str]) -> None:
     model, tokenizer = models.load(
         args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
     )
-    encoded = encode(data, tokenizer, max_length=args.max_length, prompt_style=args.prompt_style)
+    encoded = encode(
+        data,
+        tokenizer,
+        max_length=args.max_length,
+        prompt_style=args.prompt_style,
+        rendering=args.rendering,
+    )
     progress.rendered(data.name, len(data), encoded, args.max_length, models.context(model))
     named = [head_site(model) if s.strip() == "head" else s for s in args.sites.split(",")]
     sites = parse_sites(",".join(named), models.n_layers(model))

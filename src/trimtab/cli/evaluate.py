@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, Strength
@@ -13,6 +14,7 @@ from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
 from trimtab.cli.ready import check_model, read_dials, read_pairs
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
@@ -48,6 +50,7 @@ class Args:
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     force: bool = False
     """Go on although a dial was made for another base model."""
     quiet: bool = False
@@ -104,6 +107,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         max_length=args.max_length,
         prompt_style=args.prompt_style,
+        rendering=args.rendering,
         command=command("evaluate", words),
         force=args.force,
         progress=progress,

@@ -16,6 +16,7 @@ from trimtab.bounds import Count, Seed
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
+from trimtab.rendering.settings import USUAL, Rendering
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Args:
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     overwrite: bool = False
     """Replace what lies in --out."""
     processes: str = "auto"
@@ -100,6 +102,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         max_length=args.max_length,
         prompt_style=args.prompt_style,
+        rendering=args.rendering,
         overwrite=args.overwrite,
         store=store,
         progress=progress,

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from trimtab.bounds import Count
 from trimtab.cli.parse import parse
+from trimtab.errors import TrimtabError
+from trimtab.rendering.settings import USUAL, Rendering
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from trimtab.dials import Dial
+    from trimtab.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,23 @@ class Args:
     other: str | None = None
     """Another spec, to count what both share."""
     model: str = "smollm2-135m"
-    """Whose tokenizer counts tokens."""
+    """Whose tokenizer counts tokens and renders the pair that is shown."""
     max_length: Count = 1024
     """Longer pairs are counted as truncated."""
     limit: Count | None = None
     """The first so many items."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    prompt_style: Literal["plain", "chat"] = "plain"
+    """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 def main(words: list[str]) -> None:
     """Show pairs or a dial."""
     args = parse(Args, words, verb="inspect", about="Look at pairs, or at a saved dial.")
     from rich.console import Console
+    from rich.text import Text
 
     if Path(args.what).is_dir():
         from trimtab.dials import Dial
@@ -49,12 +57,28 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.pairs import read_pairs
     from trimtab.pairs.inspect import inspect_pairs, render
+    from trimtab.rendering.show import rendered_pair
+    from trimtab.terminal import visible
 
     pairs = read_pairs(args.what, args.data_root, limit=args.limit)
     other = read_pairs(args.other, args.data_root) if args.other else None
     tokenizer = models.load_tokenizer(args.model)
     found = inspect_pairs(pairs, tokenizer, max_length=args.max_length, other=other)
-    Console().print(render(found))
+    console = Console()
+    console.print(render(found))
+    if pairs:
+        title = (
+            f"the first pair as {args.model} is given it ({_style(pairs[0], args.prompt_style)})"
+        )
+        console.print("", Text(title, style="bold"), sep="\n")
+        try:
+            console.print(rendered_pair(pairs[0], tokenizer, args.prompt_style, args.rendering))
+        except TrimtabError as error:  # what is wrong with it is what this verb is asked for
+            console.print(Text(f"not rendered: {visible(str(error))}", style="red"))
+
+
+def _style(pair: Pair, style: str) -> str:
+    return "chat" if pair.conversational or style == "chat" else "plain"
 
 
 def _table(dial: Dial) -> Table:

@@ -24,7 +24,7 @@ from trimtab.errors import ConfigError, near
 
 T = TypeVar("T")
 
-FLAT = ("recipe", "comparison", "sampling", "search")
+FLAT = ("recipe", "comparison", "sampling", "search", "rendering")
 """Fields whose own fields are shown, and written in a file, without a prefix."""
 
 _checking: ContextVar[bool] = ContextVar("checking", default=False)

@@ -30,6 +30,7 @@ from trimtab.fit.closed_form import estimate
 from trimtab.fit.methods import method as method_named
 from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.pairs import Pair, PairSet, persona_pairs
+from trimtab.rendering import USUAL, RenderedText, begin_answer, head_text, template_of
 from trimtab.sites import Site, block_index
 from trimtab.states import available_layers, find_sites
 
@@ -89,10 +90,9 @@ def make_dataset(
         asked, said = (turn["content"] for turn in turns)
         if tokenizer is None:
             return f"{user_tag} {asked} {asst_tag} {said}"
-        head = tokenizer.apply_chat_template(
-            [{"role": "user", "content": asked}], add_generation_prompt=True, tokenize=False
-        )
-        return head + said
+        template = template_of(tokenizer, USUAL)
+        head, _ = head_text(template, [{"role": "user", "content": asked}])
+        return RenderedText(head, begin_answer(template, head), said)
 
     pairs = persona_pairs(template, positive_personas, negative_personas, suffix_list)
     return [DatasetEntry(text(pair.chosen), text(pair.rejected)) for pair in pairs]

@@ -19,6 +19,7 @@ from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluate.benchmarks import Loader, ReadOut, check_tasks, hushed
 from trimtab.evaluate.rewards import rewards_of
 from trimtab.progress import Progress
+from trimtab.rendering import USUAL, Rendering, template_of
 
 OF_LOGPROBS = (
     "acc_norm",
@@ -47,6 +48,7 @@ def bench_tasks(
     apply_chat_template: bool | str = False,
     fewshot_as_multiturn: bool | None = None,
     system_instruction: str | None = None,
+    rendering: Rendering = USUAL,
     batch_size: int = 1,
     root: str | None = None,
     force: bool = False,
@@ -66,6 +68,7 @@ def bench_tasks(
         apply_chat_template: put prompts into the tokenizer's chat template (or the one so named).
         fewshot_as_multiturn: examples as turns of the chat (by default where there is one).
         system_instruction: text before every prompt; the system message of a chat.
+        rendering: how the chat template is run.
         batch_size: rows of a batch. The harness's default of 1 makes no row depend on others.
         say: told, in a line, of prompts that were cut and of what had no effect.
 
@@ -101,6 +104,9 @@ def bench_tasks(
         hushed("lm_eval.models.huggingface"),
     ):  # what it says, we say once a task
         lm = _model_class()(model, tokenizer, reward, read_out, force, batch_size)
+        if apply_chat_template:
+            lm.template = template_of(tokenizer, rendering)
+            lm.chat_template_args = {**lm.chat_template_args, **lm.template.kwargs}
         with dial(model, alpha, force=force) if dial is not None else nullcontext():
             run: Any = lm_eval.simple_evaluate
             out = run(
@@ -285,7 +291,8 @@ def _model_class() -> Any:
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            text = super().apply_chat_template(chat_history, add_generation_prompt)
+            chat: Any = self.template.folded(chat_history, None)
+            text = super().apply_chat_template(chat, add_generation_prompt)
             system = [m["content"].strip() for m in chat_history if m["role"] == "system"]
             self.no_system += any(s not in text for s in system)
             return text

@@ -33,6 +33,7 @@ from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
+from trimtab.rendering import USUAL, Rendering, record_of
 
 
 def fit(
@@ -46,6 +47,7 @@ def fit(
     limit: int | None = None,
     max_length: int = 1024,
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
     data_root: str | Path | None = None,
     overwrite: bool = False,
     store: Store | None = None,
@@ -63,6 +65,7 @@ def fit(
         limit: the first so many items.
         max_length: longer pairs are dropped and counted.
         prompt_style: `chat` wraps plain prompts in the model's chat template.
+        rendering: how the chat template is run.
         overwrite: replace what lies in `out`.
 
     Returns:
@@ -89,6 +92,8 @@ def fit(
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
     source = models.source_of(model, tokenizer)
+    chat = prompt_style == "chat" or _has_chat(data)
+    record = record_of(tokenizer, rendering) if chat else rendering.record()
     info = DialInfo(
         method=named.name,
         base_model=source.name,
@@ -102,6 +107,7 @@ def fit(
             "max_length": max_length,
             "prompt_style": prompt_style,
             "read_as": _read_as(data, prompt_style),
+            **({"rendering": record} if record else {}),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         },
         versions=versions(),
@@ -118,7 +124,12 @@ def fit(
     extra: dict[str, str | bytes] = {}
     if isinstance(recipe, SteeringRecipe):
         poles = encode_poles(
-            recipe, data, tokenizer, max_length=max_length, prompt_style=prompt_style
+            recipe,
+            data,
+            tokenizer,
+            max_length=max_length,
+            prompt_style=prompt_style,
+            rendering=rendering,
         )
         progress.rendered(
             data.name,
@@ -130,7 +141,13 @@ def fit(
         dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
-        encoded = encode(data, tokenizer, max_length=max_length, prompt_style=prompt_style)
+        encoded = encode(
+            data,
+            tokenizer,
+            max_length=max_length,
+            prompt_style=prompt_style,
+            rendering=rendering,
+        )
         progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
@@ -152,6 +169,10 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def _has_chat(data: PairSet | Contrast) -> bool:
+    return isinstance(data, PairSet) and any(pair.conversational for pair in data)
 
 
 def _read_as(data: PairSet | Contrast, prompt_style: PromptStyle) -> str:

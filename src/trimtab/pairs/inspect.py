@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from ..terminal import visible
 from .files import text_of
 from .overlap import overlap
 from .pair import Pair, PairSet, Text
@@ -184,7 +185,7 @@ def render(report: dict[str, Any]) -> Any:
     facts.add_column()
 
     def add(label: str, text: str) -> None:
-        facts.add_row(label, escape(text))
+        facts.add_row(label, escape(visible(text)))
 
     answers = report["responses_per_item"]
     add("pairs", f"{report['pairs']:,} in {report['items']:,} items")
@@ -232,10 +233,10 @@ def render(report: dict[str, Any]) -> Any:
         body = Table.grid(padding=(0, 1))
         for name, style in (("prompt", "dim"), ("chosen", "green"), ("rejected", "red")):
             body.add_row(
-                Line(name, style="bold"), Line(shorten(example[name].strip()), style=style)
+                Line(name, style="bold"), Line(visible(shorten(example[name].strip())), style=style)
             )
         parts += ["", Panel(body, title=f"example {i}", title_align="left", border_style="dim")]
-    return Group(Line(report["name"], style="bold underline"), "", *parts)
+    return Group(Line(visible(report["name"]), style="bold underline"), "", *parts)
 
 
 def judged(words: float) -> str:

@@ -8,8 +8,9 @@ found by rendering other contents through the template (`template.py`), there is
 """
 
 from trimtab.rendering.answers import Written, write
+from trimtab.rendering.begin import begin_answer
 from trimtab.rendering.settings import PINNED, USUAL, PromptStyle, Rendering
-from trimtab.rendering.template import Message, Template, Thinking, template_of
+from trimtab.rendering.template import Message, Tags, Template, record_of, template_of
 from trimtab.rendering.tokens import (
     Ids,
     Rendered,
@@ -20,6 +21,7 @@ from trimtab.rendering.tokens import (
     end_ids,
     head_text,
     ids_of,
+    lead_ids,
     messages_of,
     plain_ids,
     prompt_ids,
@@ -35,18 +37,21 @@ __all__ = [
     "Rendered",
     "RenderedText",
     "Rendering",
+    "Tags",
     "Template",
-    "Thinking",
     "Turn",
     "Written",
+    "begin_answer",
     "by_eos",
     "common_length",
     "end_ids",
     "head_text",
     "ids_of",
+    "lead_ids",
     "messages_of",
     "plain_ids",
     "prompt_ids",
+    "record_of",
     "render_answer",
     "template_of",
     "write",

@@ -31,11 +31,13 @@ REPEATED = "the answer repeated the prompt's messages: taken once"
 
 
 class Part(NamedTuple):
-    """A turn of an answer, as places in a text: its content, and where what ends it is over."""
+    """A turn of an answer, as places in a text: its content, where what ends it is over, and where
+    what the template puts before the content begins (behind the turn's header)."""
 
     start: int
     stop: int
     over: int
+    first: int
 
 
 class Written(NamedTuple):
@@ -65,18 +67,20 @@ def write(
     """
     notes: set[str] = set()
     turns, reply = list(turns), list(reply)
-    if turns and len(reply) > len(turns) and reply[: len(turns)] == turns:
-        reply = reply[len(turns) :]
-        notes.add(REPEATED)
+    apart = turns[1:] if turns and turns[0].get("role") == "system" else turns
+    for repeated in (turns, apart):  # the system text may have been given apart
+        if repeated and len(reply) > len(repeated) and reply[: len(repeated)] == repeated:
+            reply = reply[len(repeated) :]
+            notes.add(REPEATED)
+            break
     roles = [m.get("role") for m in reply]
     role = "assistant" if "assistant" in roles else roles[-1]
     first = roles.index(role)
     turns, reply = [*turns, *reply[:first]], reply[first:]
-    chat = template.folded([*turns, *reply], where)
-    if len(chat) < len(turns) + len(reply):
+    given, turns = turns, template.folded(turns, where)
+    if len(turns) < len(given):
         notes.add(FOLDED)
-    turns = chat[: len(chat) - len(reply)]
-    reply = chat[len(turns) :]
+    chat = [*turns, *reply]
 
     head = head_of(template, turns, reply[0], where)
     notes |= check_prompt(template, turns, head, where)
@@ -84,9 +88,14 @@ def write(
     around = template.around(chat)
     before = around.before[len(turns) :] if around else (None,) * len(reply)
     after = around.after[len(turns) :] if around else (None,) * len(reply)
-    places = _places(whole, reply, before, after)
+    places = _places(whole, reply, before, after, template.opening())
     if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
         notes.add(OWN_REASONING)
+
+    # Behind the content of an answer that calls tools stand the calls: they are the answer, too.
+    usual = template.answered()[1]
+    if places[-1] is not None and usual and after[-1] != usual and str(after[-1]).endswith(usual):
+        places[-1] = places[-1]._replace(stop=places[-1].over - len(usual))
 
     found = [p for p in places if p is not None]
     start = len(head)
@@ -96,7 +105,7 @@ def write(
         notes.add(AS_AT_INFERENCE)
         cut = _cut(template, whole, reply[0], found[0].start, head)
         text, shift = head + whole[cut:], len(head) - cut
-        found = [Part(p.start + shift, p.stop + shift, p.over + shift) for p in found]
+        found = [Part(*(place + shift for place in p)) for p in found]
     elif len(reply) == 1 and after[0] is not None:
         notes.add(AS_AT_INFERENCE)
         content = content_of(reply[0]).strip()
@@ -105,17 +114,18 @@ def write(
             content = content.removeprefix(template.thinking.open.strip()).lstrip()
         text = head + content + after[0]
         stop = start + len(content)
-        found = [Part(start, stop, len(text))]
+        found = [Part(start, stop, len(text), start)]
     else:
         place = f"{where}: " if where else ""
         raise DataError(
-            f"{place}the chat template alters an answer of {len(reply)} messages; give each answer "
-            "as one assistant message, or use plain text"
+            f"{place}the chat template alters the answer ({', '.join(str(m.get('role')) for m in reply)})"
+            "; give it as one assistant message, or use plain text"
         )
     if template.begun(head) and not _closes(template, text[start : found[0].over]):
         notes.add(OPEN_THINKING)
-    parts = tuple(p for p, m in zip(found, reply, strict=True) if m.get("role") == role)
-    return Written(head, text, parts, frozenset(notes))
+    parts = [p for p, m in zip(found, reply, strict=True) if m.get("role") == role]
+    parts[0] = parts[0]._replace(first=start)
+    return Written(head, text, tuple(parts), frozenset(notes))
 
 
 def head_of(
@@ -144,19 +154,22 @@ def check_prompt(
     """
     notes: set[str] = set()
     text, at = _squash(head), 0
+    probed = template.around(turns, opened=True) if turns else None
     for number, message in enumerate(turns, 1):
         content = _squash(content_of(message))
+        if probed is not None and probed.before[number - 1] is None and content:
+            _missing(template, message, number, where)
+        if message.get("role") == "system":  # some put it elsewhere
+            if content not in text:
+                _missing(template, message, number, where)
+            continue
         found = text.find(content, at)
-        if found < 0 and message.get("role") == "system":
-            found = text.find(content)  # some put it elsewhere
-            if found >= 0:
-                continue
         if found < 0 and message.get("role") == "assistant":
             content = _squash(_unreasoned(content_of(message)))
             found = text.find(content, at)
             if found >= 0:
                 notes.add(EARLIER_REASONING)
-        if found < 0 and message.get("role") not in ("system", "user", "assistant"):
+        if found < 0 and message.get("role") not in ("user", "assistant"):
             continue  # a tool's result is written anew by many
         if found < 0:
             _missing(template, message, number, where)
@@ -184,6 +197,7 @@ def _places(
     reply: Sequence[Message],
     before: Sequence[str | None],
     after: Sequence[str | None],
+    opening: str,
 ) -> list[Part | None]:
     """Where each message of an answer stands in the whole rendering, from the last one back."""
     limit = len(whole)
@@ -192,6 +206,10 @@ def _places(
         reversed(reply), reversed(before), reversed(after), strict=True
     ):
         place = _place(whole, limit, content_of(message), lead, trail)
+        if place is not None and opening and lead and lead.startswith(opening):
+            more = lead[len(opening) :]  # an empty thinking part, the rest of a header
+            if whole[: place.start].endswith(more):
+                place = place._replace(first=place.start - len(more))
         places.append(place)
         limit = place.start if place is not None else limit
     return places[::-1]
@@ -216,9 +234,9 @@ def _place(
                 break
         tail = content[len(content.rstrip()) :] if core else ""
         stop = stop if tail.startswith(whole[inner:stop]) else inner
-        return Part(start, stop, limit)
+        return Part(start, stop, limit, start)
     back = _back(whole, stop, core)
-    return None if back is None else Part(back, inner, limit)
+    return None if back is None else Part(back, inner, limit, back)
 
 
 def _back(whole: str, stop: int, content: str) -> int | None:

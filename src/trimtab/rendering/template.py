@@ -37,7 +37,7 @@ class Around(NamedTuple):
     after: tuple[str | None, ...]
 
 
-class Thinking(NamedTuple):
+class Tags(NamedTuple):
     """What opens and what closes the reasoning of an answer, whitespace included."""
 
     open: str
@@ -89,7 +89,7 @@ class Template:
         self._around: dict[str, Around | None] = {}
         self._takes_system: bool | None = None
         self._marks: set[int] | None = None
-        self._thinking: Thinking | bool | None = False
+        self._thinking: Tags | bool | None = False
 
     @property
     def tokenizer(self) -> Any:
@@ -160,33 +160,36 @@ class Template:
         return "strftime_now" in self.source
 
     def folded(self, messages: Sequence[Message], where: str | None) -> list[Message]:
-        """The messages, their system text within the first user message where that is asked for and
-        needed."""
-        if self.rendering.system_role != "fold" or self.takes_system:
-            return list(messages)
+        """The messages of a prompt, their system text within the first user message where that is
+        asked for and needed.
+
+        Raises:
+            DataError: there is no user message.
+        """
         system = [content_of(m) for m in messages if m.get("role") == "system"]
-        others = [dict(m) for m in messages if m.get("role") != "system"]
-        if not system:
+        if not system or self.rendering.system_role != "fold" or self.takes_system:
             return list(messages)
-        user = next((m for m in others if m.get("role") == "user"), None)
-        if user is None:
+        others: list[Message] = [m for m in messages if m.get("role") != "system"]
+        first = next((n for n, m in enumerate(others) if m.get("role") == "user"), None)
+        if first is None:
             place = f"{where}: " if where else ""
             raise DataError(f"{place}a system message, and no user message to fold it into")
-        user["content"] = "\n\n".join([*system, content_of(user)])
-        return list(others)
+        text = "\n\n".join([*system, content_of(others[first])])
+        others[first] = {**others[first], "content": text}
+        return others
 
     # ---- probes ---------------------------------------------------------------------------------
 
-    def around(self, messages: Sequence[Message]) -> Around | None:
+    def around(self, messages: Sequence[Message], *, opened: bool = False) -> Around | None:
         """What stands around each message of a chat with these roles, found by rendering it with
         other contents; None where the template does not take those."""
         shape = [{k: v for k, v in m.items() if k != "content"} for m in messages]
-        key = json.dumps(shape, sort_keys=True, default=repr)
+        key = json.dumps([opened, shape], sort_keys=True, default=repr)
         if key not in self._around:
             words = _words(len(shape))
             try:
                 text = self._apply(
-                    [{**m, "content": w} for m, w in zip(shape, words, strict=True)], False
+                    [{**m, "content": w} for m, w in zip(shape, words, strict=True)], opened
                 )
             except Exception:  # whatever a template raises
                 self._around[key] = None
@@ -211,14 +214,14 @@ class Template:
         return found.before[1], found.after[1]
 
     @property
-    def thinking(self) -> Thinking | None:
+    def thinking(self) -> Tags | None:
         """What opens and closes reasoning: seen in the rendering of an answer that has some, else
         in the template's own text or the vocabulary; None for a model that does not reason."""
         if isinstance(self._thinking, bool):
             self._thinking = self._probed_thinking() or self._written_thinking()
         return self._thinking
 
-    def _probed_thinking(self) -> Thinking | None:
+    def _probed_thinking(self) -> Tags | None:
         asked, reasoning, answer = _words(3)
         chat = [
             {"role": "user", "content": asked},
@@ -237,9 +240,9 @@ class Template:
         written = self._written_thinking()
         if not close.strip() or not (opened.strip() or written):
             return None
-        return Thinking(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
+        return Tags(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
 
-    def _written_thinking(self) -> Thinking | None:
+    def _written_thinking(self) -> Tags | None:
         tags = list(dict.fromkeys(TAG.findall(self.source)))
         closing = [t for t in tags if "/" in t or "end" in t.lower()]
         opening = [t for t in tags if t not in closing]
@@ -252,7 +255,7 @@ class Template:
             opening, closing = ["<think>"], ["</think>"]
         if not (opening and closing):
             return None
-        return Thinking(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
+        return Tags(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
 
     def begun(self, head: str) -> bool | None:
         """Whether the end of a generation prompt leaves reasoning open (True), closes it (False), or
@@ -291,6 +294,16 @@ def template_of(
             known.clear()
         known[key] = Template(tokenizer, rendering, kwargs, tools)
     return known[key]
+
+
+def record_of(tokenizer: Any, rendering: Rendering) -> dict[str, Any]:
+    """What of a run's rendering is not as usual, and the date where the template asks for it: for
+    files that say how they were made."""
+    asked = (
+        bool(getattr(tokenizer, "chat_template", None))
+        and template_of(tokenizer, rendering).told_the_date
+    )
+    return {**rendering.record(), **({"date": rendering.date} if asked else {})}
 
 
 def _words(n: int) -> list[str]:

@@ -65,7 +65,16 @@ class Rendered(NamedTuple):
 
 
 class RenderedText(str):
-    """Text that a chat template made: no BOS belongs before it but its own."""
+    """Text that a chat template made: no BOS belongs before it but its own. It remembers its parts,
+    which are tokenised one by one."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> RenderedText:
+        """The parts joined."""
+        made = super().__new__(cls, "".join(parts))
+        made.parts = parts
+        return made
 
 
 # ---- plain text ---------------------------------------------------------------------------------
@@ -73,12 +82,14 @@ class RenderedText(str):
 
 def plain_ids(text: str, tokenizer: Any) -> Ids:
     """Token ids of text as it stands: one BOS where the tokenizer adds one, and no EOS but the text's
-    own. Text that a chat template made (it begins with the BOS, or is a `RenderedText`) gets none."""
+    own. Text that a chat template made (it begins with the BOS, or is a `RenderedText`) gets neither."""
+    if isinstance(text, RenderedText):
+        return tuple(i for part in text.parts if part for i in ids_of(part, tokenizer))
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    rendered = isinstance(text, RenderedText) or (bool(bos) and text.startswith(bos))
-    ids = list(tokenizer(str(text), add_special_tokens=not rendered)["input_ids"])
+    rendered = bool(bos) and text.startswith(bos)
+    ids = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
     if eos and ids and ids[-1] == tokenizer.eos_token_id and not rendered:
-        own = tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
         if _ends(own, ids[-1]) < _ends(ids, ids[-1]):
             ids.pop()
     return tuple(ids)
@@ -189,6 +200,16 @@ def end_ids(
     return next(((t,) for t in after if t in template.marks), ())
 
 
+def lead_ids(
+    prompt: Text, tokenizer: Any, *, rendering: Rendering = USUAL, where: str | None = None
+) -> Ids:
+    """Token ids of a chat up to where the content of an answer begins: the prompt, and what the
+    template puts before the content."""
+    answer = ({"role": "assistant", "content": "word"},)
+    one = render_answer(prompt, answer, tokenizer, "chat", rendering=rendering, where=where)
+    return one.ids[: one.turns[0].content]
+
+
 # ---- answers ------------------------------------------------------------------------------------
 
 
@@ -243,7 +264,8 @@ def render_answer(
             trail, stop = end_of(part, end, len(ids)), len(ids)
         else:  # behind its mark the next turn's header begins
             trail = stop = end_of(part, end, inside(part.over)) if ended else end
-        turns.append(Turn(content if number else shared, content, end, trail, stop))
+        start = min(content, outside(part.first)) if number else shared
+        turns.append(Turn(start, content, end, trail, stop))
     return Rendered(before, ids, tuple(turns), written.notes)
 
 

@@ -26,6 +26,7 @@ from trimtab.fit import Method
 from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import digest
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 
@@ -89,6 +90,7 @@ class Setting:
     data_root: str | None = None
     limit: int | None = None
     train_limit: int | None = None
+    rendering: Rendering = USUAL
     parts: dict[str, Any] = field(default_factory=dict)
     """What else the model is known by (`models.Source.parts`)."""
 
@@ -115,6 +117,7 @@ class Setting:
             "splits": {name: pairs.digest for name, pairs in data.splits.items()},
             "dose": data.dose.digest,
             "measuring": {k: v for k, v in given.items() if k != "equal_kl" or v},
+            **({"rendering": record} if (record := self.rendering.record()) else {}),
             "neutral": hashlib.sha256(
                 "\n".join((*NEUTRAL[: m.passages], *GENERATION_PROMPTS[: m.prompts])).encode()
             ).hexdigest(),
@@ -124,7 +127,8 @@ class Setting:
         """JSON values from which `setting_of` makes it again."""
         suite = {k: v for k, v in asdict(self.data.suite).items() if k != "published"}
         rest = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "data"}
-        return json.loads(json.dumps({**rest, "measuring": vars(self.measuring), "suite": suite}))
+        plain = {"measuring": vars(self.measuring), "rendering": self.rendering.record()}
+        return json.loads(json.dumps({**rest, **plain, "suite": suite}))
 
 
 def setting_of(value: dict[str, Any]) -> Setting:
@@ -133,14 +137,15 @@ def setting_of(value: dict[str, Any]) -> Setting:
     Raises:
         DataError: they cannot be.
     """
-    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring")}
+    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring", "rendering")}
+    rendering = Rendering(**value.get("rendering", {}))
     suite = Suite(**{**value["suite"], "capability": {}})
     lists: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in value["measuring"].items()
     }
     root = Path(rest["data_root"]) if rest["data_root"] else None
     data = read_data(suite, root, rest["limit"], rest["train_limit"])
-    return Setting(**rest, data=data, measuring=Measuring(**lists))
+    return Setting(**rest, data=data, measuring=Measuring(**lists), rendering=rendering)
 
 
 @dataclass(frozen=True)

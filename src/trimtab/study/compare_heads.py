@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from trimtab import models
@@ -37,6 +38,7 @@ from trimtab.fit.run import recipe_digest
 from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.rendering import USUAL, Rendering
 from trimtab.states import Readings, head_site, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.study.files import Rows
@@ -102,6 +104,7 @@ class HeadComparison(Bounded):
     """A torch device, or auto."""
     threads: Count = 1
     """CPU threads; the last bits of the figures depend on them."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
 
@@ -170,6 +173,7 @@ class _Run:
             "tests": {test: p.digest for test, p in pairs.items()},
             "alphas": list(settings.alphas),
             "kl_items": settings.kl_items,
+            **({"rendering": record} if (record := settings.rendering.record()) else {}),
         }
         self.cells = Cells(out, common, progress)
         progress.say(f"loading {settings.model}")
@@ -495,7 +499,7 @@ class _Run:
 
     def _encode(self, pairs: Any) -> Encoded:
         most = self.settings.max_length
-        encoded = encode(pairs, self.tokenizer, max_length=most)
+        encoded = encode(pairs, self.tokenizer, max_length=most, rendering=self.settings.rendering)
         self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
@@ -516,6 +520,7 @@ class _Run:
             out=out,
             seed=seed,
             max_length=self.settings.max_length,
+            rendering=self.settings.rendering,
             store=self.store,
             progress=self.progress,
         )

@@ -20,6 +20,7 @@ from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import commit, versions
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study import tables
 from trimtab.study.cell import BASE
 from trimtab.study.files import Rows, free_folder, write_rows
@@ -40,6 +41,7 @@ def evaluate(
     limit: int | None = None,
     max_length: int = 1024,
     prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
     passages: int = 12,
     data_root: str | Path | None = None,
     command: str = "",
@@ -55,6 +57,7 @@ def evaluate(
         alphas: strengths; 0 is the bare model and always measured.
         out: folder for the result files, from which `trimtab report` makes a page.
         limit: the first so many items of every split.
+        rendering: how the chat template is run.
         passages: neutral passages on which damage is measured.
         force: go on although a dial was made for another base model.
 
@@ -87,7 +90,9 @@ def evaluate(
             dial.check_base(model, tokenizer)
     encoded = {}
     for name, p in sets.items():
-        e = encoded[name] = encode(p, tokenizer, max_length=max_length, prompt_style=prompt_style)
+        e = encoded[name] = encode(
+            p, tokenizer, max_length=max_length, prompt_style=prompt_style, rendering=rendering
+        )
         progress.left_out(p.name, p.left_out, p.notes)
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])

@@ -9,13 +9,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from trimtab import models
 from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError, near
 from trimtab.fit import Method
 from trimtab.progress import Progress
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study import tables
 from trimtab.study.cell import PROMPT, Cell, Measuring, Setting, plan_cells
 from trimtab.study.files import Rows, read_rows
@@ -67,6 +70,7 @@ class Comparison(Bounded):
     """Leave out the shifts of suite genies whose data are not there."""
     measuring: Measuring = field(default_factory=Measuring)
     """What is measured, and on how much."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass
@@ -184,6 +188,7 @@ def plan_studies(
             data_root=root,
             limit=comparison.limit,
             train_limit=comparison.train_limit,
+            rendering=comparison.rendering,
         )
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)

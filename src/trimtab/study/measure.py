@@ -117,6 +117,7 @@ class Stage:
             self.loaded[1],
             max_length=settings.max_length,
             prompt_style=settings.prompt_style,
+            rendering=self.setting.rendering,
         )
         self.progress.rendered(
             pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
@@ -204,6 +205,7 @@ def _fitted(cell: Cell, stage: Stage) -> Dial:
             seed=cell.seed or 0,
             max_length=stage.measuring.max_length,
             prompt_style=stage.measuring.prompt_style,
+            rendering=stage.setting.rendering,
             overwrite=overwrite,
             store=stage.store,
             progress=stage.progress,

@@ -20,7 +20,6 @@ from trimtab.dials import Dial
 from trimtab.errors import StudyError
 from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate
 from trimtab.evaluate.dose import LogRatios, log_ratios, valid_answers
-from trimtab.evaluate.generation import encode_prompt
 from trimtab.files import write_json
 from trimtab.fit import fit
 from trimtab.fit.rotation import ContrastiveRecipe
@@ -29,6 +28,7 @@ from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.progress import Progress
 from trimtab.provenance import versions
+from trimtab.rendering import lead_ids
 from trimtab.study.made import VERSIONS
 from trimtab.study.steering_plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing
 
@@ -64,7 +64,7 @@ class Stage:
     @cached_property
     def encoded(self) -> Encoded:
         """The questions as tokens."""
-        return encode(self.test, self.loaded[1])
+        return encode(self.test, self.loaded[1], rendering=self.dosing.rendering)
 
     @cached_property
     def neutral(self) -> NeutralText:
@@ -74,7 +74,7 @@ class Stage:
     def passages(self, messages: Sequence[dict[str, str]]) -> NeutralText:
         """The neutral passages after a chat."""
         model, tokenizer = self.loaded
-        lead = encode_prompt(tokenizer, tuple(messages), "chat")
+        lead = lead_ids(tuple(messages), tokenizer, rendering=self.dosing.rendering)
         return NeutralText(model, tokenizer, NEUTRAL[: self.dosing.passages], lead)
 
     def ratios(self, encoded: Encoded, dial: Dial | None = None, alpha: float = 0.0) -> LogRatios:
@@ -96,18 +96,6 @@ class Stage:
         return [_messages(p.prompt) for p in read_pairs(f"traits:{self.trait}/dev")][
             : self.dosing.prompts
         ]
-
-    def led(self, messages: Sequence[dict[str, str]], system: str) -> tuple[dict[str, str], ...]:
-        """A chat with a system message, within the first message where the template takes none."""
-        led = ({"role": "system", "content": system}, *messages)
-        try:
-            text = self.loaded[1].apply_chat_template(list(led), tokenize=False)
-        except Exception:  # whatever a template raises
-            text = ""
-        if system in text:
-            return led
-        first, *rest = messages
-        return ({**first, "content": f"{system}\n\n{first['content']}"}, *rest)
 
 
 def run_cell(cell: Cell, cells: Sequence[Cell], stage: Stage) -> None:
@@ -145,13 +133,14 @@ def _prompt(stage: Stage) -> dict[str, Any]:
         system = stage.personas.get(sign)
         if system is not None:
             led = PairSet(
-                [replace(p, prompt=stage.led(_messages(p.prompt), system)) for p in stage.test],
+                [replace(p, prompt=_led(_messages(p.prompt), system)) for p in stage.test],
                 stage.test.name,
             )
-            read[sign] = stage.ratios(encode(led, stage.loaded[1]))
-            other = stage.passages(stage.led(user, system))
+            encoded = encode(led, stage.loaded[1], rendering=stage.dosing.rendering)
+            read[sign] = stage.ratios(encoded)
+            other = stage.passages(_led(user, system))
             damage[sign] = stage.neutral.damage_of_lead(other)
-        asked = [stage.led(q, system) if system else q for q in stage.questions]
+        asked = [_led(q, system) if system else q for q in stage.questions]
         answers += _answers(stage, asked, None, (sign,))
     return {
         "kind": PROMPT,
@@ -204,6 +193,7 @@ def _fitted(cell: Cell, stage: Stage) -> tuple[Dial, dict[str, float | None]]:
             out=cell.dial,
             seed=cell.seed,
             limit=stage.dosing.steps * PAIRS_PER_STEP if steps else None,
+            rendering=stage.dosing.rendering,
             store=Store(scratch),
             progress=stage.progress,
         )
@@ -285,6 +275,7 @@ def _answers(
         dial,
         alphas,
         sampling=Sampling(max_new_tokens=stage.dosing.new_tokens),
+        rendering=stage.dosing.rendering,
     )
     asked = [q[-1]["content"] for q in stage.questions]
     return [
@@ -300,6 +291,11 @@ def _answers(
 def read_cell(cell: Cell) -> dict[str, Any]:
     """What a cell that is done has found."""
     return json.loads(cell.file.read_text(encoding="utf-8"))
+
+
+def _led(messages: Sequence[dict[str, str]], system: str) -> tuple[dict[str, str], ...]:
+    """A chat with a system message."""
+    return ({"role": "system", "content": system}, *messages)
 
 
 def _messages(prompt: Any) -> tuple[dict[str, str], ...]:

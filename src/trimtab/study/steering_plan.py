@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from trimtab import provenance
 from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
@@ -20,6 +22,7 @@ from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.pairs.traits_tables import TRAITS
+from trimtab.rendering import USUAL, Rendering
 
 FORMAT = 1
 PROMPT = "prompt"
@@ -76,6 +79,7 @@ class Dosing(Bounded):
     """A torch device, or auto."""
     threads: Count = 1
     """Of torch: the last bits of a sum depend on them."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +157,7 @@ def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: st
         "test": test.digest,
         "neutral": hashlib.sha256("\n".join(NEUTRAL[: dosing.passages]).encode()).hexdigest(),
         **measured,
+        **({"rendering": record} if (record := dosing.rendering.record()) else {}),
     }
 
     def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:

@@ -19,8 +19,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 import yaml
 
 from trimtab import models
@@ -35,6 +36,7 @@ from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
+from trimtab.rendering import USUAL, Rendering
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
@@ -96,6 +98,7 @@ class Search(Bounded):
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def _claim(
         "seed": search.seed,
         "max_length": search.max_length,
         "prompt_style": search.prompt_style,
+        **({"rendering": record} if (record := search.rendering.record()) else {}),
     }
     file = out / NOTE
     if not file.is_file():
@@ -282,6 +286,7 @@ def _try(
     options: dict[str, Any] = {
         "max_length": search.max_length,
         "prompt_style": search.prompt_style,
+        "rendering": search.rendering,
     }
     held = encode(pairs[1], tokenizer, **options)
     store = Store()
