@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.batching import Encoded
 from trimtab.dials import RotationDial
 from trimtab.readout import Needs, Readout
+from trimtab.rendering import Turn
 from trimtab.sites import Site
 
 
@@ -52,13 +53,12 @@ class Naive:
         self.needs, self.directions = needs, directions
         self.sequences = [
             [
-                (row.prompt, row.answers[i])
+                (row.prompt, row.answers[i], row.turns[i])
                 for row in encoded.rows
                 for i in (pair[k] for pair in row.pairs)
             ]
             for k in (0, 1)
         ]
-        self.eos = encoded.eos
         self.optimizer = torch.optim.AdamW(dial.parameters(), lr=0.0)
         self.layers = {p: model.get_submodule(p) for p in dial.paths}
         self.rotated = {p: Rotated(self.layers[p], dial, i) for i, p in enumerate(dial.paths)}
@@ -93,18 +93,19 @@ class Naive:
         )
 
     def _read(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[Turn]]]
     ) -> tuple[Tensor, Tensor, dict[Site, Tensor]]:
         """Summed log-probs, scored tokens and pooled states of padded sequences."""
-        width = max(len(p) + len(a) for p, a in sequences)
+        width = max(len(p) + len(a) for p, a, _ in sequences)
         ids = torch.zeros(len(sequences), width, dtype=torch.long)
         mask, scored, body = (torch.zeros_like(ids) for _ in range(3))
-        for i, (prompt, answer) in enumerate(sequences):
+        for i, (prompt, answer, turns) in enumerate(sequences):
             n, end = len(prompt), len(prompt) + len(answer)
             ids[i, :end] = torch.tensor([*prompt, *answer])
             mask[i, :end] = 1
-            scored[i, max(n, 1) : end] = 1
-            body[i, n : end - self._ending(answer)] = 1
+            for turn in turns:
+                scored[i, max(n + turn.start, 1) : n + turn.stop] = 1
+                body[i, n + turn.content : n + turn.end] = 1
         out = self.model(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         )
@@ -116,8 +117,3 @@ class Naive:
             h, part = out.hidden_states[site + 1], body[..., None]  # any block but the last
             states[site] = (h * part).sum(1) / part.sum(1)
         return taken.sum(1), scored.sum(1), states
-
-    def _ending(self, answer: Sequence[int]) -> int:
-        """Tokens from the last end marker on: they are not averaged."""
-        back = [k for k, t in enumerate(reversed(answer), 1) if t == self.eos]
-        return back[0] if back else 0

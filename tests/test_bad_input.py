@@ -29,8 +29,9 @@ def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("bad")
     with at_home(folder, tiny("llama"), tokenizer):
         dial = VectorDial({1: torch.ones(32)}, {1: 1.0})
-        dial.info.method, dial.info.base_model = "mean", str(folder / "model")
-        dial.info.base_digest = models.digest_of(str(folder / "model"))
+        base = models.identify(str(folder / "model"))
+        dial.info.method, dial.info.base_model = "mean", base.name
+        dial.info.base_digest, dial.info.base = base.digest, base.parts
         dial.save_pretrained(folder / "dial")
         yield folder
 
@@ -321,7 +322,7 @@ def test_prompts_that_say_nothing(here, refused, tmp_path):
     assert "give --prompt TEXT, --prompts FILE or --pairs SPEC" in refused(*words)
     assert "no such file" in refused(*words, "--prompts", tmp_path / "none.txt")
     (tmp_path / "empty.txt").write_text("\n\n")
-    assert "give --prompt TEXT" in refused(*words, "--prompts", tmp_path / "empty.txt")
+    assert "or give --prompt TEXT" in refused(*words, "--prompts", tmp_path / "empty.txt")
     assert "a prompt is empty" in refused(*words, "--prompt", " ")
     assert "max_new_tokens is 0" in refused(*words, "--prompt", "x", "--max-new-tokens", 0)
     assert "temperature is -1" in refused(*words, "--prompt", "x", "--temperature", -1)

@@ -345,7 +345,7 @@ class _Tokens:
         # Answers are numbered within the batch, in order of appearance.
         numbers = {a: n for n, a in enumerate(dict.fromkeys(columns[4]))}
         return Batch(
-            layout=layout if layout in ("padded", "alone") else "packed",
+            layout="padded" if layout == "padded" else "alone" if layout == "alone" else "packed",
             input_ids=grid([line.ids for line in lines], 0),
             positions=grid([line.positions for line in lines], 0),
             segments=grid([[0] * len(line.ids) for line in lines], -1),

@@ -114,6 +114,8 @@ def attach(
         for swap, weight in swaps:
             module, site = model.get_submodule(swap.path), f"{swap.path}:out"
             axes = _axes(model, site) if isinstance(strength, Tensor) else None
+            if isinstance(axes, str):
+                raise _untold(site, axes)
             watch = guard.watch if guard else None
             stack.enter_context(swapped(module, swap, weight, strength, axes, watch))
         for edit, weight in edits:
@@ -212,7 +214,7 @@ def _check_size(site: Site, y: Tensor, new: Tensor, alpha: float | Tensor) -> No
     with torch.no_grad():
         if not new.numel() or not new.abs().max() > most or y.abs().max() > most:
             return
-    strongest = alpha if isinstance(alpha, float) else alpha.abs().max().item()
+    strongest = alpha.abs().max().item() if isinstance(alpha, Tensor) else alpha
     raise ConfigError(
         f"site {site!r}: at alpha {strongest:g} the dial makes states too large for {new.dtype}; "
         "expected a smaller alpha"

@@ -137,7 +137,7 @@ class LogitsDial(Dial):
         h = x
         if self.sites:
             h = self.hidden(
-                torch.stack([x, *(at_head(model, vars(heard)[s], x) for s in self.sites)], -2)
+                torch.stack([x, *(at_head(model, vars(heard)[str(s)], x) for s in self.sites)], -2)
             )
         if isinstance(alpha, float | int) and self.shape == "low_rank" and self.D is None:
             assert self.A is not None
@@ -239,5 +239,5 @@ def untie(model: Any, weight: Tensor) -> None:
 
 
 def _listen(heard: threading.local, site: Site, _: Tensor, y: Tensor, __: Any) -> Tensor:
-    vars(heard)[site] = y
+    vars(heard)[str(site)] = y
     return y

@@ -15,6 +15,7 @@ from trimtab.batching import Over, Spans, Where
 from trimtab.dials.adapter import AdapterDial
 from trimtab.dials.attach import Edit
 from trimtab.dials.dial import Dial
+from trimtab.dials.experts import Swap
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site, parse_sites
 
@@ -122,7 +123,7 @@ class RewardDial(Dial):
         width = models.text_config(model).hidden_size
         return cls(width, sites=parse_sites(sites, models.n_layers(model)), **options)
 
-    def edits(self, model: nn.Module) -> list[Edit]:
+    def edits(self, model: nn.Module) -> Sequence[Edit | Swap]:
         """Those of the adapter; none without."""
         if models.text_config(model).hidden_size != self.width:
             raise DialError(

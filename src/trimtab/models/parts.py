@@ -57,7 +57,7 @@ def _passed(model: nn.Module, stacks: dict[str, nn.ModuleList]) -> list[str]:
         ]
         try:
             with torch.no_grad(), contextlib.suppress(Exception):  # as far as it comes
-                device = embed(model).weight.device
+                device = next(embed(model).parameters()).device
                 model(input_ids=torch.tensor([[3, 4, 5]], device=device), use_cache=False)
         finally:
             for handle in handles:

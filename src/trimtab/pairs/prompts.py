@@ -69,7 +69,9 @@ def read_prompts(file: Path) -> list[Prompt]:
     else:
         found = [_prompt(entry, where) for where, entry in _entries(file, suffix)]
     if not found:
-        raise DataError(f"{file}: there is no prompt in it")
+        raise DataError(
+            f"{file}: there is no prompt in it; expected one a line (or give --prompt TEXT)"
+        )
     return found
 
 
