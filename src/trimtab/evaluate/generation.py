@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -72,7 +72,7 @@ def generate(
     """Continue every prompt at every alpha, rows of a batch at their own alpha.
 
     Args:
-        prompts: texts, chats (each a tuple of messages), or prompts with a system text or tools.
+        prompts: texts, chats (each its messages), or prompts with a system text or tools.
         alphas: strengths of the dial; without one there is a single continuation, at alpha 0.
         prompt_style: `chat` puts the prompt into the model's chat template as a user message;
             `auto` does so where the tokenizer has one; by default what the dial was fitted in,
@@ -135,8 +135,8 @@ def encode_prompt(
 
 
 def prompts_of(given: Text | Prompt | Sequence[Text | Prompt]) -> list[Prompt]:
-    """One prompt or several; a tuple of messages among several is a chat."""
-    one = isinstance(given, str | Prompt)
+    """One prompt or several; messages are one chat, and those of several each one."""
+    one = isinstance(given, str | Prompt) or (bool(given) and isinstance(given[0], Mapping))
     return [Prompt.of(p) for p in ([given] if one else given)]  # type: ignore[list-item,arg-type]
 
 

@@ -104,21 +104,27 @@ def score_candidates(
     *,
     head: str | None = None,
     prompt_style: PromptStyle | None = None,
+    rendering: Rendering | None = None,
     max_length: int = 1024,
 ) -> Float[Tensor, "candidate"]:
     """Rewards of candidate answers to one prompt, which is computed once for all of them.
 
     Args:
         prompt_style: by default what the dial was fitted in, plain text where it does not say.
+        rendering: the chat template's settings; by default those that the dial was fitted with.
 
     Raises:
         DataError: no candidate, or one without tokens, or longer than `max_length` with the prompt.
         ConfigError: no such head.
     """
-    style = format_for([dial], prompt_style).style
-    style = style if style != "auto" else "plain"
+    form = format_for([dial], prompt_style, rendering)
     encoded = encode_answers(
-        prompt, candidates, tokenizer, max_length=max_length, prompt_style=style
+        prompt,
+        candidates,
+        tokenizer,
+        max_length=max_length,
+        prompt_style=form.style if form.style != "auto" else "plain",
+        rendering=form.rendering,
     )
     whole = encoded.rows[0].packed_length
     return rewards_of(model, dial, encoded, head=head, budget=whole)[0]
