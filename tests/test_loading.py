@@ -20,6 +20,7 @@ from trimtab import models
 from trimtab.dials import Dial
 from trimtab.errors import DialError, ModelError
 from trimtab.models.gguf import half_experts, llama3_scaling
+from trimtab.models.values import dtype_name, raw_bytes, value_digest
 from trimtab.progress import Notice
 
 
@@ -408,3 +409,18 @@ def test_a_hub_id_is_still_one(monkeypatch, tmp_path):
     assert asked == ["somebody/model", "gpt2", "dials/x", "gpt2"]
     with pytest.raises(ModelError, match="expected hub:OWNER/NAME"):
         models.check("hub:../x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_single_number_may_be_infinite_but_not_nan(dtype):
+    """Layers with bounds keep them as numbers, infinite where there is none."""
+
+    def sound(*entries: float) -> bool:
+        tensor = torch.tensor(entries, dtype=dtype)
+        return value_digest(raw_bytes(tensor), dtype_name(tensor))[1]
+
+    assert sound(math.inf)
+    assert sound(-math.inf)
+    assert sound(1.0)
+    assert not sound(math.nan)
+    assert not sound(1.0, math.inf)

@@ -52,7 +52,7 @@ def content_of(file: Path) -> Content:
                 f"{file}: damaged, not a readable safetensors file ({error})"
             ) from error
 
-    found = remembered(file, "safetensors 1", compute)
+    found = remembered(file, "safetensors 2", compute)
     tensors = {name: (shape, digest) for name, (shape, digest) in found["tensors"].items()}
     return Content(found["digest"], tensors, found["strange"])
 

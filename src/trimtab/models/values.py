@@ -47,7 +47,8 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def value_digest(data: np.ndarray, kind: str) -> tuple[str, bool]:
-    """Digest of a tensor's values, and whether all of them are finite.
+    """Digest of a tensor's values, and whether all of them are finite; a single number may be
+    infinite: a bound that is none (Gemma 4's clipped layers).
 
     Args:
         data: its bytes.
@@ -85,7 +86,14 @@ def value_digest(data: np.ndarray, kind: str) -> tuple[str, bool]:
             finite = finite and not bool(((block & 0x7F80) == 0x7F80).any())
         sha.update(b"b")
         sha.update(np.ascontiguousarray(block).data)
-    return sha.hexdigest(), finite
+    return sha.hexdigest(), finite or (len(entries) == 1 and _infinite(entries))
+
+
+def _infinite(entries: np.ndarray) -> bool:
+    """Whether the first entry is infinite, and not NaN."""
+    if entries.dtype == np.uint16:
+        return int(entries[0]) & 0x7FFF == 0x7F80
+    return bool(np.isinf(entries.view(np.float32) if entries.dtype == np.uint32 else entries)[0])
 
 
 def joined(tensors: Iterable[tuple[str, Any, str]]) -> str:
