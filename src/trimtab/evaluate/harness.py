@@ -19,7 +19,7 @@ from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluate.benchmarks import Loader, ReadOut, check_tasks, hushed
 from trimtab.evaluate.rewards import rewards_of
 from trimtab.progress import Progress
-from trimtab.rendering import USUAL, Rendering, template_of
+from trimtab.rendering import USUAL, Rendering, end_ids, template_of
 
 OF_LOGPROBS = (
     "acc_norm",
@@ -105,8 +105,11 @@ def bench_tasks(
     ):  # what it says, we say once a task
         lm = _model_class()(model, tokenizer, reward, read_out, force, batch_size)
         if apply_chat_template:
-            lm.template = template_of(tokenizer, rendering)
+            named = isinstance(apply_chat_template, str)
+            chosen = {"chat_template": apply_chat_template} if named else None
+            lm.template = template_of(tokenizer, rendering, chosen)
             lm.chat_template_args = {**lm.chat_template_args, **lm.template.kwargs}
+            lm.end = next(iter(end_ids(tokenizer, rendering, chosen)), lm.end)
         with dial(model, alpha, force=force) if dial is not None else nullcontext():
             run: Any = lm_eval.simple_evaluate
             out = run(
@@ -187,7 +190,42 @@ def _model_class() -> Any:
             self.cut: Counter[str] = Counter()
             self.asked: Counter[str] = Counter()
             self.no_system = 0
+            self.end: int = self.eot_token_id
             self._tasks: list[str] = []  # of the requests that are about to come as tokens
+            # Behind a prompt that ends in EOS the harness would score another text.
+            self._ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens, None, **kwargs)
+            if self._appended(string) and ids[-1:] == [self.tokenizer.eos_token_id]:
+                ids = ids[:-1]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> Any:
+            if not self._ends:
+                return super().tok_batch_encode(
+                    strings, padding_side, left_truncate_len, truncation
+                )
+            rows = [self.tok_encode(s, left_truncate_len=left_truncate_len) for s in strings]
+            padded = self.tokenizer.pad(
+                {"input_ids": rows}, padding_side=padding_side, return_tensors="pt"
+            )
+            return padded["input_ids"], padded["attention_mask"]
+
+        def _appended(self, string: str) -> bool:
+            return self._ends and not string.endswith(self.tokenizer.eos_token)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             for request in requests:
@@ -234,9 +272,9 @@ def _model_class() -> Any:
             return found
 
         def _rewards(self, requests: Any) -> list[float]:
-            """Rewards of the continuations, EOS behind each; every distinct one once. Prompts are cut
-            to what the context holds with it."""
-            end = (self.eot_token_id,)
+            """Rewards of the continuations, what ends an answer behind each; every distinct one once.
+            Prompts are cut to what the context holds with it."""
+            end = (self.end,)
             groups: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
             keys = []
             for _, context, continuation in requests:
@@ -250,7 +288,7 @@ def _model_class() -> Any:
                 for start in range(0, len(answers), 16)
             ]
             order = [(row.prompt, answer) for row in rows for answer in row.answers]
-            encoded = Encoded(tuple(rows), 0, self.eot_token_id, "requests")
+            encoded = Encoded(tuple(rows), 0, self.end, "requests")
             rewards, _ = rewards_of(self.model, self.reward, encoded, force=self.force)
             found = dict(zip(order, rewards.tolist(), strict=True))
             return [found[key] for key in keys]

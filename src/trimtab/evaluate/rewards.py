@@ -29,7 +29,7 @@ from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.decoding import Decoder
 from trimtab.evaluate.formats import Style, format_for, members
-from trimtab.evaluate.generation import PLAIN, Sampling, end_ids, next_ids, seeded
+from trimtab.evaluate.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
 from trimtab.evaluate.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
@@ -104,21 +104,27 @@ def score_candidates(
     *,
     head: str | None = None,
     prompt_style: PromptStyle | None = None,
+    rendering: Rendering | None = None,
     max_length: int = 1024,
 ) -> Float[Tensor, "candidate"]:
     """Rewards of candidate answers to one prompt, which is computed once for all of them.
 
     Args:
         prompt_style: by default what the dial was fitted in, plain text where it does not say.
+        rendering: the chat template's settings; by default those that the dial was fitted with.
 
     Raises:
         DataError: no candidate, or one without tokens, or longer than `max_length` with the prompt.
         ConfigError: no such head.
     """
-    style = format_for([dial], prompt_style).style
-    style = style if style != "auto" else "plain"
+    form = format_for([dial], prompt_style, rendering)
     encoded = encode_answers(
-        prompt, candidates, tokenizer, max_length=max_length, prompt_style=style
+        prompt,
+        candidates,
+        tokenizer,
+        max_length=max_length,
+        prompt_style=form.style if form.style != "auto" else "plain",
+        rendering=form.rendering,
     )
     whole = encoded.rows[0].packed_length
     return rewards_of(model, dial, encoded, head=head, budget=whole)[0]
@@ -247,7 +253,7 @@ def draw(
     if drawing.reject_every and not (one_pass and reward.causal):
         why = "is read at the end alone" if one_pass else "takes a pass of its own"
         raise ConfigError(f"early rejection: this reward {why}")
-    ends = end_ids(model, tokenizer, form.rendering)
+    ends = ends_of(model, tokenizer, form, [prompt])
     marker = read.marker(tokenizer, prompt)
     marker = min(ends) if marker is None else marker
     ends |= {marker}
@@ -325,7 +331,7 @@ def _candidate(
     rejected: bool,
     finished: bool = False,
 ) -> Candidate:
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = said(tokenizer, ids, ends)
     return Candidate(text, tuple(ids), reward, finished, rejected)
 
 
