@@ -3,8 +3,8 @@
 It is tried on each model's first use: rows of several lengths are continued by given tokens (so that
 no near tie decides), a short one past the smallest window that the config names (some caches keep the
 prompt and let go of what was generated), and the log-probs at each step are compared with those of
-plain passes over one whole row. What fails is done without: rows one by one, and where the cache itself is wrong, a whole
-pass a token.
+plain passes over one whole row. What fails is done without: rows one by one, and where the cache itself
+is wrong, a whole pass a token.
 """
 
 from __future__ import annotations
