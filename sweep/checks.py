@@ -234,7 +234,7 @@ class Kind:
                     best = rows.logits(self.model, ids)[-1].topk(2)
                     text = self.tokenizer.decode(ids[start:], skip_special_tokens=True)
                     tied = bool(best.values[0] - best.values[1] < EXACT)
-                    if tied or not answer.text.startswith(text):
+                    if tied or not answer.text.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}")):
                         break
                     ids.append(int(best.indices[0]))
             text = self.tokenizer.decode(ids[start:], skip_special_tokens=True)

@@ -12,7 +12,7 @@ OUTCOMES = {
     "works": "every check is right",
     "works row by row": "right, one sequence at a time: rows that share a batch are not, on this model",
     "refused": "trimtab says why, in one line",
-    "wrong upstream": "transformers itself does not build the kind, or not run it on text alone",
+    "wrong upstream": "transformers itself does not build the kind this small, or not run it on text alone",
 }
 FAULTS = ("silently wrong", "not judged")
 

@@ -151,11 +151,13 @@ OWN: dict[str, dict[str, Any]] = {
         ],
         _DECODER,
     ),
+    "BailingHybridConfig": {"n_group": 1, "topk_group": 1, "num_local_experts": 4, "head_dim": 8},
     "BambaConfig": {"attn_layer_indices": [1, 3], "attn_rotary_emb": 8},
     "BartConfig": {"encoder_layers": 4, "decoder_layers": 4},
     "BigBirdConfig": {**_DECODER, "attention_type": "original_full"},
     "BigBirdPegasusConfig": {"attention_type": "original_full"},
     "BltConfig": {"encoder_hash_byte_group_vocab": 500},
+    "BltGlobalTransformerConfig": {"hidden_size": 64, "num_attention_heads": 4},
     "BltLocalDecoderConfig": _BYTES,
     "BltLocalEncoderConfig": _BYTES,
     "CohereCompassTextConfig": {
@@ -179,6 +181,8 @@ OWN: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "max_window_layers": 4,
     },
+    "Dots3NoteAudioConfig": {"adapter_input_size": 32, "adapter_out_dim": WIDTH},
+    "Dots3NoteVisionConfig": {"adapter_in_dim": 32, "adapter_out_dim": WIDTH},
     "GPTNeoConfig": {
         "attention_types": [[["global", "local"], 2]],
         "num_layers": 4,
@@ -208,6 +212,7 @@ OWN: dict[str, dict[str, Any]] = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
     },
+    "KimiLinearConfig": {"linear_head_dim": 16, "linear_num_heads": 4, "num_local_experts": 4},
     "Lfm2Config": {"layer_types": ["conv", "full_attention"] * 2},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "Llama4TextConfig": {

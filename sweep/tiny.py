@@ -61,7 +61,22 @@ def tiny_config(kind: Any, more: dict[str, Any] | None = None, vision: bool = Fa
     if {"kv_lora_rank", "qk_rope_head_dim"} <= names:  # latent attention has a key a head
         given["num_key_value_heads"] = 4
         given.pop("head_dim", None)
-    return kind(**{**given, **OWN.get(kind.__name__, {}), **(more or {})})
+    given |= OWN.get(kind.__name__, {}) | (more or {})
+    return kind(**_sections(_get(base, "rope_parameters"), given), **given)
+
+
+def _sections(rope: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters whose sections of time, height and width share a small head; kinds without
+    sections do not look at them."""
+    if "rope_parameters" in given or "rope_type" not in (rope or {}):
+        return {}
+    heads = {"hidden_size", "num_attention_heads"} <= given.keys()
+    if not heads and "head_dim" not in given:
+        return {}
+    head = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
+    half = int(head * rope.get("partial_rotary_factor", 1)) // 2
+    first, second = half // 4, (half - half // 4) // 2
+    return {"rope_parameters": {**rope, "mrope_section": [first, second, half - first - second]}}
 
 
 def _default(kind: Any) -> Any:

@@ -125,7 +125,7 @@ def tiny_moe():
 def test_a_model_without_such_layers_says_so():
     model = torch.nn.Linear(2, 2)
     model.config = transformers.LlamaConfig(num_hidden_layers=3)
-    with pytest.raises(ModelError, match="no list of 3 decoder layers"):
+    with pytest.raises(ModelError, match="no list of 3 found"):
         models.layers(model)
 
 

@@ -93,12 +93,22 @@ _LENGTH = re.compile(
 )
 
 
-def _lengths(config: Any, inside: bool = False) -> Iterator[int]:
+_WINDOW = re.compile(r"window|chunk")
+
+
+def windows(model: nn.Module) -> list[int]:
+    """The lengths that the model's config names as windows or chunks, in order."""
+    return sorted(set(_lengths(text_config(model).to_dict(), _WINDOW)))
+
+
+def _lengths(
+    config: Any, pattern: re.Pattern[str] = _LENGTH, inside: bool = False
+) -> Iterator[int]:
     """Whole numbers above 1 that a config names as lengths, at any depth."""
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-        named = inside or bool(_LENGTH.search(str(key)))
+        named = inside or bool(pattern.search(str(key)))
         if isinstance(value, dict | list | tuple):
-            yield from _lengths(value, named and not isinstance(value, dict))
+            yield from _lengths(value, pattern, named and not isinstance(value, dict))
         elif named and isinstance(value, int) and value > 1:
             yield value
 

@@ -1,9 +1,10 @@
 """Whether what a model decodes with a cache, and in padded batches, is what the model says.
 
 It is tried on each model's first use: rows of several lengths are continued by given tokens (so that
-no near tie decides), and the log-probs at each step are compared with those of plain passes over one
-whole row. What fails is done without: rows one by one, and where the cache itself is wrong, a whole
-pass a token.
+no near tie decides), a short one past the smallest window that the config names (some caches keep the
+prompt and let go of what was generated), and the log-probs at each step are compared with those of
+plain passes over one whole row. What fails is done without: rows one by one, and where the cache itself
+is wrong, a whole pass a token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching.forward import forget_lengths
+from trimtab.batching.probes import windows
 from trimtab.dials.contexts import paused
 from trimtab.errors import ModelError
 from trimtab.models import text_config
@@ -45,7 +47,7 @@ def way_to_generate(model: Any, reach: int) -> Way:
     Raises:
         ModelError: they are more than the model has learned positions for.
     """
-    return _way(model, "generate 1", reach, _by_generate)
+    return _way(model, "generate 2", reach, _by_generate)
 
 
 def way_to_decode(model: Any, reach: int) -> Way:
@@ -64,7 +66,7 @@ def way_to_decode(model: Any, reach: int) -> Way:
             found.append(torch.stack(seen, 1)[0])
         return torch.stack(found).log_softmax(-1).cpu()
 
-    return "plain" if _way(model, "decode 1", reach, lambda _: decoded) != "batch" else "batch"
+    return "plain" if _way(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
 
 
 def _way(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
@@ -101,9 +103,12 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
 
     rows = [tokens(n).tolist() for n in lengths]
     forced = tokens(len(rows), STEPS)
+    past = next((n for n in windows(model) if n + STEPS + len(rows[0]) <= whole), 0)
+    on = tokens(1, past + STEPS)
     why = ""
     with models.reading(model), paused():
         truth = _plain(model, rows, forced)
+        truth_on = _plain(model, rows[:1], on)
         tries: dict[Way, Callable[[], Tensor]] = {
             "batch": lambda: decoded(rows, forced),
             "rows": lambda: torch.cat(
@@ -115,6 +120,8 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
         for way, attempt in tries.items():
             try:
                 error = _difference(attempt(), truth)
+                if past:
+                    error = max(error, _difference(decoded(rows[:1], on), truth_on))
             except Exception as problem:  # whatever a model does not take, the next does without
                 why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
                 continue
@@ -139,7 +146,7 @@ def _tolerance(model: nn.Module) -> float:
 def _plain(model: Any, rows: list[list[int]], forced: Tensor) -> Tensor:
     found = []
     for row, tokens in zip(rows, forced.tolist(), strict=True):
-        logits = plain_logits(model, [*row, *tokens[:-1]], STEPS)
+        logits = plain_logits(model, [*row, *tokens[:-1]], len(tokens))
         found.append(logits.log_softmax(-1))
     return torch.stack(found).cpu()
 
@@ -181,7 +188,7 @@ def _by_generate(model: Any) -> Decoded:
             model.generate(
                 **left_padded(model, rows, pad=int(forced[0, 0])),
                 generation_config=GenerationConfig(
-                    max_new_tokens=STEPS, do_sample=False, pad_token_id=0
+                    max_new_tokens=forced.shape[1], do_sample=False, pad_token_id=0
                 ),
                 logits_processor=LogitsProcessorList([force]),
             )

@@ -21,9 +21,10 @@ from trimtab.evaluate.generation import (
     LIKELIEST,
     Generation,
     Sampling,
-    end_ids,
+    ends_of,
     next_ids,
     prompts_of,
+    said,
     seeded,
 )
 from trimtab.pairs.pair import Text
@@ -170,9 +171,10 @@ def generate_genarm(
     """
     done = []
     form = format_for([arm], prompt_style, rendering)
-    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
+    texts = prompts_of(prompts)
+    ends = ends_of(model, tokenizer, form, texts) if ends is None else ends
     with seeded(sampling.seed, model):
-        for prompt in prompts_of(prompts):
+        for prompt in texts:
             ids = form.ids(tokenizer, prompt)
             base = Decoder(model, ids, room=sampling.max_new_tokens)
             with arm(model, 1.0, force=force):
@@ -187,7 +189,7 @@ def generate_genarm(
                 base.feed(token)
                 with arm(model, 1.0, force=True):  # checked above
                     other.feed(token)
-            done.append(_done(tokenizer, prompt, alpha, drawn))
+            done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends)))
     return done
 
 
@@ -225,8 +227,9 @@ def generate_args(
     reward.edits(model)  # refuses a model that it does not fit
     done = []
     form = format_for([reward], prompt_style, rendering)
-    ends = end_ids(model, tokenizer, form.rendering) if ends is None else ends
-    for prompt in prompts_of(prompts):
+    texts = prompts_of(prompts)
+    ends = ends_of(model, tokenizer, form, texts) if ends is None else ends
+    for prompt in texts:
         ids = form.ids(tokenizer, prompt)
         rows = Decoder(model, ids, 1, reward.sites, room=sampling.max_new_tokens)
         drawn: list[int] = []
@@ -238,7 +241,7 @@ def generate_args(
             rows.select(torch.tensor([best]))
             rows.logits = logits[best : best + 1]
             drawn.append(int(tokens[best]))
-        done.append(_done(tokenizer, prompt, alpha, drawn))
+        done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends)))
     return done
 
 
@@ -254,7 +257,3 @@ def args_rewards(
     marker = torch.zeros_like(mask)
     marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
     return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
-
-
-def _done(tokenizer: Any, prompt: Prompt, alpha: float, ids: list[int]) -> Generation:
-    return Generation(prompt.shown, alpha, tokenizer.decode(ids, skip_special_tokens=True))

@@ -15,7 +15,7 @@ from trimtab.evaluate.formats import Style, format_for
 from trimtab.evaluate.generation import (
     LIKELIEST,
     Sampling,
-    end_ids,
+    ends_of,
     next_ids,
     seeded,
 )
@@ -84,7 +84,8 @@ def explain(
     if steps < 1 or top < 1:
         raise ConfigError(f"explain: expected steps and top of 1 or more, given {steps} and {top}")
     form = format_for([dial], prompt_style, rendering)
-    ends, ids = end_ids(model, tokenizer, form.rendering), form.ids(tokenizer, prompt)
+    ids = form.ids(tokenizer, prompt)
+    ends = ends_of(model, tokenizer, form, [prompt])
     found: list[Step] = []
     with seeded(sampling.seed, model):
         bare = Decoder(model, ids, room=steps)

@@ -14,7 +14,7 @@ from trimtab.dials import Dial
 from trimtab.dials.dial import Composed
 from trimtab.pairs.pair import Pair, Text
 from trimtab.pairs.prompts import Prompt
-from trimtab.rendering import USUAL, Rendering, end_ids, prompt_ids
+from trimtab.rendering import USUAL, Ids, Rendering, end_ids, prompt_ids
 
 Style = Literal["auto", "plain", "chat"]
 """Plain text as it stands, a user message of the chat template, or that where there is one."""
@@ -41,8 +41,13 @@ class Format:
     def marker(self, tokenizer: Any, prompt: Text | Prompt | Pair) -> int | None:
         """The id that ends an answer in this format, as where rewards were learned: the template's end
         of turn, or EOS."""
-        ends = end_ids(tokenizer, self.rendering) if self.templated(tokenizer, prompt) else ()
+        ends = self.ends(tokenizer, prompt) if self.templated(tokenizer, prompt) else ()
         return ends[0] if ends else tokenizer.eos_token_id
+
+    def ends(self, tokenizer: Any, prompt: Text | Prompt | Pair) -> Ids:
+        """The ids that end an answer by the chat template (see `rendering.end_ids`)."""
+        p = Prompt.of(prompt)
+        return end_ids(tokenizer, self.rendering, p.chat_template_kwargs, p.tools)
 
     def ids(self, tokenizer: Any, prompt: Text | Prompt | Pair) -> list[int]:
         """Token ids of a prompt, up to where the answer begins (see `rendering.prompt_ids`)."""

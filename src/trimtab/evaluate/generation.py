@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
 from trimtab.errors import ModelError
 from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
-from trimtab.evaluate.formats import Style, format_for
+from trimtab.evaluate.formats import Format, Style, format_for
 from trimtab.evaluate.items import check_alphas
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
@@ -93,7 +93,7 @@ def generate(
     check_alphas(strengths)
     form = format_for([dial], prompt_style, rendering)
     ids = [form.ids(tokenizer, text) for text in texts]
-    ends = end_ids(model, tokenizer, form.rendering)
+    ends = ends_of(model, tokenizer, form, texts)
     rows = [(number, alpha) for number in range(len(texts)) for alpha in strengths]
     done: list[Generation] = []
     with seeded(sampling.seed, model):
@@ -201,8 +201,15 @@ def _continue(
                 drawn = [_plainly(model, part[0], ends, sampling)]
             else:
                 drawn = _by_generate(model, tokenizer, part, ends, sampling)
-        found += [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
+        found += [said(tokenizer, ids, ends) for ids in drawn]
     return found
+
+
+def said(tokenizer: Any, ids: Sequence[int], ends: Collection[int]) -> str:
+    """An answer as text, without the mark that ends it (which need not be a special token)."""
+    marks = set(tokenizer.get_added_vocab().values())
+    marked = len(ids) > 0 and ids[-1] in ends and ids[-1] in marks
+    return tokenizer.decode(list(ids[:-1] if marked else ids), skip_special_tokens=True)
 
 
 def _by_generate(
@@ -253,6 +260,12 @@ def end_ids(model: Any, tokenizer: Any, rendering: Rendering = USUAL) -> set[int
     found = [] if found is None else found if isinstance(found, list) else [found]
     by_template = template_ends(tokenizer, rendering)
     return {int(t) for t in (*found, tokenizer.eos_token_id, *by_template) if t is not None}
+
+
+def ends_of(model: Any, tokenizer: Any, form: Format, prompts: Sequence[Text | Prompt]) -> set[int]:
+    """The ids that end an answer to some prompts, whose tools and variables a template may heed."""
+    by_row = [form.ends(tokenizer, prompt) for prompt in prompts]
+    return end_ids(model, tokenizer, form.rendering).union(*by_row)
 
 
 def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:

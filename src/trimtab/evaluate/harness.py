@@ -105,9 +105,11 @@ def bench_tasks(
     ):  # what it says, we say once a task
         lm = _model_class()(model, tokenizer, reward, read_out, force, batch_size)
         if apply_chat_template:
-            lm.template = template_of(tokenizer, rendering)
+            named = isinstance(apply_chat_template, str)
+            chosen = {"chat_template": apply_chat_template} if named else None
+            lm.template = template_of(tokenizer, rendering, chosen)
             lm.chat_template_args = {**lm.chat_template_args, **lm.template.kwargs}
-            lm.end = next(iter(end_ids(tokenizer, rendering)), lm.end)
+            lm.end = next(iter(end_ids(tokenizer, rendering, chosen)), lm.end)
         with dial(model, alpha, force=force) if dial is not None else nullcontext():
             run: Any = lm_eval.simple_evaluate
             out = run(

@@ -29,7 +29,7 @@ from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluate.decoding import Decoder
 from trimtab.evaluate.formats import Style, format_for, members
-from trimtab.evaluate.generation import PLAIN, Sampling, end_ids, next_ids, seeded
+from trimtab.evaluate.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
 from trimtab.evaluate.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
@@ -253,7 +253,7 @@ def draw(
     if drawing.reject_every and not (one_pass and reward.causal):
         why = "is read at the end alone" if one_pass else "takes a pass of its own"
         raise ConfigError(f"early rejection: this reward {why}")
-    ends = end_ids(model, tokenizer, form.rendering)
+    ends = ends_of(model, tokenizer, form, [prompt])
     marker = read.marker(tokenizer, prompt)
     marker = min(ends) if marker is None else marker
     ends |= {marker}
@@ -331,7 +331,7 @@ def _candidate(
     rejected: bool,
     finished: bool = False,
 ) -> Candidate:
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = said(tokenizer, ids, ends)
     return Candidate(text, tuple(ids), reward, finished, rejected)
 
 

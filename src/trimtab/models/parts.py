@@ -31,7 +31,12 @@ def layers(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
             stacks[name] = module
     if not stacks:
-        raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found")
+        told = (
+            "its config names no number of layers" if count is None else f"no list of {count} found"
+        )
+        raise ModelError(
+            f"{type(model).__name__} has no decoder layers that trimtab can tell: {told}"
+        )
     found = _passed(model, stacks) if len(stacks) > 1 else list(stacks)
     return max(
         (stacks[name] for name in found),

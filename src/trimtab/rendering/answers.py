@@ -11,11 +11,11 @@ template alters; it is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trimtab.errors import DataError
-from trimtab.rendering.template import Message, Template, content_of, reasoning_of
+from trimtab.rendering.template import WORD, Message, Template, content_of, reasoning_of
 
 AS_AT_INFERENCE = (
     "the prompt alone is rendered otherwise than before an answer: put together as at inference, "
@@ -28,6 +28,9 @@ EARLIER_REASONING = "the chat template leaves out the reasoning of earlier turns
 OWN_REASONING = "the chat template leaves out the reasoning that stands beside the answer"
 FOLDED = "system message folded into the first user message"
 REPEATED = "the answer repeated the prompt's messages: taken once"
+PREFILLED = (
+    "the prompt ends with an assistant's message: the answer is a message of its own behind it"
+)
 
 
 class Part(NamedTuple):
@@ -77,6 +80,8 @@ def write(
     role = "assistant" if "assistant" in roles else roles[-1]
     first = roles.index(role)
     turns, reply = [*turns, *reply[:first]], reply[first:]
+    if role == "assistant" and turns and turns[-1].get("role") == "assistant":
+        notes.add(PREFILLED)
     given, turns = turns, template.folded(turns, where)
     if len(turns) < len(given):
         notes.add(FOLDED)
@@ -88,14 +93,27 @@ def write(
     around = template.around(chat)
     before = around.before[len(turns) :] if around else (None,) * len(reply)
     after = around.after[len(turns) :] if around else (None,) * len(reply)
+    after = tuple(None if a and WORD.search(a) else a for a in after)  # it repeats a content
+    usual = template.answered()[1]
+    calls = [called(m) for m in reply]
+    if len(reply) == 1 and calls[0] and after[0] is None and not content_of(reply[0]).strip():
+        after = (usual or None,)  # the calls stand in the content's place
     places = _places(whole, reply, before, after, template.opening())
     if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
         notes.add(OWN_REASONING)
 
     # Behind the content of an answer that calls tools stand the calls: they are the answer, too.
-    usual = template.answered()[1]
-    if places[-1] is not None and usual and after[-1] != usual and str(after[-1]).endswith(usual):
-        places[-1] = places[-1]._replace(stop=places[-1].over - len(usual))
+    for n, place in enumerate(places):
+        if place is None or not calls[n]:
+            continue
+        check_calls(reply[n], whole[len(head) :] if whole.startswith(head) else whole, where)
+        if usual.strip() and (end := whole.find(usual.strip(), place.stop, place.over)) > 0:
+            places[n] = place._replace(stop=end)
+    # Where an empty content stands is known by what is around it alone.
+    begun = places[0]
+    loose = whole.startswith(head) and not content_of(reply[0]).strip()
+    if begun and loose and (begun.start < len(head) or (calls[0] and before[0] is None)):
+        places[0] = Part(len(head), max(begun.stop, len(head)), begun.over, len(head))
 
     found = [p for p in places if p is not None]
     start = len(head)
@@ -104,6 +122,7 @@ def write(
     elif len(found) == len(reply):
         notes.add(AS_AT_INFERENCE)
         cut = _cut(template, whole, reply[0], found[0].start, head)
+        found[0] = found[0]._replace(start=max(found[0].start, cut))
         text, shift = head + whole[cut:], len(head) - cut
         found = [Part(*(place + shift for place in p)) for p in found]
     elif len(reply) == 1 and after[0] is not None:
@@ -159,6 +178,8 @@ def check_prompt(
         content = _squash(content_of(message))
         if probed is not None and probed.before[number - 1] is None and content:
             _missing(template, message, number, where)
+        if called(message):
+            check_calls(message, head, where)
         if message.get("role") == "system":  # some put it elsewhere
             if content not in text:
                 _missing(template, message, number, where)
@@ -178,6 +199,24 @@ def check_prompt(
         if message.get("role") == "assistant" and reasoning and not _squashed(reasoning, head):
             notes.add(EARLIER_REASONING)
     return notes
+
+
+def called(message: Message) -> list[str]:
+    """Names of the functions that a message calls."""
+    calls = message.get("tool_calls") or ()
+    named = [c.get("function") or c for c in calls if isinstance(c, Mapping)]
+    return [str(f["name"]) for f in named if isinstance(f, Mapping) and f.get("name")]
+
+
+def check_calls(message: Message, text: str, where: str | None) -> None:
+    """Raise DataError unless what a message calls stands in its rendering."""
+    place = f"{where}: " if where else ""
+    for name in called(message):
+        if name not in text:
+            raise DataError(
+                f"{place}the chat template leaves out the tool calls of a message ({name}); write "
+                "them as text, or use a model whose template has tools"
+            )
 
 
 def _missing(template: Template, message: Message, number: int, where: str | None) -> None:
@@ -223,7 +262,7 @@ def _place(
         return None
     stop = limit - len(after)
     core = content.strip()
-    inner = len(whole[:stop].rstrip())
+    inner = len(whole[:stop].rstrip()) if core else stop
     start = inner - len(core)
     if start >= 0 and whole[start:inner] == core:
         # Of the blanks around it, those that the template kept.
@@ -256,6 +295,11 @@ def _cut(template: Template, whole: str, answer: Message, start: int, head: str)
     reasoning that was given beside it."""
     reasoning = reasoning_of(answer).strip()
     at = whole.rfind(reasoning, 0, start) if reasoning else -1
+    if at < 0 and template.begun(head):
+        assert template.thinking is not None
+        opened = template.thinking.open.strip()  # stands there already
+        rest = whole[start:].removeprefix(opened)
+        return start if len(rest) == len(whole) - start else len(whole) - len(rest.lstrip())
     if at < 0 or template.thinking is None:
         return start
     if template.begun(head):

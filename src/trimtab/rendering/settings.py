@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date as Day
 from typing import Any, Literal
@@ -14,6 +14,23 @@ PromptStyle = Literal["plain", "chat"]
 
 PINNED = "2025-01-01"
 """The date that templates are told unless another one is asked for: any day gives the same bytes."""
+
+
+RESERVED = {
+    *("conversation", "messages", "tools", "documents", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors"),
+    *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs"),
+}
+"""Arguments of `apply_chat_template` that are the renderer's own."""
+
+
+def check_variables(names: Iterable[str]) -> None:
+    """Raise ConfigError where a variable of the chat template is an argument of what runs it."""
+    if taken := sorted(RESERVED.intersection(names)):
+        raise ConfigError(
+            f"chat template variables: {taken[0]!r} says how a template is run, which follows from the "
+            "messages; leave it out" + (" (tools have a column)" if taken[0] == "tools" else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class Rendering:
             raise ConfigError(f"template_kwargs {given!r}: not JSON ({error})") from None
         if not isinstance(found, dict):
             raise ConfigError(f"template_kwargs {given!r}: expected an object of names and values")
+        check_variables(found)
         object.__setattr__(self, "template_kwargs", text)
         try:
             day = Day.today() if self.date == "today" else Day.fromisoformat(self.date)

@@ -14,13 +14,15 @@ from datetime import date as Day
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
-from trimtab.errors import DataError, ModelError
-from trimtab.rendering.settings import Rendering
+from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.rendering.settings import Rendering, check_variables
 
 Message = Mapping[str, Any]
 
 REMEMBERED = 256
 """Templates (with their variables and tools) of which probes are kept, a tokenizer."""
+USUAL_CHATS = (("user",), ("system", "user"))
+"""Roles of chats that are to be answered, of which a template takes one at least."""
 TAG = re.compile(
     r"[<◁][^<>◁▷\s'\"]*(?:think|thought|reason)[^<>◁▷\s'\"]*[>▷]"
     r"|(?-i:\[/?[A-Z_]*(?:THINK|THOUGHT|REASON)[A-Z_]*\])",
@@ -80,14 +82,14 @@ class Template:
         self._tokenizer, self.rendering = ref(tokenizer), rendering
         self.tools = list(tools) if tools else None
         self.kwargs = {**rendering.kwargs, **(kwargs or {})}
-        found = tokenizer.chat_template
-        if not isinstance(found, str) and hasattr(tokenizer, "get_chat_template"):
-            found = tokenizer.get_chat_template(tools=self.tools)
-        self.source = str(found)
+        check_variables(self.kwargs)
+        self.source = _source(tokenizer, self.kwargs.pop("chat_template", None), self.tools)
+        self.kwargs["chat_template"] = self.source
         if "strftime_now" in self.source:
             self.kwargs["chat_template"] = _clock(Day.fromisoformat(rendering.date)) + self.source
         self._around: dict[str, Around | None] = {}
         self._takes_system: bool | None = None
+        self._forms: tuple[bool, bool] | None = None
         self._marks: set[int] | None = None
         self._thinking: Tags | bool | None = False
 
@@ -104,19 +106,48 @@ class Template:
         Raises:
             ModelError: the template does not take them.
         """
+        place = f"{where}: " if where else ""
+        for number, message in enumerate(messages, 1):
+            if other := _other_part(message.get("content")):
+                raise DataError(f"{place}message {number} holds {other}; only text is read")
         try:
             return self._apply(messages, opened)
         except Exception as error:  # templates raise what they like, mostly about roles
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            place = f"{where}: " if where else ""
+            remedy = self._remedy(messages)
+            if reason[0].endswith("is undefined"):
+                remedy = "give it with --template-kwargs, or use plain text"
             raise ModelError(
-                f"{place}the chat template does not take these messages ({reason[0]}); "
-                f"{self._remedy(messages)}"
+                f"{place}the chat template does not take these messages ({reason[0]}); {remedy}"
             ) from error
 
     def _apply(self, messages: Sequence[Message], opened: bool) -> str:
+        return self._run(
+            [{**m, "content": self._formed(m.get("content"))} for m in messages], opened
+        )
+
+    def _formed(self, content: Any) -> Any:
+        """A content as the template takes it: text, or a list of parts."""
+        if self._forms is None:
+            (word,) = _words(1)
+            found = []
+            for form in (word, [{"type": "text", "text": word}]):
+                try:
+                    text = self._run([{"role": "user", "content": form}], True)
+                except Exception:  # whatever a template raises
+                    text = ""
+                found.append(word in text and "'text'" not in text and '"text"' not in text)
+            self._forms = found[0], found[1]
+        takes_text, takes_parts = self._forms
+        if isinstance(content, str) and takes_parts and not takes_text:
+            return [{"type": "text", "text": content}]
+        if isinstance(content, list | tuple) and not takes_parts:
+            return content_of({"content": content})
+        return content
+
+    def _run(self, messages: list[dict[str, Any]], opened: bool) -> str:
         return self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
+            messages,
             add_generation_prompt=opened,
             tokenize=False,
             **({"tools": self.tools} if self.tools else {}),
@@ -199,19 +230,23 @@ class Template:
 
     def opening(self) -> str:
         """What begins an answer behind a user message: the end of the generation prompt. Empty
-        where the template takes no single user message."""
-        (word,) = _words(1)
-        try:
-            return self._apply([{"role": "user", "content": word}], True).rpartition(word)[2]
-        except Exception:  # whatever a template raises
-            return ""
+        where the template takes no such chat."""
+        for before in USUAL_CHATS:
+            words = _words(len(before))
+            chat = [{"role": r, "content": w} for r, w in zip(before, words, strict=True)]
+            try:
+                return self._apply(chat, True).rpartition(words[-1])[2]
+            except Exception:  # whatever a template raises
+                continue
+        return ""
 
     def answered(self) -> tuple[str, str]:
         """What stands before and after an answer to a user message (before: from the message on)."""
-        found = self.around([{"role": "user"}, {"role": "assistant"}])
-        if found is None or found.before[1] is None or found.after[1] is None:
-            return "", ""
-        return found.before[1], found.after[1]
+        for before, role in itertools.product(USUAL_CHATS, ("assistant", "model")):
+            found = self.around([{"role": r} for r in (*before, role)])
+            if found is not None and found.before[-1] is not None and found.after[-1] is not None:
+                return found.before[-1], found.after[-1]
+        return "", ""
 
     @property
     def thinking(self) -> Tags | None:
@@ -268,6 +303,41 @@ class Template:
         return None if opened == closed == -1 else opened > closed
 
 
+def _source(tokenizer: Any, given: Any, tools: Any) -> str:
+    """The text of the chat template: what was given as a variable of that name, else the tokenizer's,
+    which may have several.
+
+    Raises:
+        ModelError: it has several, and none is the usual one.
+    """
+    if not isinstance(given, str | None):
+        raise ConfigError(f"chat_template {given!r}: expected the text of a template, or a name")
+    found = given or tokenizer.chat_template
+    if isinstance(found, str) and not isinstance(tokenizer.chat_template, Mapping):
+        return found
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, Mapping) else {}
+    if isinstance(found, str):
+        return str(several.get(found, found))
+    name = "tool_use" if tools and "tool_use" in several else "default"
+    if name not in several:
+        raise ModelError(
+            f"the tokenizer has several chat templates ({', '.join(several)}) and none called default; "
+            """name one: --template-kwargs '{"chat_template": "NAME"}'"""
+        )
+    return str(several[name])
+
+
+def _other_part(content: Any) -> str:
+    """What a content holds beside text; empty for nothing."""
+    if not isinstance(content, list | tuple):
+        return ""
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            return f"a part of the kind {kind!r}"
+    return ""
+
+
 _templates: WeakKeyDictionary[Any, dict[str, Template]] = WeakKeyDictionary()
 
 
@@ -306,6 +376,9 @@ def record_of(tokenizer: Any, rendering: Rendering) -> dict[str, Any]:
     return {**rendering.record(), **({"date": rendering.date} if asked else {})}
 
 
+WORD = re.compile("qzx[a-z]{2}jvkw")
+
+
 def _words(n: int) -> list[str]:
     """Texts that no template and no message holds."""
     return [f"qzx{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}jvkw" for i in range(n)]
@@ -332,9 +405,10 @@ def _clock(day: Day) -> str:
     clock of the machine, and lets no function through to them."""
     steps = "".join(
         f" | replace('%{flag}{letter}', '{day.strftime(f'%{flag}{letter}')}')"
-        for letter in "aAbBcdHIjmMpSUwWxXyYGuVDFTehRk"
+        for letter in "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZ"
         for flag in ("-", "")
     )
+    steps = f" | replace('%%', '\\0') | replace('%f', '000000'){steps} | replace('\\0', '%')"
     # The line break is the one that the environment takes away behind a block.
-    last = " | replace('%%', '%') }}{% endmacro %}\n"
+    last = " }}{% endmacro %}\n"
     return "{% macro strftime_now(format) %}{{ format" + steps + last

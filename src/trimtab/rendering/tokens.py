@@ -141,7 +141,8 @@ def prompt_ids(
         where: where the prompt was read, for errors.
 
     Raises:
-        DataError: the prompt is empty, or the template leaves a message out.
+        DataError: the prompt is empty, ends with an assistant's message, or the template leaves a
+            message out.
         ModelError: no chat template where one is needed, or it does not take the messages.
     """
     if not (prompt.strip() if isinstance(prompt, str) else prompt):
@@ -150,7 +151,13 @@ def prompt_ids(
     if isinstance(prompt, str) and (style == "plain" or (style == "auto" and not has)):
         return plain_ids(f"{system}\n\n{prompt}" if system else prompt, tokenizer)
     template = template_of(tokenizer, rendering, template_kwargs, tools)
-    head, _ = head_text(template, messages_of(prompt, system), where)
+    turns = messages_of(prompt, system)
+    if turns[-1].get("role") == "assistant":
+        raise DataError(
+            f"{f'{where}: ' if where else ''}the chat ends with an assistant's message; expected one "
+            "that is to be answered (what begins an answer goes into a plain text)"
+        )
+    head, _ = head_text(template, turns, where)
     return ids_of(head, tokenizer)
 
 
@@ -190,12 +197,13 @@ def end_ids(
     tokenizer: Any,
     rendering: Rendering = USUAL,
     template_kwargs: Mapping[str, Any] | None = None,
+    tools: Sequence[Any] | None = None,
 ) -> Ids:
     """The ids that end an answer by the chat template: one, or none without a template or where
     the template's end is no token of its own."""
     if not getattr(tokenizer, "chat_template", None):
         return ()
-    template = template_of(tokenizer, rendering, template_kwargs)
+    template = template_of(tokenizer, rendering, template_kwargs, tools)
     after = ids_of(template.answered()[1], tokenizer)
     return next(((t,) for t in after if t in template.marks), ())
 

@@ -24,11 +24,10 @@ from trimtab.evaluate.decoding import (
     Decoder,
     args_rewards,
     decode,
-    end_ids,
     generate_args,
     generate_genarm,
 )
-from trimtab.evaluate.generation import Sampling
+from trimtab.evaluate.generation import Sampling, end_ids
 from trimtab.evaluate.items import check_alphas, item_scores
 from trimtab.evaluate.rewards import token_rewards
 from trimtab.files import write_json, write_lines
