@@ -340,7 +340,7 @@ def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[st
     """What every reading depends on."""
     source = models.source_of(model)
     return {
-        "model": source.readings,
+        "model": source.in_memory,
         "dtype": str(next(model.parameters()).dtype),
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "device": next(model.parameters()).device.type,
@@ -449,6 +449,8 @@ def features(
         shards = store.open(what, command)
     if shards is None or not torch.equal(torch.cat([s["counts"].long() for s in shards]), counts):
         raise CacheError(f"{store.folder(what)}: not the tokens of {encoded.name}; delete it")
+    if "once" in what:  # what is mapped stays until it is let go
+        shutil.rmtree(store.folder(what), ignore_errors=True)
     return Features(shards, sites)
 
 

@@ -62,9 +62,13 @@ class Source:
 
     @property
     def readings(self) -> str:
-        """Digest of all that a forward pass on given token ids depends on."""
-        parts = [self.values or self.digest, self.config, self.quantisation]
-        return _digest([*parts, self.state] if self.state else parts)
+        """Digest of all that a forward pass on given token ids depends on, as its files say."""
+        return _digest([self.values or self.digest, self.config, self.quantisation])
+
+    @property
+    def in_memory(self) -> str:
+        """`readings` with what no file says: what is read of a model now is kept under this."""
+        return _digest([self.readings, self.state])
 
     @property
     def lasting(self) -> bool:
@@ -166,7 +170,7 @@ def source_of(model: nn.Module, tokenizer: Any = None) -> Source:
     if known is None or (known.weights, known.config) != (weights, config):
         known = _Known(_identified(model, known, weights), weights, config)
         _known[model] = known
-    source = replace(known.source, state=live.state_of(model, config))
+    source = replace(known.source, state=live.state_of(model))
     if tokenizer is None:
         return source
     return replace(
@@ -192,9 +196,7 @@ def remember(model: nn.Module, source: Source) -> None:
         config=config_text(model.config),
         quantisation=source.quantisation or _quantisation(model),
     )
-    config = _config_text(model)
-    _known[model] = _Known(source, tensors.mark(model), config)
-    live.trust(model, config)
+    _known[model] = _Known(source, tensors.mark(model), _config_text(model))
 
 
 def old_digest_of(model: nn.Module) -> str:

@@ -1,147 +1,104 @@
 """What a forward pass depends on that neither weights nor config say: numbers on modules, buffers that
-no file holds, functions that were put in a method's place, hooks.
+no file holds, classes, functions in a method's place, hooks.
 
-A model as its class builds it from its config has no such state. One that was changed in memory has:
-frequencies of rotary positions multiplied, an epsilon set, an adapter of PEFT's scaled or switched off,
-a config edited after the model was built. Its readings are then kept apart. Where somebody's code acts
-within the forward pass (a hook, a method of their own) nobody can tell what it will do next time, and
-nothing is kept at all.
+All but code is described, and so readings of a model whose rotary frequencies were multiplied, whose
+epsilon was set, or whose adapter of PEFT's is scaled or off, are kept apart. Where code acts that no
+library has put there nobody can tell what it will do next time, and nothing is kept at all.
 """
 
 from __future__ import annotations
 
+import dis
 import hashlib
+import inspect
 import json
+import sys
+import sysconfig
 import types
 import uuid
-import weakref
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.models.quiet import quiet_transformers
 from trimtab.models.values import raw_bytes
 
 LIVE = "live"
 """Begins the state of a model in which somebody's code acts."""
 _PROCESS = uuid.uuid4().hex
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _LIBRARIES = frozenset(
     (
         *("accelerate", "bitsandbytes", "compressed_tensors", "gptqmodel", "hqq", "optimum"),
         *("peft", "torch", "torchao", "transformers", "trimtab"),
+        *("_operator", "builtins", "contextlib", "functools", "math", "typing"),
     )
 )
-"""Whose hooks and methods do what the rest of the state says."""
+"""Whose code does what the rest of the state says, as long as their versions last."""
 _PASSING = frozenset(
     (
-        *("gradient_checkpointing", "is_loaded_in_4bit", "is_loaded_in_8bit", "name_or_path"),
-        *("training", "_compiled_call_impl", "_is_hf_initialized"),
+        *("gradient_checkpointing", "_gradient_checkpointing_func", "_compiled_call_impl"),
+        *("name_or_path", "hf_device_map", "is_loaded_in_4bit", "is_loaded_in_8bit"),
+        *("_is_hf_initialized", "_is_torch_compile", "_use_kernels", "_weight_conversions"),
+        *("cpu", "cuda", "to"),
     )
 )
 """Attributes that change no log-prob in eval mode."""
-
-Described = dict[str, tuple[Any, ...]]
-_trusted: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = weakref.WeakKeyDictionary()
-_judged: weakref.WeakKeyDictionary[nn.Module, tuple[str, str, str]] = weakref.WeakKeyDictionary()
-
-
-def trust(model: nn.Module, config: str) -> None:
-    """Note that a model stands as its files make it."""
-    _trusted[model] = _digest(_described(model)), config
+_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
+_TORCH = frozenset(vars(nn.Module()))
+_OTHER = object()
 
 
-def state_of(model: nn.Module, config: str) -> str:
-    """Digest of what is otherwise about a model than its class builds it from its config; empty where
-    nothing is. It begins with LIVE where somebody's code acts in its forward pass.
-
-    Args:
-        config: the model's config as text.
+def state_of(model: nn.Module) -> str:
+    """Digest of kind, plain attributes and unsaved tensors of every module, by path. It begins with
+    LIVE where somebody's code acts in the model's forward pass.
     """
-    if theirs := sorted(_theirs(model)):
-        return f"{LIVE} {_PROCESS} {theirs}"
-    mine = _described(model)
-    signs = _digest(mine), config
-    if _trusted.get(model) == signs:
-        return ""
-    known = _judged.get(model)
-    if known is None or known[:2] != signs:
-        known = _judged[model] = (*signs, _judge(model, mine))
-    return known[2]
-
-
-def _judge(model: nn.Module, mine: Described) -> str:
-    there = _described(twin) if (twin := _twin(model)) is not None else {}
-    changed = {path: said for path, said in mine.items() if there.get(path) != said}
-    gone = sorted(there.keys() - mine.keys())
-    return _digest({**changed, "": (gone,)}) if changed or gone else ""
-
-
-def _twin(model: nn.Module) -> nn.Module | None:
-    """The model as its class builds it from its config, without weights."""
-    from accelerate import init_empty_weights
-
-    try:
-        with (
-            quiet_transformers(),
-            torch.random.fork_rng(devices=[]),
-            init_empty_weights(include_buffers=False),
-        ):
-            return type(model)(model.config)
-    except Exception:  # of many kinds: a wrapper, a model of no config
-        return None
-
-
-def _digest(described: Described) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    kinds = {type(module): None for module in model.modules()}
+    sha = hashlib.sha256(json.dumps([_code(kind) for kind in kinds]).encode())
+    for path, module in model.named_modules(remove_duplicate=False):
+        about = [path, type(module).__qualname__, *_said(module)]
+        sha.update(json.dumps(about).encode())
+    theirs = [*_theirs(model), *(kind.__qualname__ for kind in kinds if _code(kind) is None)]
+    theirs += _replaced(model, kinds)
+    return f"{LIVE} {_PROCESS} {theirs}" if theirs else sha.hexdigest()
 
 
 # ---- what is described ---------------------------------------------------------------------------
 
 
-def _described(model: nn.Module) -> Described:
-    """Kind, plain attributes and unsaved buffers of every module, by path."""
-    return {
-        path: (type(module).__module__, type(module).__qualname__, *_of(module))
-        for path, module in model.named_modules(remove_duplicate=False)
-    }
-
-
-def _of(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    own = vars(module)
-    for name in sorted(own.keys() - _TORCH - _PASSING):
-        if "cached" not in name and (value := _plain(own[name])) is not _OTHER:
+def _said(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    unsaved = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
+    own = {k: v for k, v in vars(module).items() if k not in _TORCH and k not in _PASSING} | unsaved
+    moving = own.get("rope_type") in ("dynamic", "longrope")
+    for name in sorted(own):
+        if (
+            "cached" in name
+            or "state" in name
+            or (moving and name.endswith("inv_freq") and name[0] != "o")
+        ):
+            continue  # set anew by every pass
+        if (value := _plain(own[name])) is not _OTHER:
             yield name, value
-    moving = any(kind in str(own.get("rope_type")) for kind in ("dynamic", "longrope"))
-    for name in sorted(module._non_persistent_buffers_set):
-        buffer = module._buffers.get(name)
-        if buffer is None or (moving and name.endswith("inv_freq") and "original" not in name):
-            continue  # the latter is set anew by every pass
-        if isinstance(buffer, Tensor) and not buffer.is_meta:
-            about = [str(buffer.dtype), list(buffer.shape)]
-            yield name, [*about, hashlib.sha256(raw_bytes(buffer).data).hexdigest()]
-
-
-_TORCH = frozenset(vars(nn.Module()))
-_OTHER = object()
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON, or `_OTHER` where it is no number, text, function or collection of them."""
+    """A value as JSON, or `_OTHER` where it is no number, text, tensor, function or collection of
+    them."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple | set | frozenset):
-        found = [
-            _plain(v)
-            for v in (value if isinstance(value, list | tuple) else sorted(value, key=str))
-        ]
-        return _OTHER if any(v is _OTHER for v in found) else found
+    if isinstance(value, Tensor):
+        data = b"" if value.is_meta else raw_bytes(value).data
+        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
     if isinstance(value, dict):
-        found = [[str(k), _plain(v)] for k, v in value.items()]
-        return _OTHER if any(v is _OTHER for _, v in found) else sorted(found, key=str)
+        value = [[str(k), v] for k, v in value.items()]
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if isinstance(value, list | tuple):
+        found = [_plain(v) for v in value]
+        return _OTHER if any(v is _OTHER for v in found) else found
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     return _OTHER
@@ -150,25 +107,86 @@ def _plain(value: Any) -> Any:
 # ---- code of others ------------------------------------------------------------------------------
 
 
+@cache
+def _code(kind: type) -> str | None:
+    """What stands for the code of a class: its name for a library's, a digest of the files beside it
+    for any other; None for one that has no file."""
+    if _library(kind.__module__):
+        return kind.__module__
+    try:
+        file = Path(inspect.getfile(kind))
+        files = sorted(file.parent.glob("*.py")) if file.is_file() else []
+        return (
+            hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest() if files else None
+        )
+    except (OSError, TypeError):
+        return None
+
+
 def _theirs(model: nn.Module) -> Iterator[str]:
-    """Hooks, and functions in place of methods, that no library has put there."""
+    """Hooks, but for those that only look, and functions in place of methods, that no library has put
+    there."""
     every = torch.nn.modules.module
     for hooks in (every._global_forward_pre_hooks, every._global_forward_hooks):
-        yield from (f"every module {n}" for n, hook in hooks.items() if _is_theirs(hook))
+        yield from (f"every module {n}" for n, hook in hooks.items() if _acts(hook))
     for path, module in model.named_modules():
-        own = vars(module)
-        for kind in _HOOKS:
-            yield from (f"{path}{kind} {n}" for n, hook in own[kind].items() if _is_theirs(hook))
-        for name, value in own.items():
-            if callable(value) and not isinstance(value, type) and _is_theirs(value):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            yield from (f"{path} hook {n}" for n, hook in hooks.items() if _acts(hook))
+        for name, value in vars(module).items():
+            if callable(value) and not isinstance(value, type | nn.Module) and _is_theirs(value):
                 yield f"{path}.{name} {id(value)}"
 
 
-def _is_theirs(function: Callable[..., Any]) -> bool:
+def _replaced(model: nn.Module, kinds: Any) -> Iterator[str]:
+    """Functions of a library's classes and modules, and its attention kernel, that came from elsewhere."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    classes = {k: None for kind in kinds for k in kind.__mro__ if _library(k.__module__)}
+    homes = {k.__module__: None for k in classes if k.__module__ in sys.modules}
+    for space in (*classes, *(sys.modules[home] for home in homes)):
+        for name, value in vars(space).items():
+            if isinstance(value, types.FunctionType) and not _installed(value):
+                yield f"{space}.{name} {id(value)}"
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    kernel = ALL_ATTENTION_FUNCTIONS.get(attention)
+    if isinstance(kernel, types.FunctionType) and not _installed(kernel):
+        yield f"{attention} {id(kernel)}"
+
+
+def _installed(function: types.FunctionType) -> bool:
+    file = function.__code__.co_filename
+    return _library(function.__module__) or file.startswith((*_INSTALLED, "<"))
+
+
+def _acts(hook: Any) -> bool:
+    return _is_theirs(hook) and not _only_looks(getattr(hook, "__code__", None))
+
+
+@cache
+def _only_looks(code: types.CodeType | None) -> bool:
+    """Whether a function gives nothing back and calls nothing that writes in place, as one that counts
+    or keeps."""
+    if code is None or any(name.endswith("_") for name in code.co_names):
+        return False
+    steps = list(dis.get_instructions(code))
+    given = [
+        last if step.opname == "RETURN_VALUE" else step
+        for last, step in pairwise(steps)
+        if step.opname.startswith("RETURN_")
+    ]
+    return all(step.opname.endswith("_CONST") and step.argval is None for step in given)
+
+
+def _is_theirs(function: Any) -> bool:
     while isinstance(function, partial):
         function = function.func
     function = getattr(function, "__wrapped__", function)
     if isinstance(owner := getattr(function, "__self__", None), nn.Module):
-        function = type(owner)  # a method
+        function = type(owner)  # a method: what its class is made of is described
+        return _code(function) is None
     home = getattr(function, "__module__", None) or getattr(type(function), "__module__", "")
-    return str(home).partition(".")[0] not in {*_LIBRARIES, "builtins", "_operator", "math"}
+    return not _library(home)
+
+
+def _library(home: Any) -> bool:
+    return str(home).partition(".")[0] in _LIBRARIES
