@@ -31,8 +31,7 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
     from trimtab.report.pages import write_own_page, write_pages
 
-    own = write_own_page(args.run)
-    made = [own] if own else write_pages(args.run)
+    made = write_own_page(args.run) or write_pages(args.run)
     if not made:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     for page in made:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from trimtab.report import figures
-from trimtab.report.anchoring_canvas import SHADES, Run, Section, plane
-from trimtab.report.figures import INK, MUTED, Panel
+from trimtab.report import svg
+from trimtab.report.anchoring_canvas import SHADES, Run, plane
+from trimtab.report.blocks import Section
+from trimtab.report.svg import INK, MUTED, Panel
 
 
 def stories(run: Run) -> list[Section]:
@@ -77,9 +78,7 @@ def _doses(run: Run, concept: str, shown: Sequence[str]) -> list[Panel]:
             ax.set_ylim(low - room, high + room)
             ax.set_xlabel("α")
             _legend(ax)
-            panels.append(
-                figures._panel(figure, f"{concept}, {kind}", f"{run.name}-{concept}-{start}")
-            )
+            panels.append(svg.panel(figure, f"{concept}, {kind}", f"{run.name}-{concept}-{start}"))
     return panels
 
 
@@ -97,7 +96,7 @@ def _relearning(run: Run, title: str, what: str, key: str | None) -> Panel:
         ax.set_xlabel("step")
         ax.set_ylim(0, None)
         _legend(ax)
-        return figures._panel(figure, f"Learning and relearning: {title}", f"{run.name}-re-{what}")
+        return svg.panel(figure, f"Learning and relearning: {title}", f"{run.name}-re-{what}")
 
 
 def _monitor(run: Run, names: Sequence[str]) -> Panel:
@@ -111,7 +110,7 @@ def _monitor(run: Run, names: Sequence[str]) -> Panel:
         ax.axhline(0.5, color=MUTED, lw=1, dashes=(3, 3))
         ax.set_xlabel("step")
         _legend(ax)
-        return figures._panel(figure, "AUROC while training", f"{run.name}-auroc")
+        return svg.panel(figure, "AUROC while training", f"{run.name}-auroc")
 
 
 def _aligned(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[float], Any]:

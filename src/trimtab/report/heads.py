@@ -1,5 +1,5 @@
-"""The page of the comparisons of heads: one Markdown page over a folder of runs, a figure a run
-beside them, and at its end what holds of the published claims, each sentence from a result line."""
+"""The page of the comparisons of heads: one over a folder of runs, with one figure, and at its end
+what holds of the published claims, each sentence from a result line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.report import figures, heads_figures, wording
-from trimtab.report.files import write_text
-from trimtab.report.heads_figures import IN_DOMAIN, arm_name, number_of
-from trimtab.report.markdown import _plain, _table
+from trimtab.report import heads_figures, render, wording
+from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain
+from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look, number_of
 
 STUDY = "heads.json"
 Line = Mapping[str, Any]
@@ -44,7 +43,7 @@ def read_heads(folder: Path) -> HeadRun:
     return HeadRun(folder, study, lines, verdicts, **{more: rest})
 
 
-def write_heads(root: Path, out: Path) -> Path | None:
+def write_heads(root: Path, out: Path, to: On = On.MARKDOWN) -> Path | None:
     """Write the page over all comparisons below `root`, or over the one that `root` is, and
     one figure; gives its path, None where there are none.
 
@@ -56,34 +55,40 @@ def write_heads(root: Path, out: Path) -> Path | None:
     if not runs:
         return None
     runs.sort(key=lambda r: r.study["kind"] != "rewards")
-    parts = [
-        "# Heads",
-        "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
-        "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
-        f"from the result files in `{root.name}/` by `trimtab report`. Differences are paired over "
-        "items. "
-        f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run.",
-    ]
     try:
-        panels = [p for r in runs for p in heads_figures.panels(r.study, r.lines, r.ablation)]
-        figure = out.with_suffix(".svg")
-        write_text(figure, figures.sheet(panels, columns=2))
-        parts.append(f"![Heads: shares answered rightly, and curves over α]({figure.name})")
-        for run in runs:
-            build = _rewards if run.study["kind"] == "rewards" else _alignment
-            parts += [f"## {_plain(run.study['title'])}", _ran(run), *build(run)]
-        parts += ["## What holds of the published claims", *_claims(runs)]
+        page = heads_page(runs, root.name)
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error
-    write_text(out, "\n\n".join(parts) + "\n")
-    return out
+    return render.write(page, out, to)
+
+
+def heads_page(runs: Sequence[HeadRun], folder: str) -> Page:
+    """The page over comparisons whose result files lie in `folder`."""
+    about = Text(
+        "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
+        "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
+        f"from the result files in `{folder}/` by `trimtab report`. Differences are paired over items. "
+        f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run."
+    )
+    panels = [p for r in runs for p in heads_figures.panels(r.study, r.lines, r.ablation)]
+    drawn = Figure(panels, "Heads: shares answered rightly, and curves over α", columns=2)
+    blocks: list[Block] = [about, drawn]
+    for run in runs:
+        build = _rewards if run.study["kind"] == "rewards" else _alignment
+        parts = [Text(p) if isinstance(p, str) else p for p in (_ran(run), *build(run))]
+        blocks.append(Section(plain(run.study["title"]), parts))
+    claims = [Text(part) for part in _claims(runs)]
+    blocks.append(Section("What holds of the published claims", claims))
+    arms = dict.fromkeys(line["arm"] for run in runs for line in run.lines)
+    return Page("Heads", blocks, "heads", {arm_name(arm): look(arm) for arm in arms})
 
 
 # ---- preference heads ---------------------------------------------------------------------------
 
 
-def _rewards(run: HeadRun) -> list[str]:
-    study, parts = run.study, []
+def _rewards(run: HeadRun) -> list[str | Table]:
+    study = run.study
+    parts: list[str | Table] = []
     for title, tasks in (
         ("In domain: test splits of what was trained on", study["in_domain"]),
         ("Held out: tasks of which nothing was trained on", study["held_out"]),
@@ -95,7 +100,7 @@ def _rewards(run: HeadRun) -> list[str]:
             cells = [wording.share(by[t]["value"]) for t in tasks]
             rows.append(
                 [
-                    _plain(arm_name(arm)),
+                    plain(arm_name(arm)),
                     read_out,
                     str(by[average]["seeds"]),
                     *cells,
@@ -104,7 +109,7 @@ def _rewards(run: HeadRun) -> list[str]:
             )
         parts += [
             f"**{title}.** Percent answered rightly; the average with its 95 % interval.",
-            _table(["", "ranked by", "seeds", *tasks, "average"], rows, 2),
+            Table(["", "ranked by", "seeds", *tasks, "average"], rows, (2, None)),
         ]
     parts += ["**Differences of averages, in points.**", _differences(run.verdicts)]
     if run.ablation:
@@ -116,7 +121,7 @@ def _rewards(run: HeadRun) -> list[str]:
     return parts
 
 
-def _ablation(run: HeadRun) -> str:
+def _ablation(run: HeadRun) -> Table:
     rows: dict[tuple[str, str], list[str]] = {}
     for line in run.ablation:
         row = rows.setdefault(
@@ -124,14 +129,14 @@ def _ablation(run: HeadRun) -> str:
         )
         row += [_share(line), _verdict(line) if "verdict" in line else wording.NOTHING]
     header = ["pooling", "loss", "seeds", "in domain", "verdict", "held out", "verdict"]
-    return _table(header, list(rows.values()), 2)
+    return Table(header, list(rows.values()), (2, None))
 
 
 # ---- alignment heads ----------------------------------------------------------------------------
 
 
-def _alignment(run: HeadRun) -> list[str]:
-    parts = []
+def _alignment(run: HeadRun) -> list[str | Table]:
+    parts: list[str | Table] = []
     alphas = sorted({x["alpha"] for x in run.lines if x["arm"] != "base"})
     for test in run.study["tests"]:
         mine = [x for x in run.lines if x["split"] == test]
@@ -145,17 +150,17 @@ def _alignment(run: HeadRun) -> list[str]:
                 by = {x["alpha"]: x for x in mine if (x["arm"], x["metric"]) == (arm, metric)}
                 if arm != "base":
                     cells = [_with_interval(by[a], form) for a in alphas]
-                    rows.append([_plain(arm_name(arm)), str(by[alphas[0]]["seeds"]), *cells])
+                    rows.append([plain(arm_name(arm)), str(by[alphas[0]]["seeds"]), *cells])
             about = f"The bare model has {_share(base)}." if metric == "accuracy" else ""
             parts += [
-                f"**{_plain(test)}: {title}.** {about}".rstrip(),
-                _table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, 1),
+                f"**{plain(test)}: {title}.** {about}".rstrip(),
+                Table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, (1, None)),
             ]
     parts += ["**Differences at α = 1, in points.**", _differences(run.verdicts)]
     if run.rates:
         rows = [
             [
-                _plain(arm_name(x["arm"])),
+                plain(arm_name(x["arm"])),
                 f"{x['tokens_per_second']:.1f}",
                 f"{x['of_base']:.2f} [{x['low']:.2f}–{x['high']:.2f}]",
                 f"{x['of_genarm']:.2f}",
@@ -165,12 +170,12 @@ def _alignment(run: HeadRun) -> list[str]:
         parts += [
             f"**Decoding.** One row at a time, {run.rates[0]['rounds']} rounds in turn, seconds of "
             f"{run.study['clock']} time: medians, in brackets the least and the largest.",
-            _table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, 1),
+            Table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, (1, None)),
         ]
     took = run.study["seconds_to_train"]
     said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in took.items())
     parts.append(
-        f"Processor time of training: {_plain(said)}; the head's states were stored in "
+        f"Processor time of training: {plain(said)}; the head's states were stored in "
         f"{run.study['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
         f"{run.study['settings']['k']} likeliest tokens, which is not 0 at α = 0; its accuracy is by "
         "the mean of its own score of a token."
@@ -188,8 +193,8 @@ def _claims(runs: Sequence[HeadRun]) -> list[str]:
         build = _reward_claims if run.study["kind"] == "rewards" else _alignment_claims
         lines = []
         for claim, found in build(run):
-            lines += [f"- *{claim}*", *(f"  - {_plain(sentence)}" for sentence in found)]
-        parts += [f"**{_plain(run.study['title'])}**", "\n".join(lines)]
+            lines += [f"- *{claim}*", *(f"  - {plain(sentence)}" for sentence in found)]
+        parts += [f"**{plain(run.study['title'])}**", "\n".join(lines)]
     return parts
 
 
@@ -337,21 +342,21 @@ def _said(v: Line) -> str:
 # ---- cells --------------------------------------------------------------------------------------
 
 
-def _differences(lines: Sequence[Line]) -> str:
+def _differences(lines: Sequence[Line]) -> Table:
     rows = [
         [
-            _plain(_side(v, "arm")),
-            _plain(_side(v, "against")),
-            _plain(v["split"]),
+            plain(_side(v, "arm")),
+            plain(_side(v, "against")),
+            plain(v["split"]),
             f"{_points(v['difference'])} [{_ends(v)}]",
-            _plain(wording.small(v["p_holm"])),
+            plain(wording.small(v["p_holm"])),
             wording.points(number_of(v["mde"]), sign=False),
             _verdict(v),
         ]
         for v in lines
     ]
     header = ["", "against", "on", "difference", "p (Holm)", "could see", "verdict"]
-    return _table(header, rows, 3, 6)
+    return Table(header, rows, (3, 6))
 
 
 def _side(v: Line, which: str) -> str:
@@ -393,11 +398,11 @@ def _ran(run: HeadRun) -> str:
     s, settings = run.study, run.study["settings"]
     train = s["train"]
     if s["kind"] == "rewards":
-        tests = wording.join([f"{_plain(t)} {n:,}" for t, n in s["tests"].items()])
+        tests = wording.join([f"{plain(t)} {n:,}" for t, n in s["tests"].items()])
         more = f" (“more data”: {train['more items']:,})" if "more items" in train else ""
         data = (
             f"trained on {train['items']:,} items, {train['pairs']:,} pairs{more}, of the training "
-            f"splits of {_plain(wording.join(s['in_domain']))}; items judged on: {tests}"
+            f"splits of {plain(wording.join(s['in_domain']))}; items judged on: {tests}"
         )
     else:
         tests = wording.join(
