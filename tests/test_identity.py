@@ -524,8 +524,26 @@ def half_and_back(model: Any) -> None:
     model.to(torch.bfloat16).to(torch.float32)
 
 
+def tied(model: Any) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def a_shared_module(model: Any) -> None:
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
+def a_shared_layer(model: Any) -> None:
+    model.model.layers[2] = model.model.layers[0]
+
+
+def a_shared_weight(model: Any) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj.weight = mlp.gate_proj.weight
+
+
 CHANGES = [
-    train_a_step, merge_a_lora, load_a_state, through_data, another_parameter, another_layer,
+    tied, a_shared_module, a_shared_layer, a_shared_weight, train_a_step,
+    merge_a_lora, load_a_state, through_data, another_parameter, another_layer,
     half_and_back,
 ]  # fmt: skip
 
