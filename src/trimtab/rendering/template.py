@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import date as Day
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -91,6 +93,7 @@ class Template:
         self._takes_system: bool | None = None
         self._forms: tuple[bool, bool] | None = None
         self._marks: set[int] | None = None
+        self._controls: re.Pattern[str] | None = None
         self._thinking: Tags | bool | None = False
 
     @property
@@ -146,17 +149,20 @@ class Template:
         return content
 
     def _run(self, messages: list[dict[str, Any]], opened: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=opened,
-            tokenize=False,
-            **({"tools": self.tools} if self.tools else {}),
-            **self.kwargs,
-        )
+        with _same_draws() if "random" in self.source else nullcontext():
+            return self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=opened,
+                tokenize=False,
+                **({"tools": self.tools} if self.tools else {}),
+                **self.kwargs,
+            )
 
     def _remedy(self, messages: Sequence[Message]) -> str:
         roles = [m.get("role") for m in messages]
-        if roles and roles[0] == "system" and not self.takes_system:
+        if any(m.get("tool_calls") for m in messages):
+            return "some want the arguments of tool calls as an object, some as its JSON text"
+        if "system" in roles and not self._shows_system(messages):
             return "--system-role fold puts the system text into the first user message"
         if any(a == b for a, b in itertools.pairwise(roles)):
             return "join messages of one role that follow each other, or use plain text"
@@ -183,7 +189,28 @@ class Template:
             added = self.tokenizer.get_added_vocab()
             self._marks = {i for text, i in added.items() if text.strip()}
             self._marks |= set(self.tokenizer.all_special_ids)
+            ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            if self.tokenizer.unk_token_id not in ends:  # it stands for text
+                self._marks.discard(self.tokenizer.unk_token_id)
         return self._marks
+
+    def ending_mark(self, text: str) -> str:
+        """The longest token that stands for no text at the end of a text; empty for none."""
+        known = self.tokenizer.convert_ids_to_tokens(sorted(self.marks))
+        return max((str(t) for t in known if text.endswith(str(t))), key=len, default="")
+
+    def written_in(self, messages: Sequence[Message]) -> bool:
+        """Whether a message's text holds one of the template's special tokens, but for the tags of
+        reasoning: the tokenizer knows no difference."""
+        if self._controls is None:
+            special = [str(t) for t in self.tokenizer.all_special_tokens]
+            added = self.tokenizer.added_tokens_decoder.values()
+            special += [str(t) for t in added if getattr(t, "special", False)]
+            tags = [t.strip() for t in self.thinking or ()]
+            ends = (self.tokenizer.bos_token, self.tokenizer.eos_token)
+            own = {t for t in special if t.strip() and (t in self.source or t in ends)} - {*tags}
+            self._controls = re.compile("|".join(map(re.escape, sorted(own))) or "(?!)")
+        return any(self._controls.search(content_of(m)) for m in messages)
 
     @property
     def told_the_date(self) -> bool:
@@ -197,9 +224,9 @@ class Template:
         Raises:
             DataError: there is no user message.
         """
-        system = [content_of(m) for m in messages if m.get("role") == "system"]
-        if not system or self.rendering.system_role != "fold" or self.takes_system:
+        if self.rendering.system_role != "fold" or self._shows_system(messages):
             return list(messages)
+        system = [content_of(m) for m in messages if m.get("role") == "system"]
         others: list[Message] = [m for m in messages if m.get("role") != "system"]
         first = next((n for n, m in enumerate(others) if m.get("role") == "user"), None)
         if first is None:
@@ -208,6 +235,14 @@ class Template:
         text = "\n\n".join([*system, content_of(others[first])])
         others[first] = {**others[first], "content": text}
         return others
+
+    def _shows_system(self, messages: Sequence[Message]) -> bool:
+        """Whether each system message of a chat appears in its rendering."""
+        places = [n for n, m in enumerate(messages) if m.get("role") == "system"]
+        if not places or not self.takes_system:
+            return not places
+        around = self.around(messages, opened=True) if places != [0] else None
+        return places == [0] or (around is not None and all(around.before[n] for n in places))
 
     # ---- probes ---------------------------------------------------------------------------------
 
@@ -398,6 +433,17 @@ def _around(text: str, words: Sequence[str]) -> Around:
         before.append(text[max((e for _, e in order if e <= at), default=0) : at])
         after.append(text[end : min((s for s, _ in order if s >= end), default=len(text))])
     return Around(tuple(before), tuple(after))
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """What a template draws at random (Jinja's filter asks Python) is the same in every rendering."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _clock(day: Day) -> str:
