@@ -129,7 +129,17 @@ def boxes(
             ax.plot([low, high], [y, y], color=GRID, lw=min(14, pitch * 0.6), solid_capstyle="butt")
             ax.plot([middle], [y], marker="|", ms=min(16, pitch * 0.7), mew=2, color=SHADES[0])
             jitter = (rng.random(len(x)) - 0.5) * 0.4
-            ax.plot(x, y + jitter, ls="none", marker="o", ms=2.6, color=SHADES[0], alpha=0.6, mew=0)
+            ax.plot(
+                x,
+                y + jitter,
+                ls="none",
+                marker="o",
+                ms=2.6,
+                color=SHADES[0],
+                alpha=0.6,
+                mew=0,
+                clip_on=False,
+            )
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_yticks(range(len(rows)), [svg.short(r, 22) for r in rows])
         small = 11 if len(rows) < 12 else 8

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from trimtab.report import svg
-from trimtab.report.anchoring_canvas import SHADES, Run, plane
+from trimtab.report.anchoring_canvas import SHADES, Run, plane, section
 from trimtab.report.blocks import Section
 from trimtab.report.svg import INK, MUTED, Panel
 
@@ -27,7 +27,7 @@ def stories(run: Run) -> list[Section]:
         "Surprisal beyond that of the same model untouched, where the concept tells and where it "
         "should not; the landmark's dimension as a monitor; how fast the facts come back."
     )
-    return [Section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
+    return [section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
 
 
 def natural(run: Run) -> list[Section]:
@@ -44,7 +44,7 @@ def natural(run: Run) -> list[Section]:
         "of its neighbour (other code, recipes), and of what should not suffer; how fast a concept "
         "comes back after both dimensions are cut from the weights; both dimensions as monitors."
     )
-    return [Section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
+    return [section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
 
 
 _BANDS = "Lines are medians over seeds, bands reach from the least to the largest."
@@ -125,7 +125,9 @@ def _band(
 ) -> None:
     if len(table) > 1:
         ax.fill_between(x, table.min(0), table.max(0), color=shade, alpha=0.12, lw=0)
-    ax.plot(x, np.median(table, 0), color=shade, lw=1.8, marker=marker, ms=4, label=label)
+    ax.plot(
+        x, np.median(table, 0), color=shade, lw=1.8, marker=marker, ms=4, label=label, clip_on=False
+    )
 
 
 def _legend(ax: Axes) -> None:

@@ -232,7 +232,7 @@ def _mixing(run: Run) -> list[Section]:
         "Medians over seeds, bands from the least to the largest. A cliff is a deletion of the word "
         "alone; a slope would be a deletion of the colour."
     )
-    return [Section("What is lost, by redness", caption, panels, "two")]
+    return [section("What is lost, by redness", caption, panels, "two")]
 
 
 OTHERS: dict[str, Callable[[Run], list[Section]]] = {

@@ -18,8 +18,10 @@ HERE = Path(__file__).parent
 MARKDOWN = MarkdownIt("commonmark", {"html": False})
 """Tags in a text are text."""
 
-JUDGED = {"better", "worse", "cannot tell", "pass", "fail", "missed"}
-INTERVAL = re.compile(r"(.+?) \[([^\[\]]+)\]", re.DOTALL)
+JUDGED = {"better": "better", "worse": "worse", "cannot tell": "open"}
+JUDGED |= {"pass": "better", "fail": "worse", "missed": "open"}
+"""Verdicts, and how they are set."""
+INTERVAL = re.compile(r"(?P<bold>\*\*)?(?P<value>.+?) \[(?P<ends>[^\[\]]+)\](?(bold)\*\*)")
 
 
 def html(page: Page) -> str:
@@ -69,11 +71,15 @@ def bare(text: str) -> str:
 def interval_of(cell: str) -> tuple[str, str]:
     """`81.2 [70.0–90.0]` is `81.2` and its interval; a cell without one has none."""
     found = INTERVAL.fullmatch(cell)
-    return (found[1], found[2]) if found else (cell, "")
+    if not found:
+        return cell, ""
+    bold = found["bold"] or ""
+    return f"{bold}{found['value']}{bold}", found["ends"]
 
 
 def _chip(look: Look) -> str:
-    fill = look.colour if look.colour.startswith("#") else f"var(--{look.colour})"
+    own = look.colour.startswith("#")  # a colour itself, not a method's: black and white show, too
+    fill = f'{look.colour}" stroke="var(--muted)' if own else f"var(--{look.colour})"
     path = f'<path d="{MARKERS[look.marker]}" fill="{fill}"/>'
     return f'<svg class="chip" viewBox="-6 -6 12 12" aria-hidden="true">{path}</svg>'
 
@@ -135,8 +141,7 @@ def _cell(cell: str, figure: bool) -> str:
     kind = "" if figure else ' class="text"'
     if judged in JUDGED:
         more = "<small>in this run</small>" if bare(cell) != judged else ""
-        name = judged.replace(" ", "-")
-        return f'<td{kind}><span class="verdict {name}">{judged}</span>{more}{escape(run)}</td>'
+        return f'<td{kind}><span class="verdict {JUDGED[judged]}">{judged}</span>{more}{escape(run)}</td>'
     small = f"<small>{MARKDOWN.renderInline(interval)}</small>" if interval and figure else ""
     return f"<td{kind}>{MARKDOWN.renderInline(value if small else cell)}{small}</td>"
 

@@ -12,7 +12,8 @@ from trimtab.report.innerpo import write_innerpo
 from trimtab.report.steering import write_steering
 
 Writer = Callable[..., Path | None]
-"""Takes a folder of results, the page to write and in which form; gives None where there is nothing to show yet."""
+"""Takes a folder of results, the page to write and in which form; gives None where there is
+nothing to show yet."""
 
 NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
 """Pages of a form of their own, by the name of the folder that their results lie in."""

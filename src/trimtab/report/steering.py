@@ -11,8 +11,8 @@ from typing import Any
 from trimtab.report import render, wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
 from trimtab.report.doses import PROMPT, RANDOM, Doses, Row, read_doses
-from trimtab.report.looks import looks_of
-from trimtab.report.steering_figures import panels
+from trimtab.report.looks import CONTROLS, looks_of
+from trimtab.report.steering_figures import key, legend, panels
 
 SHOWN = ("mean", "rotation", PROMPT)
 """Cells whose generations are on the page, beside the best one's."""
@@ -65,16 +65,14 @@ def steering_page(found: Sequence[Doses]) -> Page:
         "above the random directions, each turned the way it leans. The last column: processor seconds "
         "of fitting, the mean over traits."
     )
-    drawn = Figure(
-        panels(found),
-        "Shift of the log-ratio and rise of NLL over damage, by trait",
-        "Left of 0 is negative α, or the opposite persona. Grey: random directions.",
-        2,
-    )
+    drawn, names = panels(found), legend(found)
+    shown = "Shift of the log-ratio and rise of NLL over damage, by trait"
+    caption = "Left of 0 is negative α, or the opposite persona. Grey: random directions."
     blocks: list[Block] = [
         Text(about),
         listed([_headline(d) for d in found]),
-        drawn,
+        Figure([*drawn, key(names)], shown, caption, 2, on=On.MARKDOWN),
+        Figure(drawn, shown, caption, 2, list(names), On.HTML),
         Section("Slopes", [Text(slopes), _overview(found)]),
     ]
     for doses in found:
@@ -82,9 +80,10 @@ def steering_page(found: Sequence[Doses]) -> Page:
         blocks.append(Section(doses.trait.capitalize(), parts))
     blocks.append(Section("How to read the table", [listed(READING)]))
     blocks.append(Section("What was run", [Text(_ran(found))]))
-    methods = [r["name"] for d in found for r in d.results if not r["half"]]
+    rows = {r["name"]: r["method"] for d in found for r in d.results if not r["half"]}
+    methods = looks_of(rows) | {n: CONTROLS[m] for n, m in rows.items() if m in CONTROLS}
     title = "Steering: every method, at the damage of a prompt"
-    return Page(title, blocks, "dose", looks_of(methods))
+    return Page(title, blocks, "dose", methods | names)
 
 
 def console(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
@@ -17,9 +17,8 @@ _GREY = Look(CONTROLS[RANDOM].colour, "")
 
 
 def panels(found: Sequence[Doses]) -> list[Panel]:
-    """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage; then
-    the legend."""
-    looks, labels = _looks(found)
+    """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage."""
+    looks, _ = _looks(found)
     drawn = []
     for doses in found:
         for metric, title, unit in (
@@ -38,7 +37,13 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
                 ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.set_xlabel("√KL from the bare model, with the sign of α")
             drawn.append(svg.panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
-    return [*drawn, _legend({labels[name]: look for name, look in looks.items()})]
+    return drawn
+
+
+def legend(found: Sequence[Doses]) -> dict[str, Look]:
+    """What the lines are called, and their looks."""
+    looks, labels = _looks(found)
+    return {labels[name]: look for name, look in looks.items()}
 
 
 def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
@@ -76,7 +81,8 @@ def _style(look: Look) -> dict[str, Any]:
     return {"lw": 1.6, "ms": 6.5, "ls": "--" if look == CONTROLS[PROMPT] else "-"}
 
 
-def _legend(shown: dict[str, Look]) -> Panel:
+def key(shown: Mapping[str, Look]) -> Panel:
+    """The legend as a panel."""
     columns, pitch = 4, 22
     width, height = 860, 12 + pitch * -(-len(shown) // columns)
     with svg.canvas(width, height) as figure:
