@@ -425,10 +425,12 @@ def _prompts(results: Results) -> Iterator[Section]:
             for m in methods
         ]
         columns = [f"α = {wording.alpha(a)}" for a in alphas]
-        same = [Table(["", "α = 0, under every dial"], [["bare model", answer]], words=True)]
+        same = [
+            Table(["", "α = 0, under every dial"], [["bare model", answer]], (0, 0), words=True)
+        ]
         tables = [
             *(same if answer is not None else []),
-            Table(["method", *columns], rows, words=True),
+            Table(["method", *columns], rows, (0, 0), words=True),
         ]
         yield Section(plain(prompt), tables, folded=True)
 

@@ -21,6 +21,8 @@ MARKDOWN = MarkdownIt("commonmark", {"html": False})
 JUDGED = {"better": "better", "worse": "worse", "cannot tell": "open"}
 JUDGED |= {"pass": "better", "fail": "worse", "missed": "open"}
 """Verdicts, and how they are set."""
+LINE = "M-6-1h12v2h-12Z"
+"""Stands for a line without markers."""
 INTERVAL = re.compile(r"(?P<bold>\*\*)?(?P<value>.+?) \[(?P<ends>[^\[\]]+)\](?(bold)\*\*)")
 
 
@@ -80,7 +82,7 @@ def interval_of(cell: str) -> tuple[str, str]:
 def _chip(look: Look) -> str:
     own = look.colour.startswith("#")  # a colour itself, not a method's: black and white show, too
     fill = f'{look.colour}" stroke="var(--muted)' if own else f"var(--{look.colour})"
-    path = f'<path d="{MARKERS[look.marker]}" fill="{fill}"/>'
+    path = f'<path d="{MARKERS.get(look.marker, LINE)}" fill="{fill}"/>'
     return f'<svg class="chip" viewBox="-6 -6 12 12" aria-hidden="true">{path}</svg>'
 
 
@@ -155,7 +157,10 @@ def _words(table: Table, looks: Mapping[str, Look]) -> str:
             for column, cell in zip(table.header[1:], row[1:], strict=True)
         ]
         lines.append(f'<tr><th scope="row">{_name(row[0], looks)}</th>{"".join(cells)}</tr>')
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.header)
+    head = "".join(
+        f'<th scope="col"{" class=narrow" if i in table.figures else ""}>{escape(column)}</th>'
+        for i, column in enumerate(table.header)
+    )
     body = "\n".join(lines)
     return (
         f'<table class="words">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>'
