@@ -7,10 +7,10 @@ import re
 
 from test_report import edit, make_run
 from trimtab.report import read_results
-from trimtab.report.compare import looks
 from trimtab.report.figures import accuracy
 from trimtab.report.heads_figures import ARMS
 from trimtab.report.looks import MARKERS, TABLE, looks_of
+from trimtab.report.tables import looks
 from trimtab.training import METHODS
 
 

@@ -516,7 +516,7 @@ def test_many_methods_still_fit(tmp_path, monkeypatch):
     assert re.search(r"oos +innerdpo +1 +\+\d+\.\d \[[^]…]+\] +0\.\d{3} +\d+\.\d +better\*", text)
     results = read_results(run)
     assert re.search(r"of 30 comparisons \d+ came out better", headline(results))
-    looks = compare.looks(results.methods)
+    looks = tables.looks(results.methods)
     assert len(set(looks.values())) == len(looks) == 12
     page = Document(write_page(run).read_text()).text
     assert all(name in page for name in names)

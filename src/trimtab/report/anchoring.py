@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex
@@ -21,44 +21,8 @@ from trimtab.report.anchoring_published import NAMED
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
-
-class Gate(Protocol):
-    """A bound that a run was held against."""
-
-    @property
-    def what(self) -> str:
-        """What is measured."""
-        ...
-
-    @property
-    def value(self) -> Any:
-        """The number."""
-        ...
-
-    @property
-    def bound(self) -> str:
-        """The bound as text."""
-        ...
-
-    @property
-    def published(self) -> str:
-        """The figure of the original series."""
-        ...
-
-    @property
-    def stretch(self) -> bool:
-        """Aimed for; missing it fails nothing."""
-        ...
-
-    @property
-    def over(self) -> Sequence[float]:
-        """A value a seed, where the value is their median."""
-        ...
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within the bound."""
-        ...
+if TYPE_CHECKING:
+    from trimtab.anchor.experiments.gates import Gate
 
 
 Titled = tuple[str, Text, Table]

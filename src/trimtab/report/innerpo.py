@@ -15,8 +15,8 @@ from pathlib import Path
 from trimtab.report import claim, figures, render, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
 from trimtab.report.claim import CONTROLS, OOS, TEST, answer, findings, judged
-from trimtab.report.compare import gain, looks, share, splits_of, what_ran
 from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, Results, read_results
+from trimtab.report.tables import gain, looks, share, splits_of, what_ran
 
 ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion")
 """The README's."""

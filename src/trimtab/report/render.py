@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
+from trimtab import files
+from trimtab.errors import TrimtabError
 from trimtab.report import svg
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain, shown
-from trimtab.report.files import write_text
 from trimtab.report.html import bare, html, interval_of
 
 WIDTH = 100
@@ -30,15 +31,22 @@ def write(page: Page, path: Path, to: On = On.MARKDOWN) -> Path:
         TrimtabError: it cannot be written; what was there stays.
     """
     if to == On.HTML:
-        write_text(path, html(page))
+        _write(path, html(page))
         return path
     path = path if path.suffix == ".md" else path.with_name(f"{path.name}.md")
     drawn = [f for f in figures(page.blocks) if f.panels]
     if drawn:
         panels = [panel for figure in drawn for panel in figure.panels]
-        write_text(path.with_suffix(".svg"), svg.sheet(panels, drawn[0].columns))
-    write_text(path, markdown(page, path.with_suffix(".svg").name))
+        _write(path.with_suffix(".svg"), svg.sheet(panels, drawn[0].columns))
+    _write(path, markdown(page, path.with_suffix(".svg").name))
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        raise TrimtabError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def figures(blocks: Sequence[Block]) -> Iterator[Figure]:
