@@ -21,7 +21,15 @@ import pytest
 from rich.console import Console
 
 from trimtab.errors import TrimtabError
-from trimtab.report import compare, console_tables, read_results, render, write_markdown, write_page
+from trimtab.report import (
+    compare,
+    console_tables,
+    read_results,
+    render,
+    tables,
+    write_markdown,
+    write_page,
+)
 from trimtab.report.blocks import Page, Section, Table, Text, code, plain
 from trimtab.report.figures import accuracy
 from trimtab.report.svg import DARK, LIGHT, sheet

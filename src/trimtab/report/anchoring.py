@@ -306,7 +306,7 @@ def _mark(gate: Gate) -> str:
 
 def _value(gate: Gate) -> str:
     """The number, and its range over seeds."""
-    found = _number(gate.value)
+    found = _number(float(gate.value))
     if len(gate.over) > 1:
         found += f" ({_number(min(gate.over))} to {_number(max(gate.over))})"
     return found

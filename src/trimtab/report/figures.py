@@ -185,7 +185,7 @@ def training(results: Results) -> list[Panel]:
             for key in sorted(lines, key=lambda k: (order.get(k[0], 99), k[0], k[1] or 0)):
                 step, value = zip(*lines[key], strict=True)
                 look = Look(looks_of(results.methods)[key[0]].colour, "")
-                style = {"lw": 1.1, "alpha": 0.75} if many else {"lw": 1.6}
+                style: dict[str, Any] = {"lw": 1.1, "alpha": 0.75} if many else {"lw": 1.6}
                 svg.line(ax, look, step, value, **style)
             ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE, integer=True))
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))

@@ -173,7 +173,9 @@ def prompts(results: Results) -> Iterator[Section]:
         ]
         columns = [f"α = {wording.alpha(a)}" for a in alphas]
         same = [
-            Table(["", "α = 0, under every dial"], [["bare model", answer]], (0, 0), words=True)
+            Table(
+                ["", "α = 0, under every dial"], [["bare model", answer or ""]], (0, 0), words=True
+            )
         ]
         tables = [
             *(same if answer is not None else []),
