@@ -607,10 +607,10 @@ def test_looking_for_a_change_is_cheap_and_complete_on_the_real_model(smollm2):
     model, _ = smollm2
     models.source_of(model)
     took = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(20):
+        start = time.thread_time()
         models.source_of(model)
-        took.append(time.perf_counter() - start)
+        took.append(time.thread_time() - start)
     assert min(took) < 0.05
     before = mark(model)
     for name in ("model.layers.7.mlp.down_proj.weight", "model.layers.29.self_attn.q_proj.weight"):
@@ -705,3 +705,192 @@ def test_a_dial_in_train_mode_is_read_without_its_dropout(tiny, tokenizer, few_p
             found.append(collect(model, rows, logps=True).logps)
     assert torch.equal(*found)
     assert dial.training
+
+
+# ---- what neither weights nor config say ---------------------------------------------------------
+
+
+def scaled_frequencies(model: Any) -> None:
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def an_epsilon(model: Any) -> None:
+    model.model.norm.variance_epsilon = 0.5
+
+
+def a_scale_of_attention(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 3
+
+
+def another_activation(model: Any) -> None:
+    for layer in model.model.layers:
+        del layer.mlp.act_fn
+        layer.mlp.act_fn = torch.tanh
+
+
+def another_activations_module(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn = nn.Tanh()
+
+
+def a_rounded_table(model: Any) -> None:
+    model.to(torch.bfloat16).to(
+        torch.float32
+    )  # the weights are of bfloat16, the frequencies are not
+
+
+def a_single_entry(model: Any) -> None:
+    model.model.layers[1].mlp.up_proj.weight.data[7, 5] += 3.0
+
+
+def a_row_of_the_head(model: Any) -> None:
+    model.lm_head.weight.data[5].mul_(-1)
+
+
+def a_hook(model: Any) -> None:
+    model.model.layers[0].register_forward_hook(lambda m, x, y: y * 1.5)
+
+
+def a_hook_before(model: Any) -> None:
+    model.lm_head.register_forward_pre_hook(lambda m, x: (x[0] * 2,))
+
+
+def a_forward_of_their_own(model: Any) -> None:
+    mlp, old = model.model.layers[0].mlp, model.model.layers[0].mlp.forward
+    mlp.forward = lambda x: 2 * old(x)
+
+
+def a_class_of_their_own(model: Any) -> None:
+    class Louder(type(model.model.norm)):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * 3
+
+    model.model.norm.__class__ = Louder
+
+
+STATES = [
+    scaled_frequencies, an_epsilon, a_scale_of_attention, another_activation,
+    another_activations_module, a_rounded_table, a_single_entry, a_row_of_the_head, a_hook,
+    a_hook_before, a_forward_of_their_own, a_class_of_their_own,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", STATES, ids=lambda c: c.__name__)
+def test_what_acts_in_a_forward_pass_is_seen_wherever_it_stands(
+    saved_model, tokenizer, few_pairs, store, change
+):
+    from trimtab.cache import collect, features
+
+    model = loaded(saved_model(dtype=torch.bfloat16))
+    model.to(torch.float32)
+    rows = encode(few_pairs, tokenizer)
+    neutral = NeutralText(model, tokenizer, ["The capital of France is Paris."])
+    dial = fit("mean", model, tokenizer, few_pairs, store=store)
+    neutral.damage(dial, 1.0)
+    before = reference(model, rows, logps=True, store=store).logps
+    features(model, rows, (1,), "completion", store=store)
+    change(model)
+    for _ in range(2):  # what a hook does may change again
+        truth = collect(model, rows, logps=True, sites=(1,))
+        assert not torch.equal(truth.logps, before)
+        assert torch.equal(reference(model, rows, logps=True, store=store).logps, truth.logps)
+    held = len(list(store.root.glob("[!.]*")))
+    read = features(model, rows, (1,), "completion", store=store).take(torch.arange(2))[0]
+    assert read.isfinite().all()
+    lasting = models.source_of(model).lasting
+    assert len(list(store.root.glob("[!.]*"))) == held + lasting
+    assert neutral.damage(dial, 0.0, force=True).kl[0] == 0.0
+
+
+def test_a_hook_that_changes_what_it_does_is_read_anew(saved_model, tokenizer, few_pairs, store):
+    from trimtab.cache import collect
+
+    model, by = loaded(saved_model()), [1.0]
+    model.model.layers[0].register_forward_hook(lambda m, x, y: y * by[0])
+    rows = encode(few_pairs, tokenizer)
+    for by[0] in (1.5, 0.5):
+        truth = collect(model, rows, logps=True).logps
+        assert torch.equal(reference(model, rows, logps=True, store=store).logps, truth)
+
+
+def test_functions_that_were_put_into_a_librarys_place_are_seen(tiny, monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.llama import modeling_llama as theirs
+
+    model = tiny("llama")
+    before = models.source_of(model).in_memory
+    assert models.source_of(model).lasting
+    with monkeypatch.context() as patch:
+        patch.setattr(theirs, "apply_rotary_pos_emb", lambda q, k, *a, **kw: (q, k))
+        assert not models.source_of(model).lasting
+    with monkeypatch.context() as patch:
+        patch.setattr(theirs.LlamaMLP, "forward", lambda self, x: x)
+        assert not models.source_of(model).lasting
+    mine = lambda *a, **kw: theirs.eager_attention_forward(*a, **kw)  # noqa: E731
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", mine)
+    assert not models.source_of(model).lasting
+    monkeypatch.undo()
+    assert models.source_of(model).in_memory == before
+
+
+def test_adapters_of_peft_are_told_apart_by_scale_and_switch(saved_model):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model: Any = get_peft_model(AUTO.from_pretrained(saved_model()), config)
+    seen = {models.source_of(model).in_memory}
+    with model.disable_adapter():
+        seen.add(models.source_of(model).in_memory)
+    assert models.source_of(model).in_memory in seen
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer.scaling["default"] *= 2
+    seen.add(models.source_of(model).in_memory)
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    seen.add(models.source_of(model).in_memory)
+    assert len(seen) == 4
+    assert models.source_of(model).lasting
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "longrope", "dynamic", "mamba"])
+def test_use_leaves_no_trace_in_what_readings_depend_on(tiny, tmp_path, kind):
+    """Long rows, generation, gradient checkpointing, a dial's context, placing by accelerate,
+    compiling, saving again: the same readings."""
+    from accelerate import dispatch_model
+
+    from trimtab.dials import VectorDial
+
+    scaled = {
+        "longrope": {
+            "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0,
+            "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+        },
+        "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    }  # fmt: skip
+    if kind in scaled:
+        config = CONFIGS["llama"]()
+        config.max_position_embeddings = config.original_max_position_embeddings = 32
+        config.rope_parameters = scaled[kind]
+        AUTO.from_config(config).save_pretrained(tmp_path / "m")
+    else:
+        tiny(kind).save_pretrained(tmp_path / "m")
+    model = AUTO.from_pretrained(tmp_path / "m").eval()
+    before = models.source_of(model).in_memory
+    model(input_ids=torch.arange(3, 203)[None])
+    model.generate(torch.arange(3, 9)[None], max_new_tokens=2, pad_token_id=0)
+    if kind != "mamba":
+        model.train().gradient_checkpointing_enable()
+        model(input_ids=torch.arange(3, 43)[None]).logits.sum().backward()
+        model.gradient_checkpointing_disable()
+        model.eval()
+    dial = VectorDial({1: torch.ones(32)}, {1: 0.1})
+    with dial(model, 1.0, force=True):
+        model(input_ids=torch.arange(3, 9)[None])
+        assert models.source_of(model).lasting
+    assert models.source_of(torch.compile(model, backend="eager")).in_memory == before
+    assert models.source_of(nn.DataParallel(model)).in_memory == before
+    model.save_pretrained(tmp_path / "again")
+    placed = AUTO.from_pretrained(tmp_path / "again", device_map="cpu").eval()
+    dispatch_model(placed, {"": "cpu"}, force_hooks=True)
+    assert models.source_of(placed).in_memory == models.source_of(model).in_memory == before

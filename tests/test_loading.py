@@ -326,17 +326,6 @@ def test_with_the_flag_it_runs(with_code, monkeypatch, tmp_path):
             str(folder),
             "--prompt",
             "Hi",
-            "--sampling.max_new_tokens",
-            "1",
-            "--quiet",
-        ]
-        if False
-        else [
-            "--trust-remote-code",
-            "--model",
-            str(folder),
-            "--prompt",
-            "Hi",
             "--max-new-tokens",
             "1",
             "--quiet",

@@ -54,7 +54,7 @@ def test_parts_are_found_by_structure(tiny, name):
 def test_a_model_without_layers_is_refused_by_name(tiny):
     model = tiny("llama", fresh=True)
     model.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match="LlamaForCausalLM: no list of 7 decoder layers"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no decoder layers .*no list of 7"):
         models.layers(model)
 
 

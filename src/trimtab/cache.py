@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -284,8 +285,21 @@ def reference(
     """`collect` through the store: log-probs and states of the bare model, read at most once.
 
     Log-probs and states are entries of their own, so that methods which need one or the other
-    share them; what is missing of both is read in one pass.
+    share them; what is missing of both is read in one pass. Of a model in which code of others acts
+    (`Source.lasting`) nothing is kept.
     """
+    if not models.source_of(model).lasting:
+        return collect(
+            model,
+            encoded,
+            logps=logps,
+            sites=sites,
+            pool=pool,
+            sinks=sinks,
+            token_map=token_map,
+            budget=budget,
+            progress=progress,
+        )
     store = store or Store()
     base = _base(model, encoded, budget)
     logps_key = {**base, "read": "logps"}
@@ -324,14 +338,16 @@ def reference(
 
 def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[str, Any]:
     """What every reading depends on."""
+    source = models.source_of(model)
     return {
-        "model": models.source_of(model).readings,
+        "model": source.in_memory,
         "dtype": str(next(model.parameters()).dtype),
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
         "device": next(model.parameters()).device.type,
         "layout": str(layout_of(model, encoded)),
         "tokens": encoded.digest,
         "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
+        **({} if source.lasting else {"once": uuid.uuid4().hex}),
     }
 
 
@@ -433,6 +449,8 @@ def features(
         shards = store.open(what, command)
     if shards is None or not torch.equal(torch.cat([s["counts"].long() for s in shards]), counts):
         raise CacheError(f"{store.folder(what)}: not the tokens of {encoded.name}; delete it")
+    if "once" in what:  # what is mapped stays until it is let go
+        shutil.rmtree(store.folder(what), ignore_errors=True)
     return Features(shards, sites)
 
 

@@ -50,7 +50,7 @@ def _conditions(model: nn.Module) -> dict[str, str]:
     """All that a proof on a model depends on, whatever it is about."""
     some = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {
-        "model": models.source_of(model).readings,
+        "model": models.source_of(model).in_memory,
         "dtype": str(some.dtype),
         "device": some.device.type,
         "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),

@@ -89,8 +89,9 @@ class NeutralText:
         return self._against(other._logps)
 
     def _against(self, logps: Callable[[int], Tensor]) -> Damage:
-        if (readings := models.source_of(self.model).readings) != self._readings:
-            self._readings, self.kept = readings, {}  # the model was changed since
+        source = models.source_of(self.model)
+        if source.in_memory != self._readings or not source.lasting:
+            self._readings, self.kept = source.in_memory, {}  # the model was changed since
         kl, rise = [], []
         for index, ids in enumerate(self.ids):
             base = self._base(index)  # before a dial is attached

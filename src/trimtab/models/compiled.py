@@ -20,10 +20,14 @@ _unused = False  # the compiler, when the outermost context was entered
 
 
 def unwrapped(model: Any) -> Any:
-    """The model within what `torch.compile(model)` gives; any other is itself."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+    """The model within what `torch.compile(model)` and torch's data-parallel wrappers give; any other
+    is itself."""
+    while True:
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = getattr(model, "module" if parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
         model = inner
-    return model
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from trimtab.errors import ModelError
 from trimtab.models import config as configs
-from trimtab.models import tensors
+from trimtab.models import live, tensors
 from trimtab.models.compiled import unwrapped
 from trimtab.models.copies import believe, carried
 from trimtab.models.digests import Content, content_of, digest_of_folder
@@ -57,11 +57,23 @@ class Source:
     """Digest of its chat template; `none` without one."""
     metadata: str = ""
     """Of a GGUF file, digest of its metadata."""
+    state: str = field(default="", compare=False)
+    """Of a model in memory, what neither weights nor config say (`live.state_of`)."""
 
     @property
     def readings(self) -> str:
-        """Digest of all that a forward pass on given token ids depends on."""
+        """Digest of all that a forward pass on given token ids depends on, as its files say."""
         return _digest([self.values or self.digest, self.config, self.quantisation])
+
+    @property
+    def in_memory(self) -> str:
+        """`readings` with what no file says: what is read of a model now is kept under this."""
+        return _digest([self.readings, self.state])
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what is read of it now may be kept: no code of others acts in its forward pass."""
+        return not self.state.startswith(live.LIVE)
 
     @property
     def whole(self) -> str:
@@ -158,10 +170,11 @@ def source_of(model: nn.Module, tokenizer: Any = None) -> Source:
     if known is None or (known.weights, known.config) != (weights, config):
         known = _Known(_identified(model, known, weights), weights, config)
         _known[model] = known
+    source = replace(known.source, state=live.state_of(model))
     if tokenizer is None:
-        return known.source
+        return source
     return replace(
-        known.source,
+        source,
         tokenizer=tokenizer_digest(
             tokenizer,
             end_ids(getattr(model, "generation_config", None), getattr(model, "config", None)),

@@ -135,14 +135,17 @@ def old_digest(model: nn.Module) -> str:
 
 
 def mark(model: nn.Module) -> str:
-    """A sign that changes with the weights: versions, places and dtypes of all tensors, and a sample
-    of their values, for writes through `.data` raise no version. A few milliseconds.
+    """A sign that changes with the weights: versions, places and dtypes of all tensors, and, for
+    writes through `.data` raise no version, their sums as integers, row by row, and a sample of their
+    values. That is one pass over the weights at the speed of memory: 20 ms of 135M parameters.
 
-    Not seen is a change through `.data` of single entries of a large tensor.
+    Not seen is a change through `.data` that keeps every row's sum and every sampled value.
     """
     about, sampled = [], []
     for name, part in _looked_at(model):
         about.append((name, part.data_ptr(), part._version, str(part.dtype), tuple(part.shape)))
+        if part.numel() > SMALL:
+            sampled.append(_sums(part))
         if part.numel():
             flat = part.reshape(-1) if part.is_contiguous() else part.flatten()
             n = flat.numel()
@@ -155,6 +158,16 @@ def mark(model: nn.Module) -> str:
     for group in groups.values():
         sha.update(raw_bytes(torch.cat(group)).data)
     return sha.hexdigest()
+
+
+def _sums(part: Tensor) -> Tensor:
+    """The sum of every row's bits, read as integers of 64 bits where rows are whole numbers of them."""
+    rows = part.contiguous().view(-1, part.shape[-1]) if part.ndim else part.view(1, 1)
+    size = rows.shape[1] * part.element_size()
+    if size % 8 == 0 and part.storage_offset() * part.element_size() % 8 == 0:
+        return rows.view(torch.int64).sum(-1)
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return rows.view(kinds[part.element_size()]).sum(-1)
 
 
 def _looked_at(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

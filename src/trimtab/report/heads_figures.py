@@ -45,7 +45,7 @@ def look(arm: str) -> tuple[str, str]:
 
 def arms(lines: Sequence[Measurement]) -> list[tuple[str, str]]:
     """Arms and their read-outs, in order."""
-    return list(dict.fromkeys((x.method, x.read_out) for x in lines))
+    return list(dict.fromkeys((x.method, x.read_out or "") for x in lines))
 
 
 def parts_of(method: str) -> list[str]:
@@ -68,7 +68,9 @@ def _shares(lines: Sequence[Measurement]) -> list[Panel]:
     names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
     for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
         mine = [x for x in lines if x.split == split]
-        rows = [(names[x.method, x.read_out], x, x.method, x.read_out != "reward") for x in mine]
+        rows = [
+            (names[x.method, x.read_out or ""], x, x.method, x.read_out != "reward") for x in mine
+        ]
         found.append(_rows(rows, title, f"shares-{split}", bare=mine[0].value, most=27))
     return found
 
@@ -141,9 +143,9 @@ def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
             colour, marker = look(arm)
             own = sorted(
                 (x for x in mine if (x.method, x.metric) == (arm, metric)),
-                key=lambda x: x.alpha,
+                key=lambda x: x.alpha or 0.0,
             )
-            at = [x.alpha for x in own]
+            at = [x.alpha or 0.0 for x in own]
             values, low, high = (
                 [scale * getattr(x, k) for x in own] for k in ("value", "low", "high")
             )
@@ -169,7 +171,7 @@ def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
                 label=arm_name(arm),
                 clip_on=False,
             )
-        figures._alpha_axis(ax, [0.0, *(x.alpha for x in mine)])
+        figures._alpha_axis(ax, [0.0, *(x.alpha or 0.0 for x in mine)])
         if metric == "kl":
             figures._root_ticks(ax, top)
         else:

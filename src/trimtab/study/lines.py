@@ -15,7 +15,7 @@ Scores = Mapping[int | None, Sequence[float]]
 """Values by item, a list a seed; the seed is None where nothing is drawn."""
 
 UNJUDGED: dict[str, Any] = {
-    **{"p_holm": float("nan"), "verdict": None, "in_this_run": None, "underpowered": None}
+    **{"p_holm": float("nan"), "verdict": "not judged", "in_this_run": True, "underpowered": True}
 }
 """Fields of a difference that `judged` fills in."""
 UNTESTED: dict[str, Any] = {"p": float("nan"), "mde": float("nan"), **UNJUDGED}
@@ -79,7 +79,7 @@ def averaged(parts: Sequence[Scores]) -> tuple[dict[int | None, list[float]], li
     return {seed: [value for part in parts for value in part[seed]] for seed in parts[0]}, weights
 
 
-def ends(found: Interval | statistics.Difference) -> dict[str, float]:
+def ends(found: Interval | statistics.Difference) -> dict[str, Any]:
     """A figure with its interval, as fields of a line."""
     return {"value": float(found.value), "low": float(found.low), "high": float(found.high)}
 

@@ -80,9 +80,7 @@ def _compare(run: Path) -> dict[str, Any]:
     def results() -> Iterator[Placed]:
         for where, line in lines("results.jsonl", LINES):
             if isinstance(line, dict):
-                key = (line.get("method"), line.get("split"), line.get("metric"), line.get("alpha"))
-                known = line.get("seed") is None and key in several
-                line.setdefault("aggregate", known)
+                line.setdefault("aggregate", line.get("seed") is None and _place(line) in several)
                 line.setdefault("at", None)
                 _within(line)
             yield where, line
@@ -120,22 +118,21 @@ def _spelled(line: Any, spelling: dict[str, str], common: Row) -> Any:
 
 def _several(file: Path) -> set[tuple[Any, ...]]:
     """Places that have lines of seeds."""
-    rows = (line for _, line in read_lines(file) if isinstance(line, dict))
-    return {
-        (
-            METHODS.get(r.get("method"), r.get("method")),
-            *(r.get(k) for k in ("split", "metric", "alpha")),
-        )
-        for r in rows
-        if r.get("seed") is not None
-    }
+    rows = [_spelled(line, {}, {}) for _, line in read_lines(file) if isinstance(line, dict)]
+    return {_place(row) for row in rows if row.get("seed") is not None}
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    where = row.get("at") or row.get("alpha")
+    return (row.get("method"), row.get("split"), row.get("metric"), where)
 
 
 def _within(line: Row) -> None:
     """A t interval knew of no 0 and 1."""
     low, high = line.get("low"), line.get("high")
-    numbers = isinstance(low, int | float) and isinstance(high, int | float) and low <= high
-    if str(line.get("metric")).startswith("accuracy") and numbers:
+    if not str(line.get("metric")).startswith("accuracy"):
+        return
+    if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
         line["low"], line["high"] = max(low, 0.0), min(high, 1.0)
 
 
@@ -176,7 +173,7 @@ def _heads(run: Path) -> dict[str, Any]:
         "seed": None,
     }
 
-    def placed(line: Row) -> Row:
+    def placed(line: dict[Any, Any]) -> Row:
         line["at"] = "alpha_1" if line.get("alpha") in (None, 1.0, 0.0) else None
         line["aggregate"] = line.get("aggregate", line["seeds"] > 1)
         return line
@@ -212,7 +209,8 @@ def _heads(run: Path) -> dict[str, Any]:
         run / "rates.jsonl", needed=kind == "heads" and settings["new_tokens"]
     ):
         old = {"low": "of_base_low", "high": "of_base_high"}
-        costs[line.pop("arm")] = {old.get(k, k): v for k, v in line.items()}
+        arm = line.pop("arm")
+        costs[arm] = {old.get(str(k), str(k)): v for k, v in line.items()}
     for arm, seconds in about.get("seconds_to_train", {}).items():
         costs.setdefault(arm, {})["fit_seconds"] = seconds
     return {
@@ -273,7 +271,8 @@ def _steering(run: Path) -> dict[str, Any]:
                 at = {"alpha": line["alpha"], "at": None}
                 yield where, {**named(line), **at, **figure(line, metric, split)}
 
-    untested = dict.fromkeys(("p", "p_holm", "verdict", "in_this_run", "mde", "underpowered"))
+    untested = {**dict.fromkeys(("p", "p_holm", "mde")), "verdict": "not judged"}
+    untested |= {"in_this_run": True, "underpowered": True}
 
     def differences() -> Iterator[Placed]:
         for where, line in read_lines(run / "comparisons.jsonl", needed=True):

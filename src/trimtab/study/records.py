@@ -108,7 +108,7 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
         return one(hint, f"{where}: {name}", value)
     if hint is float and value is None:
         return math.nan
-    kinds = (int, float) if hint is float else hint
+    kinds: Any = (int, float) if hint is float else hint
     if hint is not Any and (
         not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool)
     ):

@@ -36,7 +36,7 @@ def reference() -> str:
         "are read as well.",
         '```python\nimport trimtab\n\nframe = trimtab.results("runs/demo")\n'
         'at_1 = frame[(frame["at"] == "alpha_1") & (frame.metric == "accuracy")]\n'
-        'table = at_1[at_1.aggregate | at_1.seed.isna()].pivot_table("value", "method", "split")\n```',
+        'table = at_1[at_1["aggregate"] | at_1.seed.isna()].pivot_table("value", "method", "split")\n```',
     ]
     names: dict[type, str] = {kind: name for name, kind in FILES.items()} | {
         About: ABOUT,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,8 +117,8 @@ class Difference:
         seeds: how many seeds.
         p: of a test that there is none; null where nothing was tested.
         p_holm: the same, adjusted over the table: all lines at one place, or all of the file.
-        verdict: `better` or `worse` where the adjusted p is below 0.05, else `cannot tell`; null where
-            nothing was judged.
+        verdict: `better` or `worse` where the adjusted p is below 0.05, else `cannot tell`; `not judged`
+            where that is so.
         in_this_run: fewer than 5 seeds: the verdict says nothing of others.
         mde: the smallest difference that would have been seen with 80 % power.
         underpowered: 5 points would not have been seen.
@@ -143,10 +143,10 @@ class Difference:
     seeds: int
     p: float
     p_holm: float
-    verdict: Literal["better", "worse", "cannot tell"] | None
-    in_this_run: bool | None
+    verdict: Literal["better", "worse", "cannot tell", "not judged"]
+    in_this_run: bool
     mde: float
-    underpowered: bool | None
+    underpowered: bool
     read_out: str | None = None
     against_read_out: str | None = None
 

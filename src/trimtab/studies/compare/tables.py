@@ -143,6 +143,7 @@ def differences(
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
+    at: Any
     for at in places:
         for method in methods:
             for split in splits:

@@ -91,7 +91,7 @@ def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: 
         stage.progress.say(line)
     dosing, items = stage.dosing, len(found[0]["items"])
     passages = len(found[0]["kl_passages"][0])
-    common = {"model": dosing.model, "suite": stage.trait}
+    common: Any = {"model": dosing.model, "suite": stage.trait}
     about = About(
         study="steering",
         title=f"Steering: {stage.trait}",
