@@ -16,7 +16,6 @@ import tyro
 from trimtab import models
 from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError, near
-from trimtab.fit import Method
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
@@ -34,6 +33,7 @@ from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.results import INSTRUCTION
 from trimtab.study.settings import Settings
 from trimtab.study.suite import Suite, read_data, read_suite
+from trimtab.training import Method
 
 CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
 """What every table holds beside the bare model, asked for or not."""

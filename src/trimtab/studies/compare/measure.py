@@ -16,10 +16,16 @@ from trimtab.batching import Encoded, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
+from trimtab.evaluation import (
+    Damage,
+    ItemScores,
+    NeutralText,
+    Sampling,
+    alpha_at_kl,
+    generate,
+    score,
+)
 from trimtab.files import write_json
-from trimtab.fit import fit
-from trimtab.fit.training import HISTORY, SPACE
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
@@ -28,6 +34,8 @@ from trimtab.studies.compare.cell import COSTS, JOB, SUMMARY, Cell, Setting, che
 from trimtab.study.cells import Models, threads
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS
+from trimtab.training import fit
+from trimtab.training.adapters import HISTORY, SPACE
 
 
 @dataclass

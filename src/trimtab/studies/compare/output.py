@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.fit import METHODS, Method
 from trimtab.provenance import commit
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import SUMMARY
@@ -34,6 +33,7 @@ from trimtab.study.results import (
     write_grid,
 )
 from trimtab.study.settings import Settings
+from trimtab.training import METHODS, Method
 
 
 def write_results(
