@@ -225,9 +225,8 @@ def _ran(results: Results) -> str:
         )
     lines.append(f"- seeds {', '.join(map(str, study.seeds)) or wording.NOTHING}")
     lines.append(f"- {', '.join(f'{k} {v}' for k, v in study.versions.items())}")
-    commits = wording.commits(results.measurements)
-    if commits:
-        lines.append(f"- commit {', '.join(f'`{c}`' for c in commits)}")
+    if study.commit:
+        lines.append(f"- commit `{study.commit}`")
     return "\n".join(lines)
 
 

@@ -158,8 +158,6 @@ def page(results: Results) -> str:
         costs=_costs(results),
         prompts=_prompts(results.generations, trained),
         caveats=wording.caveats(results),
-        commits=wording.commits(results.measurements),
-        suite_digests=wording.suite_digests(results.measurements),
         dash=wording.NOTHING,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from trimtab.report.results import (
@@ -14,7 +14,6 @@ from trimtab.report.results import (
     NEUTRAL,
     TRAIN,
     Difference,
-    Measurement,
     Results,
 )
 
@@ -341,13 +340,3 @@ def shown_metrics(results: Results) -> list[str]:
     """Metrics at alpha 1 that this run measured on its evaluation splits, accuracy first."""
     seen = {m.metric for m in results.measurements if m.split in results.splits}
     return [metric for metric in METRICS if metric in seen]
-
-
-def commits(rows: Iterable[Measurement]) -> list[str]:
-    """The source commits behind the measurements, each once, in file order."""
-    return list(dict.fromkeys(row.commit for row in rows if row.commit))
-
-
-def suite_digests(rows: Iterable[Measurement]) -> list[str]:
-    """The suite digests behind the measurements, each once, in file order."""
-    return list(dict.fromkeys(row.suite_digest for row in rows if row.suite_digest))

@@ -75,6 +75,9 @@ def _compare(run: Path) -> dict[str, Any]:
         for where, line in read_lines(run / name, needed=name == "results.jsonl"):
             yield where, _spelled(line, spelling, {**common, **more})
 
+    first = next((line for _, line in read_lines(run / "results.jsonl")), None)
+    if isinstance(first, dict):  # which said so on every line
+        about = {**{k: first[k] for k in ("suite_digest", "commit") if k in first}, **about}
     several = _several(run / "results.jsonl")
 
     def results() -> Iterator[Placed]:

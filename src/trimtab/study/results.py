@@ -68,9 +68,6 @@ class Measurement:
         pairs: how many pairs.
         seeds: how many seeds, where a study says so.
         read_out: what ranked the answers, `logprob` or `reward`, where that differs.
-        suite_digest: of the suite's specs.
-        dtype: of the model's weights.
-        commit: of the code.
     """
 
     model: str
@@ -89,9 +86,6 @@ class Measurement:
     pairs: int | None = None
     seeds: int | None = None
     read_out: str | None = None
-    suite_digest: str | None = None
-    dtype: str | None = None
-    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +232,7 @@ class About:
         model: the model's name.
         model_digest: of its weights.
         suite: the suite or the trait; empty where there is none.
+        suite_digest: of the suite's specs.
         train: where the training pairs came from.
         train_items: how many items were trained on.
         train_pairs: how many pairs.
@@ -274,6 +269,7 @@ class About:
     device: str
     versions: dict[str, str]
     command: str
+    suite_digest: str | None = None
     train_items: int | None = None
     train_pairs: int | None = None
     threads: int | None = None

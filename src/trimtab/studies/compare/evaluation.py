@@ -121,13 +121,7 @@ def evaluate(
     for line in mixed:
         progress.say(line)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    common = {
-        "model": source.name,
-        "suite": suite,
-        "suite_digest": suite_digest or None,
-        "dtype": dtype,
-        "commit": commit(),
-    }
+    common = {"model": source.name, "suite": suite}
     lines = tables.results(rows, common)
     if folder is not None:
         trained = dict.fromkeys(spec for d in named.values() for spec in d.info.data)
@@ -137,6 +131,7 @@ def evaluate(
             model=source.name,
             model_digest=source.digest,
             suite=suite,
+            suite_digest=suite_digest or None,
             train="; ".join(trained),
             splits={name: Split(sets[name].name, **sizes(e)) for name, e in encoded.items()},
             methods={name: f"a {d.kind} dial, {d.info.method}" for name, d in named.items()},
@@ -144,7 +139,7 @@ def evaluate(
             dtype=dtype,
             device=str(next(model.parameters()).device),
             versions=ours,
-            commit=common["commit"],
+            commit=commit(),
             command=command,
             limit=limit,
             notes=tuple(mixed),

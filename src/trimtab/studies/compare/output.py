@@ -94,9 +94,7 @@ def write_results(
 
 def _common(study: Study) -> dict[str, Any]:
     """What all lines of a study share."""
-    setting, suite = study.setting, study.suite
-    own = {"model": setting.model, "suite": suite.name, "suite_digest": suite.digest}
-    return {**own, "dtype": setting.dtype, "commit": commit()}
+    return {"model": study.setting.model, "suite": study.suite.name}
 
 
 def _judged_together(parts: list[list[Difference]]) -> list[list[Difference]]:
@@ -165,6 +163,7 @@ def _write_study(
         model=setting.model,
         model_digest=setting.digest,
         suite=suite.name,
+        suite_digest=suite.digest,
         description=suite.description,
         train=suite.train,
         train_items=len(setting.data.train.items()),
@@ -176,7 +175,7 @@ def _write_study(
         device=setting.device,
         threads=setting.threads,
         versions=made,
-        commit=common["commit"],
+        commit=commit(),
         command=command,
         limit=comparison.limit,
         equal_kl=study.target(),
