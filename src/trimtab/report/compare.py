@@ -26,14 +26,14 @@ from trimtab.report.results import (
     ALPHA_1,
     EQUAL_KL,
     NEUTRAL,
-    Comparison,
+    Difference,
     Grid,
     Measurement,
     Results,
-    is_grid,
     read_grid,
     read_results,
 )
+from trimtab.study.results import is_grid
 
 READING = {
     "dial, α": "Each method yields a dial on the same model. At α = 0 the model is untouched; at 1 the "
@@ -170,7 +170,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)
         if rows:
-            baseline = plain(wording.label(rows[0].baseline))
+            baseline = plain(wording.label(rows[0].against))
             where = "α = 1" if at == ALPHA_1 else f"the α where KL equals {baseline}'s at α = 1"
             caption = (
                 f"Points of accuracy above {baseline}, on the same items. Upper line: α = 1; thinner "
@@ -241,7 +241,7 @@ def _dose(results: Results) -> Section:
 def _slope(row: Measurement | None) -> str:
     if row is None:
         return wording.NOTHING
-    ends = wording.bounds(row.ci_low, row.ci_high, wording.number, ", ")
+    ends = wording.bounds(row.low, row.high, wording.number, ", ")
     return wording.within(wording.number(row.value, sign=True), ends)
 
 
@@ -310,7 +310,7 @@ def _gains(grid: Grid, at: str | None) -> Table:
     """A row a shift, a column a method: against the baseline (`at`), or against the bare model."""
     many = len({r.study.model for r in grid.studies}) > 1
     methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
-    lines: dict[tuple[str, str], dict[str, Comparison]] = {}
+    lines: dict[tuple[str, str], dict[str, Difference]] = {}
     for r in grid.studies:
         for c in r.at(at) if at else tables.by_split(r):
             key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))

@@ -17,7 +17,7 @@ from trimtab.report.results import (
     DOSE,
     EQUAL_KL,
     NEUTRAL,
-    Comparison,
+    Difference,
     Results,
 )
 from trimtab.report.svg import GRID, MUTED, NICE, RULE, Panel
@@ -34,7 +34,7 @@ def accuracy(results: Results) -> list[Panel]:
         100 * x
         for pairs in rows.values()
         for _, r in pairs
-        for x in (r.value, r.ci_low, r.ci_high)
+        for x in (r.value, r.low, r.high)
         if math.isfinite(x)
     ]
     limits, looks = svg.limits(ends, 5, at_most=100), looks_of(results.methods)
@@ -51,7 +51,7 @@ def accuracy(results: Results) -> list[Panel]:
                 seeds = results.seeds(method, split)
                 for seed in seeds if len(seeds) > 1 else []:
                     svg.dot(ax, looks[method], 100 * seed.value, y + 0.3, size=2.5)
-                svg.whisker(ax, looks[method], 100 * row.ci_low, 100 * row.ci_high, y)
+                svg.whisker(ax, looks[method], 100 * row.low, 100 * row.high, y)
                 svg.dot(ax, looks[method], 100 * row.value, y)
             ax.set_xlabel("accuracy, %")
         panels.append(svg.panel(figure, f"Accuracy on {split}", f"acc-{split}"))
@@ -66,14 +66,14 @@ def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> 
     verdict, a hollow one "cannot tell"; the grey bar spans what could not have been seen. `named`
     gives a panel its heading; by default it is the split.
     """
-    rows = [c for r in runs for c in r.comparisons if math.isfinite(c.difference)]
+    rows = [c for r in runs for c in r.comparisons if math.isfinite(c.value)]
     if not rows:
         return []
-    baseline = wording.label(rows[0].baseline)
-    limits = svg.limits([100 * x for c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5)
+    baseline = wording.label(rows[0].against)
+    limits = svg.limits([100 * x for c in rows for x in (c.low, c.high, c.value, 0)], 5)
     panels = []
     for results, split in [(r, s) for r in runs for s in r.splits]:
-        mine = [c for c in results.comparisons if c.split == split and math.isfinite(c.difference)]
+        mine = [c for c in results.comparisons if c.split == split and math.isfinite(c.value)]
         if not mine:
             continue
         methods = [m for m in results.methods if any(c.method == m for c in mine)]
@@ -99,13 +99,11 @@ def shifts(studies: Sequence[Results]) -> list[Panel]:
     Rows are splits of suites, in order. A filled marker is a verdict, a hollow one "cannot tell";
     the grey bar spans what could not have been seen.
     """
-    rows = [(r, c) for r in studies for c in r.at(ALPHA_1) if math.isfinite(c.difference)]
+    rows = [(r, c) for r in studies for c in r.at(ALPHA_1) if math.isfinite(c.value)]
     if not rows:
         return []
-    baseline = wording.label(rows[0][1].baseline)
-    limits = svg.limits(
-        [100 * x for _, c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5
-    )
+    baseline = wording.label(rows[0][1].against)
+    limits = svg.limits([100 * x for _, c in rows for x in (c.low, c.high, c.value, 0)], 5)
     panels = []
     for model in dict.fromkeys(r.study.model for r, _ in rows):
         here = [(r, c) for r, c in rows if r.study.model == model]
@@ -151,8 +149,7 @@ def dose(results: Results) -> list[Panel]:
             for method, points in curves.items():
                 x = [p.alpha or 0.0 for p in points]
                 value, low, high = (
-                    [scale * getattr(p, end) for p in points]
-                    for end in ("value", "ci_low", "ci_high")
+                    [scale * getattr(p, end) for p in points] for end in ("value", "low", "high")
                 )
                 svg.line(ax, looks[method], x, value, (low, high))
             alpha_axis(ax, [p.alpha or 0.0 for points in curves.values() for p in points])
@@ -200,13 +197,13 @@ def _any(results: Results, method: str) -> bool:
 
 
 def _difference(
-    ax: Axes, c: Comparison, look: Look, y: float, size: float, width: float = 2, bar: float = 0.4
+    ax: Axes, c: Difference, look: Look, y: float, size: float, width: float = 2, bar: float = 0.4
 ) -> None:
     """A difference in points: what could not have been seen, the interval, the marker."""
     if math.isfinite(c.mde):
         ax.barh(y, 200 * c.mde, left=-100 * c.mde, height=bar, color=GRID, zorder=0.5)
-    svg.whisker(ax, look, 100 * c.ci_low, 100 * c.ci_high, y, width)
-    svg.dot(ax, look, 100 * c.difference, y, size, hollow=not c.told)
+    svg.whisker(ax, look, 100 * c.low, 100 * c.high, y, width)
+    svg.dot(ax, look, 100 * c.value, y, size, hollow=not c.told)
 
 
 def _equal_kl(ax: Axes, results: Results) -> None:

@@ -169,7 +169,7 @@ def _screening(results: Results) -> list[Block]:
     rows = []
     for name in results.methods:
         margin = results.read(name, split, "margin")
-        interval = wording.bounds(margin.ci_low, margin.ci_high, wording.number) if margin else ""
+        interval = wording.bounds(margin.low, margin.high, wording.number) if margin else ""
         shown = wording.within(wording.number(margin.value if margin else None), interval)
         cells = [share(results.read(name, split)), shown]
         rows.append([plain(wording.label(name)), *cells])

@@ -10,6 +10,7 @@ from trimtab.report.compare import write_markdown
 from trimtab.report.heads import write_heads
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.steering import write_steering
+from trimtab.study.results import is_grid, kind_of, runs_in
 
 Writer = Callable[..., Path | None]
 """Takes a folder of results, the page to write and in which form; gives None where there is
@@ -17,8 +18,12 @@ nothing to show yet."""
 
 NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
-PARTS: dict[str, Writer] = {"heads.json": write_heads, "dose.json": write_steering}
-"""The same, by a file that each folder within it has."""
+PARTS: dict[str, Writer] = {
+    "heads": write_heads,
+    "rewards": write_heads,
+    "steering": write_steering,
+}
+"""The same, by the study that was run."""
 
 
 def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
@@ -45,8 +50,8 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
 def write_own_page(run: Path) -> list[Path]:
     """Write the page of a run of `dose` (of one trait or several) or of a comparison of heads into its
     folder, as `report.md` and `report.html`; none for another folder."""
-    for part, write in PARTS.items():
-        if (run / part).is_file() or any(run.glob(f"*/{part}")):
+    for kind, write in PARTS.items():
+        if runs_in(run, kind):
             made = write(run, run / "report.md"), write(run, run / "report.html", On.HTML)
             return [page for page in made if page is not None]
     return []
@@ -55,8 +60,7 @@ def write_own_page(run: Path) -> list[Path]:
 def _writer(folder: Path) -> Writer | None:
     if folder.name in NAMED:
         return NAMED[folder.name]
-    for part, write in PARTS.items():
-        if any(folder.glob(f"*/{part}")):
+    for kind, write in PARTS.items():
+        if runs_in(folder, kind):
             return write
-    whole = any((folder / name).is_file() for name in ("study.json", "grid.json"))
-    return write_markdown if whole else None
+    return write_markdown if kind_of(folder) or is_grid(folder) else None

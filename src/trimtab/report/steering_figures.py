@@ -8,9 +8,10 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from trimtab.report import svg, wording
-from trimtab.report.doses import PROMPT, RANDOM, Doses
+from trimtab.report.doses import RANDOM, Doses
 from trimtab.report.looks import CONTROLS, Look, looks_of
 from trimtab.report.svg import NICE, RULE, Panel
+from trimtab.study.results import PERSONA
 
 _GREY = Look(CONTROLS[RANDOM].colour, "")
 """Random directions: many, so without markers."""
@@ -29,8 +30,7 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
                 ax.axhline(0, color=RULE, lw=1, zorder=0.6)
                 ax.axvline(0, color=RULE, lw=1, zorder=0.6)
                 for name, look in looks.items():
-                    rows = [c for c in doses.curves if c["name"] == name]
-                    rows = sorted(rows, key=lambda row: row["alpha"])
+                    rows = doses.cells[name].curve if name in doses.cells else ()
                     at, values = [r["dose"] for r in rows], [r[metric] for r in rows]
                     svg.line(ax, look, at, values, **_style(look))
                 ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE))
@@ -51,13 +51,13 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
     both names."""
     looks: dict[str, Look] = {}
     labels = {}
-    rows = {r["name"]: r for d in found for r in d.results if not r["half"]}
+    rows = {c.name: c.method for d in found for c in d.cells.values() if not c.half}
     table = looks_of(rows)
-    for name, row in sorted(rows.items(), key=lambda item: item[1]["method"] != RANDOM):
-        if row["method"] == RANDOM:
+    for name, method in sorted(rows.items(), key=lambda item: item[1] != RANDOM):
+        if method == RANDOM:
             looks[name], labels[name] = _GREY, wording.label(RANDOM)
-        elif row["method"] == PROMPT:
-            looks[name], labels[name] = CONTROLS[PROMPT], "persona prompt"
+        elif method == PERSONA:
+            looks[name], labels[name] = CONTROLS[PERSONA], wording.label(PERSONA)
         elif equal := next((other for other in looks if _same(found, name, other)), None):
             labels[equal] += f", {name}"
         else:
@@ -68,8 +68,9 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
 def _same(found: Sequence[Doses], one: str, other: str) -> bool:
     """Whether two cells have the same curve everywhere."""
 
-    def curve(doses: Doses, name: str) -> list[tuple[Any, ...]]:
-        return [(c["alpha"], c["shift"], c["kl"]) for c in doses.curves if c["name"] == name]
+    def curve(doses: Doses, name: str) -> list[tuple[float, ...]]:
+        points = doses.cells[name].curve if name in doses.cells else ()
+        return [(c["alpha"], c["shift"], c["kl"]) for c in points]
 
     return all(curve(d, one) == curve(d, other) for d in found)
 
@@ -78,7 +79,7 @@ def _style(look: Look) -> dict[str, Any]:
     """How a line is drawn: what is measured against stands behind, the prompt's is dashed."""
     if look == _GREY:
         return {"lw": 1.2, "zorder": 2}
-    return {"lw": 1.6, "ms": 6.5, "ls": "--" if look == CONTROLS[PROMPT] else "-"}
+    return {"lw": 1.6, "ms": 6.5, "ls": "--" if look == CONTROLS[PERSONA] else "-"}
 
 
 def key(shown: Mapping[str, Look]) -> Panel:

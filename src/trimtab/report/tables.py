@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from trimtab.report import wording
 from trimtab.report.blocks import Block, Section, Table, Text, listed, plain
 from trimtab.report.looks import Look, looks_of
-from trimtab.report.results import BASE, TRAIN, Comparison, Measurement, Results
+from trimtab.report.results import BASE, TRAIN, Difference, Measurement, Results
 
 COSTS = {
     "fit_seconds": "time to fit, s",
@@ -77,26 +77,26 @@ def share(row: Measurement | None) -> str:
     """A share of 1 in percent, with its interval."""
     if row is None:
         return wording.NOTHING
-    return wording.within(wording.share(row.value), wording.bounds(row.ci_low, row.ci_high))
+    return wording.within(wording.share(row.value), wording.bounds(row.low, row.high))
 
 
 def _number(row: Measurement | None) -> str:
     if row is None:
         return wording.NOTHING
-    ends = wording.bounds(row.ci_low, row.ci_high, wording.number, ", ")
+    ends = wording.bounds(row.low, row.high, wording.number, ", ")
     return wording.within(wording.number(row.value), ends)
 
 
-def gain(c: Comparison | None, *, strong: bool = True) -> str:
+def gain(c: Difference | None, *, strong: bool = True) -> str:
     """A difference in points with its interval; bold where it is a verdict."""
     if c is None:
         return wording.NOTHING
-    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, ", ")
-    value = wording.points(c.difference)
+    interval = wording.bounds(c.low, c.high, wording.points, ", ")
+    value = wording.points(c.value)
     return wording.within(f"**{value}**" if c.told and strong else value, interval)
 
 
-def verdicts(rows: Sequence[Comparison]) -> Table:
+def verdicts(rows: Sequence[Difference]) -> Table:
     header = [
         "split",
         "method",
@@ -123,7 +123,7 @@ def verdicts(rows: Sequence[Comparison]) -> Table:
     return Table(header, body, (2, 6), grouped=True)
 
 
-def by_split(results: Results) -> list[Comparison]:
+def by_split(results: Results) -> list[Difference]:
     """The gains over the bare model by split, then by method."""
     splits, methods = list(results.splits), list(results.methods)
     known = [c for c in results.gains if c.split in splits and c.method in methods]
@@ -203,7 +203,6 @@ def what_ran(results: Results) -> str:
         )
     lines.append(f"seeds {', '.join(map(str, study.seeds)) or wording.NOTHING}")
     lines.append(", ".join(f"{k} {v}" for k, v in study.versions.items()))
-    commits = wording.commits(results.measurements)
-    if commits:
-        lines.append(f"commit {', '.join(f'`{c}`' for c in commits)}")
+    if study.commit:
+        lines.append(f"commit `{study.commit}`")
     return listed(lines).words
