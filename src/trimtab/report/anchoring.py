@@ -22,7 +22,7 @@ from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text,
 from trimtab.report.looks import Look
 
 if TYPE_CHECKING:
-    from trimtab.anchor.experiments.gates import Gate
+    from trimtab.studies.anchoring.gates import Gate
 
 
 Titled = tuple[str, Text, Table]
