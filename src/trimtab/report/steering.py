@@ -52,11 +52,11 @@ def steering_page(found: Sequence[Doses]) -> Page:
         f"`{plain(wording.model(first.model))}`; each method learns from {first.train_pairs} "
         "suffixes that a persona with the trait and one without it might say, and is measured on "
         f"{splits['test'].items} questions that share nothing with them. A question has an answer that "
-        "shows the trait and one that does not; the log-ratio is the difference of their mean log-probs, in nats "
-        f"a token. Damage is KL from the bare model on {splits['neutral'].items} neutral passages; every dial "
-        "is turned to where it equals that of a system prompt with the persona, and measured there, at twice "
-        "that α, and at the opposites. Intervals are 95 %, over questions and passages, each for itself: "
-        "nothing is adjusted for the number of methods."
+        "shows the trait and one that does not; the log-ratio is the difference of their mean "
+        f"log-probs, in nats a token. Damage is KL from the bare model on {splits['neutral'].items} "
+        "neutral passages; every dial is turned to where it equals that of a system prompt with the "
+        "persona, and measured there, at twice that α, and at the opposites. Intervals are 95 %, over "
+        "questions and passages, each for itself: nothing is adjusted for the number of methods."
     )
     slopes = (
         "Nats a token of log-ratio for one root nat of damage, with 95 % intervals; bold where it lies "
