@@ -47,7 +47,7 @@ FLOORS = {
     3: ("dials",),
     4: ("fit", "evaluate", "export", "anchor"),
     5: ("study", "compat"),
-    6: ("report", "app"),
+    6: ("report", "serve"),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

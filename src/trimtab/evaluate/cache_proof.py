@@ -47,7 +47,7 @@ def way_to_generate(model: Any, reach: int) -> Way:
     Raises:
         ModelError: they are more than the model has learned positions for.
     """
-    return _way(model, "generate 2", reach, _by_generate)
+    return way_of(model, "generate 2", reach, _by_generate)
 
 
 def way_to_decode(model: Any, reach: int) -> Way:
@@ -66,10 +66,19 @@ def way_to_decode(model: Any, reach: int) -> Way:
             found.append(torch.stack(seen, 1)[0])
         return torch.stack(found).log_softmax(-1).cpu()
 
-    return "plain" if _way(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
+    return "plain" if way_of(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
 
 
-def _way(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
+def way_of(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
+    """The first way in which what `decoder` decodes is right, tried at most once a model.
+
+    Args:
+        what: the decoder's name.
+        reach: tokens of the longest row, prompt and continuation together.
+
+    Raises:
+        ModelError: they are more than the model has learned positions for.
+    """
     # Proofs are for all rows up to a length, in steps: thresholds of any kind lie below it.
     whole = next((n for n in (64, 128, 256, 512) if n >= reach), -(-reach // 512) * 512)
     learned = models.learned_positions(model)

@@ -1,0 +1,6 @@
+"""Dials in use: a batch that never stops, an OpenAI-compatible server over it, and a page with sliders."""
+
+from trimtab.serve.engine import Busy, Engine
+from trimtab.serve.request import Begun, End, Event, Request, Token
+
+__all__ = ["Begun", "Busy", "End", "Engine", "Event", "Request", "Token"]
