@@ -112,3 +112,11 @@ def test_the_readmes_control_vector_runs(tiny, tokenizer, tmp_path, monkeypatch,
     assert [line.split()[0] for line in said.splitlines() if line[:1] in "-0123456789"]
     assert (tmp_path / "honesty.gguf").is_file()
     assert (tmp_path / "honesty.gguf.receipt.json").is_file()
+
+
+def test_the_help_file_is_that_of_the_dataclasses():
+    """On a difference: python -m trimtab.cli.help_file"""
+    from trimtab.cli.help import FILE
+    from trimtab.cli.help_file import collect, text_of
+
+    assert FILE.read_text("utf-8") == text_of(collect()), "python -m trimtab.cli.help_file"

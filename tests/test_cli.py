@@ -53,17 +53,19 @@ def test_help_is_there_within_half_a_second():
         assert re.search(rf"^  {verb} +{re.escape(what)}$", done.stdout, re.MULTILINE)
 
 
-def test_help_imports_no_torch():
+@pytest.mark.parametrize(
+    "words", [["--help"], ["methods"], ["fit", "--help"], ["fit", "hs-ether-rank", "-h"],
+              ["compare", "--jobs", "2", "--help"], ["anchor", "run", "--help"]]
+)  # fmt: skip
+def test_help_imports_no_torch(words):
     code = (
         "import sys; from trimtab.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
+        f"try: main({words})\n"
+        "except SystemExit as stop: assert not stop.code\n"
         "sys.exit('torch' in sys.modules or 'tyro' in sys.modules)"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode
-        == 0
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_python_m_and_version():
@@ -86,14 +88,39 @@ def test_every_verb_helps(verb):
     if verb == "fit dpo":
         flags = ["--objective.beta", "--dial.rank", "--train.pairs-per-step", "--seed", "--pairs"]
         assert all(flag in done.out for flag in flags)
-        assert "whatever the microbatches" in done.out, "a field's docstring is its help"
+        assert "whatever the microbatches" in " ".join(done.out.split()), (
+            "a field's docstring is its help"
+        )
 
 
 def test_methods_have_a_line_each():
-    done = trimtab("methods")
+    done = trimtab("methods", "--all")
     assert done.code == 0
     listed = re.findall(r"^  ([\w-]+) +(.+)$", done.out, re.MULTILINE)
     assert sorted(listed) == sorted((m.name, m.what) for m in METHODS.values())
+    few = re.findall(r"^  ([\w-]+) ", trimtab("methods", "hs-svd").out, re.MULTILINE)
+    assert few == [name for name in METHODS if name.startswith("hs-svd")]
+    assert "no name begins with 'hx'" in trimtab("methods", "hx").err
+
+
+def test_the_grid_of_spaces_and_losses_is_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in (["methods"], ["fit", "--help"]):
+        found = trimtab(*words).out
+        (line,) = re.findall(r"^  hs-.*$", found, re.MULTILINE)
+        for name in METHODS:
+            if name.startswith("hs-"):
+                assert all(re.search(rf"\b{part}\b", line) for part in name.split("-")), name
+            elif not name.startswith("side-"):
+                assert re.search(rf"^  {name} ", found, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("width", [60, 80, 137])
+def test_help_is_as_wide_as_the_terminal(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for words in (["fit", "dph", "--help"], ["fit", "fisher_steer_cov_reg1", "--help"]):
+        widest = max(map(len, trimtab(*words).out.splitlines()))
+        assert width - 12 < widest <= width
 
 
 def test_output_may_be_cut_off():

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
+from trimtab.cli import help
+
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
@@ -94,6 +96,9 @@ def _run(verb: str, words: list[str]) -> int:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        if text := help.find([verb, *words]):
+            print(text)
+            return 0
         if verb not in VERBS:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"

@@ -31,8 +31,8 @@ class Args:
     """Hub id, folder, .gguf file, or smollm2-135m."""
     base_gguf: Path | None = None
     """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's."""
-    python: str = sys.executable
-    """Interpreter that makes the check, where the tool lies in another environment."""
+    python: str | None = None
+    """Interpreter that makes the check, where the tool lies in another environment (default: this one)."""
     load_in: Literal["4bit", "8bit"] | None = None
     """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
     device: str = "cpu"
@@ -93,7 +93,7 @@ def main(words: list[str]) -> None:
         alpha=args.alpha,
         base=models.folder_of(args.model),
         base_gguf=args.base_gguf,
-        python=args.python,
+        python=args.python or sys.executable,
         overwrite=args.overwrite,
         force=args.force,
         progress=progress,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -59,16 +58,10 @@ class Args:
 
 def main(words: list[str]) -> None:
     """Make a dial and say what was saved."""
-    from trimtab.fit.methods import METHODS, method
-
     if not words or words[0].startswith("-"):
-        if words and words[0] in ("-h", "--help"):
-            print("usage: trimtab fit METHOD --pairs SPEC --out DIR [flags]\n")
-            print("  trimtab fit METHOD --help\n")
-            for m in METHODS.values():
-                print(textwrap.fill(f"  {m.name:<24} {m.what}", 100, subsequent_indent=" " * 27))
-            return
         raise ConfigError("fit: expected a method first; trimtab methods lists them")
+    from trimtab.fit.methods import method
+
     named = method(words[0])
     args = _parse(named, words[1:])
     count = _processes(args, named)

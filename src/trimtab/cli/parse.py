@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 
 from trimtab.bounds import check, described, hints
+from trimtab.cli import help
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
@@ -28,10 +29,19 @@ FLAT = ("recipe", "comparison", "sampling", "search", "rendering")
 """Fields whose own fields are shown, and written in a file, without a prefix."""
 
 _checking: ContextVar[bool] = ContextVar("checking", default=False)
+_describing: ContextVar[bool] = ContextVar("describing", default=False)
 
 
 class Checked(Exception):
     """A command line that makes sense, and that was only to be checked."""
+
+
+class Described(Exception):
+    """What a verb says of itself, which was all that was asked."""
+
+    def __init__(self, entry: help.Entry):
+        super().__init__(entry)
+        self.entry = entry
 
 
 @contextlib.contextmanager
@@ -42,6 +52,16 @@ def checking() -> Iterator[None]:
         yield
     finally:
         _checking.reset(token)
+
+
+@contextlib.contextmanager
+def describing() -> Iterator[None]:
+    """Within it `parse` raises `Described`, whatever the words."""
+    token = _describing.set(True)
+    try:
+        yield
+    finally:
+        _describing.reset(token)
 
 
 def parse(
@@ -64,20 +84,19 @@ def parse(
     """
     words, file = _config_flag(list(words))
     about, words = _trust(kind, default, about, words)
+    given: dict[str, Any] = {"registry": _RANGES, "config": (tyro.conf.DisallowNone,)}
+    if default is not None:
+        given["default"] = default
+    if _describing.get() or any(word in help.ASKED for word in words):
+        entry = help.describe(kind, about, **given)
+        if _describing.get():
+            raise Described(entry)
+        print(help.page(verb, entry))
+        sys.exit(0)
     if file is not None:
         words = [*_words_of(file, kind, default, words, beside), *words]
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    config = (tyro.conf.DisallowNone,)
     with _one_line(f"trimtab {verb}"):
-        found = tyro.cli(
-            kind,
-            prog=f"trimtab {verb}",
-            description=about,
-            args=words,
-            config=config,
-            registry=_RANGES,
-            **given,
-        )
+        found = tyro.cli(kind, prog=f"trimtab {verb}", args=words, **given)
     check(found, "--{}")
     if _checking.get():
         raise Checked

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trimtab.errors import DataError
 from trimtab.rendering.template import WORD, Message, Template, content_of, reasoning_of
@@ -26,6 +26,7 @@ OPEN_THINKING = (
 )
 EARLIER_REASONING = "the chat template leaves out the reasoning of earlier turns"
 OWN_REASONING = "the chat template leaves out the reasoning that stands beside the answer"
+CONTROLS = "a message holds control tokens of the chat template as text: they are read as such"
 FOLDED = "system message folded into the first user message"
 REPEATED = "the answer repeated the prompt's messages: taken once"
 PREFILLED = (
@@ -102,13 +103,12 @@ def write(
     if any(reasoning_of(m) and not _squashed(reasoning_of(m), whole) for m in reply):
         notes.add(OWN_REASONING)
 
-    # Behind the content of an answer that calls tools stand the calls: they are the answer, too.
     for n, place in enumerate(places):
-        if place is None or not calls[n]:
-            continue
-        check_calls(reply[n], whole[len(head) :] if whole.startswith(head) else whole, where)
-        if usual.strip() and (end := whole.find(usual.strip(), place.stop, place.over)) > 0:
-            places[n] = place._replace(stop=end)
+        if place is not None and calls[n]:
+            check_calls(reply[n], whole[len(head) :] if whole.startswith(head) else whole, where)
+            until = template.text([*turns, *reply[: n + 1]], opened=False, where=where)
+            shared = common_length(whole, until)
+            places[n] = _with_calls(template, whole, place, calls[n], shared)
     # Where an empty content stands is known by what is around it alone.
     begun = places[0]
     loose = whole.startswith(head) and not content_of(reply[0]).strip()
@@ -117,6 +117,10 @@ def write(
 
     found = [p for p in places if p is not None]
     start = len(head)
+    if template.written_in(reply):
+        notes.add(CONTROLS)
+    if len(reply) == 1 and found and _thinks_twice(template, whole, reply[0], found[0]):
+        found = []
     if len(found) == len(reply) and whole.startswith(head) and found[0].start >= len(head):
         text = whole
     elif len(found) == len(reply):
@@ -171,7 +175,7 @@ def check_prompt(
     Raises:
         DataError: one does not.
     """
-    notes: set[str] = set()
+    notes: set[str] = {CONTROLS} if template.written_in(turns) else set()
     text, at = _squash(head), 0
     probed = template.around(turns, opened=True) if turns else None
     for number, message in enumerate(turns, 1):
@@ -217,6 +221,30 @@ def check_calls(message: Message, text: str, where: str | None) -> None:
                 f"{place}the chat template leaves out the tool calls of a message ({name}); write "
                 "them as text, or use a model whose template has tools"
             )
+
+
+def _with_calls(
+    template: Template, whole: str, place: Part, names: Sequence[str], shared: int
+) -> Part:
+    """The place of a content with the calls that stand beside it, which are the answer, too: up to the
+    usual end of a turn, else to the mark that ends this one, if ends are marked at all. `shared` is
+    how much of the text is the same without the messages behind it."""
+    before = whole[place.first : place.start]
+    if any(name in before for name in names):
+        thought = template.thinking.close.strip() if template.thinking else ""
+        skipped = before.rfind(thought) + len(thought) if thought and thought in before else 0
+        place = place._replace(start=place.first + skipped)
+    last = max(whole.find(name, place.stop, place.over) for name in names)
+    if last < 0:
+        return place
+    usual = template.answered()[1].strip()
+    stop = whole.find(usual, last, place.over) if usual else -1
+    if stop < 0:
+        over = min(place.over, shared) if shared > last else place.over
+        stop = len(whole[:over].rstrip())
+        stop -= len(template.ending_mark(whole[last:stop])) if usual else 0
+        place = place._replace(over=over)
+    return place._replace(stop=stop)
 
 
 def _missing(template: Template, message: Message, number: int, where: str | None) -> None:
@@ -308,6 +336,14 @@ def _cut(template: Template, whole: str, answer: Message, start: int, head: str)
     return start if opened < 0 else opened
 
 
+def _thinks_twice(template: Template, whole: str, answer: Message, place: Part) -> bool:
+    """Whether the template puts a thinking part of its own before the one that an answer has."""
+    tags = template.thinking
+    if tags is None or not content_of(answer).lstrip().startswith(tags.open.strip()):
+        return False
+    return whole[: place.start].rstrip().endswith(tags.close.strip())
+
+
 def _closes(template: Template, answer: str) -> bool:
     return template.thinking is not None and template.thinking.close.strip() in answer
 
@@ -324,3 +360,13 @@ def _squash(text: str) -> str:
 
 def _squashed(part: str, text: str) -> bool:
     return _squash(part) in _squash(text)
+
+
+def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -91,6 +91,7 @@ class Template:
         self._takes_system: bool | None = None
         self._forms: tuple[bool, bool] | None = None
         self._marks: set[int] | None = None
+        self._controls: re.Pattern[str] | None = None
         self._thinking: Tags | bool | None = False
 
     @property
@@ -156,7 +157,9 @@ class Template:
 
     def _remedy(self, messages: Sequence[Message]) -> str:
         roles = [m.get("role") for m in messages]
-        if roles and roles[0] == "system" and not self.takes_system:
+        if any(m.get("tool_calls") for m in messages):
+            return "some want the arguments of tool calls as an object, some as its JSON text"
+        if "system" in roles and not self._shows_system(messages):
             return "--system-role fold puts the system text into the first user message"
         if any(a == b for a, b in itertools.pairwise(roles)):
             return "join messages of one role that follow each other, or use plain text"
@@ -183,7 +186,28 @@ class Template:
             added = self.tokenizer.get_added_vocab()
             self._marks = {i for text, i in added.items() if text.strip()}
             self._marks |= set(self.tokenizer.all_special_ids)
+            ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+            if self.tokenizer.unk_token_id not in ends:  # it stands for text
+                self._marks.discard(self.tokenizer.unk_token_id)
         return self._marks
+
+    def ending_mark(self, text: str) -> str:
+        """The longest token that stands for no text at the end of a text; empty for none."""
+        known = self.tokenizer.convert_ids_to_tokens(sorted(self.marks))
+        return max((str(t) for t in known if text.endswith(str(t))), key=len, default="")
+
+    def written_in(self, messages: Sequence[Message]) -> bool:
+        """Whether a message's text holds one of the template's special tokens, but for the tags of
+        reasoning: the tokenizer knows no difference."""
+        if self._controls is None:
+            special = [str(t) for t in self.tokenizer.all_special_tokens]
+            added = self.tokenizer.added_tokens_decoder.values()
+            special += [str(t) for t in added if getattr(t, "special", False)]
+            tags = [t.strip() for t in self.thinking or ()]
+            ends = (self.tokenizer.bos_token, self.tokenizer.eos_token)
+            own = {t for t in special if t.strip() and (t in self.source or t in ends)} - {*tags}
+            self._controls = re.compile("|".join(map(re.escape, sorted(own))) or "(?!)")
+        return any(self._controls.search(content_of(m)) for m in messages)
 
     @property
     def told_the_date(self) -> bool:
@@ -197,9 +221,9 @@ class Template:
         Raises:
             DataError: there is no user message.
         """
-        system = [content_of(m) for m in messages if m.get("role") == "system"]
-        if not system or self.rendering.system_role != "fold" or self.takes_system:
+        if self.rendering.system_role != "fold" or self._shows_system(messages):
             return list(messages)
+        system = [content_of(m) for m in messages if m.get("role") == "system"]
         others: list[Message] = [m for m in messages if m.get("role") != "system"]
         first = next((n for n, m in enumerate(others) if m.get("role") == "user"), None)
         if first is None:
@@ -208,6 +232,14 @@ class Template:
         text = "\n\n".join([*system, content_of(others[first])])
         others[first] = {**others[first], "content": text}
         return others
+
+    def _shows_system(self, messages: Sequence[Message]) -> bool:
+        """Whether each system message of a chat appears in its rendering."""
+        places = [n for n, m in enumerate(messages) if m.get("role") == "system"]
+        if not places or not self.takes_system:
+            return not places
+        around = self.around(messages, opened=True) if places != [0] else None
+        return places == [0] or (around is not None and all(around.before[n] for n in places))
 
     # ---- probes ---------------------------------------------------------------------------------
 

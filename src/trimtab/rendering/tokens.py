@@ -12,6 +12,7 @@ from trimtab.rendering.answers import (
     FOLDED,
     Part,
     check_prompt,
+    common_length,
     head_of,
     write,
 )
@@ -255,6 +256,15 @@ def render_answer(
     ids, outside, inside = _indexed(written.text, tokenizer)
     shared = common_length(before, ids)
 
+    # A token that stands for no text and takes the blanks beside it is no part of a content.
+    def begins(at: int) -> int:
+        n = outside(at)
+        return n + (n < inside(at) and ids[n] in template.marks)
+
+    def ends(at: int) -> int:
+        n = inside(at)
+        return n - (n > outside(at) and ids[n - 1] in template.marks)
+
     def end_of(part: Part, begin: int, limit: int) -> int:
         """Past the mark that ends a turn, if there is one."""
         mark = next((n for n in range(begin, limit) if ids[n] in template.marks), None)
@@ -266,13 +276,14 @@ def render_answer(
     turns: list[Turn] = []
     ended = written.text[written.parts[-1].stop :].strip() != ""
     for number, part in enumerate(written.parts):
-        content = max(shared, outside(part.start))
-        end = max(content, inside(part.stop))
+        end = ends(part.stop)
+        content = max(shared, min(begins(part.start), end))
+        end = max(content, end)
         if number == len(written.parts) - 1:
             trail, stop = end_of(part, end, len(ids)), len(ids)
         else:  # behind its mark the next turn's header begins
             trail = stop = end_of(part, end, inside(part.over)) if ended else end
-        start = min(content, outside(part.first)) if number else shared
+        start = min(content, begins(part.first)) if number else shared
         turns.append(Turn(start, content, end, trail, stop))
     return Rendered(before, ids, tuple(turns), written.notes)
 
@@ -294,13 +305,3 @@ def _indexed(text: str, tokenizer: Any) -> tuple[Ids, Callable[[int], int], Call
         lambda at: bisect_right(ends, at),
         lambda at: bisect_left(starts, at),
     )
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
