@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections import deque
@@ -24,6 +25,14 @@ from trimtab.states import seeing
 
 Parts = list[tuple[Sequence[Any], float]]
 """A dial's edits with their weights (`Dial.parts`)."""
+
+
+LEAST = -9999.0
+"""A log-prob that stands for minus infinity, which JSON does not have."""
+
+
+class TooLong(ConfigError):
+    """A request of more tokens than there may be."""
 
 
 class Busy(TrimtabError):
@@ -76,11 +85,11 @@ class Job:
             return self.end("stop")
         logprob, shift, top = None, None, ()
         if r.top is not None or r.shift:
-            logprobs = logits.log_softmax(-1)
+            logprobs = logits.log_softmax(-1).clamp(min=LEAST)
             logprob = float(logprobs[token])
             shift = 0.0 if r.shift else None
             if bare is not None:
-                shift = logprob - float(bare.log_softmax(-1)[token])
+                shift = logprob - max(LEAST, float(bare.log_softmax(-1)[token]))
             if r.top:
                 best = logprobs.topk(min(r.top, len(logprobs)))
                 top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -130,13 +139,15 @@ class Engine:
             dials: by the names that requests use.
             rows: of the batch; a request takes one, with `shift` two.
             queue: requests that may wait.
-            context: tokens of the longest request, prompt and answer together.
+            context: tokens of the longest request, prompt and answer together; at most what the model
+                was made for.
 
         Raises:
             DialError: a dial was made for another model (`force` goes on).
             ConfigError: a dial that leans nothing, or dials that cannot be used together.
         """
         self.model, self.tokenizer, self.dials = model, tokenizer, dict(dials)
+        self._own_tokenizer = copy.deepcopy(tokenizer)  # of the engine's thread
         for name, dial in self.dials.items():
             if dial.kind == "reward":
                 raise ConfigError(f"{name}: a reward dial ranks answers, it leans no model")
@@ -149,7 +160,8 @@ class Engine:
         }
         self._after = {name: _unconditional(parts) for name, parts in self._parts.items()}
         self.rows, self.queue = rows, queue
-        self.context = min(context, models.learned_positions(model) or context)
+        limits = (models.learned_positions(model), models.context(model))
+        self.context = min(context, *(limit for limit in limits if limit))
         self.way = way_to_serve(model, self.context)
         everything = [
             (edits, torch.ones(1)) for parts in self._parts.values() for edits, _ in parts
@@ -173,11 +185,11 @@ class Engine:
         """Begin a request. `deliver` is called in the engine's thread with every event, an `End` last.
 
         Raises:
-            ConfigError: it has no prompt, is too long, or turns a dial that is not there.
+            ConfigError: it has no prompt, or turns a dial that is not there; TooLong.
             Busy: too many wait, or the engine is closing.
         """
         self.check(request)
-        job = Job(request, deliver, self.tokenizer)
+        job = Job(request, deliver, self._own_tokenizer)
         with self._lock:
             if self._closing:
                 raise Busy("the engine is closing")
@@ -192,7 +204,7 @@ class Engine:
         if not request.ids:
             raise ConfigError("the prompt is empty")
         if len(request.ids) + request.max_tokens > self.context:
-            raise ConfigError(
+            raise TooLong(
                 f"{len(request.ids)} tokens of the prompt and up to {request.max_tokens} of the answer "
                 f"are more than {self.context}"
             )

@@ -93,7 +93,8 @@ class Rows:
         self.ids, self.starts = [list(self.ids[r]) for r in rows], [self.starts[r] for r in rows]
         self.logits = self.logits[list(rows)]
         if self.way == "batch":
-            self.caches[0].reorder_cache(torch.tensor(rows, device=self.device))
+            chosen: Any = torch.tensor(rows, device=self.device)
+            self.caches[0].reorder_cache(chosen)
             for layer in self.caches[0].layers:
                 _fit(layer, self._width())
         elif self.way == "rows":
@@ -152,14 +153,19 @@ class Rows:
         return {"attention_mask": (at >= width - lengths).long(), **told}
 
 
+def _holds(layer: Any) -> bool:
+    """Whether a layer holds keys and values of tokens."""
+    return isinstance(layer, DynamicLayer) and layer.is_initialized
+
+
 def _join(mine: Any, theirs: Any, width: int) -> None:
     """One layer's rows behind the other's, both as wide as `width` tokens."""
-    if isinstance(mine, LinearAttentionLayer):
+    if hasattr(mine, "recurrent_states"):
         for name in ("conv_states", "recurrent_states"):
             for n, state in getattr(mine, name).items():
                 if state is not None:
                     getattr(mine, name)[n] = torch.cat([state, getattr(theirs, name)[n]])
-    if isinstance(mine, DynamicLayer) and mine.is_initialized:
+    if _holds(mine):
         _fit(mine, width)
         _fit(theirs, width)
         mine.keys = torch.cat([mine.keys, theirs.keys])
@@ -169,10 +175,10 @@ def _join(mine: Any, theirs: Any, width: int) -> None:
 def _fit(layer: Any, width: int) -> None:
     """Make a layer as wide as `width` tokens: zeros come or go on the left. One with a sliding window
     holds the last `window - 1` of them."""
-    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+    if not _holds(layer):
         return
     held = width
-    if isinstance(layer, DynamicSlidingWindowLayer):
+    if layer.is_sliding:
         layer.cumulative_length = width
         held = min(width, layer.sliding_window - 1)
     more = held - layer.keys.shape[-2]
