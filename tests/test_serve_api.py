@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from trimtab.dials import VectorDial
-from trimtab.evaluate import generate
-from trimtab.evaluate.generation import Sampling
+from trimtab.evaluation import generate
+from trimtab.evaluation.generation import Sampling
 from trimtab.serve import Engine, Shelf
 from trimtab.serve.app import Server
 from trimtab.serve.run import listening, uvicorn_of

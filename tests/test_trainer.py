@@ -27,12 +27,12 @@ from trimtab import models
 from trimtab.batching import Encoded, encode, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.errors import TrainingError
-from trimtab.fit import fit, training
-from trimtab.fit.trainer import DialTrainer, FitModule, checkpoints, recomputing
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs, Readout
+from trimtab.training import fit, training
+from trimtab.training.trainer import DialTrainer, FitModule, checkpoints, recomputing
 
 
 @pytest.fixture(autouse=True)

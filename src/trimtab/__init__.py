@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from trimtab.anchor.callback import Anchors
     from trimtab.batching import make_contrast
     from trimtab.dials import Dial
-    from trimtab.evaluate import generate
-    from trimtab.fit import fit
+    from trimtab.evaluation import generate
     from trimtab.models import load
     from trimtab.pairs import Pair, PairSet, read_pairs
     from trimtab.study import evaluate
+    from trimtab.training import fit
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ __all__ = [
 class _Package(ModuleType):
     """`trimtab.fit` and `trimtab.evaluate` are rooms and functions at once. Importing a room binds
     the module to its name here; public names keep meaning the functions all the same. These carry
-    the room's modules, which `import trimtab.fit.recipes as recipes` looks for on them."""
+    the room's modules, which `import trimtab.training.recipes as recipes` looks for on them."""
 
     def __getattribute__(self, name: str) -> Any:
         home = super().__getattribute__("__dict__").get("_HOME", {}).get(name)

@@ -137,8 +137,8 @@ class Chat:
 
     def _answered(self, messages: list[Any]) -> Iterator[str]:
         """Stream the answer to some messages, and keep both. Stopped early, what was said is kept."""
-        from trimtab.evaluate.formats import format_for
-        from trimtab.evaluate.generation import ends_of
+        from trimtab.evaluation.formats import format_for
+        from trimtab.evaluation.generation import ends_of
         from trimtab.serve import End, Request, Token
 
         turned = [self.shelf.dials[name] for name, alpha in self.alphas.items() if alpha]

@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException
 
 from trimtab import models
 from trimtab.errors import TrimtabError
-from trimtab.evaluate.formats import Format, Style, format_for
-from trimtab.evaluate.generation import ends_of
+from trimtab.evaluation.formats import Format, Style, format_for
+from trimtab.evaluation.generation import ends_of
 from trimtab.serve import request as engine_request
 from trimtab.serve.answers import Answer, Choice
 from trimtab.serve.bodies import Body, ChatBody, CompletionBody, Refused, parsed

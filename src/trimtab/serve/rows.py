@@ -31,7 +31,7 @@ from trimtab import models
 from trimtab.batching.forward import forget_lengths
 from trimtab.batching.spans import one_line, prompts
 from trimtab.errors import ModelError
-from trimtab.evaluate.cache_proof import Decoded, Way, plain_logits, way_of
+from trimtab.evaluation.cache_proof import Decoded, Way, plain_logits, way_of
 
 JOIN = (
     DynamicLayer,

@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.dials import Dial
 from trimtab.dials.attach import as_alpha
 from trimtab.errors import ConfigError, near
-from trimtab.evaluate.formats import Style, format_for
+from trimtab.evaluation.formats import Style, format_for
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
