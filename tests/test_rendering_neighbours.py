@@ -3,6 +3,7 @@ answers, templates of several names, odd templates; by strings written by hand."
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -539,3 +540,41 @@ def test_drawn_bytes_behind_half_a_letter() -> None:
     assert said(made, ids("x"), set(), letters[:1]) == "x"
     assert said(made, ids("日 x"), set(), ids("é")) == "日 x"
     assert said(made, letters[:2], set(), ids("a")) == said(made, letters[:2], set())
+
+
+# ---- templates that draw, and that write contents anew --------------------------------------------
+
+DRAWS = (
+    "<|im_start|>system\nChat {{ range(99999) | random }}<|im_end|>\n",
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ 'abcdefghijklmnopqrstuvwxyz' | list | random }}\n"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {{ 'abcdefghijklmnopqrstuvwxyz' | list | random }}\n"
+    "{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [DRAWS[0] + CHATML, DRAWS[1], DRAWS[0] + DRAWS[1]])
+def test_what_a_template_draws_is_the_same_each_time(template: str) -> None:
+    """A row would be other tokens in the prompt than before the answer, and on every run."""
+    random.seed(1)
+    wanted = random.random()
+    random.seed(1)
+    chat = (user("Who?"), assistant("Me."), *WHY)
+    found = [render_answer(chat, YES, tokenizer(template), "chat") for _ in range(2)]
+    assert found[0] == found[1]
+    assert not found[0].notes
+    assert (
+        found[0].ids[: len(found[0].prompt)]
+        == found[0].prompt
+        == prompt_ids(chat, tokenizer(template))
+    )
+    assert random.random() == wanted  # the caller's own draws are left alone
+
+
+@pytest.mark.parametrize(
+    "filter_", ["lower", "capitalize", "truncate(5, true, '')", "replace('?', '!')"]
+)
+def test_contents_that_a_template_writes_anew_are_refused(filter_: str) -> None:
+    template = CHATML.replace("{{ m.content }}", f"{{{{ m.content | {filter_} }}}}")
+    with pytest.raises(DataError, match="f:1: the chat template leaves out or alters message 1"):
+        parts(template, (user("Why, oh WHY?"),), YES, where="f:1")

@@ -30,9 +30,10 @@ from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
 from trimtab.progress import SILENT
 from trimtab.rendering import Rendering
-from trimtab.study import evaluate, steering_cells
-from trimtab.study.steering_cells import Stage
-from trimtab.study.steering_plan import Dosing
+from trimtab.studies.steering import cells as steering_cells
+from trimtab.studies.steering.cells import Stage
+from trimtab.studies.steering.plan import Dosing
+from trimtab.study import evaluate
 from trimtab.training import fit
 from trimtab.training.condition import fit_condition
 

@@ -31,7 +31,7 @@ from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs, Readout
-from trimtab.training import fit, training
+from trimtab.training import adapters, fit
 from trimtab.training.trainer import DialTrainer, FitModule, checkpoints, recomputing
 
 
@@ -162,7 +162,7 @@ def test_activation_checkpointing_in_fit(
 ) -> None:
     """Also with dropout in the adapter, whose random state is restored for the second run. In one
     layout: dropout is drawn for its shapes, and checkpointing shares no prefix."""
-    monkeypatch.setattr(training, "layout_of", lambda *_: "packed")
+    monkeypatch.setattr(adapters, "layout_of", lambda *_: "packed")
     found = []
     for name, on in (("off", False), ("on", True)):
         settings = recipe(dropout=0.2, activation_checkpointing=on, epochs=1)

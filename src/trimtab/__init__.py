@@ -7,9 +7,9 @@ import torch.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from trimtab import old_names
 
 if TYPE_CHECKING:
     from trimtab.anchor.callback import Anchors
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from trimtab.evaluation import generate
     from trimtab.models import load
     from trimtab.pairs import Pair, PairSet, read_pairs
-    from trimtab.study import evaluate
+    from trimtab.studies.compare.evaluation import evaluate
+    from trimtab.study.results import results
     from trimtab.training import fit
 
 __version__ = "0.1.0"
@@ -28,12 +29,13 @@ _HOME = {
     "Dial": "trimtab.dials",
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",
-    "evaluate": "trimtab.study",
-    "fit": "trimtab.fit",
-    "generate": "trimtab.evaluate",
+    "evaluate": "trimtab.studies.compare.evaluation",
+    "fit": "trimtab.training",
+    "generate": "trimtab.evaluation",
     "load": "trimtab.models",
     "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
+    "results": "trimtab.study.results",
 }
 
 __all__ = [
@@ -47,27 +49,17 @@ __all__ = [
     "load",
     "make_contrast",
     "read_pairs",
+    "results",
 ]
 
 
-class _Package(ModuleType):
-    """`trimtab.fit` and `trimtab.evaluate` are rooms and functions at once. Importing a room binds
-    the module to its name here; public names keep meaning the functions all the same. These carry
-    the room's modules, which `import trimtab.training.recipes as recipes` looks for on them."""
-
-    def __getattribute__(self, name: str) -> Any:
-        home = super().__getattribute__("__dict__").get("_HOME", {}).get(name)
-        if not home:
-            return super().__getattribute__(name)
-        value = getattr(importlib.import_module(home), name)
-        room = sys.modules.get(f"{__name__}.{name}")
-        if room:
-            inside = {k: m for k, m in vars(room).items() if isinstance(m, ModuleType)}
-            vars(value).update(inside)
-        return value
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
-sys.modules[__name__].__class__ = _Package
+old_names.install()
 
 
 def __dir__() -> list[str]:

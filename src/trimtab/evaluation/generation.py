@@ -247,7 +247,7 @@ def _by_generate(
         eos_token_id=sorted(ends) or None,
     )
     with models.reading(model), own_settings(model):
-        out = model.generate(**given, generation_config=settings)
+        out = model.generate(**given, generation_config=settings, logits_processor=[_numbers])
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 
 
@@ -283,6 +283,16 @@ def ends_of(model: Any, tokenizer: Any, form: Format, prompts: Sequence[Text | P
     return end_ids(model, tokenizer, form.rendering).union(*by_row)
 
 
+def _numbers(_: Any, logits: Tensor) -> Tensor:
+    """The logits; raises ModelError where one is a NaN, of which no token can be told."""
+    if logits.isnan().any():
+        raise ModelError(
+            "logits that are no numbers: they overflow in the model's dtype (try --dtype float32), "
+            "or a dial is turned too far"
+        )
+    return logits
+
+
 def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     """The next token of each row, drawn or the likeliest one."""
     from transformers import (
@@ -292,6 +302,7 @@ def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     )
 
     seen: Any = ids.to(logits.device)
+    _numbers(seen, logits)
     if sampling.repetition_penalty != 1:
         logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
     if sampling.temperature == 0:
