@@ -369,9 +369,13 @@ def test_what_can_never_run_is_refused(tiny: Any, tokenizer: Any):
         with pytest.raises(ConfigError, match=says):
             engine.submit(request, print)
     ended: list[Any] = []
-    with pytest.raises(Busy, match="1 requests wait"):
-        for _ in range(50):
+    refused = ""
+    for _ in range(50):
+        try:
             engine.submit(Request([5], max_tokens=30), ended.append)
+        except Busy as busy:
+            refused = str(busy)
+    assert "1 requests wait" in refused
     engine.close()
     assert ended[-1].reason in ("cancelled", "length")
     with pytest.raises(Busy, match="closing"):

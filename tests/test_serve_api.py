@@ -19,7 +19,7 @@ from trimtab.evaluation import generate
 from trimtab.evaluation.generation import Sampling
 from trimtab.serve import Engine, Shelf
 from trimtab.serve.app import Server
-from trimtab.serve.run import listening, uvicorn_of
+from trimtab.serve.run import Serving, listening
 
 KEY = "a key"
 
@@ -30,7 +30,7 @@ class Running:
     def __init__(self, model: Any, tokenizer: Any, dials: dict[str, Any], **options: Any):
         limits = {"rows": 16, "queue": 256, "context": 128} | options.pop("limits", {})
         self.engine = Engine(model, tokenizer, dials, **limits)
-        self.server = uvicorn_of(Server(self.engine, Shelf("tiny", dials), **options))
+        self.server = Serving(Server(self.engine, Shelf("tiny", dials), **options))
         place = listening("127.0.0.1", 0)
         self.port = place.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [place]})
@@ -288,7 +288,8 @@ def test_who_may_ask(running: Running):
     assert running.raw("GET", "/v1/nothing")[1]["error"]["type"] == "invalid_request_error"
     assert running.raw("GET", path)[0] == 405
     status, page = running.raw("GET", "/", Authorization="")
-    assert status == 200 and "<title>" in page
+    assert status == 200
+    assert "<title>" in page
 
 
 def test_a_model_without_a_template_refuses_chats(tiny: Any, tokenizer: Any):
@@ -317,10 +318,14 @@ def test_it_ends_cleanly_while_answers_are_under_way(tiny: Any, tokenizer: Any):
     stream = running.client().completions.create(
         model="tiny", prompt="The sky", max_tokens=100, stream=True
     )
-    next(iter(stream))
+    events = iter(stream)
+    next(events)
     started = time.monotonic()
     running.stop()
-    assert not running.thread.is_alive() and not running.engine._thread.is_alive()
+    with pytest.raises(openai.APIError, match="closing"):
+        list(events)
+    assert not running.thread.is_alive()
+    assert not running.engine._thread.is_alive()
     assert time.monotonic() - started < 6
 
 

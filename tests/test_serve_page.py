@@ -60,7 +60,9 @@ def test_the_page(running: Running, size: str, tmp_path: Path):
     assert len(set(texts)) >= 2  # a tiny model may stop soon
     shades = "[...document.querySelectorAll('.answer')].map(a => a.querySelectorAll('span[style]').length)"
     below, bare, above = page.js(shades)
-    assert below and above and not bare
+    assert below
+    assert above
+    assert not bare
     assert page.js("document.querySelector('.picked b').textContent") == "honesty 1.2"
     # a dial beyond what was measured, and one that never was: said
     page.js("alphas.tone = 1; alphas.honesty = 2; dials.forEach(d => d.show()); $('at').value = ''")
@@ -69,14 +71,16 @@ def test_the_page(running: Running, size: str, tmp_path: Path):
     page.wait("document.querySelectorAll('.answers').length == 2 && !running.length")
     warned = page.js("document.querySelectorAll('.answers')[1].innerText")
     assert "honesty 2, tone 1" in warned
-    assert "outside the range in which it was measured" in warned and "never measured" in warned
+    assert "outside the range in which it was measured" in warned
+    assert "never measured" in warned
     assert page.js("history.map(m => m.role)") == ["user", "assistant"] * 2
     assert page.js("history[1].content") == texts[2]
     assert page.js("document.documentElement.scrollWidth") <= width
     page.shot(pictures / f"{size}.png")
     # another answer of the first turn is gone on from: what came after it is gone
     page.js("document.querySelector('.answer button').click()")
-    assert page.js("history.length") == 2 and page.js("history[1].content") == texts[0]
+    assert page.js("history.length") == 2
+    assert page.js("history[1].content") == texts[0]
     link = page.js("location.href")
     assert json.loads(urllib.parse.unquote(link.partition("#")[2]))["alphas"] == {
         "honesty": 2,

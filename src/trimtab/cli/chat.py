@@ -143,7 +143,7 @@ class Chat:
 
         turned = [self.shelf.dials[name] for name, alpha in self.alphas.items() if alpha]
         form = format_for(turned, "chat" if self.engine.tokenizer.chat_template else "plain")
-        prompt = self._all(messages)
+        prompt: Any = self._all(messages)
         if form.style == "plain":
             prompt = "\n\n".join(m["content"] for m in prompt)
         ids = form.ids(self.engine.tokenizer, prompt)

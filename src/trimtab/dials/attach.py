@@ -101,8 +101,8 @@ def attach(
             "activation checkpointing is on and gradients are enabled: enter the dial with "
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
-    swaps = [(edit, *scale) for edit, *scale in given if isinstance(edit, Swap)]
-    edits = [(edit, *scale) for edit, *scale in given if isinstance(edit, Edit)]
+    swaps = [(e, weight, at) for e, weight, at in given if isinstance(e, Swap)]
+    edits = [(e, weight, at) for e, weight, at in given if isinstance(e, Edit)]
     edits.sort(key=lambda several: several[0].order)
     tracker: Tracker | None = None
     with ExitStack() as stack:

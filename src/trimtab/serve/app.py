@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import importlib.resources
 import json
@@ -141,8 +140,9 @@ class Server:
             if bad := [i for i in prompt if not 0 <= i < vocabulary]:
                 raise Refused(400, f"prompt: there is no token {bad[0]}", param="prompt")
             return prompt, frozenset(ends_of(model, tokenizer, form, ["a"]))
-        ids = form.ids(tokenizer, prompt)
-        return ids, frozenset(ends_of(model, tokenizer, form, [prompt]))
+        text: Any = prompt
+        ids = form.ids(tokenizer, text)
+        return ids, frozenset(ends_of(model, tokenizer, form, [text]))
 
     async def answer(
         self,
@@ -278,14 +278,7 @@ class Guard:
 def create_app(server: Server) -> FastAPI:
     """The routes. Every error is in OpenAI's form."""
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(server.engine.close)
-
-    app = FastAPI(
-        title="trimtab", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
-    )
+    app = FastAPI(title="trimtab", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, server=server)  # type: ignore[arg-type]
 
     @app.exception_handler(Refused)

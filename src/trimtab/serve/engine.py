@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from trimtab.dials import Dial
 from trimtab.dials.attach import Edit, attach
 from trimtab.dials.where import Condition
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.evaluation.cache_proof import Way
 from trimtab.serve.request import Begun, Draw, End, Event, Reason, Request, Said, Token
 from trimtab.serve.rows import Rows, way_to_serve
 from trimtab.states import seeing
@@ -161,8 +163,8 @@ class Engine:
         self._after = {name: _unconditional(parts) for name, parts in self._parts.items()}
         self.rows, self.queue = rows, queue
         limits = (models.learned_positions(model), models.context(model))
-        self.context = min(context, *(limit for limit in limits if limit))
-        self.way = way_to_serve(model, self.context)
+        self.context = min([context, *(limit for limit in limits if limit)])
+        self.way: Way = way_to_serve(model, self.context)
         everything = [
             (edits, torch.ones(1)) for parts in self._parts.values() for edits, _ in parts
         ]
@@ -172,7 +174,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._batch: Rows | None = None
         self._lanes: list[Lane] = []
-        self._closing = False
+        self._refusing = self._closing = False
         self._on, self._turned = ExitStack(), None  # the dials that are on, and how
         self.peak = 0
         """Rows that ran together at most."""
@@ -191,7 +193,7 @@ class Engine:
         self.check(request)
         job = Job(request, deliver, self._own_tokenizer)
         with self._lock:
-            if self._closing:
+            if self._refusing:
                 raise Busy("the engine is closing")
             if len(self._waiting) >= self.queue:
                 raise Busy(f"{self.queue} requests wait already; try again later")
@@ -233,8 +235,12 @@ class Engine:
         """Rows of the batch now, and requests that wait."""
         return len(self._lanes), len(self._waiting)
 
-    def close(self) -> None:
-        """Cancel what is running and end the engine's thread."""
+    def close(self, patience: float = 0.0) -> None:
+        """Refuse what comes, give what runs some seconds, then cancel it and end the engine's thread."""
+        self._refusing = True
+        end = time.monotonic() + patience
+        while self.load != (0, 0) and time.monotonic() < end:
+            time.sleep(0.02)
         with self._lock:
             self._closing = True
             self._lock.notify()

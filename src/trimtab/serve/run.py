@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import webbrowser
 from collections.abc import Callable
@@ -22,6 +24,7 @@ def listening(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
+        made.listen(128)  # whoever comes before the routes are ready waits
     except OSError as error:
         made.close()
         raise ConfigError(
@@ -30,16 +33,24 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def uvicorn_of(server: Server) -> uvicorn.Server:
-    """What runs the routes. Setting its `should_exit` ends it."""
-    config = uvicorn.Config(
-        create_app(server),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=PATIENCE,
-    )
-    return uvicorn.Server(config)
+class Serving(uvicorn.Server):
+    """Runs the routes. Setting its `should_exit` ends it."""
+
+    def __init__(self, server: Server):
+        config = uvicorn.Config(
+            create_app(server),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=PATIENCE,
+        )
+        super().__init__(config)
+        self.engine = server.engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the engine first: answers that are not done by then say so and end, too."""
+        await asyncio.to_thread(self.engine.close, PATIENCE)
+        await super().shutdown(sockets)
 
 
 def run(
@@ -59,9 +70,5 @@ def run(
         say(f"{server.shelf.model} with {dials}: {address}/ (API: {address}/v1); Ctrl-C ends it")
     if open_page:
         webbrowser.open(address)
-    try:
-        uvicorn_of(server).run(sockets=[place])
-    except KeyboardInterrupt:  # uvicorn raises it again once it has shut down
-        pass
-    finally:
-        server.engine.close()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
+        Serving(server).run(sockets=[place])

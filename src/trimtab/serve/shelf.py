@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -54,10 +55,8 @@ class Shelf:
 
     def _alpha(self, name: str, value: Any) -> float:
         try:
-            try:
+            with contextlib.suppress(ValueError):  # the name of a strength
                 value = float(value)
-            except ValueError:  # the name of a strength
-                pass
             alpha = as_alpha(value)
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"the dial {name}: {error}") from error
