@@ -310,13 +310,14 @@ def test_a_model_without_a_template_refuses_chats(tiny: Any, tokenizer: Any):
         running.stop()
 
 
-def test_it_ends_cleanly_while_answers_are_under_way(tiny: Any, tokenizer: Any):
+def test_it_ends_cleanly_while_answers_are_under_way(
+    tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("trimtab.serve.run.PATIENCE", 1)
     running = Running(tiny("llama", fresh=True), tokenizer, {})
-    running.engine.model.register_forward_hook(
-        lambda *_: time.sleep(0.1)
-    )  # ten seconds for an answer
+    running.engine.model.register_forward_hook(lambda *_: time.sleep(0.4))
     stream = running.client().completions.create(
-        model="tiny", prompt="The sky", max_tokens=100, stream=True
+        model="tiny", prompt="The sky is", max_tokens=100, stream=True, temperature=0
     )
     events = iter(stream)
     next(events)
