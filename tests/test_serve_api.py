@@ -17,7 +17,8 @@ import torch
 from trimtab.dials import VectorDial
 from trimtab.evaluation import generate
 from trimtab.evaluation.generation import Sampling
-from trimtab.serve import Engine, Shelf
+from trimtab.serve import Begun, End, Engine, Shelf, Token
+from trimtab.serve.answers import Answer, Choice
 from trimtab.serve.app import Server
 from trimtab.serve.run import Serving, listening
 
@@ -402,3 +403,17 @@ def test_a_hundred_requests_at_once(running: Running):
     )
     assert same >= answered - 1  # a near tie may fall otherwise
     assert running.engine.peak == 16
+
+
+def test_conditions_are_told_as_they_are_judged(tokenizer: Any):
+    form = Answer(tokenizer, "tiny", chat=True, told=False, extra={"dials": {"a": 1.0}})
+    choice = Choice()
+    for event in (begun := Begun({"a": False})), Token(5, "x"), End("stop", 2):
+        choice.add(event)
+    first = form.chunk(0, choice, begun)
+    assert first["choices"][0]["fired"] == {"a": False}
+    assert first["dials"] == {"a": 1.0}
+    assert form.whole([choice], 3)["choices"][0]["fired"] == {"a": False}
+    assert form.whole([Choice(end=End("stop", 1))], 3)["choices"][0].keys() == {
+        "index", "message", "logprobs", "finish_reason",
+    }  # fmt: skip

@@ -64,6 +64,8 @@ def test_the_page(running: Running, size: str, tmp_path: Path):
     assert above
     assert not bare
     assert page.js("document.querySelector('.picked b').textContent") == "honesty 1.2"
+    heights = "[...document.querySelector('.curve').points].map(p => p.y)"
+    assert max(page.js(heights)[n] for n in (0, -1)) < 20  # it ends as high as it has come
     # a dial beyond what was measured, and one that never was: said
     page.js("alphas.tone = 1; alphas.honesty = 2; dials.forEach(d => d.show()); $('at').value = ''")
     assert page.js(f"{said}.slice(0, 26)") == "outside the measured range"
