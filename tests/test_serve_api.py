@@ -331,6 +331,23 @@ def test_it_ends_cleanly_while_answers_are_under_way(
     assert time.monotonic() - started < 6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_hangs_up_is_given_up(running: Running, stream: bool):
+    slow = running.engine.model.register_forward_hook(lambda *_: time.sleep(0.1))
+    body = {"model": "tiny", "prompt": "The sky is", "max_tokens": 100, "temperature": 0}
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    given = {"Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/completions", json.dumps(body | {"stream": stream}), given)
+    while running.engine.load != (1, 0):
+        time.sleep(0.01)
+    connection.close()
+    started = time.monotonic()
+    while running.engine.load != (0, 0):
+        time.sleep(0.01)
+    slow.remove()
+    assert time.monotonic() - started < 3  # of ten
+
+
 # ---- many at once --------------------------------------------------------------------------------
 
 
