@@ -15,6 +15,7 @@ from trimtab.cli import help
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
+    "fit-condition": "find in which prompts a dial is to act, from examples",
     "bench-tasks": "tasks of lm-evaluation-harness; multiple choice ranked by reward, too",
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",

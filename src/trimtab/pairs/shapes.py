@@ -12,70 +12,32 @@ SHP, PKU-SafeRLHF, AlpacaFarm, Chatbot Arena, MMLU and ARC.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError, near
+from .column_names import (
+    ANSWERS,
+    ENDS,
+    KNOWN,
+    LISTS,
+    OWN,
+    PAIRS,
+    PROMPTS,
+    RIGHT,
+    SCORES,
+    SIGNED,
+    STEMS,
+    THIRD,
+    VERDICTS,
+)
 from .files import implicit_prompt, shown
 from .said import chat_of, key, text_of_parts, turns_of
+from .verdicts import better_of, index_of, mean_rating, number_of, truth_of
 
 Row = dict[str, Any]
-
-PROMPTS = (
-    *("prompt", "question", "instruction", "query", "messages", "conversations", "conversation"),
-    *("context", "history", "post", "input"),
-)
-"""Columns that may hold the prompt, the first that is there."""
-PAIRS = (
-    ("preferred_output", "non_preferred_output"),
-    ("answer_matching_behavior", "answer_not_matching_behavior"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("chosen_messages", "rejected_messages"),
-    ("preferred", "dispreferred"),
-    ("accepted", "rejected"),
-    ("better", "worse"),
-    ("chosen", "reject"),
-)
-"""The better and the worse answer under other names."""
-STEMS = (
-    *("human_ref", "response", "answer", "completion", "output", "conversation", "option", "reply"),
-    *("candidate", "summary", "generation", "text"),
-)
-ENDS = (("_a", "_b"), ("_1", "_2"), ("1", "2"), ("_0", "_1"))
-THIRD = {"_a": ("_c",), "_1": ("_0", "_3"), "1": ("0", "3"), "_0": ("_2",), "a": ("c",)}
-VERDICTS = (
-    *("overall_preference", "preference_strength", "preference", "better_response_id", "winner"),
-    *("preferred", "preferred_response", "better", "better_response", "labels", "label", "choice"),
-    *("chosen", "answer", "human_preference"),
-)
-"""Columns that may say which of two answers is the better one."""
-SIGNED = ("overall_preference", "preference_strength")
-"""HelpSteer's: from -3 to 3, below 0 where the first is better."""
-SCORES = (
-    *("score", "reward", "rating", "fine-grained_score", "overall_score", "helpfulness"),
-    *("quality", "rank"),
-)
-"""Scores of one answer; of a rank the lowest is the best."""
-ANSWERS = ("completion", "response", "answer", "output", "text", "content", "generation")
-LISTS = ("completions", "responses", "answers", "candidates", "samples", "outputs")
-RIGHT = ("answerkey", "answer", "label", "correct", "correct_answer", "answer_idx", "gold")
-OWN = {
-    *("prompt", "chosen", "rejected", "positive", "negative", "suffix", "item", "concept"),
-    *("system", "tools", "chat_template_kwargs"),
-}
-KNOWN = {
-    *(*OWN, "choices", "options", "a", "b", "c", "d", "e"),
-    *("kto_tag", "scores", "ratings", "rewards", "ranks", "winner", "score_a", "score_b"),
-    *PROMPTS,
-    *(name for pair in PAIRS for name in pair),
-    *(stem + end for stem in (*STEMS, "score") for ends in ENDS for end in ends),
-    *(*VERDICTS, *SCORES, *ANSWERS, *LISTS, *RIGHT),
-}
-"""Names that a header may write in another case, or with blanks."""
 
 
 class Undecided(Exception):
@@ -305,7 +267,7 @@ def _scored_list(row: Row, where: str) -> tuple[list[Scored], str]:
                     f"{name!r}, given {shown(scores)}"
                 )
             both = zip(entries, scores, strict=True)
-            pairs = [(entry, sign * _number(score, other, where)) for entry, score in both]
+            pairs = [(entry, sign * number_of(score, other, where)) for entry, score in both]
             used = other
             break
     else:
@@ -325,9 +287,9 @@ def _scored_list(row: Row, where: str) -> tuple[list[Scored], str]:
                 )
             used = score or "the mean Rating of annotations"
             value = (
-                _mean_rating(entry["annotations"], place)
+                mean_rating(entry["annotations"], place)
                 if score is None
-                else _number(entry[score], score, place)
+                else number_of(entry[score], score, place)
             )
             pairs.append((entry[answer], -value if score == "rank" else value))
     prompt = _prompt_column(row)
@@ -341,21 +303,10 @@ def _scored_list(row: Row, where: str) -> tuple[list[Scored], str]:
     )
 
 
-def _mean_rating(annotations: object, where: str) -> float:
-    found = [
-        _number(v["Rating"], "Rating", where)
-        for v in (annotations.values() if isinstance(annotations, Mapping) else ())
-        if isinstance(v, Mapping) and v.get("Rating") not in (None, "N/A")
-    ]
-    if not found:
-        raise DataError(f"{where}: annotations: expected ratings, given {shown(annotations)}")
-    return sum(found) / len(found)
-
-
 def _unpaired(row: Row, where: str) -> tuple[list[Scored], str]:
     """One answer, good or bad."""
     label = "kto_tag" if "kto_tag" in row else "label"
-    good = _truth(row.pop(label), label, where)
+    good = truth_of(row.pop(label), label, where)
     if "completion" not in row and not any(n in row for n in ANSWERS):
         row, answer, used = _last_turn(row, where)
     else:
@@ -378,7 +329,7 @@ def _last_turn(row: Row, where: str) -> tuple[Row, Any, str]:
 def _scored(row: Row, where: str) -> tuple[list[Scored], str]:
     """One answer with a score."""
     used, by = (next(n for n in names if n in row) for names in (ANSWERS, SCORES))
-    answer, score = row.pop(used), _number(row.pop(by), by, where)
+    answer, score = row.pop(used), number_of(row.pop(by), by, where)
     best = "lowest" if by == "rank" else "highest"
     said = f"of each prompt's {used}s the one of the {best} {by} is chosen, against each worse one"
     return _one(row, where, answer, used, -score if by == "rank" else score, said)
@@ -415,14 +366,14 @@ def _two(row: Row, where: str) -> tuple[Row, str]:
             f"column such as preference, label or winner, or {scores[0]} and {scores[1]}"
         )
     if verdict is not None:
-        which = _which(row.pop(verdict), verdict, first, second, where)
+        which = better_of(row.pop(verdict), verdict, first, second, where)
         said = f"{first} or {second} is chosen by {verdict}"
         if verdict in SIGNED:
             said += " (below 0: the first)"
         elif first == "human_ref_a":
             said += " (1: A, 0: B)"
     else:
-        one, two = (_number(row.pop(s), s, where) for s in scores)
+        one, two = (number_of(row.pop(s), s, where) for s in scores)
         which = None if one == two else int(two > one)
         said = f"of {first} and {second} the one with the higher score is chosen"
     if which is None:
@@ -458,7 +409,7 @@ def _choices(row: Row, where: str) -> tuple[list[Scored], str]:
             f"{where}: column {name or ', '.join(letters)!r}: expected two or more texts, given "
             f"{shown(given)}"
         )
-    index = _index(right, texts, labels, by, where)
+    index = index_of(right, texts, labels, by, where)
     question = _prompt(row, where)
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: expected a question as text, given {shown(question)}")
@@ -469,21 +420,6 @@ def _choices(row: Row, where: str) -> tuple[list[Scored], str]:
     return [
         Scored(row, where, " " + t.strip(), float(i == index)) for i, t in enumerate(texts)
     ], said
-
-
-def _index(right: object, texts: list[str], labels: list[str], by: str, where: str) -> int:
-    if isinstance(right, int) and not isinstance(right, bool) and 0 <= right < len(texts):
-        return right
-    if isinstance(right, str):
-        bare = right.strip().strip("().: ")
-        for known, word in ((labels, bare), (texts, right)):
-            names = [name.strip().casefold() for name in known]
-            if word.strip().casefold() in names:
-                return names.index(word.strip().casefold())
-    raise DataError(
-        f"{where}: column {by!r}: expected a letter of {', '.join(labels)}, an index from 0 or the "
-        f"text of a choice, given {shown(right)}"
-    )
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -565,64 +501,3 @@ def _couple(row: Row) -> tuple[str, str] | None:
 
 def _stem(name: str) -> str:
     return next((s for s in STEMS if name.startswith(s)), "")
-
-
-TIE = re.compile(r"^(tie.*|both.*|neither.*|none|equal|same|draw|)$")
-ENDING = re.compile(r"^(?:[a-z ]*[ _])?(?:([ab])|([012]))$|^[a-z]+([012])$")
-
-
-def _which(value: Any, name: str, first: str, second: str, where: str) -> int | None:
-    """0 for the first answer, 1 for the second, None for neither."""
-    wrong = DataError(
-        f"{where}: column {name!r}: which of {first} and {second} is meant by {shown(value)} cannot be "
-        "told; expected "
-        + ("0 or 1" if first.endswith("0") else "1 or 2" if first.endswith("1") else "A or B")
-        + f", {first} or {second}, or tie"
-    )
-    if isinstance(value, bool):
-        raise wrong
-    text = str(value).strip().strip("()[].: ").casefold()
-    if name in SIGNED:
-        try:
-            number = float(text)
-        except ValueError:
-            raise wrong from None
-        return None if number == 0 else int(number > 0)
-    if TIE.match(text):
-        return None
-    if text in (first, second):
-        return int(text == second)
-    if text in ("first", "left", "second", "right"):
-        return int(text in ("second", "right"))
-    match = ENDING.match(text.removesuffix(".0"))
-    if match is None:
-        raise wrong
-    letter, digit = match[1], match[2] or match[3]
-    if letter:
-        return int(letter == "b")
-    if first == "human_ref_a" and digit in "01":
-        return 1 - int(digit)
-    place = int(digit) - {"0": 0, "1": 1}.get(first[-1], 9)
-    if place not in (0, 1):
-        raise wrong
-    return place
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: column {name!r}: expected a number, given {shown(value)}"
-        ) from None
-
-
-def _truth(value: Any, name: str, where: str) -> bool:
-    words = {"true": True, "1": True, "false": False, "0": False, "good": True, "bad": False}
-    words |= {"desirable": True, "undesirable": False, "yes": True, "no": False, "-1": False}
-    found = words.get(str(value).strip().casefold().removesuffix(".0"))
-    if found is None:
-        raise DataError(f"{where}: column {name!r}: expected true or false, given {shown(value)}")
-    return found

@@ -85,10 +85,9 @@ def _table(value: object, name: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         lists = {k: v for k, v in value.items() if isinstance(v, list)}
         tables = {k: v for k, v in lists.items() if v and all(isinstance(r, Mapping) for r in v)}
-        if len(rows) > 1:
-            raise DataError(
-                f"{name}: expected one list of objects, given {', '.join(map(str, rows))}"
-            )
+        if len(tables) > 1:
+            given = ", ".join(map(str, tables))
+            raise DataError(f"{name}: expected one list of objects, given {given}")
         columns = {k: list(v.values()) for k, v in value.items() if isinstance(v, Mapping)} or lists
         if len(value) > 1 and columns.keys() == value.keys():  # as pandas writes a table
             if len(sizes := {len(c) for c in columns.values()}) == 1:
