@@ -73,6 +73,8 @@ format: install ## let ruff mend what it can
 results: install ## rebuild docs/results from the committed result files
 	@if ls docs/results/*/study.json >/dev/null 2>&1; then $(BIN)/trimtab report docs/results; fi
 	$(BIN)/trimtab anchor report --all --runs docs/results/anchoring
+	@echo "Training curves, arrays and drawings of single runs stay in a run's own folder under runs/:"
+	@echo "trimtab report RUN, or trimtab anchor report NAME, makes the page that shows them."
 
 clean: ## remove caches and build files; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis bench/out src/*.egg-info

@@ -324,6 +324,9 @@ def count_calls(*modules: nn.Module) -> tuple[list[int], Callable[[], None]]:
         def run(*_: Any) -> None:
             counts[index] += not BARE.get()
 
+        run.__module__ = (
+            "trimtab"  # of a stranger's hook nobody knows what it does: nothing is kept
+        )
         return run
 
     handles = [m.register_forward_pre_hook(hook(i)) for i, m in enumerate(modules)]

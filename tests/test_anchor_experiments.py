@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from trimtab.anchor.experiments.catalogue import COLOUR, Cut, find
 from trimtab.anchor.experiments.ngpt import NGPT, Size
 from trimtab.anchor.experiments.train import sheet_of, train
 from trimtab.cli import main
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 
 
 def rgb(*values: float) -> torch.Tensor:
@@ -268,13 +269,41 @@ def test_the_page_of_a_run(smoke: Path):
         "fail",
     ):
         assert text in page
-    out = write_anchoring(smoke, ["2.9.1"], {"2.9.1": found}, smoke / "anchoring.md")
-    text = out.read_text()
-    assert "](2.9.1.svg)" in text
-    from xml.etree import ElementTree
+    text = write_anchoring(smoke, ["2.9.1"], {"2.9.1": found}, smoke / "anchoring.md").read_text()
+    assert "## 2.9.1: Deleting red alone" in text
+    assert "](" not in text.partition("## ")[2]  # six seeds are no distribution to be drawn
 
-    figure = ElementTree.parse(smoke / "2.9.1.svg").getroot()  # a file of its own: valid XML
-    assert figure.find(".//{http://www.w3.org/2000/svg}image") is not None
+
+def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
+    """The page lacks the drawings whose files are not there, and no number."""
+    import shutil
+
+    from trimtab.report.anchoring import page, read_run
+
+    run = read_run(smoke / "2.9.1")
+    assert {"schedule", "losses", "frames"} <= run.result.keys()
+    text = (smoke / "2.9.1" / "result.json").read_text()
+    assert not {"schedule", "losses", "frames"} & json.loads(text).keys()
+    shutil.copytree(smoke / "2.9.1", tmp_path / "2.9.1")
+    bare = tmp_path / "2.9.1"
+    titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
+    titles += ["Where the model keeps its colours", "Training"]
+
+    def shown() -> list[str]:
+        made = page(read_run(bare), [])
+        assert made.count("<table") == tables
+        return [t for t in titles if f">{t}<" in made]
+
+    tables = page(run, []).count("<table")
+    assert shown() == titles
+    (bare / "arrays.safetensors").unlink()
+    assert shown() == ["Over seeds", "Training"]
+    (bare / "curves.json").unlink()
+    assert shown() == ["Over seeds"]
+    assert results.read(bare)["arms"] == run.result["arms"]
+    (bare / "arrays.safetensors").write_bytes(b"no")
+    with pytest.raises(TrimtabError, match="not the result of an experiment"):
+        read_run(bare)
 
 
 def test_gates_tell_good_from_bad():
@@ -360,8 +389,9 @@ def test_the_committed_page_is_what_its_results_give(tmp_path: Path):
     judged = {n: registry.judge(n, root) for n in names}
     page = write_anchoring(root, names, judged, tmp_path / "anchoring.md")
     assert page.read_text() == (COMMITTED.parent / "anchoring.md").read_text()
-    for figure in root.glob("*.svg"):
-        assert figure.read_bytes() == (COMMITTED / figure.name).read_bytes(), figure.name
+    made, kept = (folder / "anchoring.svg" for folder in (tmp_path, COMMITTED.parent))
+    assert made.read_bytes() == kept.read_bytes()
+    assert ElementTree.parse(made).getroot().tag.endswith("svg")  # a file of its own: valid XML
 
 
 @pytest.mark.skipif(not COMMITTED.is_dir(), reason="no committed results of anchoring")

@@ -218,3 +218,13 @@ def test_a_control_of_repeng_s_that_overflows_is_said(tiny):
     model.reset()
     assert logits(model.model).isfinite().all()
     assert models.n_layers(model.model) == 4
+
+
+@pytest.mark.parametrize("size", [10**400, -(10**400), 10**5000], ids=["400", "-400", "5000"])
+def test_whole_numbers_beyond_any_float_are_refused(tiny, size):
+    """Python's own conversion to a float, and of 5,000 digits to text, raise errors of their own."""
+    dial = VectorDial({1: V}, {1: 1.0})
+    with pytest.raises(ConfigError, match="alpha is larger"), dial(tiny("llama"), size):
+        pass
+    with pytest.raises(DialError, match="scale at site 1"):
+        VectorDial({1: V}, {1: size})

@@ -268,10 +268,12 @@ def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> Non
             assert sentence in text
     assert "no logit changes by a bit" in text
     assert "the logits are the bare model's to the last bit" in text
-    for name in ("dph", "iav"):
-        assert f"(heads/{name}.svg)" in text
-        assert "prefers-color-scheme:dark" in (root / f"{name}.svg").read_text()
-    before = {p: p.read_bytes() for p in (page, *root.glob("*.svg"))}
+    assert text.count("](heads.svg)") == text.count("![") == 1
+    drawn = page.with_suffix(".svg").read_text()
+    assert "prefers-color-scheme:dark" in drawn
+    assert "Held out" in drawn
+    assert "KL over alpha" in drawn
+    before = {p: p.read_bytes() for p in (page, page.with_suffix(".svg"))}
     assert trimtab("report", root / "dph").code == 0
     assert before == {p: p.read_bytes() for p in before}
     (root / "iav" / "rates.jsonl").unlink()

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from trimtab import models
@@ -413,3 +414,16 @@ def test_a_single_number_may_be_infinite_but_not_nan(dtype):
     assert sound(1.0)
     assert not sound(math.nan)
     assert not sound(1.0, math.inf)
+
+
+def test_an_adapter_beside_the_model_is_not_taken_into_it(saved_model):
+    """transformers applies it unasked, and no part of the model's identity names it."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = saved_model()
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    get_peft_model(base, config).save_pretrained(folder)
+    for ask in (models.load, models.identify):
+        with pytest.raises(ModelError, match=r"adapter_config.json .*--dial"):
+            ask(str(folder))

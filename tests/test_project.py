@@ -254,6 +254,16 @@ def committed() -> list[Path]:
     return [p for name in out.decode().split("\0") if name and (p := ROOT / name).is_file()]
 
 
+def test_the_project_stays_small():
+    """What a clone has to carry; training curves, arrays and runs' own figures are not committed."""
+    sizes = {path: path.stat().st_size for path in committed()}
+    worst = sorted(sizes, key=lambda path: -sizes[path])[:5]
+    named = ", ".join(f"{p.relative_to(ROOT)} {sizes[p]:,}" for p in worst)
+    assert sum(sizes.values()) < 10_000_000, f"{sum(sizes.values()):,} bytes; the largest: {named}"
+    results = sum(n for path, n in sizes.items() if ROOT / "docs" / "results" in path.parents)
+    assert results < 4_500_000, f"docs/results has {results:,} bytes"
+
+
 def texts() -> Iterator[tuple[Path, list[str]]]:
     for path in committed():
         data = path.read_bytes()

@@ -485,7 +485,7 @@ def test_what_a_template_refuses_names_file_and_line(template: str, chat: Any, r
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [(SYSTEM_IGNORED, "leaves out message 1 .system: 'Be brief.'.; --system-role fold")],
+    [(SYSTEM_IGNORED, "leaves out or alters message 1 .system: 'Be brief.'.; --system-role fold")],
 )
 def test_a_message_that_is_left_out(template: str, message: str) -> None:
     made = tokenizer(template)
@@ -502,7 +502,9 @@ def test_a_message_that_is_left_out(template: str, message: str) -> None:
 def test_a_user_message_that_is_left_out() -> None:
     """One that forgets all but the last two messages."""
     forgetful = CHATML.replace("in messages %}", "in messages[-2:] %}")
-    with pytest.raises(DataError, match=r"f\.jsonl:1: .* leaves out message 1 \(user: 'Who\?'\)"):
+    with pytest.raises(
+        DataError, match=r"f\.jsonl:1: .* leaves out or alters message 1 \(user: 'Who\?'\)"
+    ):
         encode(pairs_of((LONGER, YES, NO)), tokenizer(forgetful))
 
 

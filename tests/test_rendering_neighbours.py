@@ -3,6 +3,7 @@ answers, templates of several names, odd templates; by strings written by hand."
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -32,9 +33,10 @@ from templates import (
 from trimtab.batching import encode
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluate import Sampling, generate
+from trimtab.evaluate.generation import said
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
-from trimtab.rendering import Rendering, end_ids, prompt_ids, render_answer
+from trimtab.rendering import Rendering, end_ids, plain_ids, prompt_ids, render_answer
 
 WHY, YES = (user("Why?"),), (assistant("Because."),)
 CALL = [{"type": "function", "function": {"name": "look", "arguments": {"q": "sky"}}}]
@@ -494,3 +496,85 @@ def test_an_answer_thinks_once() -> None:
     assert found == hand(ASKED + "<think>\n", turn)
     beside = parts(EMPTY_FIRST, WHY, (assistant("So.", reasoning_content="hm"),))
     assert beside == hand(ASKED, ("<think>\nhm\n</think>\n\n", "So.", "<|im_end|>", "\n"))
+
+
+# ---- drawn tokens as text ------------------------------------------------------------------------
+
+
+def _sentencepiece(prepend: str) -> Any:
+    """Tokens of letters in SentencePiece's way of writing, a blank before a text's first word."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {s: n for n, s in enumerate(["<unk>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz.,!"])}
+    core = Tokenizer(models.BPE({**letters, "▁i": 40, "▁is": 41}, [("▁", "i"), ("▁i", "s")]))
+    blanks = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    if prepend == "normalizer":  # as Llama's older files have it
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        core.normalizer = normalizers.Sequence(steps)
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    core.decoder = decoders.Sequence(blanks)
+    core.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
+    made.clean_up_tokenization_spaces = True
+    return made
+
+
+@pytest.mark.parametrize("prepend", ["always", "first", "normalizer"])
+@pytest.mark.parametrize("answer", [" is so.", "n", "", " ", " .", "  is", " is ,"])
+def test_what_is_drawn_goes_on_behind_its_prompt(prepend: str, answer: str) -> None:
+    """A judge that reads the text behind the prompt reads the tokens that were drawn."""
+    made = _sentencepiece(prepend)
+    before, whole = plain_ids("it is", made), plain_ids("it is" + answer, made)
+    assert whole[: len(before)] == before
+    drawn = whole[len(before) :]
+    for ids_ in (drawn, (*drawn, made.eos_token_id)):
+        assert said(made, ids_, {made.eos_token_id}, before) == answer
+    assert plain_ids("it is" + said(made, drawn, set(), before), made) == whole
+
+
+def test_drawn_bytes_behind_half_a_letter() -> None:
+    made = tokenizer(None)
+    letters = ids("日")
+    assert said(made, ids("x"), set(), letters[:1]) == "x"
+    assert said(made, ids("日 x"), set(), ids("é")) == "日 x"
+    assert said(made, letters[:2], set(), ids("a")) == said(made, letters[:2], set())
+
+
+# ---- templates that draw, and that write contents anew --------------------------------------------
+
+DRAWS = (
+    "<|im_start|>system\nChat {{ range(99999) | random }}<|im_end|>\n",
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ 'abcdefghijklmnopqrstuvwxyz' | list | random }}\n"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {{ 'abcdefghijklmnopqrstuvwxyz' | list | random }}\n"
+    "{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [DRAWS[0] + CHATML, DRAWS[1], DRAWS[0] + DRAWS[1]])
+def test_what_a_template_draws_is_the_same_each_time(template: str) -> None:
+    """A row would be other tokens in the prompt than before the answer, and on every run."""
+    random.seed(1)
+    wanted = random.random()
+    random.seed(1)
+    chat = (user("Who?"), assistant("Me."), *WHY)
+    found = [render_answer(chat, YES, tokenizer(template), "chat") for _ in range(2)]
+    assert found[0] == found[1]
+    assert not found[0].notes
+    assert (
+        found[0].ids[: len(found[0].prompt)]
+        == found[0].prompt
+        == prompt_ids(chat, tokenizer(template))
+    )
+    assert random.random() == wanted  # the caller's own draws are left alone
+
+
+@pytest.mark.parametrize(
+    "filter_", ["lower", "capitalize", "truncate(5, true, '')", "replace('?', '!')"]
+)
+def test_contents_that_a_template_writes_anew_are_refused(filter_: str) -> None:
+    template = CHATML.replace("{{ m.content }}", f"{{{{ m.content | {filter_} }}}}")
+    with pytest.raises(DataError, match="f:1: the chat template leaves out or alters message 1"):
+        parts(template, (user("Why, oh WHY?"),), YES, where="f:1")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from trimtab.progress import Progress
 from trimtab.study import Comparison, compare
 from trimtab.study.cell import Measuring, read_job
 from trimtab.study.worker import Stages, run_described
+from trimtab.study.workers import on_cluster
 
 LITTLE = Measuring(
     alphas=(-1.0, 1.0),
@@ -279,3 +281,27 @@ def _children() -> list[str]:
 def test_progress_names_suite_and_cell(here, run, capsys):
     compare(small(here), run, progress=Progress())
     assert "suite: 5 cells, 5 of them done already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_nodes_run_a_models_code_where_the_flag_was_given(tmp_path, monkeypatch, trusted):
+    """A node's processes do not inherit the environment of the one that was started with the flag."""
+    seen: dict[str, Any] = {}
+
+    class Stop(Exception):
+        pass
+
+    def remote(**how: Any) -> Any:
+        seen.update(how)
+        raise Stop
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 2}, nodes=list, remote=remote
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("TRIMTAB_TRUST_REMOTE_CODE", "1" if trusted else "0")
+    task: Any = SimpleNamespace(setting=SimpleNamespace(device="cpu"))
+    with pytest.raises(Stop):
+        list(on_cluster([task], 1, SimpleNamespace(say=lambda _: None)))  # type: ignore[arg-type]
+    there = {"env_vars": {"TRIMTAB_TRUST_REMOTE_CODE": "1"}}
+    assert seen.get("runtime_env") == (there if trusted else None)

@@ -39,7 +39,7 @@ from trimtab.batching import (
     layout_of,
     plan_batches,
 )
-from trimtab.errors import CacheError
+from trimtab.errors import CacheError, ModelError
 from trimtab.readout import Pool, TokenMap
 from trimtab.sites import Site
 from trimtab.states import Readings, read, read_tokens
@@ -232,7 +232,11 @@ def collect(
     budget: int = 2048,
     progress: Progress | None = None,
 ) -> Readings:
-    """Read a whole encoded set, without gradients: entries in the order of its answers."""
+    """Read a whole encoded set, without gradients: entries in the order of its answers.
+
+    Raises:
+        ModelError: a log-prob or a state is not finite.
+    """
     layout = layout_of(model, encoded)
     device = next(model.parameters()).device
     parts: list[Readings] = []
@@ -261,12 +265,29 @@ def collect(
     def join(tensors: list[Any]) -> Tensor:
         return torch.cat(tensors)[back].cpu()
 
-    return Readings(
+    found = Readings(
         logps=join([p.logps for p in parts]) if logps else None,
         tokens=join([p.tokens for p in parts]) if logps else None,
         states={s: join([p.states[s] for p in parts]) for s in sites},
         norms={s: join([p.norms[s] for p in parts]) for s in sites},
     )
+    _check_finite(model, found)
+    return found
+
+
+def _check_finite(model: nn.Module, found: Readings) -> None:
+    """Raise ModelError where something read is no finite number: a mean over it would say nothing."""
+    read = {f"states at site {site}": states for site, states in found.states.items()}
+    if found.logps is not None:
+        read["log-probs"] = found.logps
+    for what, values in read.items():
+        bad = int((~values.reshape(len(values), -1).isfinite().all(-1)).sum())
+        if bad:
+            dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{type(model).__name__}: the {what} of {bad} of {len(values)} answers are not finite: "
+                f"numbers overflow in {dtype} (try --dtype float32), or a dial is turned too far"
+            )
 
 
 def reference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,9 +83,9 @@ def watching_head(model: nn.Module) -> Iterator[None]:
             handle.remove()
     if isinstance(head, nn.Linear) and models.is_plain(head.weight) and states and logits:
         product = F.linear(states[0], head.weight, head.bias).to(logits[0].dtype)
-        plain = product.shape == logits[0].shape and torch.allclose(
-            product, logits[0], rtol=0, atol=1e-5 * float(logits[0].abs().max())
-        )
+        largest = float(logits[0].abs().max())
+        plain = math.isfinite(largest) and product.shape == logits[0].shape
+        plain = plain and torch.allclose(product, logits[0], rtol=0, atol=1e-5 * largest)
         know_head(model, plain)
 
 

@@ -263,7 +263,7 @@ def _refused(model: nn.Module, row: Row, tolerance: float) -> str:
     cut = max(1, len(ids) // 2)
     first, again = (_alone(model, ids[:1], ids[1:]) for _ in range(2))
     if not first.isfinite().all():
-        return "its logits are not finite"
+        return "its logits are not finite: its numbers overflow in this dtype (try float32), or are wrong"
     most = tolerance / 10
     if models.quantisation_of(model):  # inputs rounded by the whole batch's range are no look ahead
         most = max(most, _root(first - first.mean()) / 20)

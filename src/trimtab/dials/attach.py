@@ -136,10 +136,11 @@ def as_alpha(alpha: Alpha) -> float | Tensor:
             raise ConfigError(f"alpha is {alpha!r}; expected a number, or {', '.join(PRESETS)}")
         return PRESETS[alpha]
     if isinstance(alpha, int | float):
-        if not math.isfinite(alpha):
+        if isinstance(alpha, float) and not math.isfinite(alpha):
             raise ConfigError(f"alpha is {alpha}; expected a finite number")
         if abs(alpha) > STRONGEST:
-            raise ConfigError(f"alpha is {alpha:g}; expected a number within +-{STRONGEST:g}")
+            said = f"{alpha:g}" if abs(alpha) < 1e300 else "larger than any float"
+            raise ConfigError(f"alpha is {said}; expected a number within +-{STRONGEST:g}")
         return float(alpha)
     try:
         values = torch.as_tensor(alpha, dtype=torch.float32)

@@ -46,6 +46,8 @@ def number(
         DialError: it is none, not finite, or out of range.
     """
     known = isinstance(value, int | float) and not isinstance(value, bool)
+    if known and abs(value) > 1e300:  # a whole number may be too long for a float, and to be shown
+        value = math.copysign(math.inf, value > 0 or -1)
     if not known or not math.isfinite(value) or not low <= value <= high:
         raise DialError(f"{what} {value!r}: expected a finite number, {low:g} to {high:g}")
     if below and value == high:
@@ -56,5 +58,6 @@ def number(
 def whole(value: Any, what: str, low: int = 1, high: int = 1 << 20) -> int:
     """A whole number between two others. Raises DialError."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DialError(f"{what} {value!r}: expected a whole number, {low} to {high}")
+        said = repr(value) if not isinstance(value, int) or abs(value) < 1e300 else "too large"
+        raise DialError(f"{what} {said}: expected a whole number, {low} to {high}")
     return value

@@ -189,7 +189,7 @@ def generate_genarm(
                 base.feed(token)
                 with arm(model, 1.0, force=True):  # checked above
                     other.feed(token)
-            done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends)))
+            done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends, ids)))
     return done
 
 
@@ -241,7 +241,7 @@ def generate_args(
             rows.select(torch.tensor([best]))
             rows.logits = logits[best : best + 1]
             drawn.append(int(tokens[best]))
-        done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends)))
+        done.append(Generation(prompt.shown, alpha, said(tokenizer, drawn, ends, ids)))
     return done
 
 

@@ -201,15 +201,30 @@ def _continue(
                 drawn = [_plainly(model, part[0], ends, sampling)]
             else:
                 drawn = _by_generate(model, tokenizer, part, ends, sampling)
-        found += [said(tokenizer, ids, ends) for ids in drawn]
+        found += [
+            said(tokenizer, ids, ends, prompt) for ids, prompt in zip(drawn, part, strict=True)
+        ]
     return found
 
 
-def said(tokenizer: Any, ids: Sequence[int], ends: Collection[int]) -> str:
-    """An answer as text, without the mark that ends it (which need not be a special token)."""
+def said(
+    tokenizer: Any, ids: Sequence[int], ends: Collection[int], before: Sequence[int] = ()
+) -> str:
+    """An answer as the text that goes on behind its prompt, without the mark that ends it (which need
+    not be a special token)."""
     marks = set(tokenizer.get_added_vocab().values())
     marked = len(ids) > 0 and ids[-1] in ends and ids[-1] in marks
-    return tokenizer.decode(list(ids[:-1] if marked else ids), skip_special_tokens=True)
+    own = list(ids[:-1] if marked else ids)
+
+    def text(tokens: list[int]) -> str:
+        return tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    # The blank before a text's first word is lost in SentencePiece's way of writing.
+    last = [t for t in before[-1:] if t not in tokenizer.all_special_ids]
+    whole, known = text(last + own), text(last)
+    return whole[len(known) :] if whole.startswith(known) else text(own)
 
 
 def _by_generate(
@@ -232,7 +247,7 @@ def _by_generate(
         eos_token_id=sorted(ends) or None,
     )
     with models.reading(model), own_settings(model):
-        out = model.generate(**given, generation_config=settings)
+        out = model.generate(**given, generation_config=settings, logits_processor=[_numbers])
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 
 
@@ -268,6 +283,16 @@ def ends_of(model: Any, tokenizer: Any, form: Format, prompts: Sequence[Text | P
     return end_ids(model, tokenizer, form.rendering).union(*by_row)
 
 
+def _numbers(_: Any, logits: Tensor) -> Tensor:
+    """The logits; raises ModelError where one is a NaN, of which no token can be told."""
+    if logits.isnan().any():
+        raise ModelError(
+            "logits that are no numbers: they overflow in the model's dtype (try --dtype float32), "
+            "or a dial is turned too far"
+        )
+    return logits
+
+
 def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     """The next token of each row, drawn or the likeliest one."""
     from transformers import (
@@ -277,6 +302,7 @@ def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     )
 
     seen: Any = ids.to(logits.device)
+    _numbers(seen, logits)
     if sampling.repetition_penalty != 1:
         logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
     if sampling.temperature == 0:

@@ -257,6 +257,13 @@ def draw(
     marker = read.marker(tokenizer, prompt)
     marker = min(ends) if marker is None else marker
     ends |= {marker}
+
+    def candidate(
+        drawn: list[int], reward: float, rejected: bool, finished: bool = False
+    ) -> Candidate:
+        text = said(tokenizer, drawn, ends, drawn_after)
+        return Candidate(text, tuple(drawn), reward, finished, rejected)
+
     context = seeded(sampling.seed, model)
     found: list[Candidate] = []
     drawn: list[list[int]] = [[] for _ in range(drawing.n)]
@@ -281,9 +288,7 @@ def draw(
                 keep = keep.sort().values
                 kept = set(keep.tolist())
                 found += [
-                    _candidate(tokenizer, d, float(r[i]), ends, True)
-                    for i, d in enumerate(drawn)
-                    if i not in kept
+                    candidate(d, float(r[i]), True) for i, d in enumerate(drawn) if i not in kept
                 ]
                 rows.select(keep)
                 drawn, alive = [drawn[i] for i in keep.tolist()], alive[keep]
@@ -301,7 +306,7 @@ def draw(
     finished = [d[-1] in ends for d in drawn]
     return [
         *(
-            _candidate(tokenizer, d, float(v), ends, False, done)
+            candidate(d, float(v), False, done)
             for d, v, done in zip(whole, r, finished, strict=True)
         ),
         *found,
@@ -321,18 +326,6 @@ def _rewards(
     is_marker = (place == marker[:, None]).to(states.device)
     h = reward.aggregated(states, mask, is_marker)
     return reward.rewards(h)[:, index].float().cpu()
-
-
-def _candidate(
-    tokenizer: Any,
-    ids: list[int],
-    reward: float,
-    ends: set[int],
-    rejected: bool,
-    finished: bool = False,
-) -> Candidate:
-    text = said(tokenizer, ids, ends)
-    return Candidate(text, tuple(ids), reward, finished, rejected)
 
 
 def _at(dial: Dial | None, model: nn.Module, alpha: float, force: bool) -> Any:

@@ -67,6 +67,11 @@ def locate(name: str, *, convert: bool = True) -> Place:
             raise ModelError(
                 f"{name}: the folder has no config.json, so it is no transformers model"
             )
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{name}: adapter_config.json lies beside the model, and transformers would apply that "
+                "adapter unasked: move the adapter's files to a folder of their own (--dial takes it)"
+            )
         return Place(path)
     return Place(Path(hub_folder(hub_id(name, "folder or .gguf file"))))
 

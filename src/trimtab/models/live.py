@@ -8,7 +8,6 @@ library has put there nobody can tell what it will do next time, and nothing is 
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import inspect
 import json
@@ -18,7 +17,6 @@ import types
 import uuid
 from collections.abc import Iterator
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +122,13 @@ def _code(kind: type) -> str | None:
 
 
 def _theirs(model: nn.Module) -> Iterator[str]:
-    """Hooks, but for those that only look, and functions in place of methods, that no library has put
-    there."""
+    """Hooks, and functions in place of methods, that no library has put there."""
     every = torch.nn.modules.module
     for hooks in (every._global_forward_pre_hooks, every._global_forward_hooks):
-        yield from (f"every module {n}" for n, hook in hooks.items() if _acts(hook))
+        yield from (f"every module {n}" for n, hook in hooks.items() if _is_theirs(hook))
     for path, module in model.named_modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            yield from (f"{path} hook {n}" for n, hook in hooks.items() if _acts(hook))
+            yield from (f"{path} hook {n}" for n, hook in hooks.items() if _is_theirs(hook))
         for name, value in vars(module).items():
             if callable(value) and not isinstance(value, type | nn.Module) and _is_theirs(value):
                 yield f"{path}.{name} {id(value)}"
@@ -156,25 +153,6 @@ def _replaced(model: nn.Module, kinds: Any) -> Iterator[str]:
 def _installed(function: types.FunctionType) -> bool:
     file = function.__code__.co_filename
     return _library(function.__module__) or file.startswith((*_INSTALLED, "<"))
-
-
-def _acts(hook: Any) -> bool:
-    return _is_theirs(hook) and not _only_looks(getattr(hook, "__code__", None))
-
-
-@cache
-def _only_looks(code: types.CodeType | None) -> bool:
-    """Whether a function gives nothing back and calls nothing that writes in place, as one that counts
-    or keeps."""
-    if code is None or any(name.endswith("_") for name in code.co_names):
-        return False
-    steps = list(dis.get_instructions(code))
-    given = [
-        last if step.opname == "RETURN_VALUE" else step
-        for last, step in pairwise(steps)
-        if step.opname.startswith("RETURN_")
-    ]
-    return all(step.opname.endswith("_CONST") and step.argval is None for step in given)
 
 
 def _is_theirs(function: Any) -> bool:

@@ -60,6 +60,12 @@ def is_of(model: nn.Module, folder: Path) -> bool:
         if not _same(tensor, where[there[0]], there[0]):
             return False
         compared += 1
+    prefix = f"{getattr(type(model), 'base_model_prefix', '')}."
+    for long, tensor in model.named_parameters(remove_duplicate=False):  # shared, but not there
+        name = long.removeprefix(prefix)
+        there = None if packed or name in names else known.get(name)
+        if there and not _same(tensor.detach(), where[there[0]], there[0]):
+            return False
     return compared > 0
 
 

@@ -251,11 +251,11 @@ def _missing(template: Template, message: Message, number: int, where: str | Non
     place = f"{where}: " if where else ""
     role, content = message.get("role"), content_of(message)
     shown = content if len(content) <= 60 else f"{content[:57]}…"
-    advice = "take it out"
+    advice = "take it out, or use plain text"
     if role == "system":
         advice = "--system-role fold puts its text into the first user message"
     raise DataError(
-        f"{place}the chat template leaves out message {number} ({role}: {shown!r}); {advice}"
+        f"{place}the chat template leaves out or alters message {number} ({role}: {shown!r}); {advice}"
     )
 
 

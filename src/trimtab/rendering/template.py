@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import date as Day
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -147,13 +149,14 @@ class Template:
         return content
 
     def _run(self, messages: list[dict[str, Any]], opened: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=opened,
-            tokenize=False,
-            **({"tools": self.tools} if self.tools else {}),
-            **self.kwargs,
-        )
+        with _same_draws() if "random" in self.source else nullcontext():
+            return self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=opened,
+                tokenize=False,
+                **({"tools": self.tools} if self.tools else {}),
+                **self.kwargs,
+            )
 
     def _remedy(self, messages: Sequence[Message]) -> str:
         roles = [m.get("role") for m in messages]
@@ -430,6 +433,17 @@ def _around(text: str, words: Sequence[str]) -> Around:
         before.append(text[max((e for _, e in order if e <= at), default=0) : at])
         after.append(text[end : min((s for s, _ in order if s >= end), default=len(text))])
     return Around(tuple(before), tuple(after))
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """What a template draws at random (Jinja's filter asks Python) is the same in every rendering."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _clock(day: Day) -> str:

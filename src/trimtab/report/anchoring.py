@@ -76,10 +76,16 @@ class Table:
 
 
 def read_run(folder: Path) -> Run:
-    """An experiment's result files. Raises TrimtabError where they are missing or damaged."""
+    """An experiment's result files, those for figures alone where they are kept.
+
+    Raises TrimtabError where the result is missing, or a file is damaged.
+    """
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "arrays.safetensors")
+        if (folder / "curves.json").is_file():
+            result |= json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+        arrays = folder / "arrays.safetensors"
+        arrays = load_file(arrays) if arrays.is_file() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise TrimtabError(f"{folder}: not the result of an experiment: {error}") from error
     return Run(folder.name, result, arrays)
@@ -112,13 +118,15 @@ def page(run: Run, gates: Sequence[Gate]) -> str:
 def write_anchoring(
     root: Path, names: Sequence[str], gates: Mapping[str, Sequence[Gate]], out: Path
 ) -> Path:
-    """Write the Markdown page over all runs, with a figure a run beside it; gives its path."""
+    """Write the Markdown page over all runs, with one figure beside it; gives its path."""
     parts = [
         "# Anchoring: experiments",
         "Every experiment of the series and those that it left to do, over seeds, beside the "
         "published figures. How each works: [the guide](../anchoring.md). Rebuilt by "
-        "`make results` from the files in `anchoring/`; a run of your own: "
-        "`trimtab anchor run NAME`, then `trimtab anchor report NAME`.",
+        "`make results` from the files in `anchoring/`. The drawings of a run, of states, errors by "
+        "colour and the way through training, need arrays that git does not keep: "
+        "`trimtab anchor run NAME` makes them in `runs/anchoring/NAME`, and "
+        "`trimtab anchor report NAME` a page of them.",
     ]
     runs = [read_run(root / name) for name in names]
     held = [(r, gates[r.name]) for r in runs if gates[r.name]]
@@ -132,6 +140,15 @@ def write_anchoring(
         for r, found in held
     ]
     parts.append(_table(["experiment", "what", "seeds", "gates passed", "aims reached"], rows, 2))
+    panels = drawings.overview(runs)
+    if panels:
+        figure = out.with_suffix(".svg")
+        write_text(figure, figures.sheet(panels))
+        parts += [
+            f"![Selectivity of deletions over seeds]({figure.name})",
+            "Selectivity: the share of the error's variance, over colours, that likeness to what was "
+            "removed explains. A dot a seed; the box spans the middle half, the line is the median.",
+        ]
     for run in runs:
         parts += [
             f"## {_plain(run.name)}: {_plain(run.result['title'])}",
@@ -139,11 +156,6 @@ def write_anchoring(
         ]
         if gates[run.name]:
             parts.append(_plain(verdict(run, gates[run.name])))
-        panels = drawings.overview(run)
-        if panels:
-            figure = root / f"{run.name}.svg"
-            write_text(figure, figures.sheet(panels))
-            parts.append(f"![{run.name}: {run.result['title']}]({_beside(figure, out)})")
         for table in tables(run, gates[run.name]):
             numeric = [i for i in range(1, len(table.header)) if i not in table.text]
             parts += [
@@ -344,9 +356,3 @@ def _number(value: float | None) -> str:
 def _anchor(run: Run) -> str:
     text = f"{run.name}: {run.result['title']}".lower()
     return "".join(c if c.isalnum() or c == "-" else "-" if c == " " else "" for c in text)
-
-
-def _beside(figure: Path, out: Path) -> str:
-    import os
-
-    return os.path.relpath(figure, out.parent).replace(os.sep, "/").replace(" ", "%20")

@@ -26,25 +26,30 @@ from trimtab.report.anchoring_canvas import (
     square_axes,
     titled,
 )
-from trimtab.report.anchoring_others import OTHERS
+from trimtab.report.anchoring_others import CELLS, OTHERS
 from trimtab.report.figures import GRID, INK, MUTED, NICE, Panel
 
 
 def sections(run: Run) -> list[Section]:
-    """Every drawing of a run."""
-    if run.result["kind"] == "colour":
-        found = [_seeds(run), _errors(run), _slices(run), _latents(run), _training(run)]
-        return [s for s in found if s.panels]
-    return OTHERS[run.name](run) if run.name in OTHERS else []
-
-
-def overview(run: Run) -> list[Panel]:
-    """The few drawings that stand for a run on the page over all of them."""
+    """Every drawing of a run for which its files are kept."""
     if run.result["kind"] != "colour":
-        return [panel for section in sections(run) for panel in section.panels][:6]
-    latent = _latents(run).panels
-    errors = _errors(run).panels
-    return [*_seeds(run).panels[:2], *errors[:1], *errors[-1:], *latent[:2]][:6]
+        drawn = OTHERS.get(run.name) if run.arrays or run.result["kind"] in CELLS else None
+        return drawn(run) if drawn else []
+    found = [_seeds(run)]
+    if run.arrays:
+        found += [_errors(run), _slices(run), _latents(run)]
+    if "schedule" in run.result:
+        found.append(_training(run))
+    return [s for s in found if s.panels]
+
+
+def overview(runs: Sequence[Run]) -> list[Panel]:
+    """A panel an experiment that deletes or dampens: how selective, seed by seed."""
+    return [
+        _selectivity(run, short(f"{run.name}: {run.result['title']}", 40))
+        for run in runs
+        if run.result["kind"] == "colour" and run.result["scores"] and len(run.result["seeds"]) > 10
+    ]
 
 
 # ---- over seeds ---------------------------------------------------------------------------------
@@ -54,12 +59,9 @@ def _seeds(run: Run) -> Section:
     """Distributions over seeds."""
     arms = run.result["arms"]
     panels = []
-    scores = [s["cut"] for s in run.result["scores"]]
     first = next(iter(arms.values()))["values"]
-    if scores and len(arms) == 1:
-        panels.append(
-            boxes(run, "Selectivity", "R²", {c: first[f"r2/{c}"] for c in scores}, "score")
-        )
+    if run.result["scores"] and len(arms) == 1:
+        panels.append(_selectivity(run, "Selectivity"))
     cuts = [c for c in run.result["cuts"] if c != "baseline"]
     names = run.result["colours"]
     if cuts and len(arms) == 1:
@@ -91,6 +93,12 @@ def _seeds(run: Run) -> Section:
         "A dot a seed; the box spans the middle half, the line is the median.",
         panels,
     )
+
+
+def _selectivity(run: Run, title: str) -> Panel:
+    values = next(iter(run.result["arms"].values()))["values"]
+    rows = {s["cut"]: values[f"r2/{s['cut']}"] for s in run.result["scores"]}
+    return boxes(run, title, "R²", rows, "score")
 
 
 def boxes(

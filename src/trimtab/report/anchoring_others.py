@@ -221,10 +221,11 @@ def _mixing(run: Run) -> list[Section]:
             ax.set_xlabel("share of dimension 0 taken out")
             ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
             panels.append(figures._panel(figure, f"Dose, {arm}", f"{run.name}-dose-{arm}"))
-    for arm in [a for a in ("anchor", "strong") if a in arms]:
+    cosines = run.result.get("cosines", {})
+    for arm in [a for a in ("anchor", "strong") if a in cosines]:
         with plane(f"Dimension 0 by redness: {arm}", "cosine, first seed") as (figure, ax):
             figure.set_dpi(DPI)
-            red, along = (np.array(v, float) for v in arms[arm][0]["cosine_by_redness"])
+            red, along = (np.array(v, float) for v in cosines[arm])
             ax.scatter(red, along, c=grid_colours(6), s=22, lw=0, rasterized=True)
             ax.set_xlabel("redness")
             panels.append(
@@ -247,3 +248,5 @@ OTHERS: dict[str, Callable[[Run], list[Section]]] = {
     "natural": anchoring_language.natural,
 }
 """Drawings by experiment."""
+CELLS = ("mixing", "stories", "natural")
+"""Kinds that are drawn from their results alone; the others' drawings need arrays."""

@@ -45,8 +45,8 @@ def read_heads(folder: Path) -> HeadRun:
 
 
 def write_heads(root: Path, out: Path) -> Path | None:
-    """Write the page over all comparisons below `root`, or over the one that `root` is, and their
-    figures; gives its path, None where there are none.
+    """Write the page over all comparisons below `root`, or over the one that `root` is, and
+    one figure; gives its path, None where there are none.
 
     Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
     """
@@ -65,14 +65,13 @@ def write_heads(root: Path, out: Path) -> Path | None:
         f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run.",
     ]
     try:
+        panels = [p for r in runs for p in heads_figures.panels(r.study, r.lines, r.ablation)]
+        figure = out.with_suffix(".svg")
+        write_text(figure, figures.sheet(panels, columns=2))
+        parts.append(f"![Heads: shares answered rightly, and curves over α]({figure.name})")
         for run in runs:
-            panels = heads_figures.panels(run.study, run.lines, run.ablation)
-            figure = out.with_suffix(".svg") if alone else root / f"{run.folder.name}.svg"
-            write_text(figure, figures.sheet(panels, columns=2))
-            beside = figure.name if alone else f"{root.name}/{figure.name}"
-            shown = f"![{_plain(run.study['title'])}]({beside})"
             build = _rewards if run.study["kind"] == "rewards" else _alignment
-            parts += [f"## {_plain(run.study['title'])}", _ran(run), shown, *build(run)]
+            parts += [f"## {_plain(run.study['title'])}", _ran(run), *build(run)]
         parts += ["## What holds of the published claims", *_claims(runs)]
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error

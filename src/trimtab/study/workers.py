@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError
+from trimtab.models.files import trusts_code
 from trimtab.progress import Progress
 from trimtab.study.cell import Cell, Setting, write_job
 from trimtab.study.worker import Reply, Stages, on_ray, run_here
@@ -201,7 +202,10 @@ def on_cluster(tasks: Sequence[Task], threads: int, progress: Progress) -> Repli
             f"{sum(node['Alive'] for node in ray.nodes())} nodes"
         )
         gpus = 0 if tasks[0].setting.device.startswith("cpu") else 1
-        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(on_ray)
+        how: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0}
+        if trusts_code():  # a node's processes do not inherit what was set here
+            how["runtime_env"] = {"env_vars": {"TRIMTAB_TRUST_REMOTE_CODE": "1"}}
+        remote = ray.remote(**how)(on_ray)
         running: dict[Any, Task] = {}
         for task in tasks:
             write_job(task.cell, task.setting)

@@ -383,6 +383,7 @@ def run(
                 results.write_json(file, entry | {"labelled": labelled, "seconds": took})
                 save_file(model.state_dict(), file.with_suffix(".safetensors"))
             cells[arm].append(json.loads(file.read_text()))
+    along = {arm: [c.pop("cosine_by_redness") for c in found] for arm, found in cells.items()}
     result = {
         "name": NAME,
         "kind": "mixing",
@@ -395,6 +396,7 @@ def run(
         "bins": BINS,
         "doses": DOSES,
         "tables": _tables(cells),
+        "cosines": {arm: found[0] for arm, found in along.items()},
         "seconds": {
             "all": time.perf_counter() - start,
             "a run": float(np.median([c["seconds"] for found in cells.values() for c in found])),

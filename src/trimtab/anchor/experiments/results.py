@@ -1,6 +1,7 @@
-"""Result files of an experiment: `result.json`, and `arrays.safetensors` for its figures.
+"""Result files of an experiment: `result.json`; for its figures alone, `curves.json` and
+`arrays.safetensors`, which a run keeps and git does not.
 
-Both are written aside and renamed, so a reader sees a whole run or none.
+All are written aside and renamed, so a reader sees a whole run or none.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from safetensors.numpy import save_file
 from trimtab.errors import ConfigError
 from trimtab.files import aside, write_text
 
-RESULT, ARRAYS = "result.json", "arrays.safetensors"
+RESULT, CURVES, ARRAYS = "result.json", "curves.json", "arrays.safetensors"
+DRAWN = ("schedule", "losses", "frames", "cosines")
+"""What of a result is drawn and nothing else: the timeline, losses and terms over training, …"""
 
 
 def write(folder: Path, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Path:
-    """Write both files; gives the folder."""
+    """Write the files; gives the folder."""
     tensors = {k: np.ascontiguousarray(_array(v)) for k, v in arrays.items()}
     # The figures first: where the result is there, the arrays are, too.
     with aside(folder / ARRAYS) as writing:
         save_file(tensors, writing)
-    write_json(folder / RESULT, result)
+    curves = {name: result[name] for name in DRAWN if name in result}
+    if curves:
+        write_json(folder / CURVES, curves)
+    write_json(folder / RESULT, {k: v for k, v in result.items() if k not in curves})
     return folder
 
 
