@@ -136,9 +136,9 @@ def main(words: list[str]) -> None:
         _show(done)
     else:
         dial_name = "+".join(d.info.method or d.kind for d in dials)
-        _write(
-            args.out, args.name or "-".join(filter(None, (args.model, dial_name))), done, tokenizer
-        )
+        name = args.name or "-".join(filter(None, (args.model, dial_name)))
+        uids = [prompt.uid or "" for prompt in prompts for _ in alphas]
+        _write(args.out, name, done, uids, tokenizer)
 
 
 GENERATIONS = "generations.jsonl"
@@ -246,7 +246,7 @@ def _show(done: "list[Generation]") -> None:
         console.print(Text.assemble((f"alpha {g.alpha:g}: ", "dim"), g.text.strip()))
 
 
-def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> None:
+def _write(out: Path, name: str, done: "list[Generation]", uids: list[str], tokenizer: Any) -> None:
     """The evaluation files of each strength, and all generations in one."""
     import json
 
@@ -255,11 +255,18 @@ def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> No
 
     for alpha in dict.fromkeys(g.alpha for g in done):
         generator = f"{name.replace('/', '_')}-alpha-{alpha:g}"
-        part = [Answer(g.prompt, g.text, generator) for g in done if g.alpha == alpha]
+        part = [
+            Answer(g.prompt, g.text, generator, uid)
+            for g, uid in zip(done, uids, strict=True)
+            if g.alpha == alpha
+        ]
         lengths = [len(tokenizer(a.text)["input_ids"]) for a in part]
         print(write_alpaca_eval(out / "alpaca_eval" / f"{generator}.json", part))
         print(write_arena_hard(out / "arena_hard" / f"{generator}.jsonl", part, lengths))
-    lines = [{"prompt": g.prompt, "alpha": g.alpha, "text": g.text} for g in done]
+    lines = [
+        {**({"uid": uid} if uid else {}), "prompt": g.prompt, "alpha": g.alpha, "text": g.text}
+        for g, uid in zip(done, uids, strict=True)
+    ]
     print(
         write_text(
             out / GENERATIONS,
