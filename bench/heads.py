@@ -44,8 +44,8 @@ def run_decoding(repeats: int, quick: bool) -> results.Found:
     from trimtab import models
     from trimtab.dials import AdapterDial, LogitsDial
     from trimtab.dials.adapter import linear_modules
-    from trimtab.evaluate.decoding import decode, generate_genarm
-    from trimtab.evaluate.generation import Sampling
+    from trimtab.evaluation.decoding import decode, generate_genarm
+    from trimtab.evaluation.generation import Sampling
 
     model, tokenizer = models.load(data.MODEL, dtype="float32")
     ids = tokenizer(PROMPT)["input_ids"]
@@ -103,8 +103,8 @@ def run_epochs(repeats: int, quick: bool) -> results.Found:
     from trimtab.batching import answer_spans, encode, layout_for, plan_training
     from trimtab.cache import Store, features
     from trimtab.dials import LogitsDial, RewardDial
-    from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
-    from trimtab.fit.heads import (
+    from trimtab.training.head_recipes import DPHRecipe, IAVRecipe
+    from trimtab.training.heads import (
         DPHModule,
         HeadModule,
         IAVModule,
@@ -206,7 +206,7 @@ def run_candidates(repeats: int, quick: bool) -> results.Found:
     """Rewards of 8 candidates in one packed pass, and one by one."""
     from trimtab import models
     from trimtab.dials import RewardDial
-    from trimtab.evaluate.rewards import score_candidates
+    from trimtab.evaluation.rewards import score_candidates
 
     model, tokenizer = models.load(data.MODEL, dtype="float32")
     pairs = data.pairs_of(SPEC, 4 * CANDIDATES, whole=True)

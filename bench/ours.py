@@ -25,14 +25,14 @@ from trimtab.batching.contrast import batches_of
 from trimtab.cache import Store, collect
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
-from trimtab.fit import METHODS
-from trimtab.fit.closed_form import pair_answers
-from trimtab.fit.reference import read_reference
-from trimtab.fit.trainer import FitModule, train
 from trimtab.objectives import DPO
 from trimtab.pairs import Pair, PairSet
 from trimtab.sites import Site
 from trimtab.states import depth
+from trimtab.training import METHODS
+from trimtab.training.closed_form import pair_answers
+from trimtab.training.reference import read_reference
+from trimtab.training.trainer import FitModule, train
 
 STEPS = 1000
 """More than any lane is asked for: the parent ends it."""

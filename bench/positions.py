@@ -16,8 +16,8 @@ def run_positions(spec: str = "genies:truthful_qa/train[:750]") -> results.Found
     from bench.floor import counted
     from trimtab import models
     from trimtab.batching import encode, layout_of, plan_training
-    from trimtab.fit.recipes import TrainSettings
     from trimtab.pairs import read_pairs
+    from trimtab.training.recipes import TrainSettings
 
     model, tokenizer = models.load(data.MODEL)
     layout = layout_of(model)
@@ -61,10 +61,10 @@ def run_forwards(spec: str = "genies:truthful_qa/train[:24]") -> results.Found:
     from trimtab import models
     from trimtab.batching import encode, layout_of
     from trimtab.cache import Store
-    from trimtab.fit.methods import method
-    from trimtab.fit.recipes import TrainingRecipe
-    from trimtab.fit.reference import read_reference
     from trimtab.pairs import read_pairs
+    from trimtab.training.methods import method
+    from trimtab.training.recipes import TrainingRecipe
+    from trimtab.training.reference import read_reference
 
     model, tokenizer = models.load(data.MODEL)
     layout_of(model)

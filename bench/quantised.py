@@ -24,9 +24,9 @@ import trimtab
 from trimtab import models
 from trimtab.errors import TrimtabError
 from trimtab.export import export
-from trimtab.fit.methods import method
-from trimtab.fit.settings import TrainSettings
 from trimtab.study import evaluate
+from trimtab.training.methods import method
+from trimtab.training.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "quantised.json"
 PAGE = Path(__file__).parents[1] / "docs" / "quantised.md"

@@ -184,7 +184,7 @@ def run_decoding(repeats: int, quick: bool) -> results.Found:
     from trimtab.dials import RotationDial, VectorDial
     from trimtab.dials.linear import linear_modules
     from trimtab.dials.rotation import singular_basis
-    from trimtab.fit.rotation import WRITERS
+    from trimtab.training.rotation import WRITERS
 
     model, tokenizer = models.load(data.MODEL)
     count = models.n_layers(model)
@@ -237,10 +237,10 @@ def run_rotation(repeats: int, quick: bool) -> results.Found:
     from trimtab.batching import collate, encode, layout_of
     from trimtab.cache import Store
     from trimtab.dials import RotationDial
-    from trimtab.fit.methods import method
-    from trimtab.fit.reference import read_reference
-    from trimtab.fit.rotation import ContrastiveModule, new_rotation
     from trimtab.pairs import read_pairs
+    from trimtab.training.methods import method
+    from trimtab.training.reference import read_reference
+    from trimtab.training.rotation import ContrastiveModule, new_rotation
 
     model, tokenizer = models.load(data.MODEL)
     recipe: Any = method("rotation").recipe

@@ -17,7 +17,7 @@ from trimtab import Dial, fit, generate, load, models
 from trimtab.batching import Arrangement, encode, layout_of
 from trimtab.cache import collect
 from trimtab.errors import TrimtabError
-from trimtab.evaluate.generation import Sampling
+from trimtab.evaluation.generation import Sampling
 from trimtab.states import seeing
 
 EXACT = 1e-3
@@ -143,7 +143,7 @@ class Kind:
         """Two steps of DPO on a LoRA: the loss begins at log 2."""
         from dataclasses import replace
 
-        from trimtab.fit.methods import METHODS
+        from trimtab.training.methods import METHODS
 
         recipe: Any = METHODS["dpo"].recipe
         train = replace(

@@ -22,13 +22,13 @@ from trimtab.batching import Encoded, collate, layout_of, plan_batches
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial
 from trimtab.dials.adapter import linear_modules
-from trimtab.fit.methods import METHODS
-from trimtab.fit.recipes import AdapterSettings, DPORecipe, TrainSettings
-from trimtab.fit.reference import read_reference
-from trimtab.fit.run import fit
-from trimtab.fit.trainer import FitModule
 from trimtab.objectives import DPO, Objective
 from trimtab.pairs import Pair, PairSet
+from trimtab.training.methods import METHODS
+from trimtab.training.recipes import AdapterSettings, DPORecipe, TrainSettings
+from trimtab.training.reference import read_reference
+from trimtab.training.run import fit
+from trimtab.training.trainer import FitModule
 
 WORDS = [
     "sky",
@@ -177,7 +177,7 @@ def _write_slowly(checkpoint: float, dial: float) -> None:
     import safetensors.torch
 
     import trimtab.dials.dial
-    import trimtab.fit.trainer
+    import trimtab.training.trainer
 
     pickled = torch.save
 
@@ -201,7 +201,7 @@ def _write_slowly(checkpoint: float, dial: float) -> None:
         in_halves(stream.getvalue(), file, checkpoint)
 
     if checkpoint:
-        trimtab.fit.trainer.save_file = save_file(checkpoint)
+        trimtab.training.trainer.save_file = save_file(checkpoint)
         torch.save = save
     if dial:
         trimtab.dials.dial.save_file = save_file(dial)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from transformers import TrainingArguments
 
-import trimtab.fit.trainer as trainer
+import trimtab.training.trainer as trainer
 from helpers_fit import job
 
 

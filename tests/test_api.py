@@ -53,7 +53,7 @@ def test_importing_the_package_imports_no_torch():
     ],
 )
 def test_rooms_do_not_hide_the_functions_of_their_name(first):
-    """`trimtab.fit` and `trimtab.evaluate` are packages too: importing them binds their names."""
+    """`trimtab.fit` and `trimtab.evaluate` were packages too: importing them binds their names."""
     code = (
         f"{first}\n"
         "from trimtab import load, read_pairs, fit, Dial, generate, evaluate\n"
@@ -65,6 +65,30 @@ def test_rooms_do_not_hide_the_functions_of_their_name(first):
     )
     done = alone(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_old_module_names_are_the_new_modules():
+    """Not copies of them; each name says once what the new one is, and the new ones nothing."""
+    names = {
+        "trimtab.fit.methods": "trimtab.training.methods",
+        "trimtab.fit.training": "trimtab.training.adapters",
+        "trimtab.evaluate.damage": "trimtab.evaluation.damage",
+        "trimtab.evaluate.tasks.stsb": "trimtab.evaluation.tasks.stsb",
+    }
+    code = (
+        "import importlib, trimtab\n"
+        f"for old, new in {names}.items():\n"
+        "    real = importlib.import_module(new)\n"
+        "    assert importlib.import_module(old) is importlib.import_module(old) is real\n"
+        "    assert real.__name__ == real.__spec__.name == new\n"
+        "try: import trimtab.fit.method\n"
+        "except ModuleNotFoundError: print('not there')\n"
+    )
+    done = alone(code)
+    assert (done.returncode, done.stdout) == (0, "not there\n"), done.stderr
+    said = re.findall(r"trimtab\.(\S+) is trimtab\.(\S+) now\n", done.stderr)
+    moved = [("fit", "training"), ("fit.training", "training.adapters")]
+    assert said == [*moved, ("evaluate", "evaluation")]
 
 
 def test_the_readmes_example_runs(tiny, tokenizer, tmp_path, monkeypatch, capsys):

@@ -23,11 +23,11 @@ from trimtab.batching import collate, encode, make_contrast, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
-from trimtab.fit.methods import method
-from trimtab.fit.reference import read_reference
-from trimtab.fit.rotation import ContrastiveModule, new_rotation
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import read_pairs
+from trimtab.training.methods import method
+from trimtab.training.reference import read_reference
+from trimtab.training.rotation import ContrastiveModule, new_rotation
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -215,7 +215,7 @@ def test_no_field_takes_nonsense(key: str) -> None:
 
 def test_defaults_are_within_their_ranges() -> None:
     """The published settings among them: every method, and what `published` stands for."""
-    from trimtab.fit import METHODS
+    from trimtab.training import METHODS
 
     for method in METHODS.values():
         again: Any = dataclasses.replace(method.recipe)

@@ -20,8 +20,8 @@ from trimtab import models
 from trimtab.batching import Encoded, layout_of
 from trimtab.cache import Store, collect, reference
 from trimtab.errors import CacheError
-from trimtab.fit import fit
 from trimtab.objectives import InnerDPO
+from trimtab.training import fit
 
 WHAT = {"model": "m", "read": "logps"}
 

@@ -11,11 +11,11 @@ import torch
 
 from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
-from trimtab.evaluate import NeutralText, calibrate, generate, parse_budget
-from trimtab.evaluate.calibration import _interval, _meets, passages_of
-from trimtab.evaluate.damage import Damage
-from trimtab.fit.condition import best_threshold, fit_condition
+from trimtab.evaluation import NeutralText, calibrate, generate, parse_budget
+from trimtab.evaluation.calibration import _interval, _meets, passages_of
+from trimtab.evaluation.damage import Damage
 from trimtab.pairs.neutral import NEUTRAL
+from trimtab.training.condition import best_threshold, fit_condition
 
 PASSAGES = [text[:160] for text in NEUTRAL[12:18]]
 

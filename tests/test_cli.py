@@ -24,7 +24,7 @@ from trimtab.cli import VERBS, main
 from trimtab.cli.parse import parse
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.fit import METHODS
+from trimtab.training import METHODS
 
 SCRIPT = Path(sys.executable).with_name("trimtab")
 

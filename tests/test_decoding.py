@@ -15,24 +15,24 @@ import torch
 from helpers_fit import adapter
 from test_rewards import drawn
 from trimtab.errors import ConfigError, DataError, JudgeError
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.answers import (
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.answers import (
     Answer,
     question_id,
     read_answers,
     write_alpaca_eval,
     write_arena_hard,
 )
-from trimtab.evaluate.decoding import Decoder, generate_args, generate_genarm
-from trimtab.evaluate.generation import encode_prompt
-from trimtab.evaluate.judge import (
+from trimtab.evaluation.decoding import Decoder, generate_args, generate_genarm
+from trimtab.evaluation.generation import encode_prompt
+from trimtab.evaluation.judge import (
     Judgement,
     compare_answers,
     endpoint_judge,
     reward_judge,
     win_rate,
 )
-from trimtab.evaluate.rewards import score_candidates
+from trimtab.evaluation.rewards import score_candidates
 
 SHORT = Sampling(max_new_tokens=5)
 
@@ -91,7 +91,7 @@ def test_args(tiny: Any, tokenizer: Any) -> None:
     (zero,) = generate_args(model, tokenizer, prompt, reward, 0.0, sampling=SHORT)
     assert zero.text == bare.text
     from trimtab.batching import Encoded, Row
-    from trimtab.evaluate.rewards import rewards_of
+    from trimtab.evaluation.rewards import rewards_of
 
     prompt_ids = encode_prompt(tokenizer, prompt)
     taken: list[int] = []

@@ -12,8 +12,8 @@ import torch
 from trimtab.batching import Encoded, Row
 from trimtab.cli import main
 from trimtab.errors import TrimtabError
-from trimtab.evaluate import NeutralText
-from trimtab.evaluate.dose import (
+from trimtab.evaluation import NeutralText
+from trimtab.evaluation.dose import (
     antisymmetry,
     binary_log_ratio_correlation,
     damage_dose,

@@ -12,8 +12,8 @@ import torch
 from trimtab.batching import Encoded, Row, encode
 from trimtab.dials import VectorDial
 from trimtab.errors import ConfigError, DataError, DialError, ModelError
-from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate, score
-from trimtab.evaluate.items import item_scores
+from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, generate, score
+from trimtab.evaluation.items import item_scores
 from trimtab.states import Readings
 
 PASSAGES = ("The capital of France is Paris.", "Two and two are four. Water boils.")
@@ -132,7 +132,7 @@ def test_a_dial_of_another_model_is_refused_unless_forced(tiny, tokenizer, few_p
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_damage_equals_a_naive_computation(tiny, tokenizer, monkeypatch, keep):
-    monkeypatch.setattr("trimtab.evaluate.damage.KEEP_BYTES", 1 << 30 if keep else 0)
+    monkeypatch.setattr("trimtab.evaluation.damage.KEEP_BYTES", 1 << 30 if keep else 0)
     model = tiny("llama")
     dial, text = a_dial(model), NeutralText(model, tokenizer, PASSAGES)
     zero = text.damage(dial, 0.0)

@@ -21,8 +21,8 @@ from trimtab.dials.experts import stacked
 from trimtab.dials.peft import matches
 from trimtab.errors import ConfigError, DialError
 from trimtab.export import export
-from trimtab.fit.methods import method
 from trimtab.progress import Progress
+from trimtab.training.methods import method
 
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 """Two layouts, `[experts, out, in]` and (gpt_oss) `[experts, in, out]` with biases."""

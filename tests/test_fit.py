@@ -17,14 +17,14 @@ from trimtab import models
 from trimtab.batching import Encoded, Row, Schedule, encode, plan_training
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, DataError, TrainingError
-from trimtab.fit import METHODS, fit, method
-from trimtab.fit.estimate import estimate_training, operations
-from trimtab.fit.recipes import TrainSettings
-from trimtab.fit.steering import DirectionRecipe
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs
+from trimtab.training import METHODS, fit, method
+from trimtab.training.estimate import estimate_training, operations
+from trimtab.training.recipes import TrainSettings
+from trimtab.training.steering import DirectionRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_a_finished_run_does_nothing(
     fit(SHORT, *llama, PAIRS, out=out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     (tmp_path / ".dial.training" / "checkpoint-9").mkdir(parents=True)
-    monkeypatch.setattr("trimtab.fit.run.encode", None)
+    monkeypatch.setattr("trimtab.training.run.encode", None)
     heard = Heard()
     again = fit(SHORT, *llama, PAIRS, out=out, progress=heard)
     assert "nothing to do" in heard.text
@@ -218,7 +218,7 @@ def test_leftovers_of_nobody(llama: Any, tmp_path: Path) -> None:
     with another seed, as a clearing that was stopped halfway would leave them."""
     fit(SHORT, *llama, PAIRS, out=tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trimtab.fit.run._publish", lambda *_: None)
+        patch.setattr("trimtab.training.run._publish", lambda *_: None)
         settings = recipe(max_steps=3, dropout=0.1, checkpoint_seconds=0)
         fit(settings, *llama, PAIRS, out=tmp_path / "dial", seed=9)
     (tmp_path / ".dial.training" / "run.json").unlink()

@@ -16,17 +16,17 @@ from test_rewards import drawn
 from trimtab.batching import Encoded, Row, encode_answers, make_contrast
 from trimtab.dials import Condition, Dial, VectorDial
 from trimtab.dials.dial import _digest
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.decoding import generate_args, generate_genarm
-from trimtab.evaluate.explain import explain
-from trimtab.evaluate.formats import format_for
-from trimtab.evaluate.judge import reward_judge
-from trimtab.evaluate.rewards import Drawing, draw, rewards_of, score_candidates
-from trimtab.fit import fit
-from trimtab.fit.condition import fit_condition
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.decoding import generate_args, generate_genarm
+from trimtab.evaluation.explain import explain
+from trimtab.evaluation.formats import format_for
+from trimtab.evaluation.judge import reward_judge
+from trimtab.evaluation.rewards import Drawing, draw, rewards_of, score_candidates
 from trimtab.pairs import PairSet, persona_pairs, read_pairs
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering
+from trimtab.training import fit
+from trimtab.training.condition import fit_condition
 
 SHORT = Sampling(max_new_tokens=3)
 QUESTION = "Is the sky blue?"

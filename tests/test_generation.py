@@ -15,11 +15,11 @@ import transformers
 from conftest import build
 from trimtab.dials import VectorDial
 from trimtab.errors import ModelError
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.cache_proof import way_to_decode, way_to_generate
-from trimtab.evaluate.decoding import Decoder
-from trimtab.evaluate.explain import explain
-from trimtab.evaluate.generation import own_settings
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.cache_proof import way_to_decode, way_to_generate
+from trimtab.evaluation.decoding import Decoder
+from trimtab.evaluation.explain import explain
+from trimtab.evaluation.generation import own_settings
 
 PROMPTS = ["The sky is", "Two and two are four. A triangle has three", "a"]
 GREEDY = Sampling(max_new_tokens=6)

@@ -27,9 +27,9 @@ from test_vector import vector
 from trimtab.batching import Encoded, Row
 from trimtab.batching.spans import prompts
 from trimtab.errors import ConfigError, DataError, ModelError
-from trimtab.evaluate.benchmarks import check_tasks, load_tasks
-from trimtab.evaluate.harness import _model_class, bench_tasks
-from trimtab.evaluate.rewards import rewards_of, score_candidates
+from trimtab.evaluation.benchmarks import check_tasks, load_tasks
+from trimtab.evaluation.harness import _model_class, bench_tasks
+from trimtab.evaluation.rewards import rewards_of, score_candidates
 from trimtab.rendering import Rendering
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -112,7 +112,7 @@ def test_read_outs(task: str, tiny: Any, tokenizer: Any) -> None:
 
 def test_own_tasks() -> None:
     """The harness finds them, and what it knows itself."""
-    from trimtab.evaluate.tasks.stsb import pearson, process_results, spearman
+    from trimtab.evaluation.tasks.stsb import pearson, process_results, spearman
 
     assert check_tasks(["race_middle", "piqa"]) == ["race_middle", "piqa"]
     assert "stsb" in check_tasks(["glue"])

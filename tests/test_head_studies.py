@@ -19,8 +19,8 @@ from trimtab.batching import encode
 from trimtab.cache import collect
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.items import item_scores
-from trimtab.evaluate.scores import score
+from trimtab.evaluation.items import item_scores
+from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
 from trimtab.study import compare_heads, compare_rewards
 from trimtab.study.compare_heads import HeadComparison

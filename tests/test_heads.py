@@ -27,17 +27,17 @@ from trimtab.cache import Store, collect, features
 from trimtab.dials import Dial, LogitsDial, VectorDial
 from trimtab.dials.attach import PRESETS
 from trimtab.errors import ConfigError, DialError
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.explain import explain
-from trimtab.fit import fit
-from trimtab.fit.head_recipes import IAVRecipe, LogitsSettings
-from trimtab.fit.heads import IAVModule, after_head, head_batch
-from trimtab.fit.recipes import TrainSettings
-from trimtab.fit.trainer import checkpoints
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.explain import explain
 from trimtab.objectives import DPO
 from trimtab.objectives.heads import ARM, IAV, HeadReadout, head_readout
 from trimtab.readout import Readout
 from trimtab.states import pair_up, read
+from trimtab.training import fit
+from trimtab.training.head_recipes import IAVRecipe, LogitsSettings
+from trimtab.training.heads import IAVModule, after_head, head_batch
+from trimtab.training.recipes import TrainSettings
+from trimtab.training.trainer import checkpoints
 
 IDS = torch.randint(2, 320, (3, 14), generator=torch.Generator().manual_seed(7))
 SHAPES = ("low_rank", "full", "hidden", "mlp")
@@ -304,7 +304,7 @@ def test_chunks_change_no_gradient(
     tiny: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits of a few tokens at a time, kept or computed again in the backward pass."""
-    import trimtab.fit.heads as heads
+    import trimtab.training.heads as heads
 
     model, rows = tiny("llama"), random_rows()
     found = []
@@ -388,7 +388,7 @@ def test_stopped_and_gone_on(
     tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped by Ctrl-C in the middle, and by an exception: the same bytes in the end."""
-    import trimtab.fit.trainer as trainer
+    import trimtab.training.trainer as trainer
 
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     recipe = dataclasses.replace(

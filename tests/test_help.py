@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.fit import METHODS
+from trimtab.training import METHODS
 
 
 def undocumented(value: Any) -> Iterator[str]:

@@ -22,7 +22,7 @@ from trimtab import fit, models
 from trimtab.batching import encode
 from trimtab.cache import reference
 from trimtab.errors import DialError, ModelError
-from trimtab.evaluate import NeutralText
+from trimtab.evaluation import NeutralText
 from trimtab.models import digests
 from trimtab.models.config import read_of
 from trimtab.models.tensors import mark
@@ -657,8 +657,8 @@ def test_a_model_in_train_mode_is_read_without_dropout_and_put_back(
 ):
     """A6: gpt2's dropouts are at 0.1."""
     from trimtab.cache import collect, features
-    from trimtab.evaluate import generate
-    from trimtab.evaluate.decoding import decode
+    from trimtab.evaluation import generate
+    from trimtab.evaluation.decoding import decode
 
     quiet = tiny("gpt2")
     model = tiny("gpt2", fresh=True).train()
@@ -693,7 +693,7 @@ def test_a_model_in_train_mode_is_read_without_dropout_and_put_back(
 
 
 def _short() -> Any:
-    from trimtab.evaluate import Sampling
+    from trimtab.evaluation import Sampling
 
     return Sampling(max_new_tokens=6)
 
@@ -933,7 +933,7 @@ def loud(saved_model, tokenizer) -> Any:
 def test_log_probs_and_states_that_are_not_finite_are_said_not_averaged(
     loud, tokenizer, few_pairs, store
 ):
-    from trimtab.evaluate import Sampling, generate
+    from trimtab.evaluation import Sampling, generate
 
     rows = encode(few_pairs, tokenizer)
     with pytest.raises(ModelError, match=r"not finite.*float"):

@@ -6,11 +6,11 @@ import json
 import re
 
 from test_report import edit, make_run
-from trimtab.fit import METHODS
 from trimtab.report import read_results
 from trimtab.report.figures import accuracy, keys
 from trimtab.report.heads_figures import ARMS
 from trimtab.report.looks import MARKERS, TABLE, looks_of
+from trimtab.training import METHODS
 
 
 def test_a_method_looks_the_same_on_every_page(tmp_path):

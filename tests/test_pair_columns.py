@@ -324,9 +324,9 @@ def test_inspect_and_fit_say_what_is_unusual(
 ) -> None:
     from rich.console import Console
 
-    from trimtab.fit import fit
     from trimtab.pairs.inspect import inspect_pairs, render
     from trimtab.progress import Progress
+    from trimtab.training import fit
 
     rows = [{**PLAIN, "score": 1}, {**PLAIN, "prompt": "The sea is", "system": "Be brief."}]
     pairs = read_pairs(rows)
@@ -344,8 +344,8 @@ def test_scoring_past_a_models_context_is_said(
     tiny: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from trimtab import evaluate
-    from trimtab.fit import fit
     from trimtab.progress import Progress
+    from trimtab.training import fit
 
     model = tiny("llama")
     long = {**PLAIN, "prompt": "a " * 130}

@@ -32,6 +32,7 @@ FLOORS = {
         "sites",
         "readout",
         "files",
+        "old_names",
         "provenance",
         "statistics",
         "terminal",
@@ -45,7 +46,7 @@ FLOORS = {
     1.3: ("cache",),
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
-    4: ("fit", "evaluate", "export", "anchor"),
+    4: ("training", "evaluation", "export", "anchor"),
     5: ("study", "compat"),
     6: ("report", "app"),
     7: ("cli",),
@@ -65,7 +66,7 @@ BRING_TORCH = {"torch", "transformers", "peft", "accelerate"}
 
 
 def module_of(path: Path, base: Path = PACKAGE.parent) -> tuple[str, ...]:
-    """`src/trimtab/fit/trainer.py` is `("trimtab", "fit", "trainer")`."""
+    """`src/trimtab/training/trainer.py` is `("trimtab", "training", "trainer")`."""
     parts = path.relative_to(base).with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -74,7 +75,7 @@ def imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]
     """`(line, dotted name)` of all that a module imports, also inside functions.
 
     `from a import b` gives `a.b`; relative names are resolved against `package`, the package that
-    the module lies in; `import_module("a.b")` counts too, and so does `trimtab.fit` after
+    the module lies in; `import_module("a.b")` counts too, and so does `trimtab.dials` after
     `import trimtab`.
     """
     for node in ast.walk(tree):
@@ -177,12 +178,32 @@ def test_imports_follow_the_floors():
 @pytest.mark.parametrize(
     ("file", "source", "expected"),
     [
-        ("fit/a.py", "def f():\n    from trimtab.study import x", ":2: 'fit' (floor 4) imports 's"),
-        ("fit/a.py", "from ..evaluate import x", ":1: 'fit' (floor 4) imports 'evaluate'"),
-        ("fit/a.py", "from .. import evaluate", ":1: 'fit' (floor 4) imports 'evaluate'"),
-        ("fit/__init__.py", "from ..cli.main import x", ":1: 'fit' (floor 4) imports 'cli'"),
-        ("fit/a.py", "from trimtab import load", "import the name from the room it lives in"),
-        ("fit/a.py", "import trimtab\ntrimtab.report.page()", ":2: 'fit' (floor 4) imports 'rep"),
+        (
+            "training/a.py",
+            "def f():\n    from trimtab.study import x",
+            ":2: 'training' (floor 4) imports 's",
+        ),
+        (
+            "training/a.py",
+            "from ..evaluation import x",
+            ":1: 'training' (floor 4) imports 'evaluation'",
+        ),
+        (
+            "training/a.py",
+            "from .. import evaluation",
+            ":1: 'training' (floor 4) imports 'evaluation'",
+        ),
+        (
+            "training/__init__.py",
+            "from ..cli.main import x",
+            ":1: 'training' (floor 4) imports 'cli'",
+        ),
+        ("training/a.py", "from trimtab import load", "import the name from the room it lives in"),
+        (
+            "training/a.py",
+            "import trimtab\ntrimtab.report.page()",
+            ":2: 'training' (floor 4) imports 'rep",
+        ),
         ("states.py", "import_module('trimtab.cache')", ":1: 'states' (floor 1.2) imports 'cache'"),
         ("spaces/a.py", "import json", ":1: 'spaces' knows tensors alone, but imports 'json'"),
         ("spaces/a.py", "from trimtab.states import x", "tensors alone, but imports 'states'"),
@@ -201,10 +222,10 @@ def test_a_breach_is_named(file: str, source: str, expected: str):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("fit/a.py", "from trimtab.dials import x\nfrom . import b\nfrom .b import c"),
+        ("training/a.py", "from trimtab.dials import x\nfrom . import b\nfrom .b import c"),
         ("pairs/a.py", "from trimtab.errors import DataError\nfrom ..readout import Needs"),
         ("objectives/a.py", "import torch\nfrom trimtab.readout import Needs"),
-        ("study/a.py", "from trimtab import __version__\nimport trimtab.fit.recipes"),
+        ("study/a.py", "from trimtab import __version__\nimport trimtab.training.recipes"),
         ("cli/a.py", "def main():\n    import torch"),
         ("cli/a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("__init__.py", "from trimtab.cli import main"),

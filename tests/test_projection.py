@@ -12,17 +12,17 @@ from helpers_fit import adapter, random_pairs, relative
 from trimtab.batching import collate, encode, layout_of, plan_training
 from trimtab.dials.adapter import AdapterDial
 from trimtab.errors import ConfigError
-from trimtab.fit import fit
-from trimtab.fit.projection import (
+from trimtab.states import pair_up, read
+from trimtab.training import fit
+from trimtab.training.projection import (
     Projection,
     off_direction,
     onto,
     shrunk,
     step_differences,
 )
-from trimtab.fit.recipes import AdapterSettings, ProjectionRecipe, TrainSettings
-from trimtab.fit.settings import ProjectionSettings
-from trimtab.states import pair_up, read
+from trimtab.training.recipes import AdapterSettings, ProjectionRecipe, TrainSettings
+from trimtab.training.settings import ProjectionSettings
 
 
 def recipe(steps: int = 2, **projection: Any) -> ProjectionRecipe:

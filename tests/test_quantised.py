@@ -29,12 +29,12 @@ from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import DialError, ModelError, TrainingError
 from trimtab.export import check, export, run
-from trimtab.fit import fit
-from trimtab.fit.methods import method
-from trimtab.fit.probe import _differs, check_gradients
-from trimtab.fit.settings import TrainSettings
 from trimtab.pairs import PairSet
 from trimtab.states import read
+from trimtab.training import fit
+from trimtab.training.methods import method
+from trimtab.training.probe import _differs, check_gradients
+from trimtab.training.settings import TrainSettings
 
 VOCAB, WIDTH = 320, 64
 IDS = torch.randint(2, VOCAB, (3, 12), generator=torch.Generator().manual_seed(1))

@@ -15,12 +15,12 @@ from conftest import _tokenizer, build
 from helpers_fit import files_of, random_pairs, relative
 from trimtab.dials import AdapterDial, Dial
 from trimtab.errors import ConfigError
-from trimtab.fit import METHODS, fit, method
-from trimtab.fit.head_recipes import HeadRecipe
-from trimtab.fit.recipes import InnerDPORecipe, InnerRecipe, TrainingRecipe
-from trimtab.fit.settings import AdapterSettings, SpaceSettings, TrainSettings
 from trimtab.objectives import InnerDPO
 from trimtab.pairs import read_pairs
+from trimtab.training import METHODS, fit, method
+from trimtab.training.head_recipes import HeadRecipe
+from trimtab.training.recipes import InnerDPORecipe, InnerRecipe, TrainingRecipe
+from trimtab.training.settings import AdapterSettings, SpaceSettings, TrainSettings
 
 TRAINED = [
     name

@@ -695,8 +695,8 @@ def test_without_offsets() -> None:
 
 def test_the_relative_floor_of_directions() -> None:
     """B1: a difference that is rounding, relative to the states, is refused by every estimator."""
-    from trimtab.fit.closed_form import from_gradients, from_states
-    from trimtab.fit.steering import STEERING
+    from trimtab.training.closed_form import from_gradients, from_states
+    from trimtab.training.steering import STEERING
 
     g = torch.Generator().manual_seed(0)
     h = 30 * torch.randn(12, 16, generator=g)

@@ -32,8 +32,8 @@ from templates import (
 )
 from trimtab.batching import encode
 from trimtab.errors import ConfigError, DataError, ModelError
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.generation import said
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.generation import said
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering, end_ids, plain_ids, prompt_ids, render_answer
@@ -364,8 +364,8 @@ def test_a_mark_that_is_no_special_token_is_no_text(tiny: Any) -> None:
     """The end of a turn stood in the answers that were drawn, judged and written to files."""
     from tokenizers import AddedToken
 
-    from trimtab.evaluate.formats import Format
-    from trimtab.evaluate.generation import ends_of, said
+    from trimtab.evaluation.formats import Format
+    from trimtab.evaluation.generation import ends_of, said
 
     made = tokenizer(CHATML.replace("<|im_end|>", "<|over|>"))
     made.add_tokens([AddedToken("<|over|>", special=False, normalized=False)])

@@ -20,7 +20,7 @@ import pytest
 
 from helpers_fit import files_of
 from helpers_zygote import Zygote
-from trimtab.fit.trainer import checkpoints
+from trimtab.training.trainer import checkpoints
 
 FAST = {"epochs": 3.0}
 """Twelve steps, a checkpoint each."""
@@ -186,9 +186,9 @@ def test_ctrl_c_at_a_step(
     at: int, tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """In the first, a middle and the last step; also the last is not lost, nor the Ctrl-C."""
-    import trimtab.fit.trainer as trainer
+    import trimtab.training.trainer as trainer
     from helpers_fit import random_pairs, recipe
-    from trimtab.fit import fit
+    from trimtab.training import fit
 
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     arguments: Any = (recipe(dropout=0.1, epochs=3.0), tiny("llama"), tokenizer, random_pairs(16))

@@ -21,8 +21,8 @@ from trimtab.batching import answer_spans, encode
 from trimtab.cache import Store, features
 from trimtab.dials import Dial, LogitsDial, RewardDial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
-from trimtab.evaluate import Sampling, score
-from trimtab.evaluate.rewards import (
+from trimtab.evaluation import Sampling, score
+from trimtab.evaluation.rewards import (
     Drawing,
     draw,
     expected_kl,
@@ -32,14 +32,14 @@ from trimtab.evaluate.rewards import (
     score_candidates,
     token_rewards,
 )
-from trimtab.fit import fit
-from trimtab.fit.head_recipes import DPHRecipe, RewardSettings
-from trimtab.fit.heads import moments, tied_at_the_end
-from trimtab.fit.recipes import AdapterSettings, TrainSettings
 from trimtab.objectives.heads import DPH
 from trimtab.pairs import Pair, PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Readout
+from trimtab.training import fit
+from trimtab.training.head_recipes import DPHRecipe, RewardSettings
+from trimtab.training.heads import moments, tied_at_the_end
+from trimtab.training.recipes import AdapterSettings, TrainSettings
 
 os.environ["CI"] = "1"  # TRL then reports to nobody
 AGGREGATES = ("marker", "last", "mean", "max", "weighted", "attention")
@@ -403,7 +403,7 @@ def test_rewards_are_tied_at_the_end() -> None:
 
 def test_stopped_and_gone_on(tiny: Any, tokenizer: Any, cached: Path, monkeypatch: Any) -> None:
     """The same bytes as of a run that was never stopped."""
-    import trimtab.fit.trainer as trainer
+    import trimtab.training.trainer as trainer
 
     recipe = small(DPH(weight_prior=0.1), epochs=3, dropout=0.2)
     recipe = dataclasses.replace(
@@ -508,7 +508,7 @@ def test_rewards_of_drawn_candidates(
     """Read while drawing, or in a pass of their own where the dial moves states: either way those of
     the finished texts, the end marker's state included, by the bare model."""
     from trimtab.batching import Encoded, Row
-    from trimtab.evaluate.generation import encode_prompt
+    from trimtab.evaluation.generation import encode_prompt
     from trimtab.rendering import end_ids
 
     model = tiny("llama")
@@ -536,7 +536,7 @@ def test_rewards_of_drawn_candidates(
 
 
 def test_best_of_n_and_sampling() -> None:
-    from trimtab.evaluate.rewards import Candidate
+    from trimtab.evaluation.rewards import Candidate
 
     found = [Candidate(str(i), (i,), r, True, False) for i, r in enumerate((0.0, 1.0, 3.0))]
     found.append(Candidate("given up", (9,), 9.0, False, True))

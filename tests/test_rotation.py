@@ -18,10 +18,14 @@ from trimtab.dials.linear import dense_weight
 from trimtab.dials.rotation import singular_basis
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DialError
-from trimtab.fit import fit
-from trimtab.fit.recipes import AdapterSettings, TrainSettings
-from trimtab.fit.reference import read_reference
-from trimtab.fit.rotation import (
+from trimtab.objectives import ContrastiveSteering
+from trimtab.objectives.contrastive import scaled_direction
+from trimtab.readout import Readout
+from trimtab.states import read
+from trimtab.training import fit
+from trimtab.training.recipes import AdapterSettings, TrainSettings
+from trimtab.training.reference import read_reference
+from trimtab.training.rotation import (
     ContrastiveModule,
     ContrastiveRecipe,
     RotationRecipe,
@@ -29,10 +33,6 @@ from trimtab.fit.rotation import (
     new_rotation,
     twice,
 )
-from trimtab.objectives import ContrastiveSteering
-from trimtab.objectives.contrastive import scaled_direction
-from trimtab.readout import Readout
-from trimtab.states import read
 
 IDS = torch.randint(2, 320, (3, 11), generator=torch.Generator().manual_seed(7))
 TARGETS = r"(o_proj|down_proj)$"
@@ -362,7 +362,7 @@ def test_the_sign_is_settled_on_training_data(tiny, tokenizer, store):
 
 def test_a_stopped_training_goes_on_to_the_same_bytes(tiny, tokenizer, tmp_path, monkeypatch):
     from helpers_fit import parameters
-    from trimtab.fit import trainer
+    from trimtab.training import trainer
 
     model, pairs = tiny("llama"), random_pairs(16)
     fit(QUICK, model, tokenizer, pairs, out=tmp_path / "whole")

@@ -12,8 +12,8 @@ import yaml
 
 from helpers_study import SMALL, trimtab, write_suite
 from trimtab.errors import ConfigError
-from trimtab.fit import METHODS
 from trimtab.study.settings import as_json, configured, from_json, read_settings
+from trimtab.training import METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)

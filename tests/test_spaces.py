@@ -12,8 +12,6 @@ from helpers_fit import random_pairs
 from trimtab import models
 from trimtab.batching import encode
 from trimtab.errors import ConfigError
-from trimtab.fit.settings import SpaceSettings, check_space, no_effect
-from trimtab.fit.spaces import build_spaces, site_widths, suppressed_tokens
 from trimtab.objectives import DPO, MSE, InnerDPO, Rank
 from trimtab.readout import Needs
 from trimtab.spaces import (
@@ -24,6 +22,8 @@ from trimtab.spaces import (
     leading_directions,
     span_of,
 )
+from trimtab.training.settings import SpaceSettings, check_space, no_effect
+from trimtab.training.spaces import build_spaces, site_widths, suppressed_tokens
 
 WIDTH = 12
 

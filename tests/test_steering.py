@@ -31,14 +31,14 @@ from trimtab.directions import (
 )
 from trimtab.directions.gradient import damped_solve
 from trimtab.errors import ConfigError, DataError
-from trimtab.fit import METHODS, fit, method
-from trimtab.fit.closed_form import fit_direction
-from trimtab.fit.gradients import read_gradients, sequence_logps
-from trimtab.fit.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
 from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.readout import Readout
 from trimtab.states import available_layers, by_row, find_sites
+from trimtab.training import METHODS, fit, method
+from trimtab.training.closed_form import fit_direction
+from trimtab.training.gradients import read_gradients, sequence_logps
+from trimtab.training.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 
 SKY = ["The sky is blue.", "Water boils there", "Two and two are four", "Rome is the answer"]
 
@@ -266,7 +266,7 @@ def readout(n: int = 4, d: int = 3, site: int = 1, **grad: bool) -> Readout:
 
 
 def frozen(r: Readout) -> Readout:
-    from trimtab.fit.gradients import _detached
+    from trimtab.training.gradients import _detached
 
     return _detached(r)
 
@@ -625,7 +625,7 @@ def test_gradient_methods_take_ordinary_pairs(tiny, tokenizer, store, few_pairs)
 @pytest.mark.parametrize("loss", ["dpo", "nll"])
 def test_a_step_along_a_gradient_direction_lowers_the_loss(tiny, tokenizer, store, few_pairs, loss):
     from trimtab.cache import collect
-    from trimtab.fit.closed_form import pair_answers
+    from trimtab.training.closed_form import pair_answers
 
     model = tiny("llama", dtype=torch.float64)
     recipe = GradientRecipe("gradient_mean", loss=loss)

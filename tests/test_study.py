@@ -32,7 +32,6 @@ from helpers_study import (
 from trimtab import models
 from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
-from trimtab.fit import METHODS
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names, tables
@@ -40,6 +39,7 @@ from trimtab.study.cell import Cell, Measuring, Setting, plan_cells
 from trimtab.study.files import read_rows
 from trimtab.study.measure import _stamp
 from trimtab.study.suite import read_data
+from trimtab.training import METHODS
 
 LITTLE = Measuring(
     alphas=(-1.0, 0.0, 1.0),

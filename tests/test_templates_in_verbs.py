@@ -20,14 +20,12 @@ from trimtab.batching.spans import BARE
 from trimtab.cache import Store, collect
 from trimtab.compat.repeng import ControlVector, make_dataset
 from trimtab.dials import VectorDial
-from trimtab.evaluate import Sampling, generate
-from trimtab.evaluate.decoding import generate_args, generate_genarm
-from trimtab.evaluate.explain import explain
-from trimtab.evaluate.harness import _model_class, bench_tasks
-from trimtab.evaluate.judge import compare_answers, reward_judge
-from trimtab.evaluate.rewards import Drawing, draw, score_candidates
-from trimtab.fit import fit
-from trimtab.fit.condition import fit_condition
+from trimtab.evaluation import Sampling, generate
+from trimtab.evaluation.decoding import generate_args, generate_genarm
+from trimtab.evaluation.explain import explain
+from trimtab.evaluation.harness import _model_class, bench_tasks
+from trimtab.evaluation.judge import compare_answers, reward_judge
+from trimtab.evaluation.rewards import Drawing, draw, score_candidates
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
 from trimtab.progress import SILENT
@@ -35,6 +33,8 @@ from trimtab.rendering import Rendering
 from trimtab.study import evaluate, steering_cells
 from trimtab.study.steering_cells import Stage
 from trimtab.study.steering_plan import Dosing
+from trimtab.training import fit
+from trimtab.training.condition import fit_condition
 
 ASKS = ("Why?", "How?", "What?", "Where?")
 SHORT, DRAWN = Sampling(max_new_tokens=2), Sampling(max_new_tokens=3, temperature=1.0)
@@ -277,7 +277,7 @@ def test_conditions(name: str, model: Any) -> None:
 @asked_once
 def test_judge(name: str, model: Any) -> None:
     """Answers of two files: both behind the prompt that the reward was learned behind, ended alike."""
-    from trimtab.evaluate.answers import Answer
+    from trimtab.evaluation.answers import Answer
 
     case = CASES[name]
     reward = known(case, drawn(aggregate="marker", sites=(1,)), "dph")

@@ -27,12 +27,12 @@ from trimtab import models
 from trimtab.batching import Encoded, encode, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.errors import TrainingError
-from trimtab.fit import fit, training
-from trimtab.fit.trainer import DialTrainer, FitModule, checkpoints, recomputing
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs, Readout
+from trimtab.training import adapters, fit
+from trimtab.training.trainer import DialTrainer, FitModule, checkpoints, recomputing
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def test_activation_checkpointing_in_fit(
 ) -> None:
     """Also with dropout in the adapter, whose random state is restored for the second run. In one
     layout: dropout is drawn for its shapes, and checkpointing shares no prefix."""
-    monkeypatch.setattr(training, "layout_of", lambda *_: "packed")
+    monkeypatch.setattr(adapters, "layout_of", lambda *_: "packed")
     found = []
     for name, on in (("off", False), ("on", True)):
         settings = recipe(dropout=0.2, activation_checkpointing=on, epochs=1)

@@ -21,8 +21,8 @@ from trimtab.dials.targets import left_out, linear_modules
 from trimtab.dials.trial import Axes, axes_at, unfit, width_at
 from trimtab.errors import ConfigError, DialError
 from trimtab.export import export
-from trimtab.fit.methods import method
 from trimtab.progress import Progress
+from trimtab.training.methods import method
 
 STREAMS = {"gemma3n": Axes(4, 1, 2, (0,)), "deepseek_v4": Axes(4, 0, 1, (2,))}
 

@@ -15,7 +15,6 @@ import yaml
 
 from helpers_study import Commands, trimtab, write_suite
 from trimtab.errors import ConfigError
-from trimtab.fit import METHODS
 from trimtab.study.settings import read_settings
 from trimtab.study.suite import read_suite
 from trimtab.study.tune import (
@@ -27,6 +26,7 @@ from trimtab.study.tune import (
     parse_parameters,
     tune,
 )
+from trimtab.training import METHODS
 
 pytest.importorskip("optuna")
 

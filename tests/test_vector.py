@@ -537,7 +537,7 @@ def test_trap_15_passes_in_between_that_leave_everything_as_it_was_are_fine(tiny
 
 
 def test_our_own_recomputation_counts_as_checkpointing(tiny):
-    from trimtab.fit.trainer import recomputing
+    from trimtab.training.trainer import recomputing
 
     model = tiny("llama", fresh=True)
     dial = lora(model)
@@ -574,7 +574,7 @@ def test_trap_10_vectors_stay_float32_until_they_are_added(tiny):
 
 
 def test_trap_14_fitting_and_merging_refuse_a_model_with_a_dial_on(tiny, tokenizer, few_pairs):
-    from trimtab.fit import fit
+    from trimtab.training import fit
 
     model = tiny("llama")
     dial = lora(model)

@@ -19,12 +19,12 @@ import pytest
 
 from helpers_study import SMALL, result_bytes, rows, trimtab, write_lines, write_suite
 from trimtab.errors import ConfigError, StudyError
-from trimtab.fit import METHODS
 from trimtab.progress import Progress
 from trimtab.study import Comparison, compare
 from trimtab.study.cell import Measuring, read_job
 from trimtab.study.worker import Stages, run_described
 from trimtab.study.workers import on_cluster
+from trimtab.training import METHODS
 
 LITTLE = Measuring(
     alphas=(-1.0, 1.0),

@@ -7,19 +7,19 @@ import torch.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from trimtab import old_names
 
 if TYPE_CHECKING:
     from trimtab.anchor.callback import Anchors
     from trimtab.batching import make_contrast
     from trimtab.dials import Dial
-    from trimtab.evaluate import generate
-    from trimtab.fit import fit
+    from trimtab.evaluation import generate
     from trimtab.models import load
     from trimtab.pairs import Pair, PairSet, read_pairs
     from trimtab.study import evaluate
+    from trimtab.training import fit
 
 __version__ = "0.1.0"
 
@@ -29,8 +29,8 @@ _HOME = {
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",
     "evaluate": "trimtab.study",
-    "fit": "trimtab.fit",
-    "generate": "trimtab.evaluate",
+    "fit": "trimtab.training",
+    "generate": "trimtab.evaluation",
     "load": "trimtab.models",
     "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
@@ -50,24 +50,13 @@ __all__ = [
 ]
 
 
-class _Package(ModuleType):
-    """`trimtab.fit` and `trimtab.evaluate` are rooms and functions at once. Importing a room binds
-    the module to its name here; public names keep meaning the functions all the same. These carry
-    the room's modules, which `import trimtab.fit.recipes as recipes` looks for on them."""
-
-    def __getattribute__(self, name: str) -> Any:
-        home = super().__getattribute__("__dict__").get("_HOME", {}).get(name)
-        if not home:
-            return super().__getattribute__(name)
-        value = getattr(importlib.import_module(home), name)
-        room = sys.modules.get(f"{__name__}.{name}")
-        if room:
-            inside = {k: m for k, m in vars(room).items() if isinstance(m, ModuleType)}
-            vars(value).update(inside)
-        return value
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
-sys.modules[__name__].__class__ = _Package
+old_names.install()
 
 
 def __dir__() -> list[str]:

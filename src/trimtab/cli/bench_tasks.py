@@ -64,8 +64,8 @@ def main(words: list[str]) -> None:
     """Run the tasks and print a table."""
     about = "Tasks of lm-evaluation-harness with its own figures; multiple choice by reward, too."
     args = parse(Args, words, verb="bench-tasks", about=about)
-    from trimtab.evaluate.benchmarks import ReadOut, check_tasks, load_tasks
-    from trimtab.evaluate.harness import bench_tasks
+    from trimtab.evaluation.benchmarks import ReadOut, check_tasks, load_tasks
+    from trimtab.evaluation.harness import bench_tasks
 
     tasks = [name.strip() for word in args.tasks for name in word.split(",") if name.strip()]
     alpha = alpha_of(args.alpha)

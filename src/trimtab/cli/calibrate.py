@@ -14,7 +14,7 @@ from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from trimtab.evaluate.calibration import End
+    from trimtab.evaluation.calibration import End
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
         Args, words, verb="calibrate", about="How far a dial may be turned within a budget."
     )
     from trimtab import models
-    from trimtab.evaluate import NeutralText, calibrate, parse_budget
+    from trimtab.evaluation import NeutralText, calibrate, parse_budget
     from trimtab.progress import Progress
 
     budget = parse_budget(args.budget)
@@ -83,7 +83,7 @@ def _line(end: End, largest: float) -> str:
 
 
 def _passages(args: Args) -> list[str]:
-    from trimtab.evaluate.calibration import passages_of
+    from trimtab.evaluation.calibration import passages_of
     from trimtab.pairs.neutral import NEUTRAL
 
     if args.text is None:

@@ -74,7 +74,7 @@ def main(words: list[str]) -> None:
         Args, words, verb="evaluate", about="Accuracy and damage of dials, beside the bare model."
     )
     from trimtab import models
-    from trimtab.evaluate.items import check_alphas
+    from trimtab.evaluation.items import check_alphas
     from trimtab.progress import Progress
     from trimtab.report import write_page
     from trimtab.study import evaluate, read_suite

@@ -64,8 +64,8 @@ def main(words: list[str]) -> None:
     from rich.text import Text
 
     from trimtab import models
-    from trimtab.evaluate.explain import explain
-    from trimtab.evaluate.formats import format_for
+    from trimtab.evaluation.explain import explain
+    from trimtab.evaluation.formats import format_for
     from trimtab.pairs.prompts import Prompt
     from trimtab.progress import Progress
 

@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
     """Write the export and its receipt, or take a control vector in."""
     args = parse(Args, words, verb="export", about="A dial in another tool's format.")
     from trimtab import models
-    from trimtab.evaluate.items import check_alphas
+    from trimtab.evaluation.items import check_alphas
     from trimtab.export import FORMATS, REFUSED, control_vector_dial, export, read_control_vector
     from trimtab.export.run import check_base_gguf
     from trimtab.progress import Progress

@@ -75,15 +75,15 @@ def main(words: list[str]) -> None:
     """Make a dial and say what was saved."""
     if not words or words[0].startswith("-"):
         raise ConfigError("fit: expected a method first; trimtab methods lists them")
-    from trimtab.fit.methods import method
+    from trimtab.training.methods import method
 
     named = method(words[0])
     args = _parse(named, words[1:])
     count = _processes(args, named)
     from trimtab import models
     from trimtab.cache import Store
-    from trimtab.fit import fit
     from trimtab.progress import Progress
+    from trimtab.training import fit
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)

@@ -23,14 +23,14 @@ from trimtab.cli.ready import (
 from trimtab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from trimtab.evaluate.generation import Generation
+    from trimtab.evaluation.generation import Generation
 
 
 def main(words: list[str]) -> None:
     """Continue prompts at several alphas; print them, or write them as evaluation files."""
-    from trimtab.evaluate.generation import Sampling
-    from trimtab.evaluate.items import check_alphas
-    from trimtab.evaluate.rewards import Drawing
+    from trimtab.evaluation.generation import Sampling
+    from trimtab.evaluation.items import check_alphas
+    from trimtab.evaluation.rewards import Drawing
     from trimtab.rendering import Rendering
 
     @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def main(words: list[str]) -> None:
     reward = _reward(args)
     from trimtab import models
     from trimtab.dials import Composed, conflicts
-    from trimtab.evaluate.formats import format_for
+    from trimtab.evaluation.formats import format_for
     from trimtab.progress import Progress
 
     progress = Progress(args.quiet)
@@ -188,8 +188,8 @@ def _generated(
     common: dict[str, Any],
 ) -> "list[Generation]":
     """Generations, prompts in order, strengths in order within each."""
-    from trimtab.evaluate.decoding import generate_args, generate_genarm
-    from trimtab.evaluate.generation import generate
+    from trimtab.evaluation.decoding import generate_args, generate_genarm
+    from trimtab.evaluation.generation import generate
 
     with progress.bar("generating", len(prompts) * len(alphas), "answers") as update:
         if args.decoder == "plain" and reward is None:
@@ -222,8 +222,8 @@ def _best(
 
     import torch
 
-    from trimtab.evaluate.generation import Generation
-    from trimtab.evaluate.rewards import draw, pick
+    from trimtab.evaluation.generation import Generation
+    from trimtab.evaluation.rewards import draw, pick
 
     drawing = replace(args.drawing, n=args.best_of)
     if dial is None and drawing.pick == "sample":
@@ -250,7 +250,7 @@ def _write(out: Path, name: str, done: "list[Generation]", uids: list[str], toke
     """The evaluation files of each strength, and all generations in one."""
     import json
 
-    from trimtab.evaluate.answers import Answer, write_alpaca_eval, write_arena_hard
+    from trimtab.evaluation.answers import Answer, write_alpaca_eval, write_arena_hard
     from trimtab.files import write_text
 
     for alpha in dict.fromkeys(g.alpha for g in done):

@@ -15,7 +15,7 @@ from trimtab.cli.parse import Described, describing
 
 def collect() -> dict[str, Any]:
     """What the file holds."""
-    from trimtab.fit.methods import METHODS
+    from trimtab.training.methods import METHODS
 
     def lines() -> Iterator[list[str]]:
         for verb in VERBS:

@@ -59,8 +59,8 @@ def main(words: list[str]) -> None:
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
     import json
 
-    from trimtab.evaluate.answers import read_answers
-    from trimtab.evaluate.judge import compare_answers, endpoint_judge, reward_judge, win_rate
+    from trimtab.evaluation.answers import read_answers
+    from trimtab.evaluation.judge import compare_answers, endpoint_judge, reward_judge, win_rate
     from trimtab.files import write_text
     from trimtab.progress import Progress
 
@@ -77,7 +77,7 @@ def main(words: list[str]) -> None:
         (dial,) = read_dials([args.reward], args.model, args.force)
         from trimtab import models
         from trimtab.dials import RewardDial
-        from trimtab.evaluate.formats import format_for
+        from trimtab.evaluation.formats import format_for
 
         if not isinstance(dial, RewardDial):
             raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")

@@ -26,13 +26,13 @@ from trimtab.cache import Store
 from trimtab.dials import Dial, Edit
 from trimtab.dials.attach import VECTOR
 from trimtab.errors import ConfigError, DataError, DialError
-from trimtab.fit.closed_form import estimate
-from trimtab.fit.methods import method as method_named
-from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.rendering import USUAL, RenderedText, begin_answer, head_text, template_of
 from trimtab.sites import Site, block_index
 from trimtab.states import available_layers, find_sites
+from trimtab.training.closed_form import estimate
+from trimtab.training.methods import method as method_named
+from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 
 __all__ = [
     "ControlModel",

@@ -22,13 +22,13 @@ from trimtab.batching import PromptStyle
 from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
 from trimtab.files import write_json
-from trimtab.fit import Method
-from trimtab.fit.run import recipe_digest
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
 from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
+from trimtab.training import Method
+from trimtab.training.run import recipe_digest
 
 FORMAT = 2
 BASE = "base"

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 
 from trimtab.errors import StudyError
-from trimtab.fit import Method
 from trimtab.progress import SILENT, Progress
 from trimtab.study import workers
 from trimtab.study.cell import SUMMARY
@@ -17,6 +16,7 @@ from trimtab.study.made import say_older
 from trimtab.study.measure import equal_kl_file
 from trimtab.study.output import write_results
 from trimtab.study.settings import read_settings
+from trimtab.training import Method
 
 
 def compare(

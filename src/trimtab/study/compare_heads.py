@@ -20,20 +20,17 @@ from trimtab.bounds import Bounded, Count, Positive, Several, Strength, Whole
 from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import (
+from trimtab.evaluation.decoding import (
     Decoder,
     args_rewards,
     decode,
     generate_args,
     generate_genarm,
 )
-from trimtab.evaluate.generation import Sampling, end_ids
-from trimtab.evaluate.items import check_alphas, item_scores
-from trimtab.evaluate.rewards import token_rewards
+from trimtab.evaluation.generation import Sampling, end_ids
+from trimtab.evaluation.items import check_alphas, item_scores
+from trimtab.evaluation.rewards import token_rewards
 from trimtab.files import write_json, write_lines
-from trimtab.fit import Method, fit, method
-from trimtab.fit.heads import after_head
-from trimtab.fit.run import recipe_digest
 from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
@@ -53,6 +50,9 @@ from trimtab.study.head_cells import (
     mean_line,
     threads_of,
 )
+from trimtab.training import Method, fit, method
+from trimtab.training.heads import after_head
+from trimtab.training.run import recipe_digest
 
 Lean = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(answers, states, bare logits, alpha) to logits."""

@@ -17,13 +17,9 @@ from trimtab.bounds import Bounded, Count, Several, Whole
 from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.items import item_scores
-from trimtab.evaluate.rewards import reward_scores, rewards_of
+from trimtab.evaluation.items import item_scores
+from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.files import write_json, write_lines
-from trimtab.fit import Method, fit, method
-from trimtab.fit.heads import aggregate_all
-from trimtab.fit.recipes import ORPORecipe, TrainSettings
-from trimtab.fit.run import recipe_digest
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
@@ -41,6 +37,10 @@ from trimtab.study.head_cells import (
     mean_line,
     threads_of,
 )
+from trimtab.training import Method, fit, method
+from trimtab.training.heads import aggregate_all
+from trimtab.training.recipes import ORPORecipe, TrainSettings
+from trimtab.training.run import recipe_digest
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
 LOGPROB, REWARD = "logprob", "reward"

@@ -6,12 +6,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.fit import METHODS, Method
-from trimtab.fit.recipes import TrainingRecipe
 from trimtab.progress import SILENT, Progress
 from trimtab.study.cell import Measuring
 from trimtab.study.compare import compare
 from trimtab.study.grid import Comparison
+from trimtab.training import METHODS, Method
+from trimtab.training.recipes import TrainingRecipe
 
 FULL = Comparison(
     suite="facts",

@@ -13,8 +13,8 @@ from trimtab.batching import PromptStyle, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate import NeutralText, score
-from trimtab.evaluate.items import check_alphas
+from trimtab.evaluation import NeutralText, score
+from trimtab.evaluation.items import check_alphas
 from trimtab.files import write_json, write_lines
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL

@@ -16,7 +16,6 @@ import tyro
 from trimtab import models
 from trimtab.bounds import Bounded, Count, Within
 from trimtab.errors import ConfigError, near
-from trimtab.fit import Method
 from trimtab.pairs.spec import spec_with
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering
@@ -28,6 +27,7 @@ from trimtab.study.measure import equal_kl_file, mean_kl
 from trimtab.study.settings import Settings
 from trimtab.study.suite import Suite, own_suite, read_data, read_suite
 from trimtab.study.workers import Task
+from trimtab.training import Method
 
 CONTROLS = (tables.BASELINE, "random", PROMPT)
 """What every table holds beside the bare model, asked for or not."""

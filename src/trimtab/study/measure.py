@@ -19,10 +19,16 @@ from trimtab.batching import Encoded, encode
 from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate import Damage, ItemScores, NeutralText, Sampling, alpha_at_kl, generate, score
+from trimtab.evaluation import (
+    Damage,
+    ItemScores,
+    NeutralText,
+    Sampling,
+    alpha_at_kl,
+    generate,
+    score,
+)
 from trimtab.files import write_json
-from trimtab.fit import fit
-from trimtab.fit.training import HISTORY, SPACE
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.progress import Progress
@@ -30,6 +36,8 @@ from trimtab.provenance import versions
 from trimtab.study.cell import COSTS, JOB, SUMMARY, Cell, Setting, check_model
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS
+from trimtab.training import fit
+from trimtab.training.adapters import HISTORY, SPACE
 
 
 class Models:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_json, write_lines
-from trimtab.fit import METHODS, Method
 from trimtab.provenance import commit
 from trimtab.study import tables
 from trimtab.study.cell import BASE, COSTS, PROMPT, SUMMARY
@@ -18,6 +17,7 @@ from trimtab.study.grid import Comparison, Study
 from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.measure import read_history
 from trimtab.study.settings import Settings
+from trimtab.training import METHODS, Method
 
 RESULTS = (
     "study.json",

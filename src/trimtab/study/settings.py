@@ -22,7 +22,7 @@ from typing import Any
 
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
-from trimtab.fit import METHODS, Method, Recipe, method
+from trimtab.training import METHODS, Method, Recipe, method
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

@@ -18,11 +18,9 @@ from trimtab.batching import Encoded, encode
 from trimtab.cache import Store, collect
 from trimtab.dials import Dial
 from trimtab.errors import StudyError
-from trimtab.evaluate import Damage, NeutralText, Sampling, alpha_at_kl, generate
-from trimtab.evaluate.dose import LogRatios, log_ratios, valid_answers
+from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, generate
+from trimtab.evaluation.dose import LogRatios, log_ratios, valid_answers
 from trimtab.files import write_json
-from trimtab.fit import fit
-from trimtab.fit.rotation import ContrastiveRecipe
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
@@ -31,6 +29,8 @@ from trimtab.provenance import versions
 from trimtab.rendering import lead_ids
 from trimtab.study.made import VERSIONS
 from trimtab.study.steering_plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing
+from trimtab.training import fit
+from trimtab.training.rotation import ContrastiveRecipe
 
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Doses, in units of the alpha whose damage is the prompt's."""

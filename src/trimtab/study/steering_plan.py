@@ -12,17 +12,17 @@ import tyro
 from trimtab import provenance
 from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
-from trimtab.fit import Method
-from trimtab.fit.methods import method
-from trimtab.fit.rotation import ContrastiveRecipe, RotationRecipe
-from trimtab.fit.run import recipe_digest
-from trimtab.fit.settings import TrainSettings
-from trimtab.fit.steering import SteeringRecipe
 from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.pairs.traits_tables import TRAITS
 from trimtab.rendering import USUAL, Rendering
+from trimtab.training import Method
+from trimtab.training.methods import method
+from trimtab.training.rotation import ContrastiveRecipe, RotationRecipe
+from trimtab.training.run import recipe_digest
+from trimtab.training.settings import TrainSettings
+from trimtab.training.steering import SteeringRecipe
 
 FORMAT = 1
 PROMPT = "prompt"

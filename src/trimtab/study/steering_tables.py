@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from trimtab.evaluate.dose import (
+from trimtab.evaluation.dose import (
     antisymmetry,
     binary_log_ratio_correlation,
     damage_dose,

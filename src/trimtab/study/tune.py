@@ -29,10 +29,8 @@ from trimtab.batching import PromptStyle, encode
 from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
-from trimtab.evaluate import score
+from trimtab.evaluation import score
 from trimtab.files import write_json, write_lines, write_text
-from trimtab.fit import METHODS, Method, fit
-from trimtab.fit.steering import DirectionRecipe, GradientRecipe
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
@@ -42,6 +40,8 @@ from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.measure import threads
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
+from trimtab.training import METHODS, Method, fit
+from trimtab.training.steering import DirectionRecipe, GradientRecipe
 
 HELD_OUT = 0.25
 """Share of the training items that judge the trials."""

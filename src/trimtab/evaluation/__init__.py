@@ -1,11 +1,11 @@
 """Measuring a dial: preference accuracy, damage, dose–response, generations. Scores per item; what
 they mean together is `study`'s business."""
 
-from trimtab.evaluate.calibration import Calibration, calibrate, parse_budget
-from trimtab.evaluate.damage import Damage, NeutralText, alpha_at_kl
-from trimtab.evaluate.generation import Generation, Sampling, generate
-from trimtab.evaluate.items import ItemScores
-from trimtab.evaluate.scores import score
+from trimtab.evaluation.calibration import Calibration, calibrate, parse_budget
+from trimtab.evaluation.damage import Damage, NeutralText, alpha_at_kl
+from trimtab.evaluation.generation import Generation, Sampling, generate
+from trimtab.evaluation.items import ItemScores
+from trimtab.evaluation.scores import score
 
 __all__ = [
     "Calibration",

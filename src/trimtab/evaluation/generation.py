@@ -15,9 +15,9 @@ from trimtab.batching import spans
 from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
 from trimtab.errors import ModelError
-from trimtab.evaluate.cache_proof import plain_logits, way_to_generate
-from trimtab.evaluate.formats import Format, Style, format_for
-from trimtab.evaluate.items import check_alphas
+from trimtab.evaluation.cache_proof import plain_logits, way_to_generate
+from trimtab.evaluation.formats import Format, Style, format_for
+from trimtab.evaluation.items import check_alphas
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Rendering, prompt_ids

@@ -19,9 +19,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trimtab.batching import Encoded, Layout, Schedule, collate, plan_batches
 from trimtab.dials import AdapterDial
-from trimtab.fit.settings import ProjectionSettings
 from trimtab.progress import SILENT, Progress
 from trimtab.states import pair_up, read
+from trimtab.training.settings import ProjectionSettings
 
 
 class Projection(TrainerCallback):

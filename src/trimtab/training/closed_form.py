@@ -25,12 +25,12 @@ from trimtab.directions import (
     umap_direction,
 )
 from trimtab.errors import ConfigError, DataError
-from trimtab.fit.gradients import Gradients, read_gradients
-from trimtab.fit.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 from trimtab.objectives import ReprPOMargin
 from trimtab.progress import SILENT, Progress
 from trimtab.sites import Site
 from trimtab.states import find_sites
+from trimtab.training.gradients import Gradients, read_gradients
+from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 
 PUBLISHED_SCALE = 2 / 16
 """Published losses are means over the 8 pairs of a batch of 16, and absolute damping counts on it."""

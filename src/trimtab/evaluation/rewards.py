@@ -27,10 +27,10 @@ from trimtab.batching import (
 from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder
-from trimtab.evaluate.formats import Style, format_for, members
-from trimtab.evaluate.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
-from trimtab.evaluate.items import ItemScores, item_scores
+from trimtab.evaluation.decoding import Decoder
+from trimtab.evaluation.formats import Style, format_for, members
+from trimtab.evaluation.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
+from trimtab.evaluation.items import ItemScores, item_scores
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering

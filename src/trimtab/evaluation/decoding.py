@@ -15,9 +15,9 @@ from trimtab import models
 from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.cache_proof import plain_logits, way_to_decode
-from trimtab.evaluate.formats import Style, format_for
-from trimtab.evaluate.generation import (
+from trimtab.evaluation.cache_proof import plain_logits, way_to_decode
+from trimtab.evaluation.formats import Style, format_for
+from trimtab.evaluation.generation import (
     LIKELIEST,
     Generation,
     Sampling,

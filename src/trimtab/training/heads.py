@@ -37,18 +37,18 @@ from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.dials.attach import PRESETS
 from trimtab.errors import ConfigError, DataError
-from trimtab.fit.head_recipes import DPHRecipe, IAVRecipe
-from trimtab.fit.probe import check_gradients
-from trimtab.fit.recipes import Method
-from trimtab.fit.reference import read_reference
-from trimtab.fit.trainer import DialTrainer, recomputing, train
-from trimtab.fit.training import HISTORY, arguments, new_lora, planned
 from trimtab.objectives.heads import DPH, IAV, HeadReadout, head_readout
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, head_site, pair_up, read_tokens
+from trimtab.training.adapters import HISTORY, arguments, new_lora, planned
+from trimtab.training.head_recipes import DPHRecipe, IAVRecipe
+from trimtab.training.probe import check_gradients
+from trimtab.training.recipes import Method
+from trimtab.training.reference import read_reference
+from trimtab.training.trainer import DialTrainer, recomputing, train
 
 CHUNK = 6 << 20
 """Logits computed at once, in entries: as float32 below the 32 MiB that `keep_freed_pages` covers."""

@@ -12,7 +12,6 @@ from trimtab.batching import Encoded
 from trimtab.cache import Store, reference
 from trimtab.dials.adapter import linear_shape
 from trimtab.errors import ConfigError
-from trimtab.fit.settings import SpaceSettings
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.sites import Site
@@ -23,6 +22,7 @@ from trimtab.spaces import (
     leading_directions,
     span_of,
 )
+from trimtab.training.settings import SpaceSettings
 
 SAMPLE = 256
 """Answers on which the suppressed tokens are found: the first so many of the training set."""

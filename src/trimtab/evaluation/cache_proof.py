@@ -52,7 +52,7 @@ def way_to_generate(model: Any, reach: int) -> Way:
 
 def way_to_decode(model: Any, reach: int) -> Way:
     """The same of decoding with the cache in hand (`Decoder`), rows of one length beside each other."""
-    from trimtab.evaluate.decoding import Decoder
+    from trimtab.evaluation.decoding import Decoder
 
     def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
         found = []
@@ -168,7 +168,7 @@ def plain_logits(model: Any, ids: list[int], last: int = 1) -> Float[Tensor, "la
 def _by_generate(model: Any) -> Decoded:
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-    from trimtab.evaluate.generation import left_padded, own_settings
+    from trimtab.evaluation.generation import left_padded, own_settings
 
     class Force(LogitsProcessor):
         """Notes the logits and leaves one token possible."""

@@ -16,8 +16,8 @@ from trimtab.batching import Encoded, Row
 from trimtab.batching.spans import are_rows_apart, prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError, DataError, ModelError
-from trimtab.evaluate.benchmarks import Loader, ReadOut, check_tasks, hushed
-from trimtab.evaluate.rewards import rewards_of
+from trimtab.evaluation.benchmarks import Loader, ReadOut, check_tasks, hushed
+from trimtab.evaluation.rewards import rewards_of
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering, end_ids, template_of
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.decoding import Decoder
-from trimtab.evaluate.formats import Style, format_for
-from trimtab.evaluate.generation import (
+from trimtab.evaluation.decoding import Decoder
+from trimtab.evaluation.formats import Style, format_for
+from trimtab.evaluation.generation import (
     LIKELIEST,
     Sampling,
     ends_of,

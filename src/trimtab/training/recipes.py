@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.fit.settings import (
+from trimtab.objectives import DPO, IPO, MSE, ORPO, InnerDPO, Objective, PrefVec, Rank, SimPO
+from trimtab.training.settings import (
     AdapterSettings,
     ProjectionSettings,
     SpaceSettings,
@@ -13,8 +14,7 @@ from trimtab.fit.settings import (
     check_space,
     no_effect,
 )
-from trimtab.fit.steering import SteeringRecipe
-from trimtab.objectives import DPO, IPO, MSE, ORPO, InnerDPO, Objective, PrefVec, Rank, SimPO
+from trimtab.training.steering import SteeringRecipe
 
 
 @dataclass(frozen=True)

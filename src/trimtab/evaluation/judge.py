@@ -16,9 +16,9 @@ from torch import nn
 
 from trimtab.dials import RewardDial
 from trimtab.errors import ConfigError, DataError, JudgeError
-from trimtab.evaluate.answers import Answer
-from trimtab.evaluate.formats import format_for
-from trimtab.evaluate.rewards import score_candidates
+from trimtab.evaluation.answers import Answer
+from trimtab.evaluation.formats import format_for
+from trimtab.evaluation.rewards import score_candidates
 from trimtab.statistics import SHARE, mean_interval
 
 Judge = Callable[[str, str, str], float]

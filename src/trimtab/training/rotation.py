@@ -16,17 +16,17 @@ from trimtab.dials import Alpha, Dial, RotationDial
 from trimtab.dials.rotation import Scaling, singular_basis
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DataError
-from trimtab.fit.closed_form import pair_answers
-from trimtab.fit.recipes import Method, TrainingRecipe
-from trimtab.fit.reference import Reference
-from trimtab.fit.settings import AdapterSettings, TrainSettings
-from trimtab.fit.trainer import FitModule
 from trimtab.objectives.contrastive import ContrastiveSteering, scaled_direction
 from trimtab.objectives.output import preference
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read
+from trimtab.training.closed_form import pair_answers
+from trimtab.training.recipes import Method, TrainingRecipe
+from trimtab.training.reference import Reference
+from trimtab.training.settings import AdapterSettings, TrainSettings
+from trimtab.training.trainer import FitModule
 
 WRITERS = r"(o_proj|down_proj|out_proj|fc2|c_proj|attention\.dense|dense_4h_to_h)$"
 """Layers that write to the residual stream."""

@@ -10,8 +10,8 @@ from trimtab.bounds import BelowOne, Bounded, Count
 from trimtab.dials.logits import Shape
 from trimtab.dials.reward import Aggregate, Mix, Pooling
 from trimtab.errors import ConfigError
-from trimtab.fit.recipes import AdapterSettings, Method, TrainingRecipe, TrainSettings
 from trimtab.objectives.heads import ARM, DPH, IAV
+from trimtab.training.recipes import AdapterSettings, Method, TrainingRecipe, TrainSettings
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 from trimtab.batching import Encoded
 from trimtab.cache import Progress, Store, collect, reference
 from trimtab.dials import Dial, RewardDial
-from trimtab.evaluate.items import ItemScores, item_scores
-from trimtab.evaluate.rewards import reward_scores, rewards_of
+from trimtab.evaluation.items import ItemScores, item_scores
+from trimtab.evaluation.rewards import reward_scores, rewards_of
 
 
 def score(

@@ -28,14 +28,14 @@ from trimtab.batching import Batch, Encoded, Layout, Schedule, collate
 from trimtab.dials import Alpha, Dial
 from trimtab.dials.contexts import paused
 from trimtab.errors import ConfigError, TrainingError
-from trimtab.fit.projection import Projection
-from trimtab.fit.reference import Reference, is_tokenwise
-from trimtab.fit.spaces import Spaces
 from trimtab.objectives import Objective
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, pair_up, read
+from trimtab.training.projection import Projection
+from trimtab.training.reference import Reference, is_tokenwise
+from trimtab.training.spaces import Spaces
 
 WEIGHTS = "dial.safetensors"
 SPACE = "space:"

@@ -27,11 +27,11 @@ from trimtab.batching import (
 from trimtab.batching.spans import the_line
 from trimtab.cache import Progress
 from trimtab.errors import ConfigError, DataError
-from trimtab.fit.probe import check_gradients
 from trimtab.objectives import Objective
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
 from trimtab.states import by_row, depth, input_of, module_at, pair_up, pooled_tokens, read
+from trimtab.training.probe import check_gradients
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluate.damage import Damage, NeutralText, alpha_at_kl
+from trimtab.evaluation.damage import Damage, NeutralText, alpha_at_kl
 
 SLACK = 0.02
 """An alpha counts as the largest where its damage lies within this share below the budget."""

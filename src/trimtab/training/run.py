@@ -23,17 +23,17 @@ from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.files import write_text
-from trimtab.fit.closed_form import fit_direction
-from trimtab.fit.head_recipes import HeadRecipe
-from trimtab.fit.methods import METHODS, method
-from trimtab.fit.recipes import Method, Recipe
-from trimtab.fit.rotation import QUICK_PAIRS
-from trimtab.fit.steering import PUBLISHED, SteeringRecipe, encode_poles
-from trimtab.fit.training import fit_adapter
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
+from trimtab.training.adapters import fit_adapter
+from trimtab.training.closed_form import fit_direction
+from trimtab.training.head_recipes import HeadRecipe
+from trimtab.training.methods import METHODS, method
+from trimtab.training.recipes import Method, Recipe
+from trimtab.training.rotation import QUICK_PAIRS
+from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
 def fit(
@@ -151,7 +151,7 @@ def fit(
         progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
         if isinstance(recipe, HeadRecipe):
-            from trimtab.fit.heads import fit_head
+            from trimtab.training.heads import fit_head
 
             train_dial = partial(fit_head, data)
         with (

@@ -22,22 +22,22 @@ from trimtab.dials.targets import ALL, EXPERTS, left_out, linear_modules
 from trimtab.dials.trial import width_at
 from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
-from trimtab.fit.estimate import estimate_training
-from trimtab.fit.probe import check_gradients
-from trimtab.fit.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
-from trimtab.fit.reference import read_reference
-from trimtab.fit.rotation import (
+from trimtab.progress import Progress
+from trimtab.readout import Needs
+from trimtab.states import depth, expand_sites
+from trimtab.training.estimate import estimate_training
+from trimtab.training.probe import check_gradients
+from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
+from trimtab.training.reference import read_reference
+from trimtab.training.rotation import (
     ContrastiveModule,
     ContrastiveRecipe,
     RotationRecipe,
     RotationSettings,
     new_rotation,
 )
-from trimtab.fit.settings import AdapterSettings, TrainSettings, no_effect
-from trimtab.fit.spaces import Spaces, build_spaces
-from trimtab.progress import Progress
-from trimtab.readout import Needs
-from trimtab.states import depth, expand_sites
+from trimtab.training.settings import AdapterSettings, TrainSettings, no_effect
+from trimtab.training.spaces import Spaces, build_spaces
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -79,8 +79,8 @@ def _trained(
     store: Store | None,
     progress: Progress,
 ) -> tuple[Dial, dict[str, str | bytes]]:
-    from trimtab.fit.projection import Projection, step_differences
-    from trimtab.fit.trainer import FitModule, recomputing, train
+    from trimtab.training.projection import Projection, step_differences
+    from trimtab.training.trainer import FitModule, recomputing, train
 
     recipe = named.recipe
     assert isinstance(recipe, TrainingRecipe)

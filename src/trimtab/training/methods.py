@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.errors import ConfigError, near
-from trimtab.fit.head_recipes import HEADS
-from trimtab.fit.recipes import (
+from trimtab.training.head_recipes import HEADS
+from trimtab.training.recipes import (
     DPORecipe,
     InnerDPORecipe,
     IPORecipe,
@@ -19,9 +19,9 @@ from trimtab.fit.recipes import (
     RankRecipe,
     SimPORecipe,
 )
-from trimtab.fit.rotation import CONTRASTIVE_METHODS
-from trimtab.fit.settings import ProjectionSettings, SpaceSettings
-from trimtab.fit.steering import PUBLISHED, STEERING, published
+from trimtab.training.rotation import CONTRASTIVE_METHODS
+from trimtab.training.settings import ProjectionSettings, SpaceSettings
+from trimtab.training.steering import PUBLISHED, STEERING, published
 
 LORA = "LoRA on all linear layers"
 INNER = {

@@ -12,13 +12,13 @@ from trimtab.batching import Encoded, Schedule
 from trimtab.cache import Store, reference
 from trimtab.dials.trial import axes_at, is_one_state
 from trimtab.errors import ConfigError
-from trimtab.fit.closed_form import pair_answers
-from trimtab.fit.spaces import Spaces
 from trimtab.objectives.inner import Inner
 from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings
+from trimtab.training.closed_form import pair_answers
+from trimtab.training.spaces import Spaces
 
 ALONG_BYTES = 1 << 28
 """States are read along with log-probs up to this size."""
