@@ -10,7 +10,7 @@ import pytest
 
 from helpers_study import trimtab, write_lines
 from trimtab.errors import DataError
-from trimtab.evaluate.answers import (
+from trimtab.evaluation.answers import (
     Answer,
     markdown_counts,
     question_id,

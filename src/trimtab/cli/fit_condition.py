@@ -57,9 +57,9 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.dials import DialInfo
     from trimtab.dials.conditions import NOTE, SavedCondition, save_condition
-    from trimtab.fit.condition import fit_condition
     from trimtab.progress import Progress
     from trimtab.provenance import versions
+    from trimtab.training.condition import fit_condition
 
     acting, resting = (_prompts(name, args.data_root) for name in (args.acting, args.resting))
     if args.out.exists() and not (args.out / NOTE).is_file():

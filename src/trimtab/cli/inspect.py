@@ -87,7 +87,7 @@ def _bare(args: Args, pairs: PairSet) -> str:
     """What the bare model makes of the pairs."""
     from trimtab import models
     from trimtab.batching import encode
-    from trimtab.evaluate import score
+    from trimtab.evaluation import score
     from trimtab.pairs.inspect import ceiling
 
     model, tokenizer = models.load(args.model)
