@@ -63,7 +63,7 @@ def export_peft(
     _write(model, factors, biases, folder, base)
     if untied:
         save_untied(model, tokenizer, folder / BASE)
-    if tokenizer is not None and len(tokenizer) <= len(models.embed(model).weight):
+    if tokenizer is not None and len(tokenizer) <= _embeddings(model):
         save_tokenizer(tokenizer, folder)  # with a larger one PEFT would resize the base
     write_card(folder, dial, alpha, "" if untied or said else base, LOAD)
     lost = [
@@ -84,6 +84,11 @@ LOAD = """\
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
+
+
+def _embeddings(model: nn.Module) -> int:
+    weight: Any = models.embed(model).weight
+    return len(weight)
 
 
 def _write(
