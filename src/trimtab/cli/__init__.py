@@ -27,6 +27,7 @@ VERBS = {
     "generate": "continue prompts at several alphas",
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
+    "import": "a dial of another tool as one of ours, checked on its model",
     "explain": "the tokens that a dial promotes and demotes, step by step",
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
@@ -88,6 +89,11 @@ def _show(
         )
 
 
+def module_of(verb: str) -> str:
+    """The module of a verb; `import` is no name for one."""
+    return f"trimtab.cli.{'import_dial' if verb == 'import' else verb.replace('-', '_')}"
+
+
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
     from trimtab.terminal import visible
@@ -104,7 +110,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        importlib.import_module(f"trimtab.cli.{verb.replace('-', '_')}").main(words)
+        importlib.import_module(module_of(verb)).main(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2
