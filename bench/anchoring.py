@@ -13,8 +13,8 @@ def run_seeds(quick: bool) -> results.Found:
     """`anchor_60_seeds_over_20_s`: experiment 2.9.1 on one thread, training alone."""
     import torch
 
-    from trimtab.anchor.experiments.catalogue import find
-    from trimtab.anchor.experiments.train import train
+    from trimtab.studies.anchoring.catalogue import find
+    from trimtab.studies.anchoring.train import train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def run_mixing(quick: bool) -> results.Found:
     """`anchor_mixing_over_90_s`: one anchored run of the mixing transformer, two threads."""
     import torch
 
-    from trimtab.anchor.experiments import mixing
+    from trimtab.studies.anchoring import mixing
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 RESULT_FILES = (
     "results.jsonl",
     "verdicts.jsonl",
-    "gains.jsonl",
     "items.parquet",
     "curves.jsonl",
     "generations.jsonl",

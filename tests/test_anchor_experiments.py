@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.anchor.experiments import (
+from trimtab.cli import main
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.studies.anchoring import (
     colours,
     evaluate,
     gates,
@@ -22,12 +24,10 @@ from trimtab.anchor.experiments import (
     stories,
     world,
 )
-from trimtab.anchor.experiments.autoencoder import Autoencoder, Shape
-from trimtab.anchor.experiments.catalogue import COLOUR, Cut, find
-from trimtab.anchor.experiments.ngpt import NGPT, Size
-from trimtab.anchor.experiments.train import sheet_of, train
-from trimtab.cli import main
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.studies.anchoring.autoencoder import Autoencoder, Shape
+from trimtab.studies.anchoring.catalogue import COLOUR, Cut, find
+from trimtab.studies.anchoring.ngpt import NGPT, Size
+from trimtab.studies.anchoring.train import sheet_of, train
 
 
 def rgb(*values: float) -> torch.Tensor:

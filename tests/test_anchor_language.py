@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.anchor.experiments import corpus, language, natural, registry, results
-from trimtab.anchor.experiments.gates import over_seeds
 from trimtab.cli import main
 from trimtab.dials import ConceptDial
 from trimtab.errors import DataError
+from trimtab.studies.anchoring import corpus, language, natural, registry, results
+from trimtab.studies.anchoring.gates import over_seeds
 
 SETUP = language.Setup("tiny", ("a", "b"), steps=10, width=16, layers=2)
 

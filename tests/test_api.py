@@ -16,7 +16,7 @@ import trimtab
 from trimtab import models
 
 ROOT = Path(__file__).resolve().parents[1]
-FUNCTIONS = ("load", "read_pairs", "make_contrast", "fit", "generate", "evaluate")
+FUNCTIONS = ("load", "read_pairs", "make_contrast", "fit", "generate", "evaluate", "results")
 
 
 def alone(code: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +108,10 @@ def test_the_readmes_example_runs(tiny, tokenizer, tmp_path, monkeypatch, capsys
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert asked == ["smollm2-135m"]
-    for name in {*FUNCTIONS, "Dial"} - {"make_contrast"}:  # which docs/directions.md shows
+    for name in {*FUNCTIONS, "Dial"} - {
+        "make_contrast",
+        "results",
+    }:  # which docs/directions.md and docs/results.md show
         assert name in code, f"the example does not show {name}"
     said = capsys.readouterr()
     assert said.out.strip()

@@ -11,21 +11,26 @@ from test_report import make_run
 from trimtab.report import read_results
 from trimtab.report.claim import answer, findings, judged
 from trimtab.report.innerpo import write_innerpo
-from trimtab.report.results import ALPHA_1, Comparison, Results
+from trimtab.report.results import ALPHA_1, Difference, Results
 
 
 def comparison(
     method: str, split: str = "oos", gain: float = 0.1, p: float = 0.001, seeds: int = 3
-) -> Comparison:
-    return Comparison(
-        method,
-        split,
+) -> Difference:
+    return Difference(
+        model="tiny",
+        suite="s",
+        metric="accuracy",
+        seed=None,
+        aggregate=seeds > 1,
+        method=method,
+        split=split,
         at=ALPHA_1,
         alpha=1.0,
-        baseline="dpo",
-        difference=gain,
-        ci_low=gain - 0.05,
-        ci_high=gain + 0.05,
+        against="dpo",
+        value=gain,
+        low=gain - 0.05,
+        high=gain + 0.05,
         p=p,
         p_holm=1.0,
         verdict="cannot tell",
@@ -43,12 +48,12 @@ def run(tmp_path_factory) -> Results:
     return read_results(make_run(tmp_path_factory.mktemp("claim") / "run"))
 
 
-def study(run: Results, suite: str, against: list[Comparison], bare: list[Comparison]) -> Results:
+def study(run: Results, suite: str, against: list[Difference], bare: list[Difference]) -> Results:
     return replace(
         run,
         study=replace(run.study, suite=suite),
         comparisons=tuple(against),
-        gains=tuple(replace(c, baseline="base") for c in bare),
+        gains=tuple(replace(c, against="base") for c in bare),
     )
 
 

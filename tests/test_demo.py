@@ -15,7 +15,7 @@ from trimtab import models
 from trimtab.errors import ModelError, TrimtabError
 from trimtab.report import read_results, write_markdown
 from trimtab.report.pages import write_pages
-from trimtab.study.demo import FULL, QUICK
+from trimtab.studies.compare.demo import FULL, QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,10 +24,11 @@ from trimtab.evaluation.dose import (
     valid_answers,
     wrong_way,
 )
-from trimtab.files import write_json, write_lines
 from trimtab.report.steering import write_steering
 from trimtab.states import Readings
-from trimtab.study import steering_cells, steering_tables
+from trimtab.studies.steering import cells as steering_cells
+from trimtab.studies.steering import tables as steering_tables
+from trimtab.study.results import About, Generation, Run, Split, read, write
 
 # ---- by hand ------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ def made_cell(name, gain, *, method=None, half="", kl=0.04, items=20, passages=4
 
 
 def test_a_row_a_cell():
-    (row,) = steering_tables.results([made_cell("mean", 2.0)], "tiny")
+    row = row_of_cell(made_cell("mean", 2.0))
     assert row["per_damage"] == pytest.approx(2.0)
     assert row["slope"] == pytest.approx(2.0 * 0.2 / 2)
     assert row["per_damage_low"] < 2.0 < row["per_damage_high"]
@@ -168,12 +169,13 @@ def test_a_row_a_cell():
     assert row["score"] == pytest.approx(2.0 * row["r2"])
     # Slopes 1.5 and 0.5 about a common 1: R2 is 1 / mean of 2.25 and 0.25.
     assert row["r2"] == pytest.approx(1 / 1.25)
-    assert (row["alpha"], row["kl_up"]) == (1.0, pytest.approx(0.01))
+    swing = next(m for m in steering_tables.results([made_cell("mean", 2.0)], COMMON))
+    assert (swing.metric, swing.alpha, swing.at) == ("swing", 1.0, "equal_kl")
     assert row["swing"] == pytest.approx(2.0 * 0.1)
 
 
 def test_a_wrong_way_dial_has_a_negative_score_but_a_positive_published_one():
-    (row,) = steering_tables.results([made_cell("mean", -2.0)], "tiny")
+    row = row_of_cell(made_cell("mean", -2.0))
     assert row["per_damage"] < 0
     assert row["score"] < 0
     assert row["wrong_way"] == 1
@@ -183,7 +185,7 @@ def test_a_wrong_way_dial_has_a_negative_score_but_a_positive_published_one():
 def test_slope_per_damage_does_not_depend_on_what_one_alpha_means():
     one, other = made_cell("mean", 2.0), made_cell("mean", 2.0)
     other["alphas"] = [10 * a for a in other["alphas"]]
-    a, b = (steering_tables.results([c], "tiny")[0] for c in (one, other))
+    a, b = (row_of_cell(c) for c in (one, other))
     assert a["per_damage"] == b["per_damage"]
     assert a["slope"] == pytest.approx(10 * b["slope"])
     assert a["published_slope"] != pytest.approx(b["published_slope"])
@@ -198,23 +200,25 @@ def test_comparisons_are_paired_and_the_halves_are_the_noise_floor():
         made_cell("random-0", 0.1, method="random"),
         made_cell("random-1", -0.1, method="random", seed=1),
     ]
-    found = {(c["name"], c["against"]): c for c in steering_tables.comparisons(cells)}
-    assert found["mean", "prompt"]["difference"] == pytest.approx(1.0)
-    assert found["mean", "random"]["difference"] == pytest.approx(1.9)
-    assert found["mean", "prompt"]["swing"] == pytest.approx(0.1)
+    lines = steering_tables.comparisons(cells, COMMON)
+    found = {(d.method, d.against): d for d in lines if d.metric == "per_damage"}
+    swings = {(d.method, d.against): d for d in lines if d.metric == "swing"}
+    assert found["mean", "persona"].value == pytest.approx(1.0)
+    assert found["mean", "random"].value == pytest.approx(1.9)
+    assert swings["mean", "persona"].value == pytest.approx(0.1)
     noise = found["mean-second", "mean-first"]
-    assert noise["difference"] == pytest.approx(0.1)
+    assert noise.value == pytest.approx(0.1)
     # All three move the same items alike: paired, the interval is narrower than either's own.
-    own = steering_tables.results(cells[1:2], "tiny")[0]
-    width = noise["difference_high"] - noise["difference_low"]
+    own = row_of_cell(cells[1])
+    width = noise.high - noise.low
     assert width < (own["per_damage_high"] - own["per_damage_low"]) / 5
-    assert ("mean-first", "prompt") not in found
-    assert ("prompt", "prompt") not in found
+    assert ("mean-first", "persona") not in found
+    assert ("persona", "persona") not in found
 
 
 def test_a_dial_that_does_nothing_has_no_slope_per_damage():
     cell = made_cell("mean", 0.0, kl=0.0)
-    (row,) = steering_tables.results([cell], "tiny")
+    row = row_of_cell(cell)
     assert row["per_damage"] is None
     assert row["slope"] == pytest.approx(0, abs=1e-12)
     assert json.dumps(row)
@@ -232,7 +236,7 @@ def test_the_figure_is_over_damage(tmp_path):
     again = write_steering(tmp_path / "steering", tmp_path / "again.md")
     assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()
     (folder / "results.jsonl").write_text("{")
-    with pytest.raises(TrimtabError, match="trimtab dose"):
+    with pytest.raises(TrimtabError, match=r"results\.jsonl:1: not a JSON object"):
         write_steering(tmp_path / "steering", page)
 
 
@@ -255,44 +259,66 @@ def test_a_run_has_its_page_within(tmp_path, capsys):
 
 
 def test_every_line_says_what_it_is_of():
-    (row,) = steering_tables.results([made_cell("mean", 2.0)], "tiny")
-    assert (row["model"], row["method"], row["seed"], row["aggregate"]) == (
-        "tiny",
-        "mean",
-        0,
-        False,
-    )
+    cells = [made_cell("mean", 2.0), made_cell("random-1", 0.1, method="random", seed=1)]
+    found = {
+        (m.model, m.suite, m.method, m.seed, m.aggregate)
+        for m in steering_tables.results(cells, COMMON)
+    }
+    assert found == {("tiny", "honesty", m, s, False) for m, s in (("mean", None), ("random", 1))}
 
 
 def test_no_item_moved_the_wrong_way_is_what_the_number_allows():
-    (row,) = steering_tables.results([made_cell("mean", 2.0, items=12)], "tiny")
+    row = row_of_cell(made_cell("mean", 2.0, items=12))
     assert (row["wrong_way"], row["wrong_way_low"]) == (0, 0)
     assert row["wrong_way_high"] == pytest.approx(0.242494, abs=1e-5)
-    at_0 = next(r for r in steering_tables.curves([made_cell("mean", 2.0)]) if r["alpha"] == 0)
-    assert [at_0[f"kl{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+    lines = steering_tables.results([made_cell("mean", 2.0)], COMMON)
+    at_0 = next(m for m in lines if (m.alpha, m.metric) == (0, "kl"))
+    assert (at_0.value, at_0.low, at_0.high) == (0, 0, 0)
+
+
+COMMON = {"model": "tiny", "suite": "honesty"}
+
+
+def row_of_cell(cell):
+    """A cell's summaries by metric, with the ends of their intervals."""
+    found = {}
+    for m in steering_tables.results([cell], COMMON):
+        if m.alpha is None or m.at == "equal_kl":
+            row = {m.metric: m.value, f"{m.metric}_low": m.low, f"{m.metric}_high": m.high}
+            found |= {k: None if math.isnan(v) else v for k, v in row.items()}
+    return found
 
 
 def write_cells(folder, cells):
     """Result files as `dose` writes them."""
-    folder.mkdir(parents=True)
-    for name in ("results", "comparisons", "curves"):
-        more = ("tiny",) if name == "results" else ()
-        write_lines(folder / f"{name}.jsonl", getattr(steering_tables, name)(cells, *more))
-    said = [{"name": c["name"], **g} for c in cells for g in c["generations"]]
-    write_lines(folder / "generations.jsonl", said)
-    about = {
-        "trait": folder.name,
-        "model": "tiny",
-        "model_digest": "0",
-        "train": {"spec": "personas:honesty", "pairs": 4},
-        "test": {"spec": "traits:honesty/test", "items": 20},
-        "personas": {"1.0": "You are honest.", "-1.0": "You are not."},
-        "kl": 0.04,
-        "versions": {"trimtab": "0"},
-        "commit": "0",
-        "command": "trimtab dose",
-    }
-    write_json(folder / "dose.json", about)
+    common = {**COMMON, "suite": folder.name}
+    about = About(
+        study="steering",
+        title="Steering",
+        **common,
+        model_digest="0",
+        train="personas:honesty",
+        train_items=4,
+        train_pairs=4,
+        splits={
+            "test": Split("traits:honesty/test", 20, 20, 0),
+            "neutral": Split("neutral passages", 4, 0, 0),
+        },
+        methods={},
+        seeds=(),
+        dtype="float32",
+        device="cpu",
+        versions={"trimtab": "0"},
+        command="trimtab dose",
+        commit="0",
+        equal_kl=0.04,
+        more={"personas": {"1.0": "You are honest.", "-1.0": "You are not."}},
+    )
+    said = [
+        Generation("tiny", **steering_tables.named(c), **g) for c in cells for g in c["generations"]
+    ]
+    lines = (f(cells, common) for f in (steering_tables.results, steering_tables.comparisons))
+    write(folder, Run(about, *map(tuple, lines), (), tuple(said)))
 
 
 # ---- the study ----------------------------------------------------------------------------------
@@ -330,12 +356,20 @@ def test_the_study_is_resumed_cell_by_cell(saved_model, tokenizer, tmp_path, mon
         main(words)
     assert stop.value.code == 0, capsys.readouterr().err
     assert calls[4:] == ["mean-second", "random-0"]
-    rows = {r["name"]: r for r in map(json.loads, (folder / "results.jsonl").open())}
-    assert list(rows) == ["prompt", "mean", "contrastive", "mean-first", "mean-second", "random-0"]
-    assert rows["mean"]["kl_up"] == pytest.approx(0.001, rel=0.3)
-    assert rows["prompt"]["seconds"] == 0
-    said = [json.loads(x) for x in (folder / "generations.jsonl").open()]
-    assert sum(g["name"] == "mean" for g in said) == 5
+    done = read(folder)
+    methods = dict.fromkeys(m.method for m in done.measurements)
+    assert list(methods) == [
+        *("persona", "mean", "contrastive", "mean-first"),
+        "mean-second",
+        "random",
+    ]
+    one = next(m.alpha for m in done.measurements if (m.method, m.metric) == ("mean", "swing"))
+    kl = next(
+        m.value for m in done.measurements if (m.method, m.metric, m.alpha) == ("mean", "kl", one)
+    )
+    assert kl == pytest.approx(0.001, rel=0.3)
+    assert "persona" not in done.costs
+    assert sum(g.method == "mean" for g in done.generations) == 5
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(("report", str(tmp_path / "results")))
@@ -352,9 +386,8 @@ def test_measured_again_gives_the_same_bytes(saved_model, tmp_path, monkeypatch)
         cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*")]
         assert {c["name"] for c in cells} == {"pca", "pca_center"}
         assert cells[0]["ratio"] == cells[1]["ratio"]  # one direction, measured once
-        rows = [json.loads(x) for x in (tmp_path / out / "results.jsonl").open()]
-        found.append([{k: v for k, v in r.items() if "seconds" not in k} for r in rows])
-        found[-1].append((tmp_path / out / "curves.jsonl").read_text())
+        names = ("results.jsonl", "verdicts.jsonl", "generations.jsonl")
+        found.append([(tmp_path / out / name).read_bytes() for name in names])
     assert found[0] == found[1]
 
 

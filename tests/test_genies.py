@@ -10,8 +10,10 @@ import pytest
 
 from trimtab.errors import ConfigError, DataError
 from trimtab.statistics import SHARE, mean_interval
-from trimtab.study import Comparison, compare, tables
+from trimtab.studies.compare import tables
+from trimtab.study import Comparison, compare
 from trimtab.study.genies import SHIFTS, genies_suites
+from trimtab.study.results import row_of
 from trimtab.study.suite import read_data
 
 
@@ -126,19 +128,18 @@ def test_elicitation_by_hand():
         rows("base", None, "far", 5) + rows("dpo", 0, "far", 8),
         {"far": rows("dpo", 0, "capability", 9)},
         ["dpo"],
-        "tiny",
-        {"suite": "s"},
+        {"model": "tiny", "suite": "s"},
     )
-    capability, elicitation = found
+    capability, elicitation = found = [row_of(line) for line in found]
     assert [(line["model"], line["seed"], line["aggregate"]) for line in found] == [
         ("tiny", 0, False)
     ] * 2
     assert (capability["metric"], capability["value"]) == ("capability", 0.9)
     assert (elicitation["method"], elicitation["metric"]) == ("dpo", "elicitation")
     assert elicitation["value"] == pytest.approx(0.3 / 0.9)
-    assert elicitation["ci_low"] < 0.3 / 0.9 < elicitation["ci_high"]
+    assert elicitation["low"] < 0.3 / 0.9 < elicitation["high"]
     top = mean_interval(np.array([1.0] * 9 + [0.0]), SHARE)
-    half = (elicitation["ci_high"] - elicitation["ci_low"]) / 2
+    half = (elicitation["high"] - elicitation["low"]) / 2
     assert half > (top.high - top.low) / 2 * (0.3 / 0.9) / 0.9
 
 

@@ -22,10 +22,13 @@ from trimtab.errors import ConfigError
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
-from trimtab.study import compare_heads, compare_rewards
-from trimtab.study.compare_heads import HeadComparison
-from trimtab.study.compare_rewards import HELD_OUT, IN_DOMAIN, RewardComparison
-from trimtab.study.head_cells import averaged, difference_line, judged, mean_line
+from trimtab.report.heads_figures import ABLATED
+from trimtab.studies.heads import comparison as compare_heads
+from trimtab.studies.heads.comparison import HeadComparison
+from trimtab.studies.rewards import comparison as compare_rewards
+from trimtab.studies.rewards.comparison import HELD_OUT, IN_DOMAIN, RewardComparison
+from trimtab.study.lines import averaged, compared, judged, measured
+from trimtab.study.results import read
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WORDS = ("Rome", "Paris", "blue", "four", "nothing", "water", "three", "sky")
@@ -82,12 +85,11 @@ def ranked(here: Path) -> Path:
 
 def test_rewards_compared(here: Path, ranked: Path) -> None:
     """Arms, splits, averages and verdicts; the bare model's share is that of its own log-probs."""
-    what = json.loads((ranked / "heads.json").read_text())
-    assert what["kind"] == "rewards"
-    assert what["train"]["items"] == 8
-    assert what["largest_logit_change_by_a_frozen_head"] == 0
-    found = lines(ranked / "results.jsonl")
-    arms = {(line["arm"], line["read_out"]) for line in found}
+    done = read(ranked)
+    assert (done.about.study, done.about.train_items) == ("rewards", 8)
+    assert done.about.more["largest_logit_change_by_a_frozen_head"] == 0
+    found = [m for m in done.measurements if not m.method.startswith(ABLATED)]
+    arms = {(line.method, line.read_out) for line in found}
     assert arms == {
         ("base", "logprob"),
         ("sft", "logprob"),
@@ -101,23 +103,26 @@ def test_rewards_compared(here: Path, ranked: Path) -> None:
     model, tokenizer = models.load(str(here / "model"), dtype="float32")
     encoded = encode(read_pairs("choices:a/test", here), tokenizer)
     base = item_scores(encoded, collect(model, encoded, logps=True)).accuracy_choice
-    (line,) = [x for x in found if (x["arm"], x["split"]) == ("base", "a")]
-    assert line["value"] == pytest.approx(base.mean())
+    (line,) = [x for x in found if (x.method, x.split) == ("base", "a")]
+    assert line.value == pytest.approx(base.mean())
     for arm in ("base", "dph frozen"):
-        by = {x["split"]: x["value"] for x in found if x["arm"] == arm}
+        by = {x.split: x.value for x in found if x.method == arm}
         assert by[IN_DOMAIN] == pytest.approx((by["a"] + by["b"]) / 2)
         assert by[HELD_OUT] == pytest.approx(by["c"])
-    verdicts = lines(ranked / "verdicts.jsonl")
+    verdicts = [d for d in done.differences if not d.method.startswith(ABLATED)]
     assert len(verdicts) == 20
-    assert all(v["p_holm"] >= v["p"] for v in verdicts)
-    values = {(x["arm"], x["read_out"], x["split"]): x["value"] for x in found}
-    for v in verdicts:
-        mine = values[v["arm"], v["read_out"], v["split"]]
-        theirs = values[v["against"], v["against_read_out"], v["split"]]
-        assert v["difference"] == pytest.approx(mine - theirs)
-    ablation = lines(ranked / "ablation.jsonl")
-    assert len({(x["pooling"], x["loss"]) for x in ablation}) == 2
-    assert {x["seeds"] for x in ablation} == {2}
+    assert all(v.p_holm >= v.p for v in done.differences)
+    values = {(x.method, x.read_out, x.split): x.value for x in done.measurements}
+    for v in done.differences:
+        mine = values[v.method, v.read_out, v.split]
+        theirs = values[v.against, v.against_read_out, v.split]
+        assert v.value == pytest.approx(mine - theirs)
+    ablation = [m for m in done.measurements if m.method.startswith(ABLATED)]
+    assert {x.method for x in ablation} == {
+        f"dph, identity × {x}" for x in ("separable", "listwise")
+    }
+    assert {x.seeds for x in ablation} == {2}
+    assert len(done.differences) == 22
 
 
 def test_a_frozen_head_is_scored_as_anywhere_else(here: Path, ranked: Path) -> None:
@@ -185,22 +190,20 @@ def leaned(here: Path) -> Path:
 
 
 def test_heads_compared(here: Path, leaned: Path) -> None:
-    what = json.loads((leaned / "heads.json").read_text())
-    assert what["alpha_0_is_the_bare_model"] is True
-    assert set(what["seconds_to_train"]) == {"iav", "dpo", "genarm", "args"}
-    found = lines(leaned / "results.jsonl")
+    done = read(leaned)
+    assert done.about.more["alpha_0_is_the_bare_model"] is True
+    took = {arm for arm, x in done.costs.items() if "fit_seconds" in x}
+    assert took == {"iav", "dpo", "genarm", "args"}
+    found = done.measurements
     assert len(found) == 1 + 4 * 2 * 2
-    assert all(x["value"] >= 0 for x in found)
-    kl = {(x["arm"], x["alpha"]): x["value"] for x in found if x["metric"] == "kl"}
+    assert all(x.value >= 0 for x in found)
+    kl = {(x.method, x.alpha): x.value for x in found if x.metric == "kl"}
     for arm in ("iav", "genarm"):
         assert 0 < kl[arm, 1.0] < kl[arm, 2.0]
-    assert {x["arm"] for x in lines(leaned / "rates.jsonl")} == {
-        *("base", "iav", "iav merged", "dpo", "genarm", "args")
-    }
-    rates = {x["arm"]: x for x in lines(leaned / "rates.jsonl")}
-    assert rates["base"]["of_base"] == 1
-    assert all(x["low"] <= x["of_base"] <= x["high"] for x in rates.values())
-    assert len(lines(leaned / "verdicts.jsonl")) == 5
+    assert set(done.costs) == {*("base", "iav", "iav merged", "dpo", "genarm", "args")}
+    assert done.costs["base"]["of_base"] == 1
+    assert all(x["of_base_low"] <= x["of_base"] <= x["of_base_high"] for x in done.costs.values())
+    assert len(done.differences) == 5
 
 
 @pytest.mark.parametrize("arm", ["iav", "dpo", "genarm"])
@@ -261,7 +264,7 @@ def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> Non
     text = page.read_text()
     assert text.index("Held out: tasks") < text.index("What holds of the published claims")
     for v in lines(leaned / "verdicts.jsonl"):
-        if v["arm"] == "iav" and v["against"] == "dpo":
+        if v["method"] == "iav" and v["against"] == "dpo":
             sentence = {"cannot tell": "IAV cannot be told from DPO"}.get(
                 v["verdict"], f"IAV is {v['verdict']} than DPO in this run"
             )
@@ -276,10 +279,10 @@ def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> Non
     before = {p: p.read_bytes() for p in (page, page.with_suffix(".svg"))}
     assert trimtab("report", root / "dph").code == 0
     assert before == {p: p.read_bytes() for p in before}
-    (root / "iav" / "rates.jsonl").unlink()
+    (root / "iav" / "results.jsonl").unlink()
     said = trimtab("report", root.parent)
     assert said.code == 2
-    assert "rates.jsonl: cannot be read" in said.err
+    assert "results.jsonl: missing" in said.err
     assert page.read_bytes() == before[page]
 
 
@@ -289,13 +292,18 @@ def test_the_page(here: Path, ranked: Path, leaned: Path, tmp_path: Path) -> Non
 def test_averages_and_differences() -> None:
     """Tasks count alike whatever their sizes; a side without seeds is set against every seed."""
     scores, weights = averaged([{0: [1.0, 1.0, 1.0, 1.0]}, {0: [0.0, 0.0]}])
-    assert mean_line(scores, weights)["value"] == pytest.approx(0.5)
-    whole = mean_line(*averaged([{0: [1.0] * 10, 1: [1.0] * 10}, {0: [1.0] * 2, 1: [0.5] * 2}]))
-    assert 0 <= whole["ci_low"] < whole["value"] < whole["ci_high"] <= 1
-    line = difference_line({0: [1.0, 0.0], 1: [1.0, 1.0]}, {None: [0.0, 0.0]}, name="x")
-    assert (line["difference"], line["seeds"], line["items"]) == (0.75, 2, 2)
-    paired = difference_line({0: [1.0, 1.0], 2: [0.0, 1.0]}, {2: [0.0, 0.0], 1: [1.0, 1.0]})
-    assert paired["difference"] == 0.5
+    own = {"model": "tiny", "suite": "", "split": "test", "metric": "accuracy", "method": "x"}
+    own |= {"alpha": None, "at": "alpha_1"}
+    assert measured(scores, weights, **own).value == pytest.approx(0.5)
+    whole = measured(
+        *averaged([{0: [1.0] * 10, 1: [1.0] * 10}, {0: [1.0] * 2, 1: [0.5] * 2}]), **own
+    )
+    assert 0 <= whole.low < whole.value < whole.high <= 1
+    own["against"] = "base"
+    line = compared({0: [1.0, 0.0], 1: [1.0, 1.0]}, {None: [0.0, 0.0]}, **own)
+    assert (line.value, line.seeds, line.items) == (0.75, 2, 2)
+    paired = compared({0: [1.0, 1.0], 2: [0.0, 1.0]}, {2: [0.0, 0.0], 1: [1.0, 1.0]}, **own)
+    assert paired.value == 0.5
     assert judged([]) == []
 
 

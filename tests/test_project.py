@@ -48,6 +48,7 @@ FLOORS = {
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchor"),
     5: ("study", "compat"),
+    5.5: ("studies",),
     6: ("report", "app"),
     7: ("cli",),
 }

@@ -583,8 +583,8 @@ def test_shares_stay_between_0_and_1(tmp_path):
     row, margin = results.read("dpo", "test"), results.read("dpo", "test", "margin")
     assert row
     assert margin
-    assert (row.ci_low, row.ci_high) == (0, 1)
-    assert (margin.ci_low, margin.ci_high) == (-0.5, 1.5)
+    assert (row.low, row.high) == (0, 1)
+    assert (margin.low, margin.high) == (-0.5, 1.5)
 
 
 def test_an_interval_without_width_is_no_proof(tmp_path):

@@ -34,10 +34,12 @@ from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
-from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names, tables
-from trimtab.study.cell import Cell, Measuring, Setting, plan_cells
+from trimtab.studies.compare import tables
+from trimtab.studies.compare.cell import Cell, Measuring, Setting, plan_cells
+from trimtab.studies.compare.measure import _stamp
+from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names
 from trimtab.study.files import read_rows
-from trimtab.study.measure import _stamp
+from trimtab.study.results import row_of
 from trimtab.study.suite import read_data
 from trimtab.training import METHODS
 
@@ -348,12 +350,13 @@ def test_results_say_what_the_issue_asks(run, here):
         "metric",
         "value",
     }
-    keys |= {"ci_low", "ci_high", "items", "pairs", "suite_digest", "dtype", "commit"}
-    assert all(set(line) == keys for line in found)
+    keys |= {"low", "high", "items", "pairs"}
+    assert all({*line, "pairs"} == keys for line in found)
     assert "NaN" not in (run / "results.jsonl").read_text()
     assert {line["suite"] for line in found} == {"suite"}
-    assert {line["suite_digest"] for line in found} == {read_suite(here / "suite.yaml").digest}
-    assert {line["dtype"] for line in found} == {"float32"}
+    study = json.loads((run / "study.json").read_text())
+    assert study["suite_digest"] == read_suite(here / "suite.yaml").digest
+    assert study["dtype"] == "float32"
     assert {line["method"] for line in found} == {"base", "dpo", "mean"}
     accuracy = [r for r in found if r["metric"] == "accuracy" and r["at"] == "alpha_1"]
     places = {(r["method"], r["split"], r["seed"]) for r in accuracy}
@@ -368,8 +371,8 @@ def test_results_say_what_the_issue_asks(run, here):
         *("kl", "nll_rise", "slope", "r2", "monotone", "rising"),
     }
     for r in found:
-        if r["ci_low"] is not None:
-            assert r["ci_low"] <= r["value"] <= r["ci_high"]
+        if r["low"] is not None:
+            assert r["low"] <= r["value"] <= r["high"]
 
 
 def test_means_over_seeds(run):
@@ -435,6 +438,7 @@ def test_equal_kl_is_equal(run):
 
 def test_verdicts_of_the_run(run):
     found = lines(run / "verdicts.jsonl")
+    found = [v for v in found if v["against"] == "dpo"]
     places = [(v["method"], v["split"], v["at"]) for v in found]
     assert places == [
         ("mean", split, at) for at in ("alpha_1", "equal_kl") for split in ("test", "oos")
@@ -451,7 +455,7 @@ def test_verdicts_of_the_run(run):
             )
             for m in ("dpo", "mean")
         }
-        assert v["difference"] == pytest.approx(means["mean"] - means["dpo"])
+        assert v["value"] == pytest.approx(means["mean"] - means["dpo"])
         assert v["seeds"] == 2
         assert v["in_this_run"]
 
@@ -507,7 +511,7 @@ def test_another_run_gives_the_same_bytes(run, here):
 def test_other_seeds_reuse_cells(run, here, monkeypatch):
     copy = here / "copy"
     shutil.copytree(run, copy)
-    import trimtab.study.measure as measure
+    import trimtab.studies.compare.measure as measure
 
     fitted, fit = [], measure.fit
     monkeypatch.setattr(
@@ -571,6 +575,19 @@ def table(accuracies: dict[tuple[str, int | None, str], list[float]]) -> list[di
     ]
 
 
+COMMON = {"model": "tiny", "suite": "s"}
+
+
+def verdicts(*made: Any) -> list[dict[str, Any]]:
+    """Lines of `verdicts.jsonl`, as they are written."""
+    return [row_of(line) for line in tables.verdicts(*made, ["test"], COMMON)]
+
+
+def results(made: Any) -> list[dict[str, Any]]:
+    """The same of `results.jsonl`."""
+    return [row_of(line) for line in tables.results(made, COMMON)]
+
+
 HALF, MOST = [1.0, 0.0] * 50, [1.0, 1.0] * 45 + [1.0, 0.0] * 5
 
 
@@ -578,26 +595,24 @@ def test_a_verdict_by_hand():
     made = table(
         {("dpo", 0, "alpha_1"): HALF, ("x", 0, "alpha_1"): MOST, ("y", 0, "alpha_1"): HALF}
     )
-    better, same = tables.verdicts(made, ["dpo", "x", "y"], ["test"], "s")
+    better, same = verdicts(made, ["dpo", "x", "y"])
     assert (better["method"], better["verdict"], better["in_this_run"]) == ("x", "better", True)
-    assert better["difference"] == pytest.approx(0.95 - 0.5)
-    assert better["ci_low"] < 0.45 < better["ci_high"]
+    assert better["value"] == pytest.approx(0.95 - 0.5)
+    assert better["low"] < 0.45 < better["high"]
     assert better["p_holm"] == pytest.approx(2 * better["p"]), "Holm over the two rows of the table"
     assert better["underpowered"] == (better["mde"] > 0.05)
     assert better["mde"] == pytest.approx(2.8 * math.sqrt(0.45 * 0.55 / 100), rel=0.1)
-    assert (same["method"], same["verdict"], same["difference"], same["p"]) == (
+    assert (same["method"], same["verdict"], same["value"], same["p"]) == (
         "y",
         "cannot tell",
         0,
         1,
     )
-    worse, _ = tables.verdicts(
+    worse, _ = verdicts(
         table(
             {("dpo", 0, "alpha_1"): MOST, ("x", 0, "alpha_1"): HALF, ("y", None, "alpha_1"): HALF}
         ),
         ["dpo", "x", "y"],
-        ["test"],
-        "s",
     )
     assert worse["verdict"] == "worse"
 
@@ -606,31 +621,31 @@ def test_five_seeds_make_a_claim():
     made = {("dpo", s, "alpha_1"): HALF for s in range(5)} | {
         ("x", s, "alpha_1"): MOST for s in range(5)
     }
-    (line,) = tables.verdicts(table(made), ["dpo", "x"], ["test"], "s")
+    (line,) = verdicts(table(made), ["dpo", "x"])
     assert (line["verdict"], line["in_this_run"], line["seeds"]) == ("better", False, 5)
 
 
 def test_no_verdict_without_dpo():
     made = table({("base", None, "alpha_1"): HALF, ("x", 0, "alpha_1"): MOST})
-    assert tables.verdicts(made, ["x"], ["test"], "s") == []
+    assert verdicts(made, ["x"]) == []
 
 
 def test_seeds_are_paired_by_number_and_one_may_be_missing():
     """Seed 1 of x never reached DPO's KL: the comparison there is of seeds 0 and 2."""
     dpo = {("dpo", s, "alpha_1"): [1.0 if s == 1 else 0.0] * 10 for s in (0, 1, 2)}
     own = {("x", s, "equal_kl"): [0.0] * 10 for s in (2, 0)}
-    (line,) = tables.verdicts(table({**dpo, **own}), ["dpo", "x"], ["test"], "s")
-    assert (line["at"], line["seeds"], line["difference"]) == ("equal_kl", 2, 0.0)
+    (line,) = verdicts(table({**dpo, **own}), ["dpo", "x"])
+    assert (line["at"], line["seeds"], line["value"]) == ("equal_kl", 2, 0.0)
     only = {("x", 3, "equal_kl"): [0.0] * 10}
-    assert tables.verdicts(table({**dpo, **only}), ["dpo", "x"], ["test"], "s") == []
+    assert verdicts(table({**dpo, **only}), ["dpo", "x"]) == []
 
 
 def test_one_item_has_no_interval_and_json_no_nan():
     made = table({("dpo", 0, "alpha_1"): [1.0], ("x", 0, "alpha_1"): [0.0]})
-    found = tables.results(made, "tiny", {}) + tables.verdicts(made, ["dpo", "x"], ["test"], "s")
+    found = results(made) + verdicts(made, ["dpo", "x"])
     json.dumps(found, allow_nan=False)
     assert found[0]["value"] == 1.0
-    assert found[0]["ci_low"] is None
+    assert found[0]["low"] is None
 
 
 def test_a_broken_dial_gives_nulls_not_an_end():
@@ -641,7 +656,7 @@ def test_a_broken_dial_gives_nulls_not_an_end():
         for row in made
         for a in (1.0, 2.0)
     ]
-    found = tables.results([*made, *dose], "tiny", {})
+    found = results([*made, *dose])
     json.dumps(found, allow_nan=False)
     value = {(r["metric"], r["seed"]): r["value"] for r in found if r["split"] == "test"}
     assert value["margin", 0] is None

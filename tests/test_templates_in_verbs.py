@@ -30,9 +30,10 @@ from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
 from trimtab.progress import SILENT
 from trimtab.rendering import Rendering
-from trimtab.study import evaluate, steering_cells
-from trimtab.study.steering_cells import Stage
-from trimtab.study.steering_plan import Dosing
+from trimtab.studies.steering import cells as steering_cells
+from trimtab.studies.steering.cells import Stage
+from trimtab.studies.steering.plan import Dosing
+from trimtab.study import evaluate
 from trimtab.training import fit
 from trimtab.training.condition import fit_condition
 
@@ -56,6 +57,7 @@ def reached(model: Any) -> Iterator[list[tuple[int, ...]]]:
         if not BARE.get():
             seen.extend(tuple(row) for row in given[0].tolist())
 
+    look.__module__ = "trimtab"  # else nothing is kept of a model that a stranger looks into
     handle = model.get_input_embeddings().register_forward_pre_hook(look)
     try:
         yield seen

@@ -20,10 +20,9 @@ import pytest
 from helpers_study import SMALL, result_bytes, rows, trimtab, write_lines, write_suite
 from trimtab.errors import ConfigError, StudyError
 from trimtab.progress import Progress
+from trimtab.studies.compare.cell import Measuring, read_job
+from trimtab.studies.compare.worker import Stages, run_described
 from trimtab.study import Comparison, compare
-from trimtab.study.cell import Measuring, read_job
-from trimtab.study.worker import Stages, run_described
-from trimtab.study.workers import on_cluster
 from trimtab.training import METHODS
 
 LITTLE = Measuring(
@@ -99,7 +98,7 @@ def test_one_cell_is_one_command(here, run, tmp_path):
         file.unlink()
     shutil.rmtree(cell / "dial")
     assert set(read_job(cell)) == {"key", "method", "seed", "instruction", "setting"}
-    words = [sys.executable, "-m", "trimtab.study.worker", str(cell)]
+    words = [sys.executable, "-m", "trimtab.studies.compare.worker", str(cell)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (cell / "items.parquet").read_bytes() == before
@@ -107,17 +106,18 @@ def test_one_cell_is_one_command(here, run, tmp_path):
 
 def test_the_controls_are_in_every_table(run):
     found = lines(run / "results.jsonl")
-    assert {r["method"] for r in found} == {"base", "dpo", "mean", "random", "prompt"}
+    assert {r["method"] for r in found} == {"base", "dpo", "mean", "random", "instruction"}
     verdicts = lines(run / "verdicts.jsonl")
-    assert {v["method"] for v in verdicts if v["at"] == "alpha_1"} == {"mean", "random", "prompt"}
-    assert {v["method"] for v in verdicts if v["at"] == "equal_kl"} <= {"mean", "random"}
-    gains = lines(run / "gains.jsonl")
-    assert {v["method"] for v in gains} == {"dpo", "mean", "random", "prompt"}
-    assert {(v["baseline"], v["at"]) for v in gains} == {("base", "alpha_1")}
+    told = [v for v in verdicts if v["against"] == "dpo"]
+    assert {v["method"] for v in told if v["at"] == "alpha_1"} == {"mean", "random", "instruction"}
+    assert {v["method"] for v in told if v["at"] == "equal_kl"} <= {"mean", "random"}
+    gains = [v for v in verdicts if v["against"] == "base"]
+    assert {v["method"] for v in gains} == {"dpo", "mean", "random", "instruction"}
+    assert {(v["against"], v["at"]) for v in gains} == {("base", "alpha_1")}
     study = json.loads((run / "study.json").read_text())
-    assert list(study["methods"]) == ["dpo", "mean", "random", "prompt"]
-    assert "Answer truthfully" in study["methods"]["prompt"]
-    told = {(r["split"], r["metric"]) for r in found if r["method"] == "prompt"}
+    assert list(study["methods"]) == ["dpo", "mean", "random", "instruction"]
+    assert "Answer truthfully" in study["methods"]["instruction"]
+    told = {(r["split"], r["metric"]) for r in found if r["method"] == "instruction"}
     assert told == {
         (split, metric)
         for split in ("train", "test", "oos")
@@ -150,7 +150,7 @@ def test_several_models_and_suites(here, run):
     names = json.loads((out / "grid.json").read_text())["studies"]
     assert names == ["llama--suite", "llama--second", "qwen3--suite", "qwen3--second"]
     verdicts = [v for name in names for v in lines(out / name / "verdicts.jsonl")]
-    first = [v for v in verdicts if v["at"] == "alpha_1"]
+    first = [v for v in verdicts if (v["at"], v["against"]) == ("alpha_1", "dpo")]
     assert len(first) == 8, "two splits each"
     least = min(first, key=lambda v: v["p"])
     assert least["p_holm"] == pytest.approx(min(1, 8 * least["p"])), "Holm over the whole grid"
@@ -180,7 +180,7 @@ def test_a_cell_that_fails_loses_no_other(here, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported(here, tmp_path, monkeypatch):
-    from trimtab.study import workers
+    from trimtab.studies.compare import workers
 
     run = workers.Worker.run
     victims: list[str] = []
@@ -233,7 +233,7 @@ def test_what_is_refused_before_a_model_loads(here, tmp_path, changes, options, 
 
 
 def test_ray_that_is_not_installed(here, tmp_path, monkeypatch):
-    from trimtab.study import workers
+    from trimtab.studies.compare import workers
 
     monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trimtab\[cluster\]"):
@@ -259,7 +259,7 @@ def test_ctrl_c_stops_the_workers_and_the_run_goes_on(here, run, tmp_path):
         text = said.read()
     assert "Traceback" not in text
     assert text.splitlines()[-1].startswith("interrupted: ")
-    left = [p for p in _children() if "trimtab.study.worker" in p]
+    left = [p for p in _children() if "trimtab.studies.compare.worker" in p]
     assert not left
     assert trimtab(*words).code == 0
 

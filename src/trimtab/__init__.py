@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from trimtab.evaluation import generate
     from trimtab.models import load
     from trimtab.pairs import Pair, PairSet, read_pairs
-    from trimtab.study import evaluate
+    from trimtab.studies.compare.evaluation import evaluate
+    from trimtab.study.results import results
     from trimtab.training import fit
 
 __version__ = "0.1.0"
@@ -28,12 +29,13 @@ _HOME = {
     "Dial": "trimtab.dials",
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",
-    "evaluate": "trimtab.study",
+    "evaluate": "trimtab.studies.compare.evaluation",
     "fit": "trimtab.training",
     "generate": "trimtab.evaluation",
     "load": "trimtab.models",
     "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
+    "results": "trimtab.study.results",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "make_contrast",
     "read_pairs",
+    "results",
 ]
 
 

@@ -13,7 +13,7 @@ from trimtab.cli.parse import parse
 from trimtab.errors import ConfigError, near
 
 if TYPE_CHECKING:
-    from trimtab.anchor.experiments.gates import Gate
+    from trimtab.studies.anchoring.gates import Gate
 
 ROOT = Path("runs/anchor")
 
@@ -83,7 +83,7 @@ def _list(_: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab.anchor.experiments.registry import ENTRIES
+    from trimtab.studies.anchoring.registry import ENTRIES
 
     table = Table(box=None, padding=(0, 2))
     for column in ("name", "seeds", "what"):
@@ -97,8 +97,8 @@ def _run(words: list[str]) -> None:
     args = parse(Run, words, verb="anchor run", about="Run an experiment on anchoring.")
     import torch
 
-    from trimtab.anchor.experiments import registry
     from trimtab.progress import Progress
+    from trimtab.studies.anchoring import registry
 
     names = list(registry.ENTRIES) if args.all else [_name(args.name, "run")]
     for name in names:
@@ -121,8 +121,8 @@ def _run(words: list[str]) -> None:
 
 def _has_data(name: str, data_root: Path | None) -> bool:
     """Whether the data of an experiment are there; says so where they are not."""
-    from trimtab.anchor.experiments import corpus, registry
     from trimtab.errors import DataError
+    from trimtab.studies.anchoring import corpus, registry
 
     if name in registry.NATURAL:
         try:
@@ -135,7 +135,7 @@ def _has_data(name: str, data_root: Path | None) -> bool:
 
 def _check(words: list[str]) -> None:
     args = parse(Check, words, verb="anchor check", about="Hold a run against its gates.")
-    from trimtab.anchor.experiments import registry
+    from trimtab.studies.anchoring import registry
 
     failed = []
     names = _which(args.name, args.all, args.runs, "check")
@@ -154,7 +154,7 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab.anchor.experiments import results
+    from trimtab.studies.anchoring import results
 
     result = results.read(root / name)
     console = Console()
@@ -188,8 +188,8 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
 
 def _report(words: list[str]) -> None:
     args = parse(Report, words, verb="anchor report", about="Make the page of a run.")
-    from trimtab.anchor.experiments import registry
     from trimtab.report.anchoring import write_anchoring, write_anchoring_page
+    from trimtab.studies.anchoring import registry
 
     names = _which(args.name, args.all, args.runs, "report")
     gates = {name: registry.judge(name, args.runs) for name in names}
@@ -207,7 +207,7 @@ def _name(name: str, verb: str) -> str:
 
 
 def _which(name: str, every: bool, root: Path, verb: str) -> list[str]:
-    from trimtab.anchor.experiments import registry
+    from trimtab.studies.anchoring import registry
 
     if not every:
         registry.entry(_name(name, verb))

@@ -12,8 +12,8 @@ from trimtab.cli.parse import command, config_file, parse
 
 def main(words: list[str]) -> None:
     """Run what is not done yet of a comparison, and show it."""
-    from trimtab.study.compare import compare
-    from trimtab.study.grid import Comparison
+    from trimtab.studies.compare.comparison import compare
+    from trimtab.studies.compare.grid import Comparison
 
     @dataclass(frozen=True)
     class Args:

@@ -11,7 +11,7 @@ from trimtab.cli.parse import command, parse
 
 def main(words: list[str]) -> None:
     """Run what is not done yet, and say where the results lie."""
-    from trimtab.study.compare_heads import HeadComparison, compare_heads
+    from trimtab.studies.heads.comparison import HeadComparison, compare_heads
 
     @dataclass(frozen=True)
     class Args:

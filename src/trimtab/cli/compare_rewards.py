@@ -11,7 +11,7 @@ from trimtab.cli.parse import command, parse
 
 def main(words: list[str]) -> None:
     """Run what is not done yet, and say where the results lie."""
-    from trimtab.study.compare_rewards import RewardComparison, compare_rewards
+    from trimtab.studies.rewards.comparison import RewardComparison, compare_rewards
 
     @dataclass(frozen=True)
     class Args:

@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
         about="Four dials on smollm2-135m and the embedded data set `facts`.",
     )
     from trimtab.progress import Progress
-    from trimtab.study import demo
+    from trimtab.studies.compare.demo import demo
 
     out = demo(
         args.out, quick=args.quick, command=command("demo", words), progress=Progress(args.quiet)

@@ -11,7 +11,7 @@ from trimtab.cli.parse import command, parse
 
 def main(words: list[str]) -> None:
     """Run what is not done yet, and show a table a trait."""
-    from trimtab.study.steering import Dosing, dose
+    from trimtab.studies.steering.dose import Dosing, dose
 
     @dataclass(frozen=True)
     class Args:

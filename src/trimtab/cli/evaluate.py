@@ -77,9 +77,9 @@ def main(words: list[str]) -> None:
     from trimtab.evaluation.items import check_alphas
     from trimtab.progress import Progress
     from trimtab.report import write_page
-    from trimtab.study import evaluate, read_suite
-    from trimtab.study.evaluation import check_names
+    from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
+    from trimtab.study.suite import read_suite
 
     suite = read_suite(args.suite) if args.suite else None
     specs = dict(suite.evaluate) if suite else {}

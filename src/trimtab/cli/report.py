@@ -24,13 +24,15 @@ class Args:
 def main(words: list[str]) -> None:
     """Make the page of a run, or the Markdown pages of committed results."""
     args = parse(Args, words, verb="report", about="Make the page of a run from its result files.")
-    if any((args.run / name).is_file() for name in ("study.json", "grid.json")):
+    from trimtab.report.pages import PARTS, write_own_page, write_pages
+    from trimtab.study.results import is_grid, kind_of
+
+    kind = kind_of(args.run)
+    if is_grid(args.run) or (kind and kind not in PARTS):
         show(args.run)
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    from trimtab.report.pages import write_own_page, write_pages
-
     own = write_own_page(args.run)
     made = [own] if own else write_pages(args.run)
     if not made:

@@ -21,12 +21,14 @@ from trimtab.evaluation.generation import (
     LIKELIEST,
     Generation,
     Sampling,
+    checked_logits,
     ends_of,
     next_ids,
     prompts_of,
     said,
     seeded,
 )
+from trimtab.evaluation.items import numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering
@@ -38,7 +40,8 @@ class Decoder:
     """n rows that continue one prompt: keys and values cached, states at `sites` kept.
 
     `feed` takes a token a row and gives the logits of the next. The prompt is computed once. Where a
-    model's cache is not right (`cache_proof`), each row is run whole at every token.
+    model's cache is not right (`cache_proof`), each row is run whole at every token. Logits that are
+    no numbers are a ModelError.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Decoder:
                 self.cache, logits = out.past_key_values, out.logits[:, -1].float()
         for site, seen in new.items():
             self._seen[site].append(torch.cat(seen))
-        return logits
+        return checked_logits(ids, logits)
 
 
 @torch.no_grad()
@@ -256,4 +259,5 @@ def args_rewards(
     mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     marker = torch.zeros_like(mask)
     marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
-    return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
+    found = reward.rewards(reward.aggregated(states, mask, marker))[:, 0]
+    return numbers(found, "rewards").to(rows.logits)

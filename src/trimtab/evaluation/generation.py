@@ -17,7 +17,7 @@ from trimtab.dials import Dial
 from trimtab.errors import ModelError
 from trimtab.evaluation.cache_proof import plain_logits, way_to_generate
 from trimtab.evaluation.formats import Format, Style, format_for
-from trimtab.evaluation.items import check_alphas
+from trimtab.evaluation.items import check_alphas, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Rendering, prompt_ids
@@ -247,7 +247,7 @@ def _by_generate(
         eos_token_id=sorted(ends) or None,
     )
     with models.reading(model), own_settings(model):
-        out = model.generate(**given, generation_config=settings, logits_processor=[_numbers])
+        out = model.generate(**given, generation_config=settings, logits_processor=[checked_logits])
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 
 
@@ -283,13 +283,10 @@ def ends_of(model: Any, tokenizer: Any, form: Format, prompts: Sequence[Text | P
     return end_ids(model, tokenizer, form.rendering).union(*by_row)
 
 
-def _numbers(_: Any, logits: Tensor) -> Tensor:
-    """The logits; raises ModelError where one is a NaN, of which no token can be told."""
-    if logits.isnan().any():
-        raise ModelError(
-            "logits that are no numbers: they overflow in the model's dtype (try --dtype float32), "
-            "or a dial is turned too far"
-        )
+def checked_logits(_: Any, logits: Tensor) -> Tensor:
+    """The logits; raises ModelError where a row's largest is no number, so that no token can be told
+    (single tokens may be ruled out by an infinity)."""
+    numbers(logits.amax(-1), "logits")
     return logits
 
 
@@ -302,7 +299,7 @@ def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     )
 
     seen: Any = ids.to(logits.device)
-    _numbers(seen, logits)
+    checked_logits(seen, logits)
     if sampling.repetition_penalty != 1:
         logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
     if sampling.temperature == 0:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from trimtab import statistics
 from trimtab.report import wording
-from trimtab.report.results import ALPHA_1, Comparison, Results
+from trimtab.report.results import ALPHA_1, Difference, Results
+from trimtab.study import lines
 
 OOS, TEST = "oos", "test"
-CONTROLS = ("random", "prompt")
+CONTROLS = ("random", "instruction")
 
-Table = dict[tuple[str, str], Comparison]
+Table = dict[tuple[str, str], Difference]
 """Comparisons by suite and method: one printed table."""
 
 
@@ -29,17 +29,9 @@ def judged(
     found: Table = {}
     for r in studies:
         for c in r.gains if bare else r.comparisons:
-            if c.split == split and c.at == at and math.isfinite(c.difference):
+            if c.split == split and c.at == at and math.isfinite(c.value):
                 found[r.study.suite, c.method] = c
-    told = statistics.judged([(_difference(c), c.seeds) for c in found.values()])
-    return {
-        key: replace(c, **verdict._asdict())
-        for (key, c), verdict in zip(found.items(), told, strict=True)
-    }
-
-
-def _difference(c: Comparison) -> statistics.Difference:
-    return statistics.Difference(c.difference, c.ci_low, c.ci_high, c.p, math.nan, c.mde)
+    return dict(zip(found, lines.judged(list(found.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,10 +47,10 @@ class Finding:
     """
 
     method: str
-    further: tuple[Comparison, ...]
-    kept: tuple[Comparison, ...]
-    less: tuple[Comparison, ...]
-    open: tuple[Comparison, ...]
+    further: tuple[Difference, ...]
+    kept: tuple[Difference, ...]
+    less: tuple[Difference, ...]
+    open: tuple[Difference, ...]
     suites: dict[int, str]
     """Of each comparison, by id."""
 
@@ -83,7 +75,7 @@ class Finding:
                 "be told from the bare model, or is worse",
             ),
         ):
-            mine: tuple[Comparison, ...] = getattr(self, name)
+            mine: tuple[Difference, ...] = getattr(self, name)
             if mine:
                 said.append(
                     text.format(wording.join([f"{self.suites[id(c)]} ({points(c)})" for c in mine]))
@@ -111,7 +103,7 @@ def findings(oos: Table, learned: Table, methods: Iterable[str]) -> list[Finding
         mine = {suite: c for (suite, name), c in oos.items() if name == method}
         if not mine:
             continue
-        parts: dict[str, list[Comparison]] = {n: [] for n in ("further", "kept", "less", "open")}
+        parts: dict[str, list[Difference]] = {n: [] for n in ("further", "kept", "less", "open")}
         for suite, c in mine.items():
             gain = learned.get((suite, method))
             did = gain is not None and gain.verdict == "better"
@@ -140,8 +132,8 @@ def answer(found: Sequence[Finding], baseline: str) -> str:
     else:
         opening = f"Whether the claim holds cannot be told{run}."
     said = [f"{text} {wording.join(by[w])}" for w, text in WORDS.items() if by[w]]
-    best = max(rows, key=lambda c: c.difference)
-    high = [100 * c.ci_high for c in rows if math.isfinite(c.ci_high)]
+    best = max(rows, key=lambda c: c.value)
+    high = [100 * c.high for c in rows if math.isfinite(c.high)]
     reach = (
         f" The largest gain over {baseline} out of distribution was {points(best)}; no interval "
         f"reaches beyond {wording.number(max(high), 0, sign=True)} points."
@@ -159,10 +151,10 @@ WORDS = {
 }
 
 
-def points(c: Comparison) -> str:
+def points(c: Difference) -> str:
     """`+8.1 points, 95 % +2.0 to +14.2`."""
-    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, " to ")
-    return f"{wording.points(c.difference)} points" + (f", 95 % {interval}" if interval else "")
+    interval = wording.bounds(c.low, c.high, wording.points, " to ")
+    return f"{wording.points(c.value)} points" + (f", 95 % {interval}" if interval else "")
 
 
 def _blind(sizes: Sequence[float]) -> str:

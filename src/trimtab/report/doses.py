@@ -1,18 +1,51 @@
-"""The result files of `trimtab dose`."""
+"""The result files of `trimtab dose`, as their page looks them up."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from trimtab.errors import TrimtabError
+from trimtab.study.results import (
+    EQUAL_KL,
+    PERSONA,
+    About,
+    Difference,
+    Generation,
+    Measurement,
+    Run,
+    read,
+)
 
-RANDOM, PROMPT = "random", "prompt"
-"""Cells that are controls."""
+RANDOM = "random"
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to steer: a method, a half of one, a random direction, or the persona."""
+
+    name: str
+    """The method's, of a random direction with its seed: `random-0`."""
+    method: str
+    figures: Mapping[str, Measurement]
+    """By metric: at equal damage, and summaries over doses."""
+    curve: tuple[Mapping[str, float], ...]
+    """By metric, a dose each in order: `alpha`, `dose`, `shift`, `kl`, `nll_rise`, `valid`."""
+    seconds: float | None
+    """Processor time of fitting."""
+    reached: bool
+    """Whether there is an alpha of the persona's damage."""
+
+    @property
+    def half(self) -> bool:
+        """Whether it was fitted to a half of the data."""
+        return self.method.endswith(("-first", "-second"))
+
+    def value(self, metric: str) -> float | None:
+        """A figure; None where it is not finite."""
+        found = self.figures[metric].value
+        return found if found == found else None
 
 
 @dataclass(frozen=True)
@@ -20,37 +53,71 @@ class Doses:
     """The result files of one trait."""
 
     folder: Path
-    about: Row
-    results: list[Row]
-    comparisons: list[Row]
-    curves: list[Row]
-    generations: list[Row]
+    run: Run
+
+    @property
+    def about(self) -> About:
+        """What was run."""
+        return self.run.about
 
     @property
     def trait(self) -> str:
         """Its name."""
-        return self.about["trait"]
+        return self.about.suite
 
-    def row(self, name: str) -> Row | None:
-        """A cell's figures."""
-        return next((r for r in self.results if r["name"] == name), None)
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """All answers."""
+        return self.run.generations
 
-    def against(self, name: str, rival: str) -> Row | None:
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """All cells by name, in order."""
+        by: dict[str, list[Measurement]] = {}
+        for m in self.run.measurements:
+            by.setdefault(name_of(m), []).append(m)
+        return {name: self._cell(name, rows) for name, rows in by.items()}
+
+    def _cell(self, name: str, rows: list[Measurement]) -> Cell:
+        points: dict[float, dict[str, float]] = {}
+        for m in rows:
+            if m.alpha is not None and m.at is None:
+                points.setdefault(m.alpha, {"alpha": m.alpha})[m.metric] = m.value
+        return Cell(
+            name,
+            rows[0].method,
+            {m.metric: m for m in rows if m.alpha is None or m.at == EQUAL_KL},
+            tuple(points[a] for a in sorted(points)),
+            self.run.costs.get(name, {}).get("fit_cpu_seconds"),
+            name not in self.about.more.get("not_reached", ()),
+        )
+
+    def against(self, name: str, rival: str, metric: str = "per_damage") -> Difference | None:
         """A cell's difference from another."""
         return next(
-            (c for c in self.comparisons if (c["name"], c["against"]) == (name, rival)), None
+            (
+                d
+                for d in self.run.differences
+                if (name_of(d), d.against, d.metric) == (name, rival, metric)
+            ),
+            None,
         )
 
     @property
-    def methods(self) -> list[Row]:
+    def methods(self) -> list[Cell]:
         """Whole methods: neither halves nor controls."""
-        return [r for r in self.results if not r["half"] and r["method"] not in (RANDOM, PROMPT)]
+        return [c for c in self.cells.values() if not c.half and c.method not in (RANDOM, PERSONA)]
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> Cell | None:
         """The method with the steepest slope per unit damage."""
-        known = [r for r in self.methods if r["per_damage"] is not None]
-        return max(known, key=lambda r: r["per_damage"], default=None)
+        known = [c for c in self.methods if c.value("per_damage") is not None]
+        return max(known, key=lambda c: c.value("per_damage") or 0.0, default=None)
+
+
+def name_of(line: Measurement | Difference | Generation) -> str:
+    """The name of a line's cell."""
+    return f"{RANDOM}-{line.seed}" if line.method == RANDOM else line.method
 
 
 def read_doses(folder: Path) -> Doses:
@@ -59,20 +126,4 @@ def read_doses(folder: Path) -> Doses:
     Raises:
         TrimtabError: one is missing or malformed.
     """
-    try:
-        about = json.loads((folder / "dose.json").read_text(encoding="utf-8"))
-        lines = [
-            [
-                json.loads(x)
-                for x in (folder / f"{n}.jsonl").read_text(encoding="utf-8").splitlines()
-            ]
-            for n in ("results", "comparisons", "curves", "generations")
-        ]
-        found = Doses(folder, about, *lines)
-        _ = found.trait, found.best
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrimtabError(
-            f"{folder}: its result files cannot be read ({type(error).__name__}: {error}); the same "
-            "`trimtab dose` writes them again"
-        ) from error
-    return found
+    return Doses(folder, read(folder))

@@ -144,7 +144,7 @@ def accuracy(results: Results) -> list[Panel]:
         100 * x
         for pairs in rows.values()
         for _, r in pairs
-        for x in (r.value, r.ci_low, r.ci_high)
+        for x in (r.value, r.low, r.high)
         if math.isfinite(x)
     ]
     limits = _limits(ends, 5, at_most=100)
@@ -165,7 +165,7 @@ def accuracy(results: Results) -> list[Panel]:
                 seeds = results.seeds(method, split)
                 for seed in seeds if len(seeds) > 1 else []:
                     _dot(ax, results, method, 100 * seed.value, y + 0.3, size=2.5)
-                _whisker(ax, results, method, 100 * row.ci_low, 100 * row.ci_high, y)
+                _whisker(ax, results, method, 100 * row.low, 100 * row.high, y)
                 _dot(ax, results, method, 100 * row.value, y)
             ax.set_xlabel("accuracy, %")
         panels.append(_panel(figure, f"Accuracy on {split}", f"acc-{split}"))
@@ -180,14 +180,14 @@ def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> 
     verdict, a hollow one "cannot tell"; the grey bar spans what could not have been seen. `named`
     gives a panel its heading; by default it is the split.
     """
-    rows = [c for r in runs for c in r.comparisons if math.isfinite(c.difference)]
+    rows = [c for r in runs for c in r.comparisons if math.isfinite(c.value)]
     if not rows:
         return []
-    baseline = wording.label(rows[0].baseline)
-    limits = _limits([100 * x for c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5)
+    baseline = wording.label(rows[0].against)
+    limits = _limits([100 * x for c in rows for x in (c.low, c.high, c.value, 0)], 5)
     panels = []
     for results, split in [(r, s) for r in runs for s in r.splits]:
-        mine = [c for c in results.comparisons if c.split == split and math.isfinite(c.difference)]
+        mine = [c for c in results.comparisons if c.split == split and math.isfinite(c.value)]
         if not mine:
             continue
         methods = [m for m in results.methods if any(c.method == m for c in mine)]
@@ -201,10 +201,10 @@ def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> 
                 if math.isfinite(c.mde):
                     bar = {"left": -100 * c.mde, "height": 0.26, "color": GRID}
                     ax.barh(y, 200 * c.mde, zorder=0.5, **bar)
-                low, high, width = 100 * c.ci_low, 100 * c.ci_high, 1 if second else 2
+                low, high, width = 100 * c.low, 100 * c.high, 1 if second else 2
                 _whisker(ax, results, c.method, low, high, y, width=width)
                 size = 5 if second else 7.5
-                x = 100 * c.difference
+                x = 100 * c.value
                 _dot(ax, results, c.method, x, y, size=size, hollow=not c.told)
             ax.set_xlabel(f"points above {baseline}")
         panels.append(_panel(figure, f"Difference from {baseline} on {name}", f"gain-{name}"))
@@ -217,11 +217,11 @@ def shifts(studies: Sequence[Results]) -> list[Panel]:
     Rows are splits of suites, in order. A filled marker is a verdict, a hollow one "cannot tell";
     the grey bar spans what could not have been seen.
     """
-    rows = [(r, c) for r in studies for c in r.at(ALPHA_1) if math.isfinite(c.difference)]
+    rows = [(r, c) for r in studies for c in r.at(ALPHA_1) if math.isfinite(c.value)]
     if not rows:
         return []
-    baseline = wording.label(rows[0][1].baseline)
-    limits = _limits([100 * x for _, c in rows for x in (c.ci_low, c.ci_high, c.difference, 0)], 5)
+    baseline = wording.label(rows[0][1].against)
+    limits = _limits([100 * x for _, c in rows for x in (c.low, c.high, c.value, 0)], 5)
     panels = []
     for model in dict.fromkeys(r.study.model for r, _ in rows):
         here = [(r, c) for r, c in rows if r.study.model == model]
@@ -238,8 +238,8 @@ def shifts(studies: Sequence[Results]) -> list[Panel]:
                     if math.isfinite(c.mde):
                         size = {"left": -100 * c.mde, "height": 0.4, "color": GRID}
                         ax.barh(y, 200 * c.mde, zorder=0.5, **size)
-                    _whisker(ax, r, method, 100 * c.ci_low, 100 * c.ci_high, y)
-                    _dot(ax, r, method, 100 * c.difference, y, size=6.5, hollow=not c.told)
+                    _whisker(ax, r, method, 100 * c.low, 100 * c.high, y)
+                    _dot(ax, r, method, 100 * c.value, y, size=6.5, hollow=not c.told)
                 ax.set_xlabel(f"points above {baseline}")
             title = f"Gain of {wording.label(method)} over {baseline} on each shift"
             panels.append(_panel(figure, title, f"shift-{len(panels)}"))
@@ -459,7 +459,7 @@ def _line(
 ) -> None:
     colour, marker = _look(results, method)
     x = [p.alpha or 0.0 for p in points]
-    low, high = ([scale * getattr(p, end) for p in points] for end in ("ci_low", "ci_high"))
+    low, high = ([scale * getattr(p, end) for p in points] for end in ("low", "high"))
     ax.fill_between(x, low, high, color=colour, alpha=0.1, lw=0)
     ax.plot(
         x,

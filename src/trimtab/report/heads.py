@@ -3,7 +3,6 @@ beside them, and at its end what holds of the published claims, each sentence fr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,9 @@ from typing import Any
 from trimtab.errors import TrimtabError
 from trimtab.report import figures, heads_figures, wording
 from trimtab.report.files import write_text
-from trimtab.report.heads_figures import IN_DOMAIN, arm_name, number_of
+from trimtab.report.heads_figures import IN_DOMAIN, arm_name
 from trimtab.report.markdown import _plain, _table
-
-STUDY = "heads.json"
-Line = Mapping[str, Any]
+from trimtab.study.results import About, Difference, Measurement, read, runs_in
 
 
 @dataclass(frozen=True)
@@ -26,22 +23,28 @@ class HeadRun:
     """The result files of one comparison."""
 
     folder: Path
-    study: Mapping[str, Any]
-    lines: Sequence[Line]
-    verdicts: Sequence[Line]
-    ablation: Sequence[Line] = ()
-    rates: Sequence[Line] = ()
+    study: About
+    lines: Sequence[Measurement]
+    verdicts: Sequence[Difference]
+    ablation: Sequence[Measurement]
+    ablated: Mapping[tuple[str, str], Difference]
+    """Verdicts of the ablation by method and split."""
+    costs: Mapping[str, Mapping[str, Any]]
 
 
 def read_heads(folder: Path) -> HeadRun:
     """The result files of a folder. Raises TrimtabError where one is missing or damaged."""
-    study = _json(folder / STUDY)
-    if study.get("kind") not in ("rewards", "heads"):
-        raise TrimtabError(f"{folder / STUDY}: its kind is {study.get('kind')!r}, no known one")
-    more = "ablation" if study["kind"] == "rewards" else "rates"
-    names = ("results", "verdicts", more)
-    lines, verdicts, rest = (_lines(folder / f"{name}.jsonl") for name in names)
-    return HeadRun(folder, study, lines, verdicts, **{more: rest})
+    run = read(folder)
+    apart = heads_figures.ABLATED
+    return HeadRun(
+        folder,
+        run.about,
+        [m for m in run.measurements if not m.method.startswith(apart)],
+        [d for d in run.differences if not d.method.startswith(apart)],
+        [m for m in run.measurements if m.method.startswith(apart)],
+        {(d.method, d.split): d for d in run.differences if d.method.startswith(apart)},
+        run.costs,
+    )
 
 
 def write_heads(root: Path, out: Path) -> Path | None:
@@ -50,12 +53,11 @@ def write_heads(root: Path, out: Path) -> Path | None:
 
     Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
     """
-    alone = (root / STUDY).is_file()
-    folders = [root] if alone else [file.parent for file in sorted(root.glob(f"*/{STUDY}"))]
+    folders = runs_in(root, "rewards", "heads")
     runs = [read_heads(folder) for folder in folders]
     if not runs:
         return None
-    runs.sort(key=lambda r: r.study["kind"] != "rewards")
+    runs.sort(key=lambda r: r.study.study != "rewards")
     parts = [
         "# Heads",
         "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
@@ -70,8 +72,8 @@ def write_heads(root: Path, out: Path) -> Path | None:
         write_text(figure, figures.sheet(panels, columns=2))
         parts.append(f"![Heads: shares answered rightly, and curves over α]({figure.name})")
         for run in runs:
-            build = _rewards if run.study["kind"] == "rewards" else _alignment
-            parts += [f"## {_plain(run.study['title'])}", _ran(run), *build(run)]
+            build = _rewards if run.study.study == "rewards" else _alignment
+            parts += [f"## {_plain(run.study.title)}", _ran(run), *build(run)]
         parts += ["## What holds of the published claims", *_claims(runs)]
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error
@@ -84,20 +86,20 @@ def write_heads(root: Path, out: Path) -> Path | None:
 
 def _rewards(run: HeadRun) -> list[str]:
     study, parts = run.study, []
-    for title, tasks in (
-        ("In domain: test splits of what was trained on", study["in_domain"]),
-        ("Held out: tasks of which nothing was trained on", study["held_out"]),
+    for title, key, average in (
+        ("In domain: test splits of what was trained on", "in_domain", IN_DOMAIN),
+        ("Held out: tasks of which nothing was trained on", "held_out", heads_figures.HELD_OUT),
     ):
-        average = IN_DOMAIN if tasks is study["in_domain"] else heads_figures.HELD_OUT
+        tasks = study.more[key]
         rows = []
         for arm, read_out in heads_figures.arms(run.lines):
-            by = {x["split"]: x for x in run.lines if (x["arm"], x["read_out"]) == (arm, read_out)}
-            cells = [wording.share(by[t]["value"]) for t in tasks]
+            by = {x.split: x for x in run.lines if (x.method, x.read_out) == (arm, read_out)}
+            cells = [wording.share(by[t].value) for t in tasks]
             rows.append(
                 [
                     _plain(arm_name(arm)),
                     read_out,
-                    str(by[average]["seeds"]),
+                    str(by[average].seeds),
                     *cells,
                     _share(by[average]),
                 ]
@@ -117,12 +119,12 @@ def _rewards(run: HeadRun) -> list[str]:
 
 
 def _ablation(run: HeadRun) -> str:
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for line in run.ablation:
-        row = rows.setdefault(
-            (line["pooling"], line["loss"]), [line["pooling"], line["loss"], str(line["seeds"])]
-        )
-        row += [_share(line), _verdict(line) if "verdict" in line else wording.NOTHING]
+        parts = heads_figures.parts_of(line.method)
+        row = rows.setdefault(line.method, [*parts, str(line.seeds)])
+        told = run.ablated.get((line.method, line.split))
+        row += [_share(line), _verdict(told) if told else wording.NOTHING]
     header = ["pooling", "loss", "seeds", "in domain", "verdict", "held out", "verdict"]
     return _table(header, list(rows.values()), 2)
 
@@ -132,47 +134,48 @@ def _ablation(run: HeadRun) -> str:
 
 def _alignment(run: HeadRun) -> list[str]:
     parts = []
-    alphas = sorted({x["alpha"] for x in run.lines if x["arm"] != "base"})
-    for test in run.study["tests"]:
-        mine = [x for x in run.lines if x["split"] == test]
-        (base,) = [x for x in mine if x["arm"] == "base"]
+    alphas = sorted({x.alpha for x in run.lines if x.alpha is not None and x.method != "base"})
+    for test in run.study.splits:
+        mine = [x for x in run.lines if x.split == test]
+        (base,) = [x for x in mine if x.method == "base"]
         for metric, title, form in (
             ("accuracy", "Preference accuracy, percent", wording.share),
             ("kl", "KL from the bare model on its answers, nats a token", _kl),
         ):
             rows = []
-            for arm in dict.fromkeys(x["arm"] for x in mine if x["metric"] == metric):
-                by = {x["alpha"]: x for x in mine if (x["arm"], x["metric"]) == (arm, metric)}
+            for arm in dict.fromkeys(x.method for x in mine if x.metric == metric):
+                by = {x.alpha: x for x in mine if (x.method, x.metric) == (arm, metric)}
                 if arm != "base":
                     cells = [_with_interval(by[a], form) for a in alphas]
-                    rows.append([_plain(arm_name(arm)), str(by[alphas[0]]["seeds"]), *cells])
+                    rows.append([_plain(arm_name(arm)), str(by[alphas[0]].seeds), *cells])
             about = f"The bare model has {_share(base)}." if metric == "accuracy" else ""
             parts += [
                 f"**{_plain(test)}: {title}.** {about}".rstrip(),
                 _table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, 1),
             ]
     parts += ["**Differences at α = 1, in points.**", _differences(run.verdicts)]
-    if run.rates:
+    if rates := _rates(run):
         rows = [
             [
-                _plain(arm_name(x["arm"])),
+                _plain(arm_name(arm)),
                 f"{x['tokens_per_second']:.1f}",
-                f"{x['of_base']:.2f} [{x['low']:.2f}–{x['high']:.2f}]",
+                f"{x['of_base']:.2f} [{x['of_base_low']:.2f}–{x['of_base_high']:.2f}]",
                 f"{x['of_genarm']:.2f}",
             ]
-            for x in run.rates
+            for arm, x in rates.items()
         ]
+        rounds = next(iter(rates.values()))["rounds"]
         parts += [
-            f"**Decoding.** One row at a time, {run.rates[0]['rounds']} rounds in turn, seconds of "
-            f"{run.study['clock']} time: medians, in brackets the least and the largest.",
+            f"**Decoding.** One row at a time, {rounds} rounds in turn, seconds of "
+            f"{run.study.more['clock']} time: medians, in brackets the least and the largest.",
             _table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, 1),
         ]
-    took = run.study["seconds_to_train"]
+    took = _took(run)
     said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in took.items())
     parts.append(
         f"Processor time of training: {_plain(said)}; the head's states were stored in "
-        f"{run.study['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
-        f"{run.study['settings']['k']} likeliest tokens, which is not 0 at α = 0; its accuracy is by "
+        f"{run.study.more['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
+        f"{run.study.settings['k']} likeliest tokens, which is not 0 at α = 0; its accuracy is by "
         "the mean of its own score of a token."
     )
     return parts
@@ -185,16 +188,16 @@ def _claims(runs: Sequence[HeadRun]) -> list[str]:
     """The published claims, and what the results say to each."""
     parts = []
     for run in runs:
-        build = _reward_claims if run.study["kind"] == "rewards" else _alignment_claims
+        build = _reward_claims if run.study.study == "rewards" else _alignment_claims
         lines = []
         for claim, found in build(run):
             lines += [f"- *{claim}*", *(f"  - {_plain(sentence)}" for sentence in found)]
-        parts += [f"**{_plain(run.study['title'])}**", "\n".join(lines)]
+        parts += [f"**{_plain(run.study.title)}**", "\n".join(lines)]
     return parts
 
 
 def _reward_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
-    moved = run.study["largest_logit_change_by_a_frozen_head"]
+    moved = run.study.more["largest_logit_change_by_a_frozen_head"]
     found = [
         (
             "A head leaves the model's output as it is.",
@@ -209,48 +212,45 @@ def _reward_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
         found.append(
             (
                 f"Ranking by reward answers better than {arm_name(against)} by log-prob.",
-                [
-                    _said(v)
-                    for v in run.verdicts
-                    if v["against"] == against and v["read_out"] == "reward"
-                ],
+                [_said(v) for v in run.verdicts if v.against == against and v.read_out == "reward"],
             )
         )
-    both = [v for v in run.verdicts if v["arm"] == "dph joint" == v["against"]]
+    both = [v for v in run.verdicts if v.method == "dph joint" == v.against]
     found.append(
         (
             "The reward ranks better than the log-probs of the very model it was trained with.",
             [_said(v) for v in both],
         )
     )
-    own = [v for v in run.verdicts if v["against"] == "base" and v["read_out"] == "reward"]
+    own = [v for v in run.verdicts if v.against == "base" and v.read_out == "reward"]
     found.append(("What is learned carries over.", [_said(v) for v in own]))
     if run.ablation:
-        found.append(("SwiGLU pooling is best, and the loss matters.", _ablated(run.ablation)))
+        found.append(("SwiGLU pooling is best, and the loss matters.", _ablated(run)))
     return found
 
 
-def _ablated(lines: Sequence[Line]) -> list[str]:
+def _ablated(run: HeadRun) -> list[str]:
     said = []
-    for split in dict.fromkeys(x["split"] for x in lines):
-        mine = [x for x in lines if x["split"] == split]
-        best, worst = (f(mine, key=lambda x: x["value"]) for f in (max, min))
-        told = [x for x in mine if x.get("verdict") in ("better", "worse")]
-        names = wording.join(
-            [f"{x['pooling']} × {x['loss']} ({x['verdict']})" for x in told] or [""]
-        )
-        first = f"{mine[0]['pooling']} × {mine[0]['loss']}"
+
+    def name(x: Measurement | Difference) -> str:
+        return " × ".join(heads_figures.parts_of(x.method))
+
+    for split in dict.fromkeys(x.split for x in run.ablation):
+        mine = [x for x in run.ablation if x.split == split]
+        best, worst = (f(mine, key=lambda x: x.value) for f in (max, min))
+        told = [d for (_, where), d in run.ablated.items() if where == split and d.told]
+        names = wording.join([f"{name(d)} ({d.verdict})" for d in told] or [""])
+        first = name(mine[0])
         said.append(
-            f"{split.capitalize()}: highest {best['pooling']} × {best['loss']} "
-            f"({wording.share(best['value'])}), lowest {worst['pooling']} × {worst['loss']} "
-            f"({wording.share(worst['value'])}); "
+            f"{split.capitalize()}: highest {name(best)} ({wording.share(best.value)}), lowest "
+            f"{name(worst)} ({wording.share(worst.value)}); "
             + (f"told from {first}: {names}." if told else f"none can be told from {first}.")
         )
     return said
 
 
 def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
-    equal = run.study["alpha_0_is_the_bare_model"]
+    equal = run.study.more["alpha_0_is_the_bare_model"]
     zero = (
         "At α = 0 the logits are the bare model's to the last bit."
         if equal
@@ -258,16 +258,16 @@ def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
     )
     found = [("Its strength is set when it is used.", [zero, *_rise(run)])]
     for against in ("dpo", "genarm", "args"):
-        mine = [v for v in run.verdicts if (v["arm"], v["against"]) == ("iav", against)]
+        mine = [v for v in run.verdicts if (v.method, v.against) == ("iav", against)]
         found.append(
             (
                 f"It keeps up with {arm_name(against)}.",
                 [_said(v) for v in mine],
             )
         )
-    learned = [v for v in run.verdicts if v["against"] == "base"]
+    learned = [v for v in run.verdicts if v.against == "base"]
     found.append(("It learns the preference.", [_said(v) for v in learned]))
-    rates = {x["arm"]: x for x in run.rates}
+    rates = _rates(run)
     if {"iav", "genarm", "args"} <= rates.keys():
         iav = rates["iav"]
         found.append(
@@ -280,7 +280,7 @@ def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
                 ],
             )
         )
-    took, stored = run.study["seconds_to_train"], run.study["seconds_to_store"]
+    took, stored = _took(run), run.study.more["seconds_to_store"]
     found.append(
         (
             "A store makes training cheap.",
@@ -296,10 +296,8 @@ def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
 
 def _rise(run: HeadRun) -> list[str]:
     said = []
-    for test in run.study["tests"]:
-        mine = {
-            (x["arm"], x["alpha"], x["metric"]): x["value"] for x in run.lines if x["split"] == test
-        }
+    for test in run.study.splits:
+        mine = {(x.method, x.alpha or 0.0, x.metric): x.value for x in run.lines if x.split == test}
         alphas = sorted({a for arm, a, _ in mine if arm == "iav"})
         steps = [mine["base", 0.0, "accuracy"], *(mine["iav", a, "accuracy"] for a in alphas)]
         kls = [mine["iav", a, "kl"] for a in alphas]
@@ -315,37 +313,42 @@ def _rise(run: HeadRun) -> list[str]:
     return said
 
 
-def _said(v: Line) -> str:
+def _rates(run: HeadRun) -> dict[str, Mapping[str, Any]]:
+    return {arm: x for arm, x in run.costs.items() if "tokens_per_second" in x}
+
+
+def _took(run: HeadRun) -> dict[str, float]:
+    return {arm: x["fit_seconds"] for arm, x in run.costs.items() if "fit_seconds" in x}
+
+
+def _said(v: Difference) -> str:
     """A difference as a sentence."""
-    a, b = (_side(v, k) for k in ("arm", "against"))
-    where = v["split"].removesuffix(" average")
-    interval = f"{_points(v['difference'])} points [{_ends(v)}]"
-    if v["verdict"] == "cannot tell":
-        seen = number_of(v["mde"])
-        if math.isnan(seen):
+    (a, b), where = _sides(v), v.split.removesuffix(" average")
+    interval = f"{wording.points(v.value)} points [{_ends(v)}]"
+    if not v.told:
+        if math.isnan(v.mde):
             more = ""
-        elif number_of(v["difference_low"]) * number_of(v["difference_high"]) > 0:
+        elif v.low * v.high > 0:
             # clear of 0 alone, not among so many comparisons
-            more = f"; p = {wording.small(v['p_holm'])} by Holm over its table"
+            more = f"; p = {wording.small(v.p_holm)} by Holm over its table"
         else:
-            more = f"; under {wording.points(seen, sign=False)} could not have been seen"
+            more = f"; under {wording.points(v.mde, sign=False)} could not have been seen"
         return f"{where}: {a} cannot be told from {b} ({interval}{more})."
-    run = " in this run" if v["in_this_run"] else ""
-    return f"{where}: {a} is {v['verdict']} than {b}{run} ({interval})."
+    run = " in this run" if v.in_this_run else ""
+    return f"{where}: {a} is {v.verdict} than {b}{run} ({interval})."
 
 
 # ---- cells --------------------------------------------------------------------------------------
 
 
-def _differences(lines: Sequence[Line]) -> str:
+def _differences(lines: Sequence[Difference]) -> str:
     rows = [
         [
-            _plain(_side(v, "arm")),
-            _plain(_side(v, "against")),
-            _plain(v["split"]),
-            f"{_points(v['difference'])} [{_ends(v)}]",
-            _plain(wording.small(v["p_holm"])),
-            wording.points(number_of(v["mde"]), sign=False),
+            *(_plain(side) for side in _sides(v)),
+            _plain(v.split),
+            f"{wording.points(v.value)} [{_ends(v)}]",
+            _plain(wording.small(v.p_holm)),
+            wording.points(v.mde, sign=False),
             _verdict(v),
         ]
         for v in lines
@@ -354,94 +357,68 @@ def _differences(lines: Sequence[Line]) -> str:
     return _table(header, rows, 3, 6)
 
 
-def _side(v: Line, which: str) -> str:
-    read_out = v.get("read_out" if which == "arm" else "against_read_out")
-    name = arm_name(v[which])
-    return name if read_out is None else f"{name} by {read_out}"
+def _sides(v: Difference) -> tuple[str, str]:
+    both = ((v.method, v.read_out), (v.against, v.against_read_out))
+    one, other = (f"{arm_name(a)} by {by}" if by else arm_name(a) for a, by in both)
+    return one, other
 
 
-def _verdict(v: Line) -> str:
-    if v["verdict"] == "cannot tell":
-        return v["verdict"]
-    return f"**{v['verdict']}{' in this run' if v['in_this_run'] else ''}**"
+def _verdict(v: Difference) -> str:
+    if not v.told:
+        return str(v.verdict)
+    return f"**{v.verdict}{' in this run' if v.in_this_run else ''}**"
 
 
-def _share(line: Line) -> str:
+def _share(line: Measurement) -> str:
     return _with_interval(line, wording.share)
 
 
-def _with_interval(line: Line, form: Any) -> str:
-    low, high = number_of(line["ci_low"]), number_of(line["ci_high"])
-    ends = wording.bounds(low, high, form)
-    return form(line["value"]) + (f" [{ends}]" if ends else "")
+def _with_interval(line: Measurement, form: Any) -> str:
+    ends = wording.bounds(line.low, line.high, form)
+    return form(line.value) + (f" [{ends}]" if ends else "")
 
 
 def _kl(value: float) -> str:
     return wording.number(value, 3 if abs(value) < 1 else 2)
 
 
-def _points(value: float) -> str:
-    return wording.points(value)
-
-
-def _ends(v: Line) -> str:
-    low, high = number_of(v["difference_low"]), number_of(v["difference_high"])
-    return wording.bounds(low, high, wording.points, ", ")
+def _ends(v: Difference) -> str:
+    return wording.bounds(v.low, v.high, wording.points, ", ")
 
 
 def _ran(run: HeadRun) -> str:
-    s, settings = run.study, run.study["settings"]
-    train = s["train"]
-    if s["kind"] == "rewards":
-        tests = wording.join([f"{_plain(t)} {n:,}" for t, n in s["tests"].items()])
-        more = f" (“more data”: {train['more items']:,})" if "more items" in train else ""
+    s, settings = run.study, run.study.settings
+    if s.study == "rewards":
+        tests = wording.join([f"{_plain(t)} {n.items:,}" for t, n in s.splits.items()])
+        more = f" (“more data”: {s.more['more_items']:,})" if "more_items" in s.more else ""
         data = (
-            f"trained on {train['items']:,} items, {train['pairs']:,} pairs{more}, of the training "
-            f"splits of {_plain(wording.join(s['in_domain']))}; items judged on: {tests}"
+            f"trained on {s.train_items:,} items, {s.train_pairs:,} pairs{more}, of the training "
+            f"splits of {_plain(wording.join(s.more['in_domain']))}; items judged on: {tests}"
         )
     else:
         tests = wording.join(
-            [f"`{t}` {wording.count(n['items'], 'item')}" for t, n in s["tests"].items()]
+            [f"`{t}` {wording.count(n.items, 'item')}" for t, n in s.splits.items()]
         )
-        dropped = f" ({train['dropped']} over-long dropped)" if train["dropped"] else ""
+        left = s.more["train_dropped"]
+        dropped = f" ({left} over-long dropped)" if left else ""
         data = (
-            f"trained on `{settings['train']}`, {wording.count(train['items'], 'item')}, "
-            f"{wording.count(train['pairs'], 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
+            f"trained on `{s.train}`, {wording.count(s.train_items or 0, 'item')}, "
+            f"{wording.count(s.train_pairs or 0, 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
             f"and GenARM, {settings['head_epochs']:g} times by the head; judged on {tests}"
         )
     seeds = f"seeds {_listed(settings['seeds'])}, of frozen heads {_listed(settings['head_seeds'])}"
-    versions = ", ".join(f"{k} {v}" for k, v in s["versions"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in s.versions.items())
     return "\n".join(
         [
-            f"- model `{s['model']}`, digest `{s['model_digest'][:16]}`, {s['dtype']} on "
-            f"{s['device']}, {wording.count(s['threads'], 'thread')}; {seeds}",
+            f"- model `{s.model}`, digest `{s.model_digest[:16]}`, {s.dtype} on "
+            f"{s.device}, {wording.count(s.threads or 1, 'thread')}; {seeds}",
             f"- {data}",
-            f"- {versions}, commit `{s['commit']}`; {s['cpu_seconds'] / 60:.0f} minutes of processor "
+            f"- {versions}, commit `{s.commit}`; {s.more['cpu_seconds'] / 60:.0f} minutes of processor "
             "time",
-            f"- `{s['command']}`",
+            f"- `{s.command}`",
         ]
     )
 
 
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrimtabError(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise TrimtabError(f"{file}: expected an object")
-    return found
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(x) for x in file.read_text(encoding="utf-8").splitlines() if x.strip()]
-    except (OSError, ValueError) as error:
-        raise TrimtabError(f"{file}: cannot be read as JSON lines ({error})") from error

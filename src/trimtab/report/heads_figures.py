@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from trimtab.report import figures
 from trimtab.report.figures import INK, MUTED, NICE, PAGE, Panel
 from trimtab.report.looks import looks_of
+from trimtab.study.results import About, Measurement
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
 ARMS = {
@@ -27,7 +27,8 @@ ARMS = {
     "genarm": "GenARM",
     "args": "ARGS",
 }
-Line = Mapping[str, Any]
+ABLATED = "dph, "
+"""How the methods of the ablation begin: `dph, identity × listwise`."""
 
 
 def arm_name(arm: str) -> str:
@@ -42,43 +43,45 @@ def look(arm: str) -> tuple[str, str]:
     return figures._PLACEHOLDER[colour], marker
 
 
-def arms(lines: Sequence[Line]) -> list[tuple[str, str]]:
+def arms(lines: Sequence[Measurement]) -> list[tuple[str, str]]:
     """Arms and their read-outs, in order."""
-    return list(dict.fromkeys((x["arm"], x["read_out"]) for x in lines))
+    return list(dict.fromkeys((x.method, x.read_out or "") for x in lines))
 
 
-def number_of(value: float | None) -> float:
-    """A number; NaN where it is not known."""
-    return math.nan if value is None else float(value)
+def parts_of(method: str) -> list[str]:
+    """Pooling and loss of a method of the ablation."""
+    return method.removeprefix(ABLATED).split(" × ")
 
 
-def panels(study: Line, lines: Sequence[Line], ablation: Sequence[Line] = ()) -> list[Panel]:
+def panels(
+    study: About, lines: Sequence[Measurement], ablation: Sequence[Measurement] = ()
+) -> list[Panel]:
     """The panels of a run."""
-    if study["kind"] == "rewards":
+    if study.study == "rewards":
         return _shares(lines) + _ablation(ablation)
-    return [_curve(lines, test, metric) for test in study["tests"] for metric in ("accuracy", "kl")]
+    return [_curve(lines, test, metric) for test in study.splits for metric in ("accuracy", "kl")]
 
 
-def _shares(lines: Sequence[Line]) -> list[Panel]:
+def _shares(lines: Sequence[Measurement]) -> list[Panel]:
     """A panel each of both averages: every arm with its interval; the bare model's as a line."""
     found = []
     names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
     for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
-        mine = [x for x in lines if x["split"] == split]
+        mine = [x for x in lines if x.split == split]
         rows = [
-            (names[x["arm"], x["read_out"]], x, x["arm"], x["read_out"] != "reward") for x in mine
+            (names[x.method, x.read_out or ""], x, x.method, x.read_out != "reward") for x in mine
         ]
-        found.append(_rows(rows, title, f"shares-{split}", bare=mine[0]["value"], most=27))
+        found.append(_rows(rows, title, f"shares-{split}", bare=mine[0].value, most=27))
     return found
 
 
-def _ablation(lines: Sequence[Line]) -> list[Panel]:
+def _ablation(lines: Sequence[Measurement]) -> list[Panel]:
     found = []
-    for split in dict.fromkeys(x["split"] for x in lines):
+    for split in dict.fromkeys(x.split for x in lines):
         rows = [
-            (f"{x['pooling']}, {x['loss']}", x, "dph frozen", False)
+            (", ".join(parts_of(x.method)), x, "dph frozen", False)
             for x in lines
-            if x["split"] == split
+            if x.split == split
         ]
         title = f"Pooling and loss: {split.removesuffix(' average').replace('-', ' ')}"
         found.append(_rows(rows, title, f"ablation-{split}", most=27))
@@ -86,7 +89,7 @@ def _ablation(lines: Sequence[Line]) -> list[Panel]:
 
 
 def _rows(
-    rows: Sequence[tuple[str, Line, str, bool]],
+    rows: Sequence[tuple[str, Measurement, str, bool]],
     title: str,
     name: str,
     *,
@@ -94,8 +97,8 @@ def _rows(
     most: int = 19,
 ) -> Panel:
     """A row each: name, line, arm, whether its marker is hollow."""
-    ends = [100 * number_of(x[k]) for _, x, _, _ in rows for k in ("value", "ci_low", "ci_high")]
-    note = f"{rows[0][1]['items']:,} items"
+    ends = [100 * getattr(x, k) for _, x, _, _ in rows for k in ("value", "low", "high")]
+    note = f"{rows[0][1].items:,} items"
     limits = figures._limits(ends, 5, at_most=100)
     labels = [label for label, *_ in rows]
     with figures._rows(labels, limits, 24, title, note, width=440, most=most) as (figure, ax):
@@ -103,9 +106,9 @@ def _rows(
             ax.axvline(100 * bare, color=MUTED, lw=1, dashes=(3, 3))
         for y, (_, line, arm, hollow) in enumerate(rows):
             colour, marker = look(arm)
-            low, high = (100 * number_of(line[k]) for k in ("ci_low", "ci_high"))
+            low, high = (100 * getattr(line, k) for k in ("low", "high"))
             ax.plot([low, high], [y, y], color=colour, lw=2, zorder=2)
-            _dot(ax, 100 * line["value"], y, colour, marker, hollow)
+            _dot(ax, 100 * line.value, y, colour, marker, hollow)
         ax.set_xlabel("answered rightly, %")
     return figures._panel(figure, title, name)
 
@@ -125,29 +128,29 @@ def _dot(ax: Axes, x: float, y: float, colour: str, marker: str, hollow: bool) -
     )
 
 
-def _curve(lines: Sequence[Line], test: str, metric: str) -> Panel:
+def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
     """Accuracy or KL over alpha, a line an arm, from the bare model at 0."""
-    mine = [x for x in lines if x["split"] == test]
-    (base,) = [x for x in mine if x["arm"] == "base"]
+    mine = [x for x in lines if x.split == test]
+    (base,) = [x for x in mine if x.method == "base"]
     scale = 100 if metric == "accuracy" else 1
     title, unit = ("Accuracy", "%") if metric == "accuracy" else ("KL", "nats a token, root scale")
     with figures._plane(f"{title}: {figures._short(test, 30)}", unit) as (figure, ax):
         top = 0.0
         if metric == "kl":
             ax.set_yscale("function", functions=(figures._root, figures._square))
-        order = dict.fromkeys(x["arm"] for x in mine if x["arm"] != "base")
+        order = dict.fromkeys(x.method for x in mine if x.method != "base")
         for arm in order:
             colour, marker = look(arm)
             own = sorted(
-                (x for x in mine if (x["arm"], x["metric"]) == (arm, metric)),
-                key=lambda x: x["alpha"],
+                (x for x in mine if (x.method, x.metric) == (arm, metric)),
+                key=lambda x: x.alpha or 0.0,
             )
-            at = [x["alpha"] for x in own]
+            at = [x.alpha or 0.0 for x in own]
             values, low, high = (
-                [scale * number_of(x[k]) for x in own] for k in ("value", "ci_low", "ci_high")
+                [scale * getattr(x, k) for x in own] for k in ("value", "low", "high")
             )
             if metric == "accuracy":
-                ends = [scale * number_of(base[k]) for k in ("value", "ci_low", "ci_high")]
+                ends = [scale * getattr(base, k) for k in ("value", "low", "high")]
                 at = [0.0, *at]
                 values, low, high = (
                     [e, *v] for e, v in zip(ends, (values, low, high), strict=True)
@@ -168,7 +171,7 @@ def _curve(lines: Sequence[Line], test: str, metric: str) -> Panel:
                 label=arm_name(arm),
                 clip_on=False,
             )
-        figures._alpha_axis(ax, [0.0, *(x["alpha"] for x in mine)])
+        figures._alpha_axis(ax, [0.0, *(x.alpha or 0.0 for x in mine)])
         if metric == "kl":
             figures._root_ticks(ax, top)
         else:

@@ -160,7 +160,7 @@ def _screening(results: Results) -> str:
     rows = []
     for name in results.methods:
         margin = results.read(name, split, "margin")
-        interval = wording.bounds(margin.ci_low, margin.ci_high, wording.number) if margin else ""
+        interval = wording.bounds(margin.low, margin.high, wording.number) if margin else ""
         shown = wording.number(margin.value if margin else None)
         cells = [_cell(results.read(name, split)), f"{shown} [{interval}]" if interval else shown]
         rows.append([_plain(wording.label(name)), *cells])

@@ -37,7 +37,8 @@ class Look(NamedTuple):
 CONTROLS = {
     "base": Look("muted", "o"),
     "random": Look("muted", "s"),
-    "prompt": Look("ink", "D"),
+    "instruction": Look("ink", "D"),
+    "persona": Look("ink", "D"),
 }
 
 KNOWN = [

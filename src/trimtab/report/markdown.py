@@ -12,14 +12,14 @@ from trimtab.report.results import (
     BASE,
     EQUAL_KL,
     TRAIN,
-    Comparison,
+    Difference,
     Grid,
     Measurement,
     Results,
-    is_grid,
     read_grid,
     read_results,
 )
+from trimtab.study.results import is_grid
 
 
 def write_markdown(run_dir: str | Path, out_md: str | Path) -> Path:
@@ -71,7 +71,7 @@ def markdown(results: Results, figure: str | None = None) -> str:
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)
         if rows:
-            baseline = wording.label(rows[0].baseline)
+            baseline = wording.label(rows[0].against)
             where = "α = 1" if at == ALPHA_1 else f"the α where KL equals {baseline}'s at α = 1"
             parts += [f"## Against {baseline}, at {where}", wording.ADJUSTED, _verdicts(rows)]
     if results.gains:
@@ -126,7 +126,7 @@ def _gains(grid: Grid, at: str | None) -> str:
     """A row a shift, a column a method: against the baseline (`at`), or against the bare model."""
     many = len({r.study.model for r in grid.studies}) > 1
     methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
-    lines: dict[tuple[str, str], dict[str, Comparison]] = {}
+    lines: dict[tuple[str, str], dict[str, Difference]] = {}
     for r in grid.studies:
         for c in r.at(at) if at else _ordered(r):
             key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))
@@ -142,15 +142,15 @@ def _gains(grid: Grid, at: str | None) -> str:
     return _table(header, body, numeric_from=2 if many else 1)
 
 
-def _gain(c: Comparison | None) -> str:
+def _gain(c: Difference | None) -> str:
     if c is None:
         return wording.NOTHING
-    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, ", ")
-    value = wording.points(c.difference)
+    interval = wording.bounds(c.low, c.high, wording.points, ", ")
+    value = wording.points(c.value)
     return (f"**{value}**" if c.told else value) + (f" [{interval}]" if interval else "")
 
 
-def _ordered(results: Results) -> list[Comparison]:
+def _ordered(results: Results) -> list[Difference]:
     """The gains over the bare model by split, then by method."""
     splits, methods = list(results.splits), list(results.methods)
     known = [c for c in results.gains if c.split in splits and c.method in methods]
@@ -175,11 +175,11 @@ def _accuracy(results: Results) -> str:
 def _cell(row: Measurement | None) -> str:
     if row is None:
         return wording.NOTHING
-    interval = wording.bounds(row.ci_low, row.ci_high)
+    interval = wording.bounds(row.low, row.high)
     return f"{wording.share(row.value)} [{interval}]" if interval else wording.share(row.value)
 
 
-def _verdicts(rows: Sequence[Comparison]) -> str:
+def _verdicts(rows: Sequence[Difference]) -> str:
     header = [
         "split",
         "method",
@@ -191,14 +191,14 @@ def _verdicts(rows: Sequence[Comparison]) -> str:
     ]
     body = []
     for c in rows:
-        interval = wording.bounds(c.ci_low, c.ci_high, wording.points, ", ")
+        interval = wording.bounds(c.low, c.high, wording.points, ", ")
         verdict = f"{c.verdict} in this run" if c.told and c.in_this_run else c.verdict
         body.append(
             [
                 _plain(c.split),
                 _plain(wording.label(c.method)),
                 wording.alpha(c.alpha),
-                wording.points(c.difference) + (f" [{interval}]" if interval else ""),
+                wording.points(c.value) + (f" [{interval}]" if interval else ""),
                 _plain(wording.small(c.p_holm)),
                 wording.points(c.mde, sign=False),
                 f"**{verdict}**" if c.told else verdict,
@@ -225,9 +225,8 @@ def _ran(results: Results) -> str:
         )
     lines.append(f"- seeds {', '.join(map(str, study.seeds)) or wording.NOTHING}")
     lines.append(f"- {', '.join(f'{k} {v}' for k, v in study.versions.items())}")
-    commits = wording.commits(results.measurements)
-    if commits:
-        lines.append(f"- commit {', '.join(f'`{c}`' for c in commits)}")
+    if study.commit:
+        lines.append(f"- commit `{study.commit}`")
     return "\n".join(lines)
 
 

@@ -16,15 +16,15 @@ from trimtab.report.results import (
     BASE,
     EQUAL_KL,
     TRAIN,
-    Comparison,
+    Difference,
     Generation,
     Grid,
     Measurement,
     Results,
-    is_grid,
     read_grid,
     read_results,
 )
+from trimtab.study.results import is_grid
 
 COSTS = {
     "fit_seconds": "time to fit, s",
@@ -94,7 +94,7 @@ def grid_page(grid: Grid) -> str:
     """Several models and suites as one HTML page that leads to each one's own."""
     tables = []
     for against in (True, False):
-        lines: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+        lines: dict[tuple[str, str, str], dict[str, Difference]] = {}
         for name, r in zip(grid.names, grid.studies, strict=True):
             for c in r.at(ALPHA_1) if against else r.gains:
                 shift = wording.shift(r.study.suite, c.split)
@@ -121,12 +121,12 @@ def grid_page(grid: Grid) -> str:
     )
 
 
-def _gain(c: Comparison | None) -> tuple[Cell, bool]:
+def _gain(c: Difference | None) -> tuple[Cell, bool]:
     """A difference in points with its interval, and whether it is a verdict."""
     if c is None:
         return Cell(wording.NOTHING), False
-    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, " to ")
-    return Cell(wording.points(c.difference), interval), c.told
+    interval = wording.bounds(c.low, c.high, wording.points, " to ")
+    return Cell(wording.points(c.value), interval), c.told
 
 
 def page(results: Results) -> str:
@@ -158,8 +158,6 @@ def page(results: Results) -> str:
         costs=_costs(results),
         prompts=_prompts(results.generations, trained),
         caveats=wording.caveats(results),
-        commits=wording.commits(results.measurements),
-        suite_digests=wording.suite_digests(results.measurements),
         dash=wording.NOTHING,
     )
 
@@ -212,10 +210,10 @@ def _cell(row: Measurement | None, metric: str) -> Cell:
         return Cell(wording.NOTHING)
     form = wording.share if metric.startswith("accuracy") else wording.number
     to = "–" if metric.startswith("accuracy") else " to "
-    return Cell(form(row.value), wording.bounds(row.ci_low, row.ci_high, form, to))
+    return Cell(form(row.value), wording.bounds(row.low, row.high, form, to))
 
 
-def _verdicts(rows: Sequence[Comparison]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _verdicts(rows: Sequence[Difference]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Verdict rows grouped by split, every figure as text."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for c in rows:
@@ -224,8 +222,8 @@ def _verdicts(rows: Sequence[Comparison]) -> list[tuple[str, list[dict[str, Any]
                 "method": c.method,
                 "alpha": wording.alpha(c.alpha),
                 "difference": Cell(
-                    wording.points(c.difference),
-                    wording.bounds(c.ci_low, c.ci_high, wording.points, " to "),
+                    wording.points(c.value),
+                    wording.bounds(c.low, c.high, wording.points, " to "),
                 ),
                 "p": wording.small(c.p_holm),
                 "verdict": c.verdict,
@@ -246,9 +244,7 @@ def _dose(results: Results) -> list[tuple[str, Cell, str, str, str]]:
         if slope is None and r2 is None and monotone is None:
             continue
         equal = 1.0 if method == results.baseline else results.alpha_of_equal_kl(method)
-        interval = (
-            wording.bounds(slope.ci_low, slope.ci_high, wording.number, " to ") if slope else ""
-        )
+        interval = wording.bounds(slope.low, slope.high, wording.number, " to ") if slope else ""
         rows.append(
             (
                 method,

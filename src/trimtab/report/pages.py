@@ -9,14 +9,19 @@ from trimtab.report.heads import write_heads
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.markdown import write_markdown
 from trimtab.report.steering import write_steering
+from trimtab.study.results import is_grid, kind_of, runs_in
 
 Writer = Callable[[Path, Path], Path | None]
 """Takes a folder of results and the page to write; gives None where there is nothing to show yet."""
 
 NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
-PARTS: dict[str, Writer] = {"heads.json": write_heads, "dose.json": write_steering}
-"""The same, by a file that each folder within it has."""
+PARTS: dict[str, Writer] = {
+    "heads": write_heads,
+    "rewards": write_heads,
+    "steering": write_steering,
+}
+"""The same, by the study that was run."""
 
 
 def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
@@ -43,8 +48,8 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
 def write_own_page(run: Path) -> Path | None:
     """Write the page of a run of `dose` (of one trait or several) or of a comparison of heads into its
     folder, as `report.md`; None for another folder."""
-    for part, write in PARTS.items():
-        if (run / part).is_file() or any(run.glob(f"*/{part}")):
+    for kind, write in PARTS.items():
+        if runs_in(run, kind):
             return write(run, run / "report.md")
     return None
 
@@ -52,8 +57,7 @@ def write_own_page(run: Path) -> Path | None:
 def _writer(folder: Path) -> Writer | None:
     if folder.name in NAMED:
         return NAMED[folder.name]
-    for part, write in PARTS.items():
-        if any(folder.glob(f"*/{part}")):
+    for kind, write in PARTS.items():
+        if runs_in(folder, kind):
             return write
-    whole = any((folder / name).is_file() for name in ("study.json", "grid.json"))
-    return write_markdown if whole else None
+    return write_markdown if kind_of(folder) or is_grid(folder) else None

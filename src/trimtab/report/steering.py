@@ -3,27 +3,25 @@ dials made the model say."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.report import figures, wording
-from trimtab.report.doses import PROMPT, RANDOM, Doses, Row, read_doses
+from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
 from trimtab.report.files import write_text
 from trimtab.report.markdown import _plain, _table
 from trimtab.report.steering_figures import panels
+from trimtab.study.results import PERSONA, Difference, Measurement, runs_in
 
-SHOWN = ("mean", "rotation", PROMPT)
+SHOWN = ("mean", "rotation", PERSONA)
 """Cells whose generations are on the page, beside the best one's."""
 
 
 def write_steering(folder: Path, page: Path) -> Path | None:
     """Write the Markdown page over every trait in `folder`, or over the one that it is, and its figure
     beside it; None where there is none. Same files, same bytes."""
-    alone = (folder / "dose.json").is_file()
-    folders = [folder] if alone else [file.parent for file in sorted(folder.glob("*/dose.json"))]
-    found = [read_doses(each) for each in folders]
+    found = [read_doses(each) for each in runs_in(folder, "steering")]
     if not found:
         return None
     figure = page.with_suffix(".svg")
@@ -35,15 +33,15 @@ def write_steering(folder: Path, page: Path) -> Path | None:
 def markdown(found: Sequence[Doses], figure: str) -> str:
     """The page."""
     first = found[0]
-    size = first.results[0]
+    splits = first.about.splits
     parts = [
         "# Steering: every method, at the damage of a prompt",
-        f"`{_plain(wording.model(first.about['model']))}`; each method learns from "
-        f"{first.about['train']['pairs']} suffixes that a persona with the trait and one without it "
-        f"might say, and is measured on {size['items']} questions that share nothing with them. A "
+        f"`{_plain(wording.model(first.about.model))}`; each method learns from "
+        f"{first.about.train_pairs} suffixes that a persona with the trait and one without it "
+        f"might say, and is measured on {splits['test'].items} questions that share nothing with them. A "
         "question has an answer that shows the trait and one that does not; the log-ratio is the "
         "difference of their mean log-probs, in nats a token. Damage is KL from the bare model on "
-        f"{size['passages']} neutral passages; every dial is turned to where it equals that of a "
+        f"{splits['neutral'].items} neutral passages; every dial is turned to where it equals that of a "
         "system prompt with the persona, and measured there, at twice that α, and at the "
         "opposites. Intervals are 95 %, over questions and passages, each for itself: nothing is adjusted "
         "for the number of methods.",
@@ -88,7 +86,7 @@ def console(folder: Path) -> str:
     header, rows = _cells(doses)
     lines = [[c.replace("**", "").replace("\\", "") for c in line] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    said = [f"{doses.trait}, {wording.model(doses.about['model'])}"]
+    said = [f"{doses.trait}, {wording.model(doses.about.model)}"]
     said += [
         "  ".join(c.replace("**", "").ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
@@ -104,20 +102,19 @@ def _headline(doses: Doses) -> str:
     best = doses.best
     if best is None:
         return f"**{doses.trait}**: nothing could be measured."
-    names = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], RANDOM))]
-    above = [r["name"] for r in doses.methods if _clear(doses.against(r["name"], PROMPT), "swing")]
+    names = [c.name for c in doses.methods if _clear(doses.against(c.name, RANDOM))]
+    above = [c.name for c in doses.methods if _clear(doses.against(c.name, PERSONA, "swing"))]
     parts = [
-        f"**{doses.trait}**: steepest is `{best['name']}`, {_value(best, 'per_damage')} nats a "
+        f"**{doses.trait}**: steepest is `{best.name}`, {_value(best, 'per_damage')} nats a "
         "token for a root nat of damage"
     ]
-    if any(doses.against(r["name"], RANDOM) for r in doses.methods):
+    if any(doses.against(c.name, RANDOM) for c in doses.methods):
         lie = "lies" if len(names) == 1 else "lie"
         parts.append(
             f"{len(names)} of {len(doses.methods)} methods {lie} clear of random directions"
             + (f" ({wording.join([f'`{n}`' for n in names])})" if 0 < len(names) < 5 else "")
         )
-    prompt = doses.row(PROMPT)
-    if prompt:
+    if prompt := doses.cells.get(PERSONA):
         beat = wording.join([f"`{n}`" for n in above]) if above else "no method"
         parts.append(
             f"at its damage the prompt moves the log-ratio by {_value(prompt, 'swing')}, and {beat} "
@@ -128,35 +125,36 @@ def _headline(doses: Doses) -> str:
 
 def _overview(found: Sequence[Doses]) -> str:
     """A row a method, a column a trait."""
-    names = dict.fromkeys(r["name"] for d in found for r in d.results if not r["half"])
+    names = dict.fromkeys(c.name for d in found for c in d.cells.values() if not c.half)
     rows = []
     for name in names:
-        cells = [d.row(name) for d in found]
-        took = [r["cpu_seconds"] for r in cells if r and r["cpu_seconds"] is not None]
-        mean = sum(took) / len(took) if took and name != PROMPT else None
-        slopes = [_slope(d, r) if r else wording.NOTHING for d, r in zip(found, cells, strict=True)]
+        cells = [d.cells.get(name) for d in found]
+        took = [c.seconds for c in cells if c and c.seconds is not None]
+        mean = sum(took) / len(took) if took else None
+        slopes = [_slope(d, c) if c else wording.NOTHING for d, c in zip(found, cells, strict=True)]
         rows.append([_plain(name), *slopes, wording.number(mean, 1)])
     return _table(["method", *(d.trait for d in found), "seconds"], rows, numeric_from=1)
 
 
-def _slope(doses: Doses, row: Row) -> str:
+def _slope(doses: Doses, cell: Cell) -> str:
     """The slope per unit damage, bold where it is clear of random directions."""
-    text = _value(row, "per_damage", sign=True)
-    return f"**{text}**" if _clear(doses.against(row["name"], RANDOM)) else text
+    text = _value(cell, "per_damage", sign=True)
+    return f"**{text}**" if _clear(doses.against(cell.name, RANDOM)) else text
 
 
 def _about(doses: Doses) -> str:
-    noise = [c for c in doses.comparisons if c["against"].endswith("-first")]
+    personas = doses.about.more["personas"]
     said = [
-        f"Prompts: “{_plain(doses.about['personas']['1.0'])}” and "
-        f"“{_plain(doses.about['personas']['-1.0'])}”. Damage of the two, on "
-        f"average: KL {wording.number(doses.about['kl'], 3)} nats a token."
+        f"Prompts: “{_plain(personas['1.0'])}” and “{_plain(personas['-1.0'])}”. Damage of the two, on "
+        f"average: KL {wording.number(doses.about.equal_kl, 3)} nats a token."
     ]
-    for c in noise:
-        name = c["against"].removesuffix("-first")
+    for d in doses.run.differences:
+        if not d.against.endswith("-first") or d.metric != "per_damage":
+            continue
+        name = d.against.removesuffix("-first")
         said.append(
             f"Noise floor: `{name}` from one half of the suffixes and from the other differ by "
-            f"{_value(c, 'difference', sign=True)}."
+            f"{_with_ends(d, sign=True)}."
         )
     return " ".join(said)
 
@@ -180,22 +178,22 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
     ]
     header += ["α", "published", "seconds"]
     rows = []
-    for r in doses.results:
-        difference = doses.against(r["name"], PROMPT)
+    for c in doses.cells.values():
+        less = doses.against(c.name, PERSONA, "swing")
         rows.append(
             [
-                _plain(r["name"]),
-                _slope(doses, r),
-                _value(r, "swing", sign=True),
-                _value(difference, "swing", sign=True) if difference else wording.NOTHING,
-                wording.number(r["r2"]),
-                wording.number(r["valid"]),
-                _value(r, "score", sign=True),
-                wording.number(r["antisymmetry"]),
-                _value(r, "wrong_way", form=wording.share),
-                wording.alpha(r["alpha"]) + ("" if r["reached"] else " (KL not met)"),
-                wording.number(r["published_score"]),
-                wording.number(r["cpu_seconds"], 1) if r["kind"] != PROMPT else wording.NOTHING,
+                _plain(c.name),
+                _slope(doses, c),
+                _value(c, "swing", sign=True),
+                _with_ends(less, sign=True) if less else wording.NOTHING,
+                wording.number(c.value("r2")),
+                wording.number(c.value("valid")),
+                _value(c, "score", sign=True),
+                wording.number(c.value("antisymmetry")),
+                _value(c, "wrong_way", form=wording.share),
+                wording.alpha(c.figures["swing"].alpha) + ("" if c.reached else " (KL not met)"),
+                wording.number(c.value("published_score")),
+                wording.number(c.seconds, 1),
             ]
         )
     return header, rows
@@ -204,15 +202,15 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
 def _said(doses: Doses) -> list[str]:
     """Generations of a few cells at every dose; all of them lie in the folder."""
     best = doses.best
-    names = list(dict.fromkeys([*([best["name"]] if best else []), *SHOWN]))
-    rows = [g for n in names for g in doses.generations if g["name"] == n]
+    names = list(dict.fromkeys([*([best.name] if best else []), *SHOWN]))
+    rows = [g for n in names for g in doses.generations if name_of(g) == n]
     if not rows:
         return []
-    prompt = rows[0]["prompt"]
+    prompt = rows[0].prompt
     body = [
-        [_plain(g["name"]), wording.alpha(g["alpha"]), _plain(g["text"])]
+        [_plain(name_of(g)), wording.alpha(g.alpha), _plain(g.text)]
         for g in rows
-        if g["prompt"] == prompt
+        if g.prompt == prompt
     ]
     about = f"Asked “{_plain(prompt)}”; the likeliest token each time. All: `generations.jsonl`."
     return [about, _table(["method", "α", "answer"], body, numeric_from=1, numeric_to=2)]
@@ -220,26 +218,29 @@ def _said(doses: Doses) -> list[str]:
 
 def _ran(found: Sequence[Doses]) -> str:
     first = found[0].about
-    versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in first.versions.items())
     lines = [
-        f"- model `{_plain(first['model'])}`, digest `{first['model_digest']}`",
-        *(f"- `{d.about['train']['spec']}`, `{d.about['test']['spec']}`" for d in found),
-        f"- {versions}; commit `{first['commit']}`",
+        f"- model `{_plain(first.model)}`, digest `{first.model_digest}`",
+        *(f"- `{d.about.train}`, `{d.about.splits['test'].spec}`" for d in found),
+        f"- {versions}; commit `{first.commit}`",
     ]
-    commands = "\n".join(d.about["command"] for d in found if d.about["command"])
+    commands = "\n".join(d.about.command for d in found if d.about.command)
     return "\n".join(lines) + (f"\n\n```\n{commands}\n```" if commands else "")
 
 
-def _clear(difference: Row | None, what: str = "difference") -> bool:
+def _clear(difference: Difference | None) -> bool:
     """Whether a difference lies above 0 with its interval."""
-    low = difference[f"{what}_low"] if difference else None
-    return low is not None and low > 0
+    return difference is not None and difference.low > 0
 
 
-def _value(row: Row, name: str, form: Any = wording.number, *, sign: bool = False) -> str:
+def _value(cell: Cell, metric: str, form: Any = wording.number, *, sign: bool = False) -> str:
     """A value with its interval."""
-    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
-    value = form(row[name], sign=True) if sign and form is wording.number else form(row[name])
-    if low is None or high is None or math.isnan(low):
-        return value
-    return f"{value} [{form(low)}, {form(high)}]"
+    return _with_ends(cell.figures[metric], form, sign=sign)
+
+
+def _with_ends(
+    line: Measurement | Difference, form: Any = wording.number, *, sign: bool = False
+) -> str:
+    value = form(line.value, sign=True) if sign and form is wording.number else form(line.value)
+    ends = wording.bounds(line.low, line.high, form, ", ")
+    return value + (f" [{ends}]" if ends else "")

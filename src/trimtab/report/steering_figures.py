@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from trimtab.report import wording
-from trimtab.report.doses import PROMPT, RANDOM, Doses
+from trimtab.report.doses import RANDOM, Doses
 from trimtab.report.figures import (
     _PLACEHOLDER,
     INK,
@@ -23,6 +22,7 @@ from trimtab.report.figures import (
     _plane,
 )
 from trimtab.report.looks import looks_of
+from trimtab.study.results import PERSONA
 
 Look = tuple[str, str, str]
 """Colour, marker, how its line is drawn."""
@@ -42,7 +42,8 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
                 ax.axhline(0, color=RULE, lw=1, zorder=0.6)
                 ax.axvline(0, color=RULE, lw=1, zorder=0.6)
                 for name, look in looks.items():
-                    _line(ax, [c for c in doses.curves if c["name"] == name], metric, look)
+                    if name in doses.cells:
+                        _line(ax, doses.cells[name].curve, metric, look)
                 ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.set_xlabel("√KL from the bare model, with the sign of α")
@@ -55,13 +56,13 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
     both names."""
     looks: dict[str, Look] = {}
     labels = {}
-    rows = {r["name"]: r for d in found for r in d.results if not r["half"]}
+    rows = {c.name: c.method for d in found for c in d.cells.values() if not c.half}
     table = looks_of(rows)
-    for name, row in sorted(rows.items(), key=lambda item: item[1]["method"] != RANDOM):
-        if row["method"] == RANDOM:
+    for name, method in sorted(rows.items(), key=lambda item: item[1] != RANDOM):
+        if method == RANDOM:
             looks[name], labels[name] = (MUTED, "", "-"), wording.label(RANDOM)
-        elif row["method"] == PROMPT:
-            looks[name], labels[name] = (INK, "D", "--"), "persona prompt"
+        elif method == PERSONA:
+            looks[name], labels[name] = (INK, "D", "--"), wording.label(PERSONA)
         elif equal := next((other for other in looks if _same(found, name, other)), None):
             labels[equal] += f", {name}"
         else:
@@ -73,15 +74,15 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
 def _same(found: Sequence[Doses], one: str, other: str) -> bool:
     """Whether two cells have the same curve everywhere."""
 
-    def curve(doses: Doses, name: str) -> list[tuple[Any, ...]]:
-        return [(c["alpha"], c["shift"], c["kl"]) for c in doses.curves if c["name"] == name]
+    def curve(doses: Doses, name: str) -> list[tuple[float, ...]]:
+        points = doses.cells[name].curve if name in doses.cells else ()
+        return [(c["alpha"], c["shift"], c["kl"]) for c in points]
 
     return all(curve(d, one) == curve(d, other) for d in found)
 
 
-def _line(ax: Axes, rows: Sequence[dict[str, Any]], metric: str, look: Look) -> None:
+def _line(ax: Axes, rows: Sequence[Mapping[str, float]], metric: str, look: Look) -> None:
     colour, marker, style = look
-    rows = sorted(rows, key=lambda r: r["alpha"])
     ax.plot(
         [r["dose"] for r in rows],
         [r[metric] for r in rows],

@@ -17,13 +17,13 @@ from trimtab.report.results import (
     EQUAL_KL,
     NEUTRAL,
     TRAIN,
-    Comparison,
+    Difference,
     Measurement,
     Results,
-    is_grid,
     read_grid,
     read_results,
 )
+from trimtab.study.results import is_grid
 
 PER_TABLE = 4
 """Splits side by side in one table: what 100 columns hold."""
@@ -82,7 +82,7 @@ def verdict_tables(results: Results) -> list[Table]:
         rows = results.at(at)
         if not rows:
             continue
-        baseline = wording.label(rows[0].baseline)
+        baseline = wording.label(rows[0].against)
         where = "at α = 1" if at == ALPHA_1 else f"where KL equals {baseline}'s at α = 1"
         table = _table(f"Against {baseline}, {where}: points [95 % interval]")
         table.add_column("split", no_wrap=True, max_width=14)
@@ -161,18 +161,18 @@ def _table(title: str) -> Table:
 def _accuracy(row: Measurement | None) -> Text:
     if row is None:
         return Text(wording.NOTHING, "dim")
-    interval = wording.bounds(row.ci_low, row.ci_high, lambda x: wording.share(x, 0))
+    interval = wording.bounds(row.low, row.high, lambda x: wording.share(x, 0))
     text = Text(wording.share(row.value))
     return text.append(f" {f'[{interval}]' if interval else '':>8}", "dim")
 
 
-def _difference(c: Comparison) -> Text:
-    interval = wording.bounds(c.ci_low, c.ci_high, wording.points, ", ")
-    text = Text(wording.points(c.difference))
+def _difference(c: Difference) -> Text:
+    interval = wording.bounds(c.low, c.high, wording.points, ", ")
+    text = Text(wording.points(c.value))
     return text.append(f" {f'[{interval}]' if interval else '':>14}", "dim")
 
 
-def _verdict(c: Comparison) -> Text:
+def _verdict(c: Difference) -> Text:
     text = Text(c.verdict, VERDICT_STYLE[c.verdict])
     return text.append("*" if c.told and c.in_this_run else "", "dim")
 
@@ -180,7 +180,7 @@ def _verdict(c: Comparison) -> Text:
 def _slope(row: Measurement | None) -> Text:
     if row is None:
         return Text(wording.NOTHING, "dim")
-    interval = wording.bounds(row.ci_low, row.ci_high, wording.number, ", ")
+    interval = wording.bounds(row.low, row.high, wording.number, ", ")
     text = Text(wording.number(row.value, sign=True))
     return text.append(f" [{interval}]" if interval else "", "dim")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from trimtab.report.results import (
@@ -13,8 +13,7 @@ from trimtab.report.results import (
     EQUAL_KL,
     NEUTRAL,
     TRAIN,
-    Comparison,
-    Measurement,
+    Difference,
     Results,
 )
 
@@ -42,7 +41,8 @@ NAMES = {
     BASE: "bare model",
     "dpo": "DPO",
     "random": "random direction",
-    "prompt": "instruction only",
+    "instruction": "instruction only",
+    "persona": "persona prompt",
 }
 
 
@@ -111,12 +111,12 @@ def count(n: int, one: str, many: str | None = None) -> str:
 
 def headline(results: Results) -> str:
     """The whole run in a sentence or two."""
-    rows = [c for c in results.at(ALPHA_1) if not math.isnan(c.difference)]
+    rows = [c for c in results.at(ALPHA_1) if not math.isnan(c.value)]
     if not rows:
         return (
             "This run compares no method with a baseline, so it holds accuracies and no verdicts."
         )
-    baseline = label(rows[0].baseline)
+    baseline = label(rows[0].against)
     told = [c for c in rows if c.told]
     opening = _opening(rows)
     if not told:
@@ -140,12 +140,12 @@ def headline(results: Results) -> str:
 
 def grid_headline(studies: Sequence[Results]) -> str:
     """Several models and suites in two sentences: how often a method beat the baseline."""
-    rows = [c for r in studies for c in r.at(ALPHA_1) if not math.isnan(c.difference)]
+    rows = [c for r in studies for c in r.at(ALPHA_1) if not math.isnan(c.value)]
     if not rows:
         return (
             "This run compares no method with a baseline, so it holds accuracies and no verdicts."
         )
-    baseline = label(rows[0].baseline)
+    baseline = label(rows[0].against)
     told = [c for c in rows if c.told]
     rest = len(rows) - len(told)
     opening = _opening(rows)
@@ -157,7 +157,7 @@ def grid_headline(studies: Sequence[Results]) -> str:
     return f"{opening}{_many(told, rest, baseline)}"
 
 
-def _many(told: list[Comparison], rest: int, baseline: str) -> str:
+def _many(told: list[Difference], rest: int, baseline: str) -> str:
     """A headline for more methods than a sentence holds; `answers` has each."""
     parts = []
     for word in ("better", "worse"):
@@ -178,7 +178,7 @@ def answers(results: Results, at: str = ALPHA_1) -> list[tuple[str, str]]:
     Returns:
         each method with what follows its name, so that a page can set the name apart.
     """
-    rows = [c for c in results.at(at) if not math.isnan(c.difference)]
+    rows = [c for c in results.at(at) if not math.isnan(c.value)]
     sentences = []
     for method in dict.fromkeys(c.method for c in results.comparisons):
         mine = [c for c in rows if c.method == method]
@@ -195,8 +195,8 @@ def answers(results: Results, at: str = ALPHA_1) -> list[tuple[str, str]]:
     return sentences
 
 
-def _answer(rows: list[Comparison]) -> str:
-    baseline = label(rows[0].baseline)
+def _answer(rows: list[Difference]) -> str:
+    baseline = label(rows[0].against)
     parts = []
     for word in ("better", "worse"):
         mine = [c for c in rows if c.verdict == word]
@@ -213,17 +213,17 @@ def _answer(rows: list[Comparison]) -> str:
     return f"{text}."
 
 
-def _by(c: Comparison) -> str:
-    size = _whole(abs(c.difference))
-    if math.isnan(c.ci_low) or math.isnan(c.ci_high):
+def _by(c: Difference) -> str:
+    size = _whole(abs(c.value))
+    if math.isnan(c.low) or math.isnan(c.high):
         return _points(size)
-    low, high = sorted((c.ci_low, c.ci_high))
-    if c.difference < 0:
+    low, high = sorted((c.low, c.high))
+    if c.value < 0:
         low, high = -high, -low
     return f"{_points(size)} (95\u00a0% {_whole(low)} to {_whole(high)})"
 
 
-def _blind(rows: list[Comparison]) -> str:
+def _blind(rows: list[Difference]) -> str:
     """What an undecided comparison could not have seen."""
     sizes = [_whole(c.mde) for c in rows if not math.isnan(c.mde)]
     tied = [c.split for c in rows if math.isnan(c.mde)]
@@ -249,7 +249,7 @@ def _points(size: str) -> str:
     return f"{size} point" if size == "1" else f"{size} points"
 
 
-def _opening(rows: list[Comparison]) -> str:
+def _opening(rows: list[Difference]) -> str:
     items = sorted({c.items for c in rows if c.items is not None})
     on = f"on {_spread(items)} items" if items else ""
     if any(c.in_this_run for c in rows):
@@ -328,7 +328,7 @@ def caveats(results: Results) -> list[str]:
 
 def _flat(results: Results) -> bool:
     rows = [results.read(m, s) for m in (BASE, *results.methods) for s in results.splits]
-    return any(row and row.ci_low == row.ci_high for row in (*rows, *results.comparisons))
+    return any(row and row.low == row.high for row in (*rows, *results.comparisons))
 
 
 def has_dose(results: Results) -> bool:
@@ -340,13 +340,3 @@ def shown_metrics(results: Results) -> list[str]:
     """Metrics at alpha 1 that this run measured on its evaluation splits, accuracy first."""
     seen = {m.metric for m in results.measurements if m.split in results.splits}
     return [metric for metric in METRICS if metric in seen]
-
-
-def commits(rows: Iterable[Measurement]) -> list[str]:
-    """The source commits behind the measurements, each once, in file order."""
-    return list(dict.fromkeys(row.commit for row in rows if row.commit))
-
-
-def suite_digests(rows: Iterable[Measurement]) -> list[str]:
-    """The suite digests behind the measurements, each once, in file order."""
-    return list(dict.fromkeys(row.suite_digest for row in rows if row.suite_digest))

@@ -13,24 +13,12 @@ import yaml
 from trimtab.errors import ConfigError, near
 from trimtab.pairs import PairSet, check_disjoint, parse_spec, read_pairs, unseen
 from trimtab.provenance import digest
+from trimtab.study.results import Published
 
 INSTRUCTION = "Answer truthfully and helpfully, and say only what is right."
 """Leads the prompts of the control `prompt` where a suite has no instruction of its own."""
 
 KEYS = ("description", "train", "evaluate", "dose", "instruction", "validation", "published")
-
-
-@dataclass(frozen=True)
-class Published:
-    """Rows of an earlier publication on the same shift, shown beside ours.
-
-    Attributes:
-        note: what they are, and why they are not comparable number by number.
-        rows: accuracy as a share of 1 by method, then by split.
-    """
-
-    note: str
-    rows: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
+from trimtab.study.cells import threads
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
-from trimtab.study.measure import threads
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 from trimtab.training import METHODS, Method, fit

@@ -1,0 +1,122 @@
+"""What a trained colour model can still do after a cut: errors a colour, selectivity, where red is.
+
+Everything is computed for all models at once; numbers come back a value a model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.anchor import surgery
+from trimtab.interventions import project, redirect, reflect, repel, suppress
+from trimtab.interventions.concepts import EPS
+from trimtab.studies.anchoring import colours
+from trimtab.studies.anchoring.autoencoder import Autoencoder
+from trimtab.studies.anchoring.catalogue import Cut, Score
+
+Run = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "model n 3"]]
+"""Colours in, colours out, for every model."""
+
+
+def apply(model: Autoencoder, cut: Cut | None = None) -> Run:
+    """The models with a cut: weights are changed in a copy, states on the way."""
+    if cut is None:
+        return partial(_run, model, None)
+    if cut.kind in ("ablate", "prune", "reflect", "redirect"):
+        model = copy.deepcopy(model)
+        if cut.kind == "ablate":
+            surgery.ablate(model.producer, model.consumer, cut.axes)
+        elif cut.kind == "prune":
+            surgery.prune(model.producer, model.consumer, cut.axes)
+        elif cut.kind == "reflect":
+            surgery.reflect(model.producer, cut.axes)
+        else:
+            surgery.redirect(model.producer, cut.axes[0])
+        return partial(_run, model, None)
+    return partial(_run, model, partial(edit_states, cut))
+
+
+def edit_states(cut: Cut, z: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """A cut on states at the bottleneck."""
+    axis = torch.zeros(z.shape[-1], dtype=z.dtype)
+    axis[cut.axes[0]] = 1
+    if cut.kind == "suppress":
+        out = suppress(z, axis, cut.falloff)
+    elif cut.kind == "repel":
+        out = repel(z, axis, cut.mapper)
+    elif cut.kind == "reflect":
+        out = reflect(z, axis)
+    elif cut.kind == "redirect":
+        out = redirect(z, axis)
+    else:
+        out = project(z, cut.axes)
+    if not cut.renormalise:
+        return out
+    return out / out.norm(dim=-1, keepdim=True).clamp(min=EPS)
+
+
+def _run(model: Autoencoder, edit: Callable[[Tensor], Tensor] | None, rgb: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(rgb, edit)[0]
+
+
+def error(run: Run, rgb: Float[Tensor, "n 3"], chunk: int = 4096) -> Float[Tensor, "model n"]:
+    """Mean squared error of every colour."""
+    return torch.cat([colours.squared_error(run(part), part) for part in rgb.split(chunk)], -1)
+
+
+def target(score: Score, rgb: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+    """What the error should follow: likeness to red, or vibrancy, to a power."""
+    base = colours.similarity(rgb) if score.of == "red" else colours.vibrancy(rgb)
+    return base**score.power
+
+
+def states(model: Autoencoder, rgb: Float[Tensor, "n 3"]) -> Float[Tensor, "model n d"]:
+    """States at the bottleneck."""
+    with torch.no_grad():
+        return model(rgb)[1]["bottleneck"]
+
+
+def geometry(model: Autoencoder) -> dict[str, Float[Tensor, "model"]]:
+    """Where the model keeps its colours.
+
+    Returns:
+        `red_cosine`: cosine of pure red with dimension 0; `red_angle` in degrees in the plane of
+        dimensions 0 and 1; `cyclic`: 1 where the 12 hues lie in order around that plane;
+        `radius_error`: mean | ||z|| - 1 | over the grid; `off_plane`: mean squared state of vivid
+        colours outside that plane; `spread`: mean cosine between colours.
+    """
+    hues = states(model, colours.named()[:12])
+    red = hues[:, 0]
+    grid = states(model, colours.rgb_grid(8))
+    unit = grid / grid.norm(dim=-1, keepdim=True).clamp(min=EPS)
+    angle = torch.atan2(hues[..., 1], hues[..., 0])  # model hue
+    turn = (angle.roll(-1, -1) - angle + torch.pi) % (2 * torch.pi) - torch.pi
+    around = (turn > 0).all(-1) | (turn < 0).all(-1)
+    once = (turn.sum(-1).abs() - 2 * torch.pi).abs() < 1e-3
+    n = grid.shape[1]
+    total = unit.sum(1)  # sum over all pairs of u_i . u_j is the squared length of the sum
+    vivid = hues[..., 2:]
+    return {
+        "red_cosine": red[:, 0] / red.norm(dim=-1).clamp(min=EPS),
+        "red_angle": torch.rad2deg(torch.atan2(red[:, 1], red[:, 0])).abs(),
+        "cyclic": (around & once).float(),
+        "radius_error": (grid.norm(dim=-1) - 1).abs().mean(-1),
+        "radius": grid.norm(dim=-1).mean(-1),
+        "off_plane": (vivid**2).sum(-1).mean(-1) if vivid.numel() else torch.zeros(len(red)),
+        "spread": ((total**2).sum(-1) - n) / (n * (n - 1)),
+    }
+
+
+def opposite(model: Autoencoder) -> Float[Tensor, "model 3"]:
+    """What the decoder makes of the direction opposite to dimension 0."""
+    away = torch.zeros(model.seeds, 1, model.shape.bottleneck)
+    away[..., 0] = -1
+    with torch.no_grad():
+        return model.decode(away)[:, 0].clamp(0, 1)

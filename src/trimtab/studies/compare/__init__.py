@@ -1,0 +1,1 @@
+"""`compare`: models x suites x methods x seeds, with verdicts against DPO."""

@@ -1,0 +1,159 @@
+"""`evaluate`: dials that exist, on pairs, at several alphas; the files and page of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trimtab import models
+from trimtab.batching import PromptStyle, encode
+from trimtab.cache import Store
+from trimtab.dials import Dial
+from trimtab.errors import ConfigError
+from trimtab.evaluation import NeutralText, score
+from trimtab.evaluation.items import check_alphas
+from trimtab.pairs import PairSet, read_pairs
+from trimtab.pairs.neutral import NEUTRAL
+from trimtab.progress import SILENT, Progress
+from trimtab.provenance import commit, versions
+from trimtab.rendering import USUAL, Rendering
+from trimtab.studies.compare import tables
+from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
+from trimtab.study.files import Rows, free_folder, write_rows
+from trimtab.study.made import made_with
+from trimtab.study.old_results import OldRow
+from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    dials: Dial | Mapping[str, Dial] | None,
+    pairs: PairSet | str | Mapping[str, PairSet | str],
+    *,
+    alphas: Sequence[float] = (1.0,),
+    out: str | Path | None = None,
+    suite: str = "",
+    suite_digest: str = "",
+    limit: int | None = None,
+    max_length: int = 1024,
+    prompt_style: PromptStyle = "plain",
+    rendering: Rendering = USUAL,
+    passages: int = 12,
+    data_root: str | Path | None = None,
+    command: str = "",
+    force: bool = False,
+    store: Store | None = None,
+    progress: Progress = SILENT,
+) -> list[Row]:
+    """Preference accuracy and damage of dials, each on its own, beside the bare model.
+
+    Args:
+        dials: one dial, or several by name.
+        pairs: a spec or pair set, or several by split name.
+        alphas: strengths; 0 is the bare model and always measured.
+        out: folder for the result files, from which `trimtab report` makes a page.
+        limit: the first so many items of every split.
+        rendering: how the chat template is run.
+        passages: neutral passages on which damage is measured.
+        force: go on although a dial was made for another base model.
+
+    Returns:
+        Lines as in `results.jsonl`: `model`, `method`, `split`, `seed`, `aggregate`, `alpha`, `metric`,
+        `value`, `low`, `high`, `items`, `pairs`, …
+
+    Raises:
+        ConfigError: a name that is taken, an alpha that is not finite, an `out` that is not free.
+        DataError: pairs that cannot be read.
+        DialError: a dial of another base model.
+    """
+    folder = None if out is None else free_folder(out, "study.json")
+    if folder is not None and (folder / "cells").exists():
+        raise ConfigError(f"{folder}: holds a comparison; choose another --out")
+    named = {"dial": dials} if isinstance(dials, Dial) else dict(dials or {})
+    if BASE in named:
+        raise ConfigError(f"a dial cannot be called {BASE!r}: that is the bare model")
+    given = {"pairs": pairs} if isinstance(pairs, (PairSet, str)) else dict(pairs)
+    sets = {
+        name: (read_pairs(p, data_root) if isinstance(p, str) else p).limit(limit)
+        for name, p in given.items()
+    }
+    check_names(sets)
+    check_alphas(alphas)
+    model = models.unwrapped(model)
+    strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
+    for dial in named.values():
+        if not force:
+            dial.check_base(model, tokenizer)
+    encoded = {}
+    for name, p in sets.items():
+        e = encoded[name] = encode(
+            p, tokenizer, max_length=max_length, prompt_style=prompt_style, rendering=rendering
+        )
+        progress.left_out(p.name, p.left_out, p.notes)
+        progress.rendered(p.name, len(p), e, max_length, models.context(model))
+    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
+    rows: Rows = []
+    for method, dial in {BASE: None, **named}.items():
+        for alpha in strengths if dial else [0.0]:
+            at = "alpha_1" if alpha in (0.0, 1.0) else "other"
+            for name, e in encoded.items():
+                label = f"{method} at alpha {alpha:g}: scoring {name}"
+                with progress.bar(label, e.n_answers, "answers") as update:
+                    found = score(model, e, dial, alpha, force=force, store=store, progress=update)
+                rows += score_rows(method, None, name, at, alpha, found)
+                if name == next(iter(encoded)) and len(strengths) > 1:
+                    rows += score_rows(method, None, "dose", "dose", alpha, found)
+            if dial:
+                damage = neutral.damage(dial, alpha, force=force)
+                rows += damage_rows(
+                    method, None, "dose" if len(strengths) > 1 else at, alpha, damage
+                )
+    source = models.source_of(model)
+    ours = versions()
+    made = [(name, dial.info.versions) for name, dial in named.items()]
+    mixed = made_with(
+        [("this run", ours), *((n, {k: v[k] for k in ours if k in v}) for n, v in made)]
+    )[1]
+    for line in mixed:
+        progress.say(line)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    common = {"model": source.name, "suite": suite}
+    lines = tables.results(rows, common)
+    if folder is not None:
+        trained = dict.fromkeys(spec for d in named.values() for spec in d.info.data)
+        about = About(
+            study="evaluate",
+            title=f"{', '.join(named) or 'the bare model'} on {suite or ', '.join(sets)}",
+            model=source.name,
+            model_digest=source.digest,
+            suite=suite,
+            suite_digest=suite_digest or None,
+            train="; ".join(trained),
+            splits={name: Split(sets[name].name, **sizes(e)) for name, e in encoded.items()},
+            methods={name: f"a {d.kind} dial, {d.info.method}" for name, d in named.items()},
+            seeds=(),
+            dtype=dtype,
+            device=str(next(model.parameters()).device),
+            versions=ours,
+            commit=commit(),
+            command=command,
+            limit=limit,
+            notes=tuple(mixed),
+        )
+        told = tables.verdicts(rows, list(named), list(sets), common)
+        write(folder, Run(about, tuple(lines), tuple(told)))
+        write_rows(folder / "items.parquet", rows)
+    return [OldRow(row_of(line)) for line in lines]
+
+
+def check_names(splits: Iterable[str]) -> None:
+    """Raise ConfigError unless there is at least one split and no name has another meaning."""
+    names = list(splits)
+    if not names:
+        raise ConfigError("no pairs to evaluate on")
+    if taken := sorted({"dose", "neutral"}.intersection(names)):
+        raise ConfigError(f"a split cannot be called {taken[0]!r}: results use that name")

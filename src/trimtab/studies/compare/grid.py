@@ -1,0 +1,269 @@
+"""The grid of a comparison: models x suites, each a study with its cells, planned before any model
+is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trimtab import models
+from trimtab.bounds import Bounded, Count, Within
+from trimtab.errors import ConfigError, near
+from trimtab.pairs.spec import spec_with
+from trimtab.progress import Progress
+from trimtab.rendering import USUAL, Rendering
+from trimtab.studies.compare import tables
+from trimtab.studies.compare.cell import (
+    OLD_INSTRUCTION,
+    Cell,
+    Measuring,
+    Setting,
+    plan_cells,
+)
+from trimtab.studies.compare.measure import equal_kl_file, mean_kl
+from trimtab.studies.compare.workers import Task
+from trimtab.study.files import Rows, read_rows
+from trimtab.study.genies import genies_suites, is_genies
+from trimtab.study.results import INSTRUCTION
+from trimtab.study.settings import Settings
+from trimtab.study.suite import Suite, own_suite, read_data, read_suite
+from trimtab.training import Method
+
+CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
+"""What every table holds beside the bare model, asked for or not."""
+
+
+@dataclass(frozen=True)
+class Comparison(Bounded):
+    """A grid of models, suites, methods and seeds."""
+
+    model: str = models.DEFAULT_MODEL
+    """Hub id, folder, .gguf file, or smollm2-135m."""
+    models: tuple[str, ...] = ()
+    """Several models, in place of --model."""
+    suite: str = "facts"
+    """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
+    suites: tuple[str, ...] = ()
+    """Several suites, in place of --suite."""
+    pairs: str = ""
+    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
+    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
+    """The share of the items of --pairs that is kept out of training and judged on."""
+    columns: str = ""
+    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
+    skip_bad: bool = False
+    """Leave out rows of it that cannot be read, count and list them."""
+    methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
+    """Methods to compare."""
+    controls: tuple[str, ...] = CONTROLS
+    """Added to the methods: the baseline of all verdicts, a random direction, led prompts. The bare
+    model is always there."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the methods that have one."""
+    recipes: tuple[str, ...] = ()
+    """YAML files with other settings of methods, such as `trimtab tune` writes."""
+    limit: Count | None = None
+    """The first so many items of every split and of the training set."""
+    train_limit: Count | None = None
+    """The first so many training items, where that differs."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
+    device: str = "auto"
+    """A torch device, or auto: the first GPU, else the CPU."""
+    threads: Count = 1
+    """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
+    --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
+    data_root: str | None = None
+    """Folder of local data sources (default: TRIMTAB_DATA)."""
+    skip_missing: bool = False
+    """Leave out the shifts of suite genies whose data are not there."""
+    measuring: Measuring = field(default_factory=Measuring)
+    """What is measured, and on how much."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
+
+
+@dataclass
+class Study:
+    """One model on one suite: its cells, and where its result files go."""
+
+    folder: Path
+    setting: Setting
+    methods: list[str]
+    cells: list[Cell]
+    capability: dict[str, tuple[Setting, list[Cell]]] = field(default_factory=dict)
+    """By split, the cells of the model that is trained on the split's reference."""
+
+    @property
+    def suite(self) -> Suite:
+        """What it is judged on."""
+        return self.setting.data.suite
+
+    def tasks(self) -> list[Task]:
+        """All its cells."""
+        found = [Task(cell, self.setting) for cell in self.cells]
+        for setting, cells in self.capability.values():
+            found += [Task(cell, setting) for cell in cells]
+        return found
+
+    def rows(self) -> Rows:
+        """Scores of all finished cells at every alpha."""
+        return [
+            {**row, "method": cell.name}
+            for cell in self.cells
+            for row in read_rows(cell.folder / "items.parquet")
+        ]
+
+    def target(self) -> float | None:
+        """DPO's mean KL at alpha 1, where there is a DPO that moved."""
+        own = [c for c in self.cells if c.name == tables.BASELINE]
+        rows = [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
+        found = mean_kl(rows) if rows else 0.0
+        return found if 1e-8 < found < math.inf else None
+
+    def at_equal_kl(self, target: float) -> list[Task]:
+        """Every other method's cells, to be measured again at DPO's KL."""
+        turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
+        return [Task(cell, self.setting, target) for cell in turned]
+
+    def again(self) -> list[Task]:
+        """`at_equal_kl` of a study whose cells are done."""
+        target = self.target()
+        return self.at_equal_kl(target) if target else []
+
+    def turned(self) -> Rows:
+        """Scores at equal KL."""
+        files = [equal_kl_file(task.cell, task.target or 0.0) for task in self.again()]
+        return [row for file in files for row in read_rows(file)]
+
+
+def chosen_methods(
+    comparison: Comparison, settings: Settings, methods: Sequence[Method] | None
+) -> tuple[list[Method], bool]:
+    """The methods in the order of the tables, and whether the led prompts are among them."""
+    own = [m.name for m in methods] if methods is not None else list(comparison.methods)
+    if len(set(own)) < len(own) or not own:
+        raise ConfigError("methods: expected at least one, each once")
+    controls = [INSTRUCTION if c == OLD_INSTRUCTION else c for c in comparison.controls]
+    if unknown := set(controls) - set(CONTROLS):
+        raise ConfigError(
+            f"controls: {sorted(unknown)[0]!r} is none (there are: {', '.join(CONTROLS)})"
+        )
+    seeds = comparison.seeds
+    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
+        raise ConfigError("seeds: expected at least one number of 0 or more, each once")
+    if comparison.threads < 1:
+        raise ConfigError(f"threads is {comparison.threads}; expected 1 or more")
+    added = [c for c in CONTROLS if c in controls and c not in own]
+    first = [tables.BASELINE] if tables.BASELINE in added else []
+    names = [*first, *own, *(c for c in added if c not in first)]
+    given = {m.name: m for m in methods or ()}
+    found = [given.get(n) or settings.method(n) for n in names if n != INSTRUCTION]
+    return found, INSTRUCTION in names
+
+
+def plan_studies(
+    comparison: Comparison, out: Path, chosen: list[Method], prompt: bool, progress: Progress
+) -> tuple[list[Study], list[str]]:
+    """One study a model and suite, every pair read and every model found, none loaded."""
+    device = models.resolve_device(comparison.device)
+    dtype = str(models.resolve_dtype(comparison.dtype, device)).removeprefix("torch.")
+    root = comparison.data_root or os.environ.get("TRIMTAB_DATA")
+    root = str(Path(root).expanduser().absolute()) if root else None
+    suites, said = _suites(comparison, root)
+    many = comparison.models or (comparison.model,)
+    for what, values in (("models", many), ("suites", [suite.name for suite in suites])):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{what}: expected each once, given {', '.join(values)}")
+    for suite in suites:
+        for split in set(comparison.measuring.equal_kl) - set(suite.evaluate):
+            raise ConfigError(
+                f"measuring.equal_kl: {suite.name} has no split {split!r}"
+                f"{near(split, suite.evaluate)} (it has {', '.join(suite.evaluate)})"
+            )
+    data = [read_data(s, root, comparison.limit, comparison.train_limit) for s in suites]
+    references = _references(suites, root, comparison)
+    for pairs in (p for d in (*data, *references.values()) for p in (d.train, *d.splits.values())):
+        progress.left_out(pairs.name, pairs.left_out, pairs.notes)
+    for name in many:
+        models.check(name)
+    studies = []
+    for name in many:
+        local = Path(name).expanduser()
+        source = models.identify(name)
+        setting = Setting(
+            model=str(local.absolute()) if local.exists() else name,
+            digest=source.digest,
+            parts=source.parts,
+            dtype=dtype,
+            device=str(device),
+            threads=comparison.threads,
+            data=data[0],
+            measuring=comparison.measuring,
+            data_root=root,
+            limit=comparison.limit,
+            train_limit=comparison.train_limit,
+            rendering=comparison.rendering,
+        )
+        for suite, pairs in zip(suites, data, strict=True):
+            here = replace(setting, data=pairs)
+            cells = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
+            folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
+            names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
+            study = Study(folder, here, names, cells)
+            baseline = next((m for m in chosen if m.name == tables.BASELINE), None)
+            for split, specs in suite.capability.items() if baseline else ():
+                there = replace(setting, data=references[specs], measuring=_little(comparison))
+                own = plan_cells(out, there, [baseline] if baseline else [], comparison.seeds)
+                study.capability[split] = (there, own[1:])  # the bare model's is not needed
+            studies.append(study)
+    if len({study.folder for study in studies}) < len(studies):
+        raise ConfigError("models, suites: two of them have names too alike for folders")
+    return studies, said
+
+
+def _suites(comparison: Comparison, root: str | None) -> tuple[list[Suite], list[str]]:
+    found, said = [], []
+    if comparison.pairs:
+        if comparison.suites or comparison.suite != Comparison.suite:
+            raise ConfigError("compare: give --pairs SPEC or --suite NAME")
+        spec = spec_with(comparison.pairs, comparison.columns, comparison.skip_bad)
+        return [own_suite(spec, comparison.holdout)], said
+    if comparison.columns or comparison.skip_bad:
+        raise ConfigError("compare: --columns and --skip-bad go with --pairs")
+    for name in comparison.suites or (comparison.suite,):
+        if is_genies(name):
+            some, left_out = genies_suites(name, root, comparison.skip_missing)
+            found, said = found + some, said + left_out
+        else:
+            found.append(read_suite(name))
+    return found, said
+
+
+def _references(suites: Sequence[Suite], root: str | None, comparison: Comparison) -> Any:
+    """The pairs of every reference distribution, each read once."""
+    found = {}
+    for suite in suites:
+        for train, test in suite.capability.values():
+            if (train, test) not in found:
+                own = Suite(f"on {train}", "", train, {"capability": test}, test, drop_seen=True)
+                found[train, test] = read_data(own, root, comparison.limit, comparison.train_limit)
+    return found
+
+
+def _little(comparison: Comparison) -> Measuring:
+    """What is measured where only the accuracy counts."""
+    return replace(
+        comparison.measuring, alphas=(1.0,), dose_items=1, train_items=1, passages=1, prompts=0
+    )
+
+
+def slug(*names: str) -> str:
+    """Names of a model and a suite as the name of a folder."""
+    return "--".join(re.sub(r"[^A-Za-z0-9_.]+", "-", Path(name).name).strip("-.") for name in names)

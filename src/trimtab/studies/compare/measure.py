@@ -1,0 +1,368 @@
+"""Running one cell: fit, score, dose, damage, generations, written into the cell's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab import models
+from trimtab.batching import Encoded, encode
+from trimtab.cache import Store
+from trimtab.dials import Dial
+from trimtab.errors import ConfigError
+from trimtab.evaluation import (
+    Damage,
+    ItemScores,
+    NeutralText,
+    Sampling,
+    alpha_at_kl,
+    generate,
+    score,
+)
+from trimtab.files import write_json
+from trimtab.pairs import Pair, PairSet
+from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
+from trimtab.progress import Progress
+from trimtab.provenance import versions
+from trimtab.studies.compare.cell import COSTS, JOB, SUMMARY, Cell, Setting, check_model
+from trimtab.study.cells import Models, threads
+from trimtab.study.files import Rows, read_rows, write_rows
+from trimtab.study.made import VERSIONS
+from trimtab.training import fit
+from trimtab.training.adapters import HISTORY, SPACE
+
+
+@dataclass
+class Stage:
+    """The loaded model with everything that cells measure on; loaded when a cell first needs it."""
+
+    setting: Setting
+    progress: Progress
+    models: Models = field(default_factory=Models)
+    store: Store = field(default_factory=Store)
+
+    @property
+    def data(self) -> Any:
+        """The suite's pairs."""
+        return self.setting.data
+
+    @property
+    def measuring(self) -> Any:
+        """What is measured, and on how much."""
+        return self.setting.measuring
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        s = self.setting
+        self.progress.say(f"loading {s.model}")
+        found = self.models.get(s.model, s.dtype, s.device)
+        check_model(s, *found)
+        return found
+
+    @cached_property
+    def splits(self) -> dict[str, Encoded]:
+        """Evaluation splits, and the part of the training set that is scored, as tokens."""
+        return {name: self._encode(pairs) for name, pairs in self.pairs.items()}
+
+    @cached_property
+    def pairs(self) -> dict[str, PairSet]:
+        """The pairs that are scored, by split."""
+        return {**self.data.splits, "train": self.data.train.limit(self.measuring.train_items)}
+
+    def led(self, instruction: str) -> dict[str, Encoded]:
+        """The same, every prompt led by an instruction."""
+        return {name: self._encode(led(pairs, instruction)) for name, pairs in self.pairs.items()}
+
+    @cached_property
+    def dose(self) -> Encoded:
+        """Items of the dose–response curve."""
+        return self._encode(self.data.dose.limit(self.measuring.dose_items))
+
+    @cached_property
+    def neutral(self) -> NeutralText:
+        """Neutral text with the bare model's log-probs."""
+        return NeutralText(*self.loaded, NEUTRAL[: self.measuring.passages])
+
+    def _encode(self, pairs: PairSet) -> Encoded:
+        settings = self.measuring
+        found = encode(
+            pairs,
+            self.loaded[1],
+            max_length=settings.max_length,
+            prompt_style=settings.prompt_style,
+            rendering=self.setting.rendering,
+        )
+        self.progress.rendered(
+            pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
+        )
+        return found
+
+    def score(
+        self, encoded: Encoded, label: str, dial: Dial | None = None, alpha: float = 0.0
+    ) -> ItemScores:
+        """Scores of an encoded set, with progress."""
+        with self.progress.bar(label, encoded.n_answers, "answers") as update:
+            return score(self.loaded[0], encoded, dial, alpha, store=self.store, progress=update)
+
+
+def run_cell(cell: Cell, stage: Stage) -> None:
+    """Fit and measure a cell; does nothing if it is done. `summary.json` is written last."""
+    if cell.done:
+        return
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with threads(stage.setting.threads):
+        dial = _fitted(cell, stage) if cell.method else None
+        fitted = time.monotonic()
+        splits = stage.led(cell.instruction) if cell.instruction else stage.splits
+        rows = _rows(cell, stage, dial, splits)
+        texts = _generations(cell, stage, dial)
+    write_rows(cell.folder / "items.parquet", rows)
+    if dial:
+        _stamp(cell, dial, rows)
+    costs = {
+        **_fit_seconds(cell),
+        "evaluate_seconds": round(time.monotonic() - fitted, 1),
+        "parameters": sum(t.numel() for t in dial.tensors().values()) if dial else 0,
+    }
+    write_json(cell.folder / COSTS, costs)
+    write_json(
+        cell.folder / SUMMARY,
+        {
+            "generations": texts,
+            "pairs": {n: sizes(e) for n, e in splits.items()},
+            VERSIONS: versions(),
+        },
+    )
+    stage.progress.say(f"{cell.label}: done in {time.monotonic() - started:.0f} s")
+
+
+def _rows(cell: Cell, stage: Stage, dial: Dial | None, splits: dict[str, Encoded]) -> Rows:
+    """Scores on every split; of a dial also the dose–response and the damage, of the bare model the
+    dose–response at 0. Led prompts are measured on the splits alone: they have no strength."""
+    m = stage.measuring
+    led = cell.instruction is not None
+    alpha = 1.0 if dial or led else 0.0
+    rows: Rows = []
+    for name, encoded in splits.items():
+        found = stage.score(encoded, f"{cell.label}: scoring {name}", dial, alpha)
+        rows += score_rows(cell.name, cell.seed, name, "alpha_1", alpha, found)
+    if led:
+        return rows
+    for a in m.alphas if dial else (0.0,):
+        if dial and a == 0:
+            continue  # the bare model's cell has it
+        found = stage.score(stage.dose, f"{cell.label}: dose at alpha {a:g}", dial, a)
+        rows += score_rows(cell.name, cell.seed, "dose", "dose", a, found)
+        if dial:
+            rows += damage_rows(cell.name, cell.seed, "dose", a, stage.neutral.damage(dial, a))
+    if dial and 1.0 not in m.alphas:
+        rows += damage_rows(cell.name, cell.seed, "alpha_1", 1.0, stage.neutral.damage(dial, 1.0))
+    return rows
+
+
+def _fitted(cell: Cell, stage: Stage) -> Dial:
+    """The cell's dial, fitted or found. The time is noted when it was fitted in one go."""
+    assert cell.method is not None
+    model, tokenizer = stage.loaded
+    whole = all(file.name == JOB for file in cell.folder.iterdir())
+
+    def run(overwrite: bool) -> Dial:
+        assert cell.method is not None
+        return fit(
+            cell.method,
+            model,
+            tokenizer,
+            stage.data.train,
+            out=cell.folder / "dial",
+            seed=cell.seed or 0,
+            max_length=stage.measuring.max_length,
+            prompt_style=stage.measuring.prompt_style,
+            rendering=stage.setting.rendering,
+            overwrite=overwrite,
+            store=stage.store,
+            progress=stage.progress,
+        )
+
+    started = time.monotonic()
+    try:
+        dial = run(overwrite=False)
+    except ConfigError:
+        if whole:
+            raise
+        # Begun by another version, or under another name of the model or the data.
+        stage.progress.say(
+            f"{cell.label}: what was begun cannot be gone on with, starting it again"
+        )
+        dial, whole = run(overwrite=True), True
+    if whole:
+        write_json(cell.folder / COSTS, {"fit_seconds": round(time.monotonic() - started, 1)})
+    return dial
+
+
+def _fit_seconds(cell: Cell) -> dict[str, float]:
+    """What `_fitted` noted; nothing for a fit that was interrupted and gone on with."""
+    file = cell.folder / COSTS
+    noted = json.loads(file.read_text()) if cell.method and file.is_file() else {}
+    return {k: v for k, v in noted.items() if k == "fit_seconds"}
+
+
+def _stamp(cell: Cell, dial: Dial, rows: Rows) -> None:
+    """Write what was measured into the saved dial and its card."""
+    kl: dict[float, list[float]] = {}
+    for row in rows:
+        if row["split"] == "neutral":
+            kl.setdefault(row["alpha"], []).append(row["kl"])
+    dial.info.measured = {
+        "alphas": sorted(kl),
+        "kl_nats_per_token": {f"{a:g}": float(f"{np.mean(kl[a]):.4g}") for a in sorted(kl)},
+        "measured_on": f"{len(next(iter(kl.values())))} neutral passages",
+    }
+    folder = cell.folder / "dial"
+    beside = [file for name in (HISTORY, SPACE) if (file := folder / name).is_file()]
+    dial.save_pretrained(folder, {file.name: file.read_bytes() for file in beside})
+
+
+def run_equal_kl(cell: Cell, stage: Stage, target: float) -> None:
+    """Measure a done cell again at the alpha whose KL is `target`; does nothing if that is done."""
+    file = equal_kl_file(cell, target)
+    if file.is_file():
+        return
+    with threads(stage.setting.threads):
+        write_rows(file, _rows_at_kl(cell, stage, target))
+
+
+def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
+    dial = Dial.from_pretrained(cell.folder / "dial")
+    dial.to(next(stage.loaded[0].parameters()).device)
+    known: dict[float, list[float]] = {}
+    for row in read_rows(cell.folder / "items.parquet"):
+        if row["split"] == "neutral":
+            known.setdefault(row["alpha"], []).append(row["kl"])
+    stage.progress.say(f"{cell.label}: searching the alpha of KL {target:.3g}")
+    found = alpha_at_kl(
+        stage.neutral, dial, target, {a: float(np.mean(k)) for a, k in known.items()}
+    )
+    rows: Rows = []
+    if found is not None:
+        alpha = float(f"{found[0]:.6g}")
+        for name, encoded in stage.splits.items():
+            if name != "train" and name in (stage.measuring.equal_kl or stage.splits):
+                label = f"{cell.label}: scoring {name} at equal KL"
+                rows += score_rows(
+                    cell.name,
+                    cell.seed,
+                    name,
+                    "equal_kl",
+                    alpha,
+                    stage.score(encoded, label, dial, alpha),
+                )
+        rows += damage_rows(
+            cell.name, cell.seed, "equal_kl", alpha, stage.neutral.damage(dial, alpha)
+        )
+    return rows
+
+
+def equal_kl_file(cell: Cell, target: float) -> Path:
+    """Where a cell keeps its scores at equal KL."""
+    return cell.folder / f"equal-kl-{target:.6g}.parquet"
+
+
+def mean_kl(rows: Rows, alpha: float = 1.0) -> float:
+    """Mean KL over passages and seeds at one alpha."""
+    return float(
+        np.mean([r["kl"] for r in rows if r["split"] == "neutral" and r["alpha"] == alpha])
+    )
+
+
+def read_history(cell: Cell) -> Rows:
+    """A cell's training curve; empty for closed-form methods."""
+    file = cell.folder / "dial" / HISTORY
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def score_rows(
+    method: str, seed: int | None, split: str, at: str, alpha: float, scores: ItemScores
+) -> Rows:
+    """Rows of `items.parquet` for the scores of a split."""
+    start = {"method": method, "split": split, "seed": seed, "at": at, "alpha": alpha}
+    return [
+        {
+            **start,
+            "item": item,
+            "pairs": int(scores.pairs[i]),
+            "accuracy": float(scores.accuracy[i]),
+            "accuracy_sum": float(scores.accuracy_sum[i]),
+            "accuracy_choice": float(scores.accuracy_choice[i]),
+            "margin": float(scores.margin[i]),
+        }
+        for i, item in enumerate(scores.items)
+    ]
+
+
+def damage_rows(method: str, seed: int | None, at: str, alpha: float, damage: Damage) -> Rows:
+    """Rows of `items.parquet` for the damage on neutral passages."""
+    start = {"method": method, "split": "neutral", "seed": seed, "at": at, "alpha": alpha}
+    return [
+        {**start, "item": f"passage {i}", "kl": float(kl), "nll_rise": float(rise)}
+        for i, (kl, rise) in enumerate(zip(damage.kl, damage.nll_rise, strict=True))
+    ]
+
+
+def _generations(cell: Cell, stage: Stage, dial: Dial | None) -> Rows:
+    m = stage.measuring
+    if not m.prompts or (cell.method is None and 0.0 not in m.generate_alphas):
+        return []
+    alphas = m.generate_alphas if dial else (0.0,)
+    prompts = GENERATION_PROMPTS[: m.prompts]
+    lead = f"{cell.instruction}\n\n" if cell.instruction else ""
+    stage.progress.say(f"{cell.label}: generating")
+    texts = generate(
+        *stage.loaded,
+        [lead + prompt for prompt in prompts],
+        dial,
+        alphas,
+        sampling=Sampling(max_new_tokens=m.new_tokens),
+        prompt_style="auto",  # the same for all that are compared
+    )
+    return [
+        {
+            "method": cell.name,
+            "seed": cell.seed,
+            "alpha": 1.0 if lead else g.alpha,
+            "prompt": g.prompt.removeprefix(lead),
+            "text": g.text,
+        }
+        for g in texts
+    ]
+
+
+def led(pairs: PairSet, instruction: str) -> PairSet:
+    """The same pairs, every prompt led by an instruction: before plain text, within the first
+    message of a chat (not every chat template takes a system message)."""
+
+    def lead(pair: Pair) -> Pair:
+        if isinstance(pair.prompt, str):
+            if not pair.conversational:
+                return replace(pair, prompt=f"{instruction}\n\n{pair.prompt}")
+            return replace(pair, prompt=({"role": "user", "content": instruction},))
+        first, *rest = pair.prompt or ({"role": "user", "content": ""},)
+        content = f"{instruction}\n\n{first['content']}".strip()
+        return replace(pair, prompt=({**first, "content": content}, *rest))
+
+    return PairSet([lead(pair) for pair in pairs], pairs.name, pairs.left_out, pairs.notes)
+
+
+def sizes(encoded: Encoded) -> dict[str, int]:
+    """Items, pairs and dropped pairs of a split."""
+    return {"items": encoded.n_items, "pairs": encoded.n_pairs, "dropped": encoded.dropped_pairs}

@@ -1,0 +1,284 @@
+"""From per-item scores to the result files: means with intervals, dose–response, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trimtab.statistics import (
+    POSITIVE,
+    SHARE,
+    UNBOUNDED,
+    Interval,
+    Range,
+    dose_response,
+    mean_interval,
+    paired_difference,
+)
+from trimtab.study.files import Rows
+from trimtab.study.lines import UNJUDGED, alone, ends, judged
+from trimtab.study.results import ALPHA_1, BASE, EQUAL_KL, Difference, Measurement
+
+SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
+DAMAGE = ("kl", "nll_rise")
+WITHIN: dict[str, Range] = {"margin": UNBOUNDED, "nll_rise": UNBOUNDED, "kl": POSITIVE}
+"""What values of a metric lie between, where they are no shares."""
+NOTHING = Interval(0.0, 0.0, 0.0)
+"""Damage at 0, where nothing is attached: exactly none."""
+BASELINE = "dpo"
+COMPARED = (ALPHA_1, EQUAL_KL)
+"""Where dials are compared."""
+Key = tuple[str, str, str, float | None]
+"""Method, split, where, alpha (None at equal KL)."""
+Seeds = dict[int | None, Rows]
+"""Rows by seed."""
+
+
+def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
+    """A mean with its interval for every method, split, alpha and metric, a seed each, and over seeds
+    where there are several; then the summaries of the dose-response.
+
+    Args:
+        common: what all lines share: `model`, `suite`, …
+    """
+    lines: list[Measurement] = []
+    for (method, split, at, _), seeds in _grouped(rows).items():
+        first = next(iter(seeds.values()))
+        idle = split == "neutral" and not any(part[0]["alpha"] for part in seeds.values())
+        for metric in DAMAGE if split == "neutral" else SCORES:
+            tables = {seed: _column(part, metric) for seed, part in seeds.items()}
+            for seed, values in _with_all(tables).items():
+                found = NOTHING if idle else _interval(values, WITHIN.get(metric, SHARE))
+                lines.append(
+                    Measurement(
+                        method=method,
+                        split=split,
+                        seed=seed,
+                        aggregate=seed is None and None not in seeds,
+                        alpha=_alpha(seeds.values() if seed is None else [seeds[seed]]),
+                        at=at if at in COMPARED else None,
+                        metric=metric,
+                        **ends(found),
+                        items=len(first),
+                        pairs=None if split == "neutral" else sum(r["pairs"] for r in first),
+                        **common,
+                    )
+                )
+    return lines + _dose_summaries(rows, common)
+
+
+def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarray]:
+    """Values by seed, and of several seeds those of all."""
+    if len(tables) > 1 and None not in tables:
+        return {**tables, None: np.stack(list(tables.values()))}
+    return tables
+
+
+def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
+    """Slope, straightness and monotonicity of each method's dose-response of the margin, a seed
+    each, and over seeds where there are several."""
+    dose = [r for r in rows if r["split"] == "dose"]
+    base = {r["item"]: r["margin"] for r in dose if r["method"] == BASE}
+    lines: list[Measurement] = []
+    for method in dict.fromkeys(r["method"] for r in dose if r["method"] != BASE):
+        curves: dict[int | None, dict[float, dict[str, float]]] = {}
+        for r in dose:
+            if r["method"] == method:
+                curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
+                curve.setdefault(r["alpha"], {})[r["item"]] = r["margin"]
+        alphas = sorted(next(iter(curves.values())))
+        items = list(next(iter(curves.values()))[alphas[0]])
+        if len(alphas) < 2:
+            continue
+        values = {
+            s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
+        }
+        for seed, table in _with_all(values).items():
+            if not np.isfinite(table).all():
+                continue
+            found = dose_response(alphas, table)
+            lines += [
+                Measurement(
+                    method=method,
+                    split="dose",
+                    seed=seed,
+                    aggregate=seed is None and None not in curves,
+                    alpha=None,
+                    at=None,
+                    metric=metric,
+                    **ends(figure),
+                    items=len(items),
+                    **common,
+                )
+                for metric, figure in (
+                    ("slope", found.slope),
+                    *((m, alone(getattr(found, m))) for m in ("r2", "monotone", "rising")),
+                )
+            ]
+    return lines
+
+
+def verdicts(
+    rows: Rows, methods: Sequence[str], splits: Sequence[str], common: Mapping[str, Any]
+) -> list[Difference]:
+    """Every other method against DPO on every split, at alpha 1 and at equal KL; p-values adjusted by
+    Holm over each of the two tables."""
+    return judged_apart(differences(rows, methods, splits, common))
+
+
+def differences(
+    rows: Rows,
+    methods: Sequence[str],
+    splits: Sequence[str],
+    common: Mapping[str, Any],
+    baseline: str = BASELINE,
+    places: Sequence[str] = COMPARED,
+) -> list[Difference]:
+    """Lines without verdicts: every method less the baseline on every split, on the same items.
+
+    Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
+    the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
+    """
+    groups = _grouped(rows)
+    lines: list[Difference] = []
+    at: Any
+    for at in places:
+        for method in methods:
+            for split in splits:
+                theirs = _seeds(groups, baseline, split, ALPHA_1)
+                mine = _seeds(groups, method, split, at)
+                both = [s for s in mine if s in theirs] if None not in {*mine, *theirs} else None
+                if both is not None:
+                    mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
+                if method == baseline or not theirs or not mine:
+                    continue
+                values, against = _same_items(mine, theirs)
+                if not values.shape[1]:
+                    continue
+                found = paired_difference(values, against, SHARE)
+                seeds = max(len(mine), len(theirs))
+                lines.append(
+                    Difference(
+                        model=common["model"],
+                        suite=common["suite"],
+                        method=method,
+                        against=baseline,
+                        split=split,
+                        seed=None,
+                        aggregate=seeds > 1,
+                        alpha=_alpha(mine.values()),
+                        at=at,
+                        metric="accuracy",
+                        **ends(found),
+                        items=values.shape[1],
+                        seeds=seeds,
+                        p=found.p,
+                        mde=found.mde,
+                        **UNJUDGED,
+                    )
+                )
+    return lines
+
+
+def judged_apart(lines: Sequence[Difference]) -> list[Difference]:
+    """Lines of one study or of many with verdicts: all lines at one place are one table."""
+    tables = [[i for i, line in enumerate(lines) if line.at == at] for at in COMPARED]
+    told = {
+        i: line
+        for table in tables
+        for i, line in zip(table, judged([lines[i] for i in table]), strict=True)
+    }
+    return [told[i] for i in range(len(lines))]
+
+
+def elicitation(
+    rows: Rows, capability: dict[str, Rows], methods: Sequence[str], common: Mapping[str, Any]
+) -> list[Measurement]:
+    """GENIES' metric a split and method, and the capability that it is a share of (see `genies`).
+
+    The interval joins those of the gain and of the capability as if they were independent (their
+    relative half-widths add in squares).
+
+    Args:
+        capability: by split, rows of the model that was trained on that split's reference.
+    """
+    groups, lines = _grouped(rows), []
+
+    def line(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
+        several, own = len(seeds) > 1, {"alpha": 1.0, "at": ALPHA_1, "metric": metric}
+        own |= {"seed": None if several else next(iter(seeds)), "aggregate": several}
+        items = len(next(iter(seeds.values())))
+        return Measurement(method=method, split=split, **own, **ends(found), items=items, **common)
+
+    for split, reached in capability.items():
+        seeds = _seeds(_grouped(reached), BASELINE, "capability", ALPHA_1)
+        base = _seeds(groups, BASE, split, ALPHA_1)
+        if not seeds or not base:
+            continue
+        top = mean_interval(
+            np.stack([_column(part, "accuracy_choice") for part in seeds.values()]), SHARE
+        )
+        lines.append(line(BASELINE, split, "capability", top, seeds))
+        for method in methods:
+            mine = _seeds(groups, method, split, ALPHA_1)
+            if not mine or not top.value > 0:
+                continue
+            values, start_values = _same_items(mine, base, "accuracy_choice")
+            gain = paired_difference(values, start_values, SHARE)
+            share = gain.value / top.value
+            half = (
+                np.hypot((gain.high - gain.low) / 2, share * (top.high - top.low) / 2) / top.value
+            )
+            least, most = -start_values.mean() / top.value, (1 - start_values.mean()) / top.value
+            found = Interval(share, max(share - half, least), min(share + half, most))
+            lines.append(line(method, split, "elicitation", found, mine))
+    return lines
+
+
+def _same_items(
+    mine: Seeds, theirs: Seeds, metric: str = "accuracy"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables `[seeds, items]` of the items that both have."""
+    sides = [
+        [{r["item"]: r[metric] for r in part} for part in side.values()] for side in (mine, theirs)
+    ]
+    shared = set.intersection(*(set(values) for side in sides for values in side))
+    items = [item for item in sides[0][0] if item in shared]
+    one, other = (
+        np.array([[values[i] for i in items] for values in side], dtype=float) for side in sides
+    )
+    return one, other
+
+
+def _seeds(groups: dict[Key, Seeds], method: str, split: str, at: str) -> Seeds:
+    """Rows of a method on a split by seed, seeds in order; empty where it was not measured."""
+    found = next((group for key, group in groups.items() if key[:3] == (method, split, at)), {})
+    return dict(sorted(found.items(), key=lambda pair: -1 if pair[0] is None else pair[0]))
+
+
+def _grouped(rows: Rows) -> dict[Key, Seeds]:
+    """Rows by (method, split, at, alpha), then by seed, items in order. At equal KL every seed has
+    an alpha of its own: the key's is None there."""
+    groups: dict[Key, Seeds] = {}
+    for row in rows:
+        alpha = None if row["at"] == "equal_kl" else row["alpha"]
+        key = (row["method"], row["split"], row["at"], alpha)
+        groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
+    return groups
+
+
+def _alpha(groups: Iterable[Rows]) -> float:
+    """Mean alpha over seeds."""
+    return float(np.mean([group[0]["alpha"] for group in groups]))
+
+
+def _column(rows: Rows, metric: str) -> np.ndarray:
+    return np.array([r[metric] for r in rows], dtype=float)
+
+
+def _interval(values: np.ndarray, within: Range) -> Interval:
+    """Mean and 95 % interval; not a number where a value is not finite, as of a dial turned up until the
+    model breaks."""
+    return mean_interval(values, within) if np.isfinite(values).all() else alone(np.nan)

@@ -1,0 +1,1 @@
+"""`compare-heads`: an alignment head beside DPO, GenARM and ARGS."""

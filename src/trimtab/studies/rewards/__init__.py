@@ -1,0 +1,1 @@
+"""`compare-rewards`: preference heads on multiple choice."""
