@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,10 +185,10 @@ def test_nothing_is_unpickled(tiny: Any, tokenizer: Any, tmp_path: Path) -> None
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"layer_activations": Loud()}, tmp_path / "v.pt")
-    (tmp_path / "w.pt").write_bytes(pickle.dumps(Loud()))
+    torch.save(Loud(), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     np.save(tmp_path / "v.npy", np.array([Loud()], dtype=object))
     np.savez(tmp_path / "v.npz", a=np.array([Loud()], dtype=object))
-    (tmp_path / "v.pkl").write_bytes(pickle.dumps(Loud()))
+    (tmp_path / "v.pkl").write_bytes((tmp_path / "w.pt").read_bytes())
     for name in ("v.pt", "w.pt", "v.npy", "v.npz", "v.pkl"):
         with pytest.raises(DialError) as caught:
             import_dial(tmp_path / name, tiny("llama"), tokenizer)

@@ -73,7 +73,7 @@ def test_shares_that_are_none(here: Path, share: str) -> None:
 
 def test_compare_on_pairs_of_ones_own(here: Path, tmp_path: Path) -> None:
     from trimtab.progress import SILENT
-    from trimtab.study.grid import Comparison, plan_studies
+    from trimtab.studies.compare.grid import Comparison, plan_studies
 
     grid = Comparison(
         model=str(here / "model"),

@@ -125,11 +125,11 @@ def read_directions(file: Path, rows: int | None = None) -> dict[int | None, Flo
 
 
 def _read_torch(file: Path) -> Any:
-    import pickle
-
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except Exception as error:  # the refusal of objects has no name of its own in torch
+        if type(error).__name__ != "UnpicklingError":
+            raise
         raise DialError(
             f"{file}: holds Python objects, which are not loaded, since that would run whatever they "
             "say; where it was made, save its tensors by layer: "
