@@ -136,24 +136,24 @@ def main(words: list[str]) -> None:
 
 
 def _pairs(args: Args) -> tuple[Any, str]:
-    """What to train on, and the spec of what is held out.
-
-    Raises:
-        ConfigError: no pairs, or pairs and personas.
-    """
-    contrast = args.personas.pairs()
-    if bool(args.pairs) == (contrast is not None):
-        raise ConfigError(
-            "fit: give --pairs SPEC, or --persona-positive TEXT and --persona-negative TEXT"
-        )
-    if contrast is not None:
-        if args.holdout is not None or args.table != AS_IT_IS:
-            raise ConfigError("fit: --holdout, --columns and --skip-bad go with --pairs")
+    """What to train on, and the spec of what is held out."""
+    if (contrast := args.personas.pairs()) is not None:
         return contrast.limit(args.limit), ""
     spec, held = args.table.spec(args.pairs), ""
     if args.holdout is not None:
         spec, held = (f"{spec}[{which} {args.holdout:g}]" for which in ("without", "holdout"))
     return read_pairs(spec, args.data_root, args.limit), held
+
+
+def _agree(args: Args) -> None:
+    """Raise ConfigError where there are no pairs, or pairs and personas."""
+    personas = args.personas.persona_positive or args.personas.persona_negative
+    if bool(args.pairs) == bool(personas):
+        raise ConfigError(
+            "fit: give --pairs SPEC, or --persona-positive TEXT and --persona-negative TEXT"
+        )
+    if personas and (args.holdout is not None or args.table != AS_IT_IS):
+        raise ConfigError("fit: --holdout, --columns and --skip-bad go with --pairs")
 
 
 def _put_under(dial: Any, condition: Any, out: Path) -> None:
@@ -221,4 +221,6 @@ def _parse(named: Any, words: list[str]) -> Args:
         )
     )
     default = typed(recipe=named.recipe, out=tyro.MISSING)
-    return parse(typed, words, verb=f"fit {named.name}", about=named.what, default=default)
+    return parse(
+        typed, words, verb=f"fit {named.name}", about=named.what, default=default, agree=_agree
+    )
