@@ -15,7 +15,7 @@ from test_calibrate import ACTING, RESTING
 from test_rewards import drawn
 from trimtab.batching import Encoded, Row, encode_answers, make_contrast
 from trimtab.dials import Condition, Dial, VectorDial
-from trimtab.dials.dial import _digest
+from trimtab.dials.saved import _digest
 from trimtab.evaluation import Sampling, generate
 from trimtab.evaluation.decoding import generate_args, generate_genarm
 from trimtab.evaluation.explain import explain

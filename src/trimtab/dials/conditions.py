@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from trimtab.dials.dial import DialInfo
+from trimtab.dials.saved import DialInfo
 from trimtab.dials.where import Condition
 from trimtab.errors import DialError
 

@@ -15,7 +15,7 @@ from trimtab import models
 from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
-from trimtab.evaluation.cache_proof import plain_logits, way_to_decode
+from trimtab.evaluation.cache_proof import plain_logits, way_of
 from trimtab.evaluation.formats import Style, format_for
 from trimtab.evaluation.generation import (
     LIKELIEST,
@@ -131,6 +131,25 @@ class Decoder:
         for site, seen in new.items():
             self._seen[site].append(torch.cat(seen))
         return checked_logits(ids, logits)
+
+
+def way_to_decode(model: Any, reach: int) -> Literal["batch", "plain"]:
+    """How `Decoder` is right for rows of up to `reach` tokens, those of one length beside each other.
+    Raises as `way_of`."""
+
+    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
+        found = []
+        for row, tokens in zip(rows, forced, strict=True):
+            decoder = Decoder(model, row, way="batch")
+            seen = [decoder.logits, decoder.feed(tokens[:1])]
+            decoder.expand(2)  # the other row goes on with another token, and is then left out
+            seen.append(decoder.feed(torch.stack([tokens[1] - 1, tokens[1]]))[1:])
+            decoder.select(torch.tensor([1]))
+            seen += [decoder.feed(token[None]) for token in tokens[2:-1]]
+            found.append(torch.stack(seen, 1)[0])
+        return torch.stack(found).log_softmax(-1).cpu()
+
+    return "plain" if way_of(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
 
 
 @torch.no_grad()

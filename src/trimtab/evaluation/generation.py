@@ -15,7 +15,7 @@ from trimtab.batching import spans
 from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
 from trimtab.errors import ModelError
-from trimtab.evaluation.cache_proof import plain_logits, way_to_generate
+from trimtab.evaluation.cache_proof import Decoded, Way, plain_logits, way_of
 from trimtab.evaluation.formats import Format, Style, format_for
 from trimtab.evaluation.items import check_alphas, numbers
 from trimtab.pairs.pair import Text
@@ -172,6 +172,42 @@ def left_padded(model: nn.Module, rows: Sequence[Sequence[int]], pad: int) -> di
 
 
 @torch.no_grad()
+def way_to_generate(model: Any, reach: int) -> Way:
+    """How the model's own `generate` is right for rows of up to `reach` tokens. Raises as `way_of`."""
+    return way_of(model, "generate 2", reach, _forced)
+
+
+def _forced(model: Any) -> Decoded:
+    """Continuing rows by given tokens with the model's own `generate`."""
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+    class Force(LogitsProcessor):
+        """Notes the logits and leaves one token possible."""
+
+        def __init__(self, tokens: Tensor):
+            self.tokens, self.seen = tokens, []
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            at = len(self.seen)
+            self.seen.append(scores.float().log_softmax(-1).cpu())
+            only = torch.full_like(scores, torch.finfo(scores.dtype).min)
+            return only.scatter(1, self.tokens[:, at : at + 1].to(scores.device), 0.0)
+
+    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
+        force = Force(forced)
+        with own_settings(model):
+            model.generate(
+                **left_padded(model, rows, pad=int(forced[0, 0])),
+                generation_config=GenerationConfig(
+                    max_new_tokens=forced.shape[1], do_sample=False, pad_token_id=0
+                ),
+                logits_processor=LogitsProcessorList([force]),
+            )
+        return torch.stack(force.seen, 1)
+
+    return decoded
+
+
 def _continue(
     model: Any,
     tokenizer: Any,
