@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,10 @@ from trimtab.compat.repeng import (
     ControlModel,
     ControlVector,
     DatasetEntry,
+    batched_get_hiddens,
     get_available_layers,
     make_dataset,
+    model_layer_list,
 )
 from trimtab.errors import ConfigError, DataError, DialError
 
@@ -225,3 +229,101 @@ def test_gguf_goes_through_the_exporter(monkeypatch, tmp_path):
     assert (file, hint) == (tmp_path / "v.gguf", "llama")
     assert {v.dtype for v in directions.values()} == {torch.float32}
     assert ControlVector.import_gguf(tmp_path / "v.gguf") == vector
+
+
+# ---- repeng 0.5's own reading of states ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_i4_layers_and_hidden_states_are_repengs(tiny, tokenizer, name):
+    model = tiny(name)
+    assert len(model_layer_list(model)) == len(model_layer_list(ControlModel(model, [1]))) == 4
+    texts = ["The sky", "Two and two are four", "Rome is the"]
+    found = batched_get_hiddens(model, tokenizer, texts, [1, -2], 2)
+    assert list(found) == [1, 2]
+    for layer in (1, 2) if name != "mamba" else ():  # whose hidden_states are others
+        wanted = repeng_states(model, tokenizer, texts, layer)
+        assert found[layer].shape == (3, 32)
+        assert found[layer].dtype == np.float32
+        torch.testing.assert_close(torch.from_numpy(found[layer]), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_i4_own_states_and_transformed_ones(tiny, tokenizer, dataset, store):
+    model = ControlModel(tiny("llama"), [1, 2])
+    seen = {}
+
+    def compute(*, model, tokenizer, train_strs, hidden_layers, batch_size):
+        seen.update(texts=train_strs, layers=hidden_layers, size=batch_size)
+        return batched_get_hiddens(model, tokenizer, train_strs, hidden_layers, batch_size)
+
+    plain = ControlVector.train(model, tokenizer, dataset, hidden_layers=[1, -2], store=store)
+    given = ControlVector.train(
+        model, tokenizer, dataset, hidden_layers=[1, -2], compute_hiddens=compute, batch_size=7
+    )
+    assert seen["texts"][:2] == [dataset[0].positive, dataset[0].negative]
+    assert (seen["layers"], seen["size"]) == ([1, 2], 7)
+    for layer, v in plain.directions.items():
+        assert float(v @ given.directions[layer]) > 0.9999
+    turned = ControlVector.train(
+        model,
+        tokenizer,
+        dataset,
+        hidden_layers=[1],
+        transform_hiddens=lambda h: {k: -v for k, v in h.items()},
+    )
+    assert float(turned.directions[1] @ plain.directions[1]) < -0.9999
+    wrong = [
+        (lambda h: {k: v[:3] for k, v in h.items()}, DataError, "a row a text"),
+        (lambda h: {k: v * np.nan for k, v in h.items()}, DataError, "finite"),
+        (lambda h: {k: np.ones_like(v) for k, v in h.items()}, DataError, "layer 1"),
+    ]
+    for transform, kind, message in wrong:
+        with pytest.raises(kind, match=message):
+            ControlVector.train(
+                model, tokenizer, dataset, hidden_layers=[1], transform_hiddens=transform
+            )
+    with pytest.raises(ConfigError, match="on states alone"):
+        ControlVector.train(
+            model, tokenizer, dataset, method="svd_gradient", compute_hiddens=compute
+        )
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_i4_train_with_sae(tiny, tokenizer, dataset, decode):
+    """An autoencoder that is a change of basis finds the direction in that basis."""
+
+    class Basis:
+        def __init__(self, seed: int):
+            g = torch.Generator().manual_seed(seed)
+            self.q = torch.linalg.qr(torch.randn(32, 32, generator=g))[0].numpy()
+
+        def encode(self, states):
+            return states @ self.q
+
+        def decode(self, features):
+            return features @ self.q.T
+
+    layers = {1: Basis(1), 2: Basis(2)}
+    sae = SimpleNamespace(layers=layers)
+
+    model = tiny("llama")
+    plain = ControlVector.train(
+        model, tokenizer, dataset, hidden_layers=[1, 2], method="pca_center"
+    )
+    found = ControlVector.train_with_sae(
+        model, tokenizer, sae, dataset, hidden_layers=[1, 2], decode=decode
+    )
+    for layer, v in plain.directions.items():
+        wanted = v if decode else layers[layer].encode(v)
+        assert float(found.directions[layer] @ wanted) > 0.9999
+
+
+def test_i4_umap_is_there_or_says_what_to_install(tiny, tokenizer, dataset):
+    try:
+        import umap  # noqa: F401  # pyright: ignore
+    except ImportError:
+        with pytest.raises(ConfigError, match="umap"):
+            ControlVector.train(tiny("llama"), tokenizer, dataset, method="umap")
+    else:
+        vector = ControlVector.train(tiny("llama"), tokenizer, dataset, method="umap")
+        assert sorted(vector.directions) == [1, 2, 3]

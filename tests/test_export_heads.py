@@ -90,7 +90,7 @@ def test_lora_in_plain_peft(
     assert any("tied base" in lost for lost in receipt["not_carried_over"]) is tied
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["target_modules"] == ["lm_head"]
-    assert (config["base_model_name_or_path"] == "base") is tied
+    assert (config["base_model_name_or_path"] == "./base") is tied
     for merge in ("", "merge") if tied else ("",):
         found = elsewhere(tmp_path, "lora", out / "base" if tied else base, out, merge)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

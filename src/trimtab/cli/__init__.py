@@ -15,6 +15,7 @@ from trimtab.cli import help
 VERBS = {
     "demo": "four dials on a small real model, compared on one page, in minutes",
     "fit": "make a dial from preference pairs",
+    "fit-condition": "find in which prompts a dial is to act, from examples",
     "bench-tasks": "tasks of lm-evaluation-harness; multiple choice ranked by reward, too",
     "cache": "store hidden states of pairs, from which heads are trained",
     "evaluate": "accuracy and damage of dials on pairs, at several alphas",
@@ -28,6 +29,7 @@ VERBS = {
     "chat": "chat in the terminal, turning dials in between",
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
+    "import": "a dial of another tool as one of ours, checked on its model",
     "explain": "the tokens that a dial promotes and demotes, step by step",
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
@@ -89,6 +91,11 @@ def _show(
         )
 
 
+def module_of(verb: str) -> str:
+    """The module of a verb; `import` is no name for one."""
+    return f"trimtab.cli.{'import_dial' if verb == 'import' else verb.replace('-', '_')}"
+
+
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
     from trimtab.terminal import visible
@@ -105,7 +112,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        importlib.import_module(f"trimtab.cli.{verb.replace('-', '_')}").main(words)
+        importlib.import_module(module_of(verb)).main(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

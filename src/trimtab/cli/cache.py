@@ -10,7 +10,7 @@ import tyro
 
 from trimtab.bounds import Count
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_pairs
+from trimtab.cli.ready import AS_IT_IS, OwnTable, check_model, read_pairs
 from trimtab.rendering.settings import USUAL, Rendering
 
 
@@ -41,6 +41,7 @@ class Args:
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
     max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
@@ -63,7 +64,7 @@ def main(words: list[str]) -> None:
 
     progress = Progress(args.quiet)
     check_model(args.model, args.dtype, args.device, args.load_in)
-    data = read_pairs(args.pairs, args.data_root, args.limit)
+    data = read_pairs(args.pairs, args.data_root, args.limit, args.table)
     progress.left_out(data.name, data.left_out, data.notes)
     command = " ".join(["trimtab cache", *words])
     store = Store(args.out)

@@ -12,7 +12,15 @@ from tyro.conf import UseAppendAction
 from trimtab.bounds import Count, Strength
 from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
-from trimtab.cli.ready import check_model, read_dials, read_pairs
+from trimtab.cli.ready import (
+    AS_IT_IS,
+    OwnTable,
+    check_model,
+    read_condition,
+    read_dials,
+    read_pairs,
+    under,
+)
 from trimtab.errors import ConfigError
 from trimtab.rendering.settings import USUAL, Rendering
 
@@ -30,6 +38,8 @@ class Args:
     """Hub id, folder, .gguf file, or smollm2-135m."""
     dial: Annotated[tuple[str, ...], UseAppendAction] = ()
     """A dial's folder or Hub id; repeat for several, each is evaluated on its own."""
+    condition: Path | None = None
+    """A condition (`fit-condition`), in whose prompts alone the vector dials are to act."""
     suite: str | None = None
     """A built-in suite or a YAML file, whose evaluation splits are used."""
     pairs: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -46,6 +56,7 @@ class Args:
     """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
     max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""
     prompt_style: Literal["plain", "chat"] = "plain"
@@ -75,7 +86,7 @@ def main(words: list[str]) -> None:
     for name, spec in map(_named, args.pairs):
         if name in specs:
             raise ConfigError(f"--pairs {name}={spec}: there is a split {name!r} already")
-        specs[name] = spec
+        specs[name] = args.table.spec(spec)
     if not specs:
         raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC")
     check_names(specs)
@@ -84,7 +95,9 @@ def main(words: list[str]) -> None:
     sets = {name: read_pairs(spec, args.data_root, args.limit) for name, spec in specs.items()}
     check_model(args.model, args.dtype, args.device, args.load_in)
     dials: dict[str, Dial] = {}
-    for dial in read_dials(args.dial, args.model, args.force):
+    given = read_dials(args.dial, args.model, args.force)
+    under(given, read_condition(args.condition, args.model, args.force))
+    for dial in given:
         method = dial.info.method or dial.kind
         count = sum(n.partition("-")[0] == method for n in dials)
         dials[method if not count else f"{method}-{count + 1}"] = dial

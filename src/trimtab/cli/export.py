@@ -51,6 +51,7 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.evaluation.items import check_alphas
     from trimtab.export import FORMATS, REFUSED, control_vector_dial, export, read_control_vector
+    from trimtab.export.run import check_base_gguf
     from trimtab.progress import Progress
 
     taken_in = args.dial.endswith(".gguf")
@@ -67,8 +68,10 @@ def main(words: list[str]) -> None:
             f"--to {args.to}: no such format{near(args.to, known)} ({', '.join(known)})"
         )
     check_alphas([args.alpha])
-    if args.base_gguf is not None and not args.base_gguf.is_file():
-        raise ConfigError(f"--base-gguf {args.base_gguf}: no such file")
+    if args.base_gguf is not None and taken_in:
+        raise ConfigError("--to dial --base-gguf: nothing is checked there; leave it out")
+    if not taken_in:
+        check_base_gguf(args.to, args.base_gguf)
     check_model(args.model, "float32", args.device, args.load_in)
     progress = Progress(args.quiet)
     if taken_in:
@@ -102,7 +105,7 @@ def main(words: list[str]) -> None:
     change = receipt["largest_logit_change_by_the_dial"]
     print(f"saved: {args.out} ({FORMATS[args.to].what}, alpha {args.alpha:g})")
     print(
-        f"checked with {receipt['checked_with']}: logits differ by at most {difference:.2g} "
+        f"{receipt['checked']}; logits differ by at most {difference:.2g} "
         f"(the dial moves them by up to {change:.2g})"
     )
     print("not carried over:", "; ".join(receipt["not_carried_over"]))

@@ -12,9 +12,18 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from trimtab.bounds import Count, Seed
+from trimtab.bounds import Count, Seed, Within
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_pairs
+from trimtab.cli.ready import (
+    AS_IT_IS,
+    NO_PERSONAS,
+    OwnTable,
+    Personas,
+    check_model,
+    read_condition,
+    read_pairs,
+    under,
+)
 from trimtab.errors import ConfigError
 from trimtab.rendering.settings import USUAL, Rendering
 
@@ -24,10 +33,16 @@ class Args:
     """Flags."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
-    pairs: str
-    """Spec of the training pairs."""
     out: Path
     """Folder to save the dial in. The same command goes on where it was stopped."""
+    pairs: str = ""
+    """Spec of the training pairs."""
+    holdout: Annotated[float | None, Within(0, 1, "()")] = None
+    """Keep this share of the items, such as 0.2, out of training, for `evaluate`."""
+    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
+    personas: Annotated[Personas, tyro.conf.arg(name="")] = NO_PERSONAS
+    condition: Path | None = None
+    """A condition (`fit-condition`), in whose prompts alone the vector is to act."""
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
     seed: Seed = 0
@@ -76,7 +91,8 @@ def main(words: list[str]) -> None:
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
     check_model(args.model, args.dtype, args.device, args.load_in)
-    data = read_pairs(args.pairs, args.data_root, args.limit)
+    data, held = _pairs(args)
+    condition = read_condition(args.condition, args.model, False)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
     store = Store(args.store) if args.store else None
@@ -106,6 +122,8 @@ def main(words: list[str]) -> None:
         store=store,
         progress=progress,
     )
+    if condition is not None and not others:
+        _put_under(dial, condition, args.out)
     if others:
         return
     count = sum(t.numel() for t in dial.tensors().values())
@@ -119,7 +137,39 @@ def main(words: list[str]) -> None:
         return
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
-    print(f"  trimtab evaluate {use} --pairs test=SPEC --alpha -1 1 --out DIR")
+    test = shlex.quote(f"test={held}") if held else "test=SPEC"
+    print(f"  trimtab evaluate {use} --pairs {test} --alpha -1 1 --out DIR")
+
+
+def _pairs(args: Args) -> tuple[Any, str]:
+    """What to train on, and the spec of what is held out."""
+    if (contrast := args.personas.pairs()) is not None:
+        return contrast.limit(args.limit), ""
+    spec, held = args.table.spec(args.pairs), ""
+    if args.holdout is not None:
+        spec, held = (f"{spec}[{which} {args.holdout:g}]" for which in ("without", "holdout"))
+    return read_pairs(spec, args.data_root, args.limit), held
+
+
+def _agree(args: Args) -> None:
+    """Raise ConfigError where there are no pairs, or pairs and personas."""
+    personas = args.personas.persona_positive or args.personas.persona_negative
+    if bool(args.pairs) == bool(personas):
+        raise ConfigError(
+            "fit: give --pairs SPEC, or --persona-positive TEXT and --persona-negative TEXT"
+        )
+    if personas and (args.holdout is not None or args.table != AS_IT_IS):
+        raise ConfigError("fit: --holdout, --columns and --skip-bad go with --pairs")
+
+
+def _put_under(dial: Any, condition: Any, out: Path) -> None:
+    """Put a dial that was made under a condition, and save it so; once it is, it stays as it is."""
+    if getattr(dial, "condition", None) is not None:
+        return
+    under([dial], condition)
+    own = {"dial.json", "README.md", dial.weights_file}
+    extra = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file() and f.name not in own}
+    dial.save_pretrained(out, extra)
 
 
 def _forecast(args: Args, named: Any, model: Any, tokenizer: Any, data: Any, progress: Any) -> str:
@@ -205,5 +255,7 @@ def _parse(named: Any, words: list[str]) -> Args:
             },
         )
     )
-    default = typed(recipe=named.recipe, pairs=tyro.MISSING, out=tyro.MISSING)
-    return parse(typed, words, verb=f"fit {named.name}", about=named.what, default=default)
+    default = typed(recipe=named.recipe, out=tyro.MISSING)
+    return parse(
+        typed, words, verb=f"fit {named.name}", about=named.what, default=default, agree=_agree
+    )

@@ -10,10 +10,14 @@ from tyro.conf import UseAppendAction
 
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import (
+    AS_IT_IS,
+    OwnTable,
     alpha_of,
     check_model,
+    read_condition,
     read_dials,
     read_pairs,
+    under,
     warn_range,
 )
 from trimtab.errors import ConfigError, DataError
@@ -37,6 +41,8 @@ def main(words: list[str]) -> None:
         """Hub id, folder, .gguf file, or smollm2-135m."""
         dial: Annotated[tuple[str, ...], UseAppendAction] = ()
         """A dial's folder or Hub id; repeat to use several at once."""
+        condition: Path | None = None
+        """A condition (`fit-condition`), in whose prompts alone the vector dials are to act."""
         alpha: tuple[str, ...] = ("0", "1")
         """Strengths: numbers, or none, light, standard, strong, maximum; 0 is the bare model."""
         prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -76,6 +82,7 @@ def main(words: list[str]) -> None:
         """A torch device, or auto."""
         data_root: str | None = None
         """Folder of local data sources (default: TRIMTAB_DATA)."""
+        table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
         force: bool = False
         """Go on although a dial was made for another base model."""
         quiet: bool = False
@@ -95,6 +102,7 @@ def main(words: list[str]) -> None:
         raise ConfigError("--decoder args: give --reward DIR")
     check_model(args.model, args.dtype, args.device, args.load_in)
     dials = read_dials(args.dial, args.model, args.force)
+    under(dials, read_condition(args.condition, args.model, args.force))
     if ranks := [n for n, d in zip(args.dial, dials, strict=True) if d.kind == "reward"]:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
     reward = _reward(args)
@@ -128,9 +136,9 @@ def main(words: list[str]) -> None:
         _show(done)
     else:
         dial_name = "+".join(d.info.method or d.kind for d in dials)
-        _write(
-            args.out, args.name or "-".join(filter(None, (args.model, dial_name))), done, tokenizer
-        )
+        name = args.name or "-".join(filter(None, (args.model, dial_name)))
+        uids = [prompt.uid or "" for prompt in prompts for _ in alphas]
+        _write(args.out, name, done, uids, tokenizer)
 
 
 GENERATIONS = "generations.jsonl"
@@ -143,7 +151,7 @@ def _prompts(args: Any) -> list[Any]:
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
     if args.pairs is not None:
-        pairs = read_pairs(args.pairs, args.data_root, None)
+        pairs = read_pairs(args.pairs, args.data_root, None, args.table)
         prompts += {(repr(p.prompt), p.setting): Prompt.of(p) for p in pairs}.values()
     if not prompts:
         raise ConfigError("generate: give --prompt TEXT, --prompts FILE or --pairs SPEC")
@@ -238,7 +246,7 @@ def _show(done: "list[Generation]") -> None:
         console.print(Text.assemble((f"alpha {g.alpha:g}: ", "dim"), g.text.strip()))
 
 
-def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> None:
+def _write(out: Path, name: str, done: "list[Generation]", uids: list[str], tokenizer: Any) -> None:
     """The evaluation files of each strength, and all generations in one."""
     import json
 
@@ -247,11 +255,18 @@ def _write(out: Path, name: str, done: "list[Generation]", tokenizer: Any) -> No
 
     for alpha in dict.fromkeys(g.alpha for g in done):
         generator = f"{name.replace('/', '_')}-alpha-{alpha:g}"
-        part = [Answer(g.prompt, g.text, generator) for g in done if g.alpha == alpha]
+        part = [
+            Answer(g.prompt, g.text, generator, uid)
+            for g, uid in zip(done, uids, strict=True)
+            if g.alpha == alpha
+        ]
         lengths = [len(tokenizer(a.text)["input_ids"]) for a in part]
         print(write_alpaca_eval(out / "alpaca_eval" / f"{generator}.json", part))
         print(write_arena_hard(out / "arena_hard" / f"{generator}.jsonl", part, lengths))
-    lines = [{"prompt": g.prompt, "alpha": g.alpha, "text": g.text} for g in done]
+    lines = [
+        {**({"uid": uid} if uid else {}), "prompt": g.prompt, "alpha": g.alpha, "text": g.text}
+        for g, uid in zip(done, uids, strict=True)
+    ]
     print(
         write_text(
             out / GENERATIONS,

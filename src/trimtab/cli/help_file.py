@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trimtab.cli import VERBS
+from trimtab.cli import VERBS, module_of
 from trimtab.cli.help import FILE
 from trimtab.cli.parse import Described, describing
 
@@ -31,7 +31,7 @@ def collect() -> dict[str, Any]:
     for verb, *words in lines():
         try:
             with describing():
-                importlib.import_module(f"trimtab.cli.{verb.replace('-', '_')}").main(words)
+                importlib.import_module(module_of(verb)).main(words)
         except Described as found:
             keys = []
             for group in found.entry["groups"]:

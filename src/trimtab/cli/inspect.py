@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from trimtab.bounds import Count
 from trimtab.cli.parse import parse
+from trimtab.cli.ready import AS_IT_IS, OwnTable
 from trimtab.errors import TrimtabError
 from trimtab.rendering.settings import USUAL, Rendering
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trimtab.dials import Dial
-    from trimtab.pairs import Pair
+    from trimtab.pairs import Pair, PairSet
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Args:
     """A spec of pairs, or a dial's folder."""
     other: str | None = None
     """Another spec, to count what both share."""
+    bare: bool = False
+    """Run the model on the pairs: one that has them all right leaves a dial nothing to gain."""
     model: str = "smollm2-135m"
     """Whose tokenizer counts tokens and renders the pair that is shown."""
     max_length: Count = 1024
@@ -38,6 +41,7 @@ class Args:
     """The first so many items."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
+    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
     prompt_style: Literal["plain", "chat"] = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
@@ -60,10 +64,12 @@ def main(words: list[str]) -> None:
     from trimtab.rendering.show import rendered_pair
     from trimtab.terminal import visible
 
-    pairs = read_pairs(args.what, args.data_root, limit=args.limit)
+    pairs = read_pairs(args.table.spec(args.what), args.data_root, limit=args.limit)
     other = read_pairs(args.other, args.data_root) if args.other else None
     tokenizer = models.load_tokenizer(args.model)
     found = inspect_pairs(pairs, tokenizer, max_length=args.max_length, other=other)
+    if args.bare:
+        found["bare"] = _bare(args, pairs)
     console = Console()
     console.print(render(found))
     if pairs:
@@ -75,6 +81,25 @@ def main(words: list[str]) -> None:
             console.print(rendered_pair(pairs[0], tokenizer, args.prompt_style, args.rendering))
         except TrimtabError as error:  # what is wrong with it is what this verb is asked for
             console.print(Text(f"not rendered: {visible(str(error))}", style="red"))
+
+
+def _bare(args: Args, pairs: PairSet) -> str:
+    """What the bare model makes of the pairs."""
+    from trimtab import models
+    from trimtab.batching import encode
+    from trimtab.evaluation import score
+    from trimtab.pairs.inspect import ceiling
+
+    model, tokenizer = models.load(args.model)
+    encoded = encode(
+        pairs,
+        tokenizer,
+        max_length=args.max_length,
+        prompt_style=args.prompt_style,
+        rendering=args.rendering,
+    )
+    found = score(model, encoded)
+    return ceiling(float(found.accuracy.mean()), len(found.items))
 
 
 def _style(pair: Pair, style: str) -> str:

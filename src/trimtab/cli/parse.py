@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -72,11 +72,13 @@ def parse(
     about: str,
     default: T | None = None,
     beside: Sequence[str] = (),
+    agree: Callable[[T], None] | None = None,
 ) -> T:
     """A `kind` from `--config FILE` (if given) and the flags, which have precedence.
 
     Args:
         beside: keys of the file that are no flags; the verb reads them itself.
+        agree: raises ConfigError where flags do not go together.
 
     Raises:
         ConfigError: the file cannot be read or has a key that is no flag; a flag is unknown,
@@ -98,6 +100,8 @@ def parse(
     with _one_line(f"trimtab {verb}"):
         found = tyro.cli(kind, prog=f"trimtab {verb}", args=words, **given)
     check(found, "--{}")
+    if agree is not None:
+        agree(found)
     if _checking.get():
         raise Checked
     return found

@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import UseAppendAction
 
 from trimtab.errors import ConfigError, DialError, ModelError, near
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """How tables of one's own are read."""
+
+    columns: str = ""
+    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
+    skip_bad: bool = False
+    """Leave out rows of it that cannot be read, count and list them."""
+
+    def spec(self, spec: str) -> str:
+        """A spec of pairs that says so itself."""
+        from trimtab.pairs.spec import spec_with
+
+        return spec_with(spec, self.columns, self.skip_bad)
+
+
+AS_IT_IS = OwnTable()
+
+
+@dataclass(frozen=True)
+class Personas:
+    """A contrast of one's own."""
+
+    persona_positive: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """A persona that has the trait ("a pirate"), in place of --pairs; repeat for several."""
+    persona_negative: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Its opposite ("a clerk"), one for each."""
+    persona_template: str = "Act as if you were {persona}."
+    """What the user asks of either."""
+
+    def pairs(self) -> Any:
+        """The personas before the built-in beginnings of answers; None without any.
+
+        Raises:
+            DataError: one without its opposite, or a template without a place for them.
+        """
+        if not self.persona_positive and not self.persona_negative:
+            return None
+        from trimtab.pairs import persona_pairs
+        from trimtab.pairs.personas import suffixes
+
+        couples = zip(self.persona_positive, self.persona_negative, strict=False)
+        name = "; ".join(f"{a} | {b}" for a, b in couples)
+        return persona_pairs(
+            self.persona_template,
+            self.persona_positive,
+            self.persona_negative,
+            suffixes(),
+            f"personas: {self.persona_template} {name}",
+        )
+
+
+NO_PERSONAS = Personas()
 
 
 def check_model(model: str, dtype: str, device: str, load_in: str | None = None) -> None:
@@ -80,13 +139,50 @@ def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[st
             )
 
 
-def read_pairs(spec: str, data_root: str | None, limit: int | None) -> Any:
+def read_pairs(
+    spec: str, data_root: str | None, limit: int | None, table: OwnTable = AS_IT_IS
+) -> Any:
     """The pairs of a spec; a dial's folder in its place is told apart."""
     from trimtab import pairs
 
     if Path(spec).is_dir():
         raise ConfigError(f"{spec}: a folder; expected a spec of pairs, such as facts:train")
-    return pairs.read_pairs(spec, data_root, limit=limit)
+    return pairs.read_pairs(table.spec(spec), data_root, limit=limit)
+
+
+def read_condition(name: Path | None, model: str, force: bool) -> Any:
+    """The condition of `--condition`, made for the model; None without one.
+
+    Raises:
+        DialError: none there, damaged, or found on another base model (`force` goes on).
+    """
+    if name is None:
+        return None
+    from trimtab import models
+    from trimtab.dials import base
+    from trimtab.dials.conditions import load_condition
+
+    found = load_condition(name)
+    if not force:
+        with contextlib.suppress(ModelError):
+            base.check(found, models.identify(model))
+    return found.condition
+
+
+def under(dials: Sequence[Dial], condition: Any) -> None:
+    """Put dials under a condition.
+
+    Raises:
+        ConfigError: a dial that is no vector, or has a condition of its own.
+    """
+    from trimtab.dials import VectorDial
+
+    for dial in dials if condition is not None else ():
+        if not isinstance(dial, VectorDial):
+            raise ConfigError(f"--condition: a {dial.kind} dial takes none; vector dials do")
+        if dial.condition is not None:
+            raise ConfigError("--condition: the dial has one of its own")
+        dial.condition = condition
 
 
 def _dial_name(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from trimtab.cli import module_of
 from trimtab.cli.parse import Checked, checking, parse
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
@@ -146,7 +147,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _verb(name: str) -> Any:
-    return importlib.import_module(f"trimtab.cli.{name.replace('-', '_')}")
+    return importlib.import_module(module_of(name))
 
 
 def _list(values: dict[Any, Any]) -> str:

@@ -23,6 +23,14 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import encode_contrast
 from trimtab.cache import Store
+from trimtab.compat.repeng_hiddens import (
+    ComputeHiddens,
+    Hiddens,
+    TransformHiddens,
+    directions_of,
+    model_layer_list,
+    states_of,
+)
 from trimtab.dials import Dial, Edit
 from trimtab.dials.attach import VECTOR
 from trimtab.errors import ConfigError, DataError, DialError
@@ -38,8 +46,10 @@ __all__ = [
     "ControlModel",
     "ControlVector",
     "DatasetEntry",
+    "batched_get_hiddens",
     "get_available_layers",
     "make_dataset",
+    "model_layer_list",
 ]
 
 get_available_layers = available_layers
@@ -52,6 +62,7 @@ Operator = Callable[[Tensor, Tensor], Tensor]
 
 _METHODS: dict[str, SteeringRecipe] = {
     "pca_diff": DirectionRecipe("pca", centred=True),
+    "umap": DirectionRecipe("umap"),
     "svd_steer": DirectionRecipe(
         "pca", centred=True
     ),  # what the research branch ran under that name
@@ -116,6 +127,8 @@ class ControlVector:
         method: str = "pca_diff",
         batch_size: int | None = None,
         max_batch_size: int | None = None,
+        compute_hiddens: ComputeHiddens | None = None,
+        transform_hiddens: TransformHiddens | None = None,
         store: Store | None = None,
     ) -> ControlVector:
         """A direction a layer from pairs of texts.
@@ -127,6 +140,8 @@ class ControlVector:
                 rest of that grid, or any of our methods that needs no training.
             batch_size: accepted and ignored: batches are cut by tokens.
             max_batch_size: the same.
+            compute_hiddens: reads the states in our place (see `repeng_hiddens`).
+            transform_hiddens: from states by layer to what the directions are taken of.
 
         The directions have length 1, also where repeng leaves them as they come (Fisher). A control
         that is set on `model` is off while states are read. Block N - 1 is read before the final norm,
@@ -150,6 +165,18 @@ class ControlVector:
         if hidden_layers is None:
             hidden_layers = range(count - 1, 0, -1)
         sites = {_key(layer, bare): _site(layer, bare) for layer in hidden_layers}
+        kind = str(getattr(bare.config, "model_type", ""))
+        if compute_hiddens is not None or transform_hiddens is not None:
+            texts = [text for e in dataset for text in (e.positive, e.negative)]
+            hiddens = (compute_hiddens or batched_get_hiddens)(
+                model=model,
+                tokenizer=tokenizer,
+                train_strs=texts,
+                hidden_layers=list(sites),
+                batch_size=batch_size or max_batch_size or 32,
+            )
+            hiddens = transform_hiddens(hiddens) if transform_hiddens is not None else hiddens
+            return cls(kind, directions_of(recipe, hiddens, len(entries)))
         stops = "known" if isinstance(recipe, GradientRecipe) else "last"
         contrast = encode_contrast(
             PairSet(entries, "dataset"),
@@ -160,7 +187,33 @@ class ControlVector:
         with model.paused() if isinstance(model, ControlModel) else ExitStack():
             found, _ = estimate(recipe, bare, contrast, list(sites.values()), store=store)
         directions = {key: found[site].float().numpy() for key, site in sites.items()}
-        return cls(str(getattr(bare.config, "model_type", "")), directions)
+        return cls(kind, directions)
+
+    @classmethod
+    def train_with_sae(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        sae: Any,
+        dataset: Sequence[DatasetEntry],
+        *,
+        decode: bool = True,
+        method: str = "pca_center",
+        **kwargs: Any,
+    ) -> ControlVector:
+        """`train` on the features of sparse autoencoders (`sae.layers[layer].encode`, of states
+        `[text, d]`), taken back to states by `.decode` unless `decode` is False."""
+
+        def encoded(hiddens: Hiddens) -> Hiddens:
+            return {k: sae.layers[k].encode(v) for k, v in hiddens.items()}
+
+        found = cls.train(
+            model, tokenizer, dataset, method=method, transform_hiddens=encoded, **kwargs
+        )
+        if decode:
+            for k, v in found.directions.items():
+                found.directions[k] = _single(sae.layers[k].decode(v))
+        return found
 
     def export_gguf(self, path: str | os.PathLike[str]) -> None:
         """Write a llama.cpp control vector. Layer 0 and module paths cannot be said there.
@@ -355,6 +408,22 @@ class _Control(Dial):
         if self.normalize:
             new = new / new.norm(dim=-1, keepdim=True) * y.norm(dim=-1, keepdim=True)
         return new
+
+
+def batched_get_hiddens(
+    model: Any,
+    tokenizer: Any,
+    train_strs: Sequence[str],
+    hidden_layers: Iterable[Layer],
+    batch_size: int = 32,
+) -> dict[Layer, np.ndarray]:
+    """States at the last token of each text by layer, `[text, d]`; a control that is set is off
+    meanwhile. Batches are cut by tokens, whatever `batch_size` says. Block N - 1 is read before the
+    final norm."""
+    bare: nn.Module = model.model if isinstance(model, ControlModel) else model
+    sites = {_key(layer, bare): _site(layer, bare) for layer in hidden_layers}
+    with model.paused() if isinstance(model, ControlModel) else ExitStack():
+        return states_of(bare, tokenizer, train_strs, sites)
 
 
 def _single(v: Any) -> np.ndarray:

@@ -10,13 +10,16 @@ from trimtab.errors import DialError
 from trimtab.progress import warn
 
 if TYPE_CHECKING:
+    from trimtab.dials.conditions import SavedCondition
     from trimtab.dials.dial import Dial
     from trimtab.dials.saved import DialInfo
 
 FORCE = "use --force to go on (force=True)"
 
 
-def check(dial: Dial, source: models.Source, old_digest: Callable[[], str] | None = None) -> None:
+def check(
+    dial: Dial | SavedCondition, source: models.Source, old_digest: Callable[[], str] | None = None
+) -> None:
     """Raise DialError where a model's weights or config are not those that a dial was made for. Of
     another tokenizer, template or quantisation, and of what is not known, a line is said once.
 

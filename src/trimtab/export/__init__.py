@@ -6,6 +6,7 @@ from trimtab.export.gguf import (
     read_control_vector,
     write_control_vector,
 )
+from trimtab.export.importing import import_dial
 from trimtab.export.run import FORMATS, REFUSED, export
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ControlVector",
     "control_vector_dial",
     "export",
+    "import_dial",
     "read_control_vector",
     "write_control_vector",
 ]

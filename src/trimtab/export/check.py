@@ -40,19 +40,22 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
     known = load_file(spec["tensors"])
     rows = [known[f"ids_{i}"] for i in range(spec["rows"])]
     tool, versions, run = CHECKS[spec["format"]](spec)
-    difference = change = 0.0
+    difference = change = largest = 0.0
     with torch.no_grad():
         for i, ids in enumerate(rows):
             logits = run(ids)
             difference = max(difference, (logits - known[f"dialled_{i}"]).abs().max().item())
             moved = known[f"dialled_{i}"] - known[f"bare_{i}"]
             change = max(change, moved.abs().max().item())
+            largest = max(largest, known[f"dialled_{i}"].abs().max().item())
+    bound = spec["tolerance"] * change + ROUNDING * largest
     return {
         "format": spec["format"],
         "alpha": spec["alpha"],
         "dial": spec["dial"],
         "files": spec["files"],
         "checked_with": tool,
+        "checked": _checked(spec["format"], tool, versions),
         "versions": {**versions, "python": sys.version.split()[0]},
         "trimtab_importable": _importable(),
         "sequences": len(rows),
@@ -60,9 +63,31 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
         "largest_logit_difference": difference,
         "largest_logit_change_by_the_dial": change,
         "tolerance": spec["tolerance"],
-        "within_tolerance": difference <= spec["tolerance"],
+        "bound": bound,
+        "within_tolerance": difference <= bound,
         "not_carried_over": spec["not_carried_over"],
     }
+
+
+ROUNDING = 1e-5
+"""Of the largest logit: what may differ in float32 whatever the dial does."""
+MEANT_FOR = {
+    "gguf": "llama.cpp",
+    "repeng": "repeng",
+    "peft": "peft",
+    "merged": "transformers",
+    "steering-vectors": "steering-vectors",
+}
+
+
+def _checked(format_: str, tool: str, versions: dict[str, str]) -> str:
+    """Whether the tool that an export is for has been asked, and which one was."""
+    meant = MEANT_FOR[format_]
+    found = versions.get("llama_cpp_python" if tool == "llama.cpp" else tool, "")
+    named = f"{tool} {found}".strip()
+    if tool == meant:
+        return f"checked in {named}"
+    return f"not checked in {meant}: the file's numbers were, with {named}"
 
 
 def _importable() -> bool:
@@ -154,8 +179,11 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
 
     tensors = {int(t.name.split(".")[1]): t.data for t in GGUFReader(spec["export"]).tensors}
     width = len(next(iter(tensors.values())))
-    # llama.cpp's buffer: layer 1 first, so many as the deepest one needs
-    buffer = np.zeros((max(tensors), width), dtype=np.float32)
+    if 0 in tensors:
+        raise SystemExit("llama.cpp takes no control vector for its layer 0")
+    # llama.cpp's buffer: layer 1 first, to the last layer, as deeper ones of earlier vectors stay
+    deepest = max(max(tensors), llama_cpp.llama_model_n_layer(llama._model.model) - 1)
+    buffer = np.zeros((deepest, width), dtype=np.float32)
     for k, data in tensors.items():
         buffer[k - 1] = data
     flat = np.ascontiguousarray(buffer.reshape(-1))

@@ -23,6 +23,7 @@ from trimtab.dials import Composed, Dial, DialInfo, VectorDial
 from trimtab.dials.dial import members
 from trimtab.dials.numbers import length
 from trimtab.errors import DialError
+from trimtab.export.facts import told_on
 from trimtab.sites import block_index, from_llama_cpp_index
 
 ARCHITECTURE = "controlvector"
@@ -186,12 +187,15 @@ def export_gguf(dial: Dial, model: Any, alpha: float, file: Path, what: str) -> 
     if what == "llama.cpp" and 0 in steps:
         raise DialError("llama.cpp cannot say site 0: it takes no control vector for its layer 0")
     model_type = models.text_config(model).model_type
+    to = "gguf" if what == "llama.cpp" else "repeng"
+    known = told_on(to, model, frozenset(), head=False, bias=False)
     write_control_vector(file, {k: alpha * v for k, v in steps.items()}, model_type)
     return [
         f"alpha: strength 1 is the dial at {alpha:g}, strength s the dial at s x {alpha:g}",
         "alphas of their own for the rows of a batch",
         "the check that the base model is the one the dial was made for",
         "data, seed and measured range of the dial",
+        *known,
     ]
 
 

@@ -12,6 +12,7 @@ from trimtab.dials import Dial, RewardDial
 from trimtab.dials.dial import members
 from trimtab.dials.logits import untie
 from trimtab.errors import DialError
+from trimtab.export.handing_over import for_older, save_tokenizer
 
 BASE = "base"
 """Folder of the untied base model, within a LoRA's."""
@@ -37,5 +38,5 @@ def save_untied(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     base = models.plain_copy(model)
     untie(base, models.head_weight(base).detach())
     base.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    for_older(folder)

@@ -11,6 +11,8 @@ from torch import nn
 from trimtab import models
 from trimtab.dials import Dial
 from trimtab.errors import DialError
+from trimtab.export.facts import told_on
+from trimtab.export.handing_over import for_older, save_tokenizer, write_card
 
 
 def export_merged(
@@ -24,12 +26,20 @@ def export_merged(
     result: Any = dial.merged(model, alpha, force=True)
     _declare_biases(model, result)
     result.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    for_older(folder)
+    load = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained(".")\n'
+        'tokenizer = AutoTokenizer.from_pretrained(".")'
+    )
+    write_card(folder, dial, alpha, "", load)
+    changed = not torch.equal(models.head_weight(model), models.head_weight(result))
     return [
         f"alpha: the checkpoint is the dial at {alpha:g} and cannot be turned back",
         "alphas of their own for the rows of a batch",
         "data, seed and measured range of the dial",
+        *told_on("merged", model, frozenset(), head=changed, bias=False),
     ]
 
 

@@ -17,7 +17,9 @@ from trimtab.dials.dial import members
 from trimtab.dials.peft import PREFIX
 from trimtab.dials.writers import residual_writer
 from trimtab.errors import DialError
+from trimtab.export.facts import told_on
 from trimtab.export.gguf import added_steps
+from trimtab.export.handing_over import base_of, save_tokenizer, write_card
 from trimtab.export.heads import BASE, is_tied, save_untied
 
 
@@ -54,19 +56,39 @@ def export_peft(
             factors[path] = (A, B)
     head = models.head(model)
     untied = is_tied(model) and any(model.get_submodule(path) is head for path in factors)
-    _write(model, factors, biases, folder, BASE if untied else models.source_of(model).name)
+    on_head = any(model.get_submodule(path) is head for path in factors)
+    paths = frozenset({*factors, *biases})
+    known = told_on("peft", model, paths, head=on_head, bias=bool(biases))
+    base, said = (f"./{BASE}", "") if untied else base_of(model)
+    _write(model, factors, biases, folder, base)
     if untied:
         save_untied(model, tokenizer, folder / BASE)
+    if tokenizer is not None and len(tokenizer) <= _embeddings(model):
+        save_tokenizer(tokenizer, folder)  # with a larger one PEFT would resize the base
+    write_card(folder, dial, alpha, "" if untied or said else base, LOAD)
     lost = [
         f"alpha: the adapter is the dial at {alpha:g} and no other",
         "alphas of their own for the rows of a batch",
         "data, seed and measured range of the dial",
     ]
     if untied:
-        lost.append("the tied base: the adapter is made for the untied copy in base/")
-    if biases:
-        lost.append("servers that take no LoRA bias (lora_bias) cannot load it: vLLM for one")
-    return lost
+        lost.append(
+            "the tied base: the adapter is made for the untied copy in base/, which PEFT finds from "
+            "within the folder alone (base_model_name_or_path is ./base)"
+        )
+    return [*lost, *([said] if said else []), *known]
+
+
+LOAD = """\
+# within this folder
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained(".")"""
+
+
+def _embeddings(model: nn.Module) -> int:
+    weight: Any = models.embed(model).weight
+    return len(weight)
 
 
 def _write(

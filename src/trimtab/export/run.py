@@ -24,7 +24,7 @@ from trimtab.dials.attach import as_alpha
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, DialError, near
 from trimtab.export import check
-from trimtab.export.gguf import export_gguf
+from trimtab.export.gguf import added_steps, export_gguf
 from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
@@ -37,8 +37,9 @@ VECTOR_FILE = "control-vector.gguf"
 RECEIPT = "receipt.json"
 PASSAGES, TOKENS = 4, 24
 """The fixed set: so many neutral passages, cut to so many tokens."""
-TOLERANCE = 1e-3
-"""Largest difference of a logit, in float32."""
+TOLERANCE = 2e-3
+"""Largest difference of a logit, in float32, as a share of the largest change that the dial makes: ggml's
+tabulated GELU is up to 1.6e-3 off, a fault 0.1 and more."""
 NEAR = 0.02
 """Share of the dial's change by which a quantised base may be off its plain copy without a word."""
 
@@ -109,9 +110,10 @@ def export(
         out: a folder; for `gguf` and `repeng` also a file named `….gguf`, the receipt then lies
             beside it as `….gguf.receipt.json`.
         base: folder of the base model (by default the model is saved aside for the check).
-        base_gguf: for `gguf`, the base model in F32: the check is then made by llama.cpp.
+        base_gguf: for `gguf` and `repeng`, the base model in F32: the check is then made by llama.cpp.
         python: interpreter of the check, where the tool lies in another environment.
-        tolerance: largest difference of a logit.
+        tolerance: largest difference of a logit, as a share of the largest change that the dial makes;
+            rounding (1e-5 of the largest logit) comes on top.
         overwrite: replace what lies at `out`, if it is an export.
         force: go on although the dial was made for another base model.
 
@@ -122,7 +124,7 @@ def export(
         ConfigError: an unknown format, an alpha that is no finite number, `out` is taken.
         DialError: the format cannot say what the dial does, or the check did not pass.
     """
-    strength = _check(to, alpha, model)
+    strength = _check(to, alpha, model, base_gguf)
     models.settle(model)
     refuse_rewards(dial)
     if not force:
@@ -141,6 +143,11 @@ def export(
         stage = Path(temporary)
         made = stage / (target.name if FORMATS[to].file else "export")
         lost = FORMATS[to].write(dial, model, tokenizer, strength, made)
+        if base_gguf is not None and 0 in added_steps(dial, model, "a control vector"):
+            raise DialError(
+                "--base-gguf: llama.cpp, which makes the check, takes no control vector at site 0; "
+                "leave --base-gguf out for repeng"
+            )
         if base is None:
             base = stage / "base"
             model.save_pretrained(base)
@@ -170,8 +177,9 @@ def export(
         if not receipt["within_tolerance"]:
             raise DialError(
                 f"the {to} export differs from the dial by {receipt['largest_logit_difference']:.2g} "
-                f"in a logit when loaded by {receipt['checked_with']} (tolerance {tolerance:g}): "
-                "not handed over"
+                f"in a logit when loaded by {receipt['checked_with']}, of "
+                f"{receipt['largest_logit_change_by_the_dial']:.2g} by which the dial moves one "
+                f"(tolerance {receipt['bound']:.2g}): not handed over"
             )
         if quantised:
             receipt["base_quantisation"] = models.quantisation_name(given)
@@ -210,11 +218,12 @@ def _write(file: Path, receipt: dict[str, Any]) -> None:
     file.write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check(to: str, alpha: float, model: nn.Module) -> float:
+def _check(to: str, alpha: float, model: nn.Module, base_gguf: str | Path | None) -> float:
     if to in REFUSED:
         raise ConfigError(f"--to {to}: {REFUSED[to]}")
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: no such format{near(to, FORMATS)} ({', '.join(FORMATS)})")
+    check_base_gguf(to, base_gguf)
     strength = as_alpha(alpha)
     if not isinstance(strength, float) or strength == 0:
         raise ConfigError(f"alpha {alpha}: an export is made at one number, and not at 0")
@@ -222,6 +231,21 @@ def _check(to: str, alpha: float, model: nn.Module) -> float:
     if (kind := _dtype(model)) != torch.float32:
         raise ConfigError(f"the model is in {kind}: exports are made and checked in float32")
     return strength
+
+
+def check_base_gguf(to: str, base_gguf: str | Path | None) -> None:
+    """Raise ConfigError where a base in GGUF is given for what llama.cpp does not check, or is none."""
+    if base_gguf is None:
+        return
+    if not FORMATS[to].file:
+        raise ConfigError(
+            f"--to {to} --base-gguf: llama.cpp checks control vectors (gguf, repeng); leave it out"
+        )
+    if not Path(base_gguf).is_file():
+        raise ConfigError(f"--base-gguf {base_gguf}: no such file")
+    with Path(base_gguf).open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ConfigError(f"--base-gguf {base_gguf}: no GGUF file")
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

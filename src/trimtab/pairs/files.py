@@ -93,23 +93,48 @@ def json_value(text: str, where: str, first_line: int = 1) -> object:
         ) from None
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    """`(file:line, value)` of each non-blank line of a JSON-lines file, also gzipped."""
+def json_lines(path: Path, bad: list[str] | None = None) -> Iterator[tuple[str, object]]:
+    """`(file:line, value)` of each non-blank line of a JSON-lines file, also gzipped; with `bad`, lines
+    that are no JSON are told there and left out."""
     # Only "\n" ends a line here: JSON strings may hold other separators that splitlines() cuts at.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            yield f"{path}:{number}", json_value(line, str(path), number)
+            try:
+                value = json_value(line, str(path), number)
+            except DataError as error:
+                if bad is None:
+                    raise
+                bad.append(str(error))
+                continue
+            yield f"{path}:{number}", value
 
 
-def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """`(file:line, row)` of each record; a row with too few or too many fields is an error."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+def csv_rows(
+    path: Path, delimiter: str | None = ",", bad: list[str] | None = None
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """`(file:line, row)` of each record; a row with too few or too many fields is an error.
+
+    Args:
+        delimiter: None takes whichever of comma, semicolon and tab cuts the header into most names.
+        bad: is told of records with another number of fields, which are then left out.
+    """
+    text = read_text(path)
+    if delimiter is None:
+        header = text.partition("\n")[0]
+        delimiter = max(
+            ",;\t", key=lambda mark: len(next(csv.reader([header], delimiter=mark), []))
+        )
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 header = ", ".join(reader.fieldnames or ())
-                raise DataError(f"{where}: expected one field for each column ({header})")
+                wrong = DataError(f"{where}: expected one field for each column ({header})")
+                if bad is None:
+                    raise wrong
+                bad.append(str(wrong))
+                continue
             yield where, dict(row)
     except csv.Error as error:
         line = reader.reader.line_num  # unlike reader.line_num, counts the line that failed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 from scipy.optimize import minimize
+from scipy.sparse import csgraph
 from scipy.special import expit
 
 from ..terminal import visible
@@ -37,8 +38,9 @@ def inspect_pairs(
     Returns:
         `name`, `pairs`, `items`, `responses_per_item` ({responses: items}), `concepts`, `left_out`,
         `notes`, `conversational` (pairs of chat messages), `duplicates` (pairs whose text came before),
-        `leakage` (see `leakage`), `examples` (three pairs), and, where asked for, `tokens` and
-        `overlap` (see `overlap`).
+        `reversed` (pairs whose reverse came before), `contradictory` (pairs that are part of a circle of
+        preferences), `precision` (see `precision`), `leakage` (see `leakage`), `examples`
+        (three pairs), and, where asked for, `tokens` and `overlap` (see `overlap`).
     """
     items = pairs.items()
     sizes = Counter(
@@ -56,6 +58,8 @@ def inspect_pairs(
         "notes": list(pairs.notes),
         "conversational": sum(p.conversational for p in pairs),
         "duplicates": len(texts) - len(distinct),
+        **contradictions(pairs),
+        "precision": precision(len(items)),
         "leakage": leakage(pairs),
         "examples": [
             dict(zip(("prompt", "chosen", "rejected"), texts[i], strict=True))
@@ -68,6 +72,57 @@ def inspect_pairs(
     if other is not None:
         report["overlap"] = {"name": other.name, **overlap(other, pairs)}
     return report
+
+
+def contradictions(pairs: PairSet) -> dict[str, int]:
+    """`reversed`: pairs whose reverse (the same prompt, the answers swapped) came before;
+    `contradictory`: pairs in a circle of preferences (A over B, B over C, C over A), reversed ones among
+    them. No model can have them all right."""
+    number: dict[tuple[str, ...], int] = {}
+    edges: list[tuple[int, int]] = []
+    seen: set[tuple[int, int]] = set()
+    turned = 0
+    for pair in pairs:
+        context = text_of(pair.prompt), pair.setting
+        better, worse = (
+            number.setdefault((*context, text_of(a)), len(number))
+            for a in (pair.chosen, pair.rejected)
+        )
+        turned += (worse, better) in seen
+        seen.add((better, worse))
+        edges.append((better, worse))
+    if not edges:
+        return {"reversed": 0, "contradictory": 0}
+    rows, columns = zip(*edges, strict=True)
+    graph = sparse.csr_matrix((np.ones(len(edges)), (rows, columns)), shape=(len(number),) * 2)
+    _, part = csgraph.connected_components(graph, directed=True, connection="strong")
+    return {"reversed": turned, "contradictory": int(sum(part[a] == part[b] for a, b in edges))}
+
+
+HELD, COARSE = 0.2, 0.1
+"""The share that is usually held out, and the half-width beyond which a figure decides little."""
+
+
+def precision(items: int) -> dict[str, float]:
+    """Half the width of a 95 % interval around an accuracy of one half, on all items (`all`) and on a
+    fifth of them (`held_out`)."""
+    return {
+        name: min(1.0, 0.98 / max(n, 1) ** 0.5)
+        for name, n in (("all", items), ("held_out", round(HELD * items)))
+    }
+
+
+CEILING = 0.95
+
+
+def ceiling(accuracy: float, items: int) -> str:
+    """What the bare model's accuracy says of what a dial can gain on these pairs."""
+    said = f"has {accuracy:.1%} of {items:,} items right"
+    if accuracy >= CEILING:
+        return f"{said}: next to nothing is left to gain (a ceiling)"
+    if accuracy <= 1 - CEILING:
+        return f"{said}: are chosen and rejected the right way round?"
+    return said
 
 
 def token_lengths(pairs: PairSet, tokenizer: Any, max_length: int | None) -> dict[str, Any]:
@@ -199,6 +254,25 @@ def render(report: dict[str, Any]) -> Any:
     for note in report["notes"]:
         add("note", note)
     add("duplicates", f"{report['duplicates']:,}")
+    if report["reversed"] or report["contradictory"]:
+        add(
+            "contradictory",
+            f"{report['contradictory']:,} pairs: with others they prefer in a circle",
+        )
+        add("", f"{report['reversed']:,} of them are an earlier pair reversed")
+    known = report["precision"]
+    small = ""
+    if known["all"] > COARSE:
+        small = ": too few to measure on, let alone to hold some out"
+    elif known["held_out"] > COARSE:
+        small = f": hold out more than {HELD:.0%}, or measure on other pairs"
+    add(
+        "enough?",
+        f"an accuracy on all items is known to ±{known['all']:.0%}, on a fifth of them to "
+        f"±{known['held_out']:.0%}{small}",
+    )
+    if bare := report.get("bare"):
+        add("the bare model", bare)
     if shared := report.get("overlap"):
         add(
             f"in common with {shared['name']}",

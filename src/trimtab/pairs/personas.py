@@ -34,9 +34,8 @@ def read_personas(name: str, root: Path | None, option: str | None) -> Source:
         )
     personas = known[trait]
     couples = [line.strip().split(" | ") for line in personas.couples.strip().splitlines()]
-    suffixes = SUFFIXES.strip().splitlines()
     pairs = []
-    for i, suffix in enumerate(suffixes):
+    for i, suffix in enumerate(suffixes()):
         for positive, negative in couples if which else (couples[i % len(couples)],):
             pairs.append(
                 contrast_pair(personas.template, positive, negative, suffix, f"{name}/{i}")
@@ -60,6 +59,11 @@ def read_traits(name: str, root: Path | None, option: str | None) -> Source:
                 Pair(prompt, good, bad, f"{trait}/{i}", trait, source=f"traits:{name}/{i}")
             )
     return Source(pairs)
+
+
+def suffixes() -> list[str]:
+    """The built-in beginnings of answers, which give no persona away."""
+    return [*SUFFIXES.strip().splitlines()]
 
 
 def persona_pairs(

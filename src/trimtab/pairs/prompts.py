@@ -11,10 +11,14 @@ from typing import Any
 from ..errors import DataError
 from .files import json_lines, json_value, read_text, shown
 from .pair import Pair, Text
+from .said import chat_of
 from .trl import chat, setting_of
 
-NAMED = ("prompt", "instruction", "question", "messages", "turns")
+NAMED = ("prompt", "instruction", "question", "messages", "turns", "conversations")
 """Where an object of a file of prompts may hold its prompt."""
+
+UIDS = ("uid", "question_id")
+"""Where it may say what it is called."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Prompt:
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     source: str | None = None
+    uid: str | None = None
+    """What its file calls it, so that answers can be joined with questions."""
 
     @classmethod
     def of(cls, given: Text | Prompt | Pair) -> Prompt:
@@ -94,6 +100,7 @@ def _prompt(entry: object, where: str) -> Prompt:
             break
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         given = given[0]  # one turn
+    given, _ = chat_of(given, "prompt", where)
     if isinstance(given, Mapping) and isinstance(given.get("content"), str):
         given = [{"role": "user", **given}]
     if isinstance(given, list) and given and all(isinstance(m, Mapping) for m in given):
@@ -113,7 +120,10 @@ def _prompt(entry: object, where: str) -> Prompt:
             f"{where}: expected a text, or an object with prompt, instruction, question, messages "
             f"or turns, given {json.dumps(given, ensure_ascii=False, default=str)[:60]}"
         )
-    prompt = Prompt(text, **setting_of(row, where), source=where)
+    uid = next((row[n] for n in UIDS if isinstance(row.get(n), str | int)), None)
+    prompt = Prompt(
+        text, **setting_of(row, where), source=where, uid=None if uid is None else str(uid)
+    )
     if prompt.system and not isinstance(text, str) and text[0]["role"] == "system":
         raise DataError(f"{where}: 'system' beside a chat that has a system message; give one")
     return prompt

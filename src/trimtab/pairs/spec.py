@@ -8,11 +8,18 @@
     facts:train                       the embedded data set: train, dev, test, oos, rnd
     personas:honesty                  personas in contrast, to read a direction from
     traits:honesty/test               questions to measure it on: test, dev
-    jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them, or
-                                                     positive/negative(/suffix)
+    jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them,
+                                                     positive/negative(/suffix), or one of the shapes
+                                                     that people have (docs/data.md)
     hub:ID/SPLIT  hub:ID:CONFIG/SPLIT                the same, from the Hugging Face Hub
 
-A path that ends in .jsonl, .jsonl.gz, .json, .csv or .parquet is a spec too.
+A path that ends in .jsonl, .json, .csv, .tsv (all also .gz) or .parquet is a spec too. After a table of
+one's own may stand, in braces, which columns are meant, and that bad rows are left out:
+
+    mine.csv{prompt=Frage,chosen=Gut,rejected=Schlecht,skip-bad}
+
+After any spec `[holdout 0.2]` is a fifth of its items, drawn once and for all, and `[without 0.2]` the
+rest of them.
 """
 
 from __future__ import annotations
@@ -33,7 +40,20 @@ from .genies import read_genies
 from .hh import read_hh
 from .pair import Pair, PairSet
 from .personas import read_personas, read_traits
-from .trl import from_rows, numbered, read_csv, read_hub, read_json, read_jsonl, read_parquet
+from .trl import (
+    AS_IT_IS,
+    COLUMNS,
+    CONTRAST,
+    SETTING,
+    Reading,
+    from_rows,
+    numbered,
+    read_csv,
+    read_hub,
+    read_json,
+    read_jsonl,
+    read_parquet,
+)
 
 READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "genies": read_genies,
@@ -43,25 +63,40 @@ READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "facts": read_facts,
     "personas": read_personas,
     "traits": read_traits,
+}
+"""Kind of published source to its reader: (name, data folder, option) to pairs in file order."""
+
+TABLES: dict[str, Callable[[str, Reading], Source]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
     "parquet": read_parquet,
     "hub": read_hub,
 }
-"""Kind of source to its reader: (name, data folder, option) to pairs in file order."""
+"""Kind of table of one's own to its reader."""
+
+KINDS = (*READERS, *TABLES)
 
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
+    ".ndjson": "jsonl",
     ".json": "json",
     ".json.gz": "json",
     ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
     ".parquet": "parquet",
 }
 OPTIONS = {"ethics": ("published",)}
 
+OURS = (*COLUMNS, *CONTRAST, *SETTING, "completion", "label", "response", "score")
+"""Names of columns that a table's own may be given."""
+
 SLICE = re.compile(r"\[(?P<start>\d*):(?P<stop>\d*)(?P<items> items)?\]$")
+PART = re.compile(r"\[(?P<which>holdout|without) (?P<share>[\d.eE-]+)\]$")
+BRACES = re.compile(r"\{(?P<inside>[^{}]*)\}$")
 LOOKS_SLICED = re.compile(r"\[[^\[\]/]*\]$")
 KIND = re.compile(r"([A-Za-z_]\w*):(.*)", re.DOTALL)
 
@@ -78,6 +113,9 @@ class Spec:
         start: the first pair (or item) of the slice, from 0.
         stop: one past the last; None reads to the end.
         unit: what the slice counts.
+        reading: which columns of a table are meant, and whether bad rows are left out.
+        share: of `[holdout SHARE]` or `[without SHARE]`.
+        held: whether those held out are meant.
     """
 
     text: str
@@ -87,6 +125,9 @@ class Spec:
     start: int = 0
     stop: int | None = None
     unit: Literal["pairs", "items"] = "pairs"
+    reading: Reading = AS_IT_IS
+    share: float | None = None
+    held: bool = False
 
 
 def parse_spec(text: str) -> Spec:
@@ -97,6 +138,10 @@ def parse_spec(text: str) -> Spec:
             option that the kind does not have.
     """
     rest, start, stop, unit = text.strip(), 0, None, "pairs"
+    share, held = None, False
+    if match := PART.search(rest):
+        rest, held = rest[: match.start()], match["which"] == "holdout"
+        share = share_of(match["share"], text)
     if match := SLICE.search(rest):
         rest = rest[: match.start()]
         start = int(match["start"] or 0)
@@ -106,26 +151,31 @@ def parse_spec(text: str) -> Spec:
             raise DataError(f"{text}: the slice is empty; [a:b] needs b greater than a")
     elif LOOKS_SLICED.search(rest):
         raise DataError(
-            f"{text}: expected a slice such as [:750], [100:200] or [:200 items], "
+            f"{text}: expected a slice such as [:750], [100:200], [:200 items] or [holdout 0.2], "
             f"given {LOOKS_SLICED.findall(rest)[0]}"
         )
 
+    reading = AS_IT_IS
+    if match := BRACES.search(rest):
+        rest, reading = rest[: match.start()], reading_of(match["inside"], text)
     match = KIND.fullmatch(rest)
-    if match and match[1] in READERS:
+    if match and match[1] in KINDS:
         kind, name = match[1], match[2]
     else:
         kind, name = kind_of_file(rest), rest
         if kind is None and match:
             raise DataError(
-                f"{text}: unknown kind of data {match[1]!r}{near(match[1], READERS)} "
-                f"(known: {', '.join(READERS)})"
+                f"{text}: unknown kind of data {match[1]!r}{near(match[1], KINDS)} "
+                f"(known: {', '.join(KINDS)})"
             )
         if kind is None:
             raise DataError(
-                f"{text}: expected KIND:NAME (kinds: {', '.join(READERS)}) or a file that ends in "
+                f"{text}: expected KIND:NAME (kinds: {', '.join(KINDS)}) or a file that ends in "
                 f"{', '.join(SUFFIXES)}"
             )
     option = None
+    if reading != AS_IT_IS and kind not in TABLES:
+        raise DataError(f"{text}: columns and skip-bad go with tables ({', '.join(TABLES)}) alone")
     if kind not in SUFFIXES.values():
         name, mark, option = name.partition("?")
         if mark and option not in OPTIONS.get(kind, ()):
@@ -133,7 +183,67 @@ def parse_spec(text: str) -> Spec:
             raise DataError(f"{text}: {kind} has no option {option!r} (options: {known})")
     if not name:
         raise DataError(f"{text}: a name is expected after '{kind}:'")
-    return Spec(text.strip(), kind, name, option or None, start, stop, unit)  # pyright: ignore[reportArgumentType]
+    return Spec(text.strip(), kind, name, option or None, start, stop, unit, reading, share, held)  # pyright: ignore[reportArgumentType]
+
+
+def share_of(value: str | float, where: str) -> float:
+    """A share of the items, above 0 and below 1.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        share = float(value)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise DataError(f"{where}: holdout {value}: expected a share between 0 and 1, such as 0.2")
+    return share
+
+
+def reading_of(text: str, where: str = "--columns") -> Reading:
+    """`prompt=Frage,chosen=Gut,skip-bad` as a Reading; columns are ours = the file's.
+
+    Raises:
+        DataError: no such column of ours, or one twice.
+    """
+    columns: dict[str, str] = {}
+    skip_bad = False
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        ours, mark, theirs = (each.strip() for each in part.partition("="))
+        if part == "skip-bad":
+            skip_bad = True
+        elif not mark or not theirs or ours not in OURS:
+            raise DataError(
+                f"{where}: {part!r}{near(ours, OURS)}; expected prompt=COLUMN,chosen=COLUMN,… with names "
+                f"of {', '.join(OURS)}"
+            )
+        elif ours in columns:
+            raise DataError(f"{where}: {ours!r} is given twice")
+        else:
+            columns[ours] = theirs
+    return Reading(columns, skip_bad)
+
+
+def spec_with(spec: str, columns: str = "", skip_bad: bool = False) -> str:
+    """A spec that says by itself which columns are meant and whether bad rows are left out.
+
+    Raises:
+        DataError: the spec or the columns are malformed, or it is no table.
+    """
+    reading_of(columns)
+    inside = ",".join(filter(None, [columns, "skip-bad" if skip_bad else ""]))
+    if not inside:
+        return spec
+    end = len(spec.rstrip())
+    for pattern in (PART, SLICE):
+        if match := pattern.search(spec[:end]):
+            end = match.start()
+    if BRACES.search(spec[:end]):
+        raise DataError(f"{spec}: says its columns itself; leave --columns and --skip-bad out")
+    found = f"{spec[:end]}{{{inside}}}{spec[end:]}"
+    parse_spec(found)
+    return found
 
 
 def kind_of_file(path: str) -> str | None:
@@ -146,6 +256,8 @@ def read_pairs(
     data_root: str | os.PathLike[str] | None = None,
     *,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
 ) -> PairSet:
     """Preference pairs from wherever they are.
 
@@ -157,6 +269,9 @@ def read_pairs(
         data_root: the folder of local benchmark data; without it the environment variable
             TRIMTAB_DATA names it.
         limit: keep the first so many items.
+        columns: of a table of your own, our names of columns to its names (`{"chosen": "Gut"}`).
+        skip_bad: leave out rows that cannot be read, with their count in `left_out` and the reasons in
+            `notes`, in place of an error at the first one.
 
     Returns:
         The pairs in file order. A slice is taken first; then pairs of published benchmarks whose
@@ -171,14 +286,23 @@ def read_pairs(
         raise DataError(f"limit: expected a number of items of 1 or more, given {limit}")
     if isinstance(source, PairSet):
         return source.limit(limit)
+    for ours in columns or ():
+        if ours not in OURS:
+            raise DataError(f"columns: {ours!r}{near(ours, OURS)}; expected {', '.join(OURS)}")
+    how = Reading(columns or {}, skip_bad)
     if isinstance(source, str | os.PathLike):
         spec = parse_spec(os.fspath(source))
-        root = data_root or os.environ.get("TRIMTAB_DATA")
-        found = READERS[spec.kind](
-            spec.name, Path(root).expanduser() if root else None, spec.option
-        )
+        if (columns or skip_bad) and spec.kind not in TABLES:
+            raise DataError(f"{spec.text}: columns and skip_bad go with tables of your own")
+        if spec.kind in TABLES:
+            found = TABLES[spec.kind](spec.name, how if columns or skip_bad else spec.reading)
+        else:
+            root = data_root or os.environ.get("TRIMTAB_DATA")
+            found = READERS[spec.kind](
+                spec.name, Path(root).expanduser() if root else None, spec.option
+            )
         if not found.pairs:
-            raise DataError(f"{spec.text}: there is no pair in it")
+            raise nothing(spec.text, found)
         pairs, name = cut(found.pairs, spec), spec.text
     elif isinstance(source, Mapping):
         raise DataError(
@@ -187,11 +311,18 @@ def read_pairs(
         )
     else:
         name = type(source).__name__
-        found = from_rows(numbered(source, name))
+        found = from_rows(numbered(source, name), how)
         pairs = found.pairs
         if not pairs:
-            raise DataError(f"{name}: there is no pair in it")
+            raise nothing(name, found)
     return usable(pairs, name, found).limit(limit)
+
+
+def nothing(name: str, found: Source) -> DataError:
+    """The error of a source without a pair."""
+    why = ", ".join(f"{n} {what} left out" for what, n in found.left_out.items())
+    first = next((f"; {note}" for note in found.notes if note.startswith("left out: ")), "")
+    return DataError(f"{name}: there is no pair in it" + (f" ({why}){first}" if why else ""))
 
 
 def cut(pairs: list[Pair], spec: Spec) -> list[Pair]:
@@ -204,9 +335,19 @@ def cut(pairs: list[Pair], spec: Spec) -> list[Pair]:
             f"({len(pairs)} pairs, {len(items)} items)"
         )
     if spec.unit == "pairs":
-        return pairs[spec.start : spec.stop]
-    keep = set(items[spec.start : spec.stop])
-    return [p for p in pairs if p.item in keep]
+        pairs = pairs[spec.start : spec.stop]
+    else:
+        keep = set(items[spec.start : spec.stop])
+        pairs = [p for p in pairs if p.item in keep]
+    if spec.share is None:
+        return pairs
+    part = PairSet(pairs, spec.text).split(spec.share)[spec.held]
+    if not part:
+        raise DataError(
+            f"{spec.text}: nothing is left: {spec.share:g} of {len({p.item for p in pairs})} items are "
+            f"{'held out' if spec.held else 'all of them'}; expected more items, or another share"
+        )
+    return list(part)
 
 
 def usable(pairs: list[Pair], name: str, source: Source) -> PairSet:

@@ -16,7 +16,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +39,78 @@ from .files import (
 )
 from .pair import Messages, Pair, Text
 from .personas import contrast_row
+from .shapes import Told, to_rows
 
 
-def read_jsonl(name: str, root: Path | None, option: str | None) -> Source:
-    """`jsonl:FILE`: one object a line; `.gz` is unpacked."""
-    return from_rows(json_lines(Path(name).expanduser()))
+@dataclass(frozen=True)
+class Reading:
+    """How a table of the user's own is read."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our names of columns to the file's own."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be read, and say which."""
 
 
-def read_json(name: str, root: Path | None, option: str | None) -> Source:
-    """`json:FILE`: one list of objects."""
+AS_IT_IS = Reading()
+
+
+def read_jsonl(name: str, how: Reading = AS_IT_IS) -> Source:
+    """`jsonl:FILE`: one object a line; `.gz` is unpacked. A list of objects is read, too."""
     path = Path(name).expanduser()
-    value = json_value(read_text(path), str(path))
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return from_rows(_table(json_value(text, str(path)), str(path)), how)
+    bad: list[str] = []
+    return from_rows(json_lines(path, bad if how.skip_bad else None), how, bad)
+
+
+def read_json(name: str, how: Reading = AS_IT_IS) -> Source:
+    """`json:FILE`: a list of objects, also as the only list of an object; an object of columns; or one
+    object a line."""
+    path = Path(name).expanduser()
+    text = read_text(path)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
+        return read_jsonl(name, how)
+    return from_rows(_table(json_value(text, str(path)), str(path)), how)
+
+
+def _table(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """The rows of a JSON file's value.
+
+    Raises:
+        DataError: neither a list of rows, nor columns of one length.
+    """
+    if isinstance(value, Mapping):
+        lists = {k: v for k, v in value.items() if isinstance(v, list)}
+        tables = {k: v for k, v in lists.items() if v and all(isinstance(r, Mapping) for r in v)}
+        if len(tables) > 1:
+            given = ", ".join(map(str, tables))
+            raise DataError(f"{name}: expected one list of objects, given {given}")
+        columns = {k: list(v.values()) for k, v in value.items() if isinstance(v, Mapping)} or lists
+        if len(value) > 1 and columns.keys() == value.keys():  # as pandas writes a table
+            if len(sizes := {len(c) for c in columns.values()}) == 1:
+                rows = zip(*columns.values(), strict=True)
+                return numbered((dict(zip(columns, row, strict=True)) for row in rows), name)
+            raise DataError(f"{name}: expected columns of one length, given {sorted(sizes)}")
+        if len(tables) == 1:
+            ((inner, value),) = tables.items()
+            return numbered(value, f"{name}: {inner}")
     if not isinstance(value, list):
-        raise DataError(f"{path}: expected a list of objects, given {shown(value)}")
-    return from_rows(numbered(value, str(path)))
+        raise DataError(f"{name}: expected a list of objects, given {shown(value)}")
+    return numbered(value, name)
 
 
-def read_csv(name: str, root: Path | None, option: str | None) -> Source:
-    """`csv:FILE`: a header line with the column names, then one pair a record."""
-    return from_rows(csv_rows(Path(name).expanduser()))
+def read_csv(name: str, how: Reading = AS_IT_IS) -> Source:
+    """`csv:FILE`: a header line with the column names, then one pair a record; commas, semicolons or
+    tabs between."""
+    bad: list[str] = []
+    path = Path(name).expanduser()
+    return from_rows(csv_rows(path, None, bad if how.skip_bad else None), how, bad)
 
 
-def read_parquet(name: str, root: Path | None, option: str | None) -> Source:
+def read_parquet(name: str, how: Reading = AS_IT_IS) -> Source:
     """`parquet:FILE`: one pair a row."""
     import pyarrow
     import pyarrow.parquet
@@ -72,10 +122,10 @@ def read_parquet(name: str, root: Path | None, option: str | None) -> Source:
         rows = list(table_rows(pyarrow.parquet.read_table(path)))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error})") from None
-    return from_rows(numbered(rows, str(path)))
+    return from_rows(numbered(rows, str(path)), how)
 
 
-def read_hub(name: str, root: Path | None, option: str | None) -> Source:
+def read_hub(name: str, how: Reading = AS_IT_IS) -> Source:
     """`hub:ID/SPLIT` or `hub:ID:CONFIG/SPLIT`: a data set on the Hugging Face Hub, or its cache."""
     identity, _, split = name.rpartition("/")
     identity, _, config = identity.partition(":")
@@ -92,7 +142,7 @@ def read_hub(name: str, root: Path | None, option: str | None) -> Source:
             f"hub:{name}: the data set cannot be loaded ({reason}); "
             "offline, only data sets that are already in the local cache can be read"
         ) from error
-    return from_rows(numbered(data, f"hub:{identity}"))
+    return from_rows(numbered(data, f"hub:{identity}"), how)
 
 
 def numbered(rows: Iterable[object], name: str) -> Iterator[tuple[str, object]]:
@@ -109,32 +159,68 @@ TURNS = "have turns of the user within an answer: they are read and not scored (
 WRITTEN = "have chats that are written as JSON text: they are read as chats"
 PLAIN = "are plain text: their tools and chat_template_kwargs act behind --prompt-style chat alone"
 
+SHOWN = 20
+"""Rows that are left out are listed up to so many."""
 SURE = 16
 """Characters of a plain prompt that two answers do not both begin with by chance."""
 
 
-def from_rows(rows: Iterable[tuple[str, object]]) -> Source:
-    """Pairs from `(where, row)`, one each, in order."""
+def from_rows(
+    rows: Iterable[tuple[str, object]], how: Reading = AS_IT_IS, bad: list[str] | None = None
+) -> Source:
+    """Pairs from `(where, row)`, in order, whatever shape the rows have (`shapes`).
+
+    Args:
+        bad: what could not even be read as rows.
+    """
     said: Counter[str] = Counter()
-    given = [(where, _read(row_of(row, where), where, said)) for where, row in rows]
+    told = Told()
+    skipped: list[str] = bad if bad is not None else []
+
+    def skip(error: DataError) -> None:
+        skipped.append(str(error))
+
+    aside = skip if how.skip_bad else None
+    raw = []
+    for where, value in rows:
+        try:
+            raw.append((where, _read(row_of(value, where), where, said)))
+        except DataError as error:
+            if aside is None:
+                raise
+            aside(error)
+    total = len(raw)
+    given = to_rows(raw, how.columns, told, aside)
     prompted = any(row.get("prompt") is not None for _, row in given)
     columns = dict.fromkeys(str(name) for _, row in given for name in row)
     pairs = []
     for number, (where, row) in enumerate(given, 1):
-        if prompted and "prompt" in row and row["prompt"] is None:
-            raise DataError(
-                f"{where}: column 'prompt' is null, and other rows have a prompt; give \"\" where "
-                "there is none, or leave the column out where the answers begin with it"
-            )
-        pairs.append(to_pair(row, where, number))
+        try:
+            if prompted and "prompt" in row and row["prompt"] is None:
+                raise DataError(
+                    f"{where}: column 'prompt' is null, and other rows have a prompt; give \"\" where "
+                    "there is none, or leave the column out where the answers begin with it"
+                )
+            pairs.append(to_pair(row, where, number))
+        except DataError as error:
+            if aside is None:
+                raise
+            aside(error)
     pairs = _once(pairs, said)
     for pair in pairs:
         said[TURNS] += bool(pair.prompt) and any(m["role"] == "user" for m in _turns(pair))
         said[PLAIN] += not pair.conversational and bool(pair.tools or pair.chat_template_kwargs)
-    notes = [f"{n} of {len(pairs)} pairs {what}" for what, n in said.items() if n]
+    notes = [f"{n} of {total} rows: {what}" for what, n in told.notes.items()]
+    notes += [f"{n} of {len(pairs)} pairs {what}" for what, n in said.items() if n]
     if unused := [c for c in columns if c not in (*COLUMNS, *CONTRAST, *SETTING)]:
         notes.append(f"columns that are not used: {', '.join(unused)}")
-    return Source(pairs, notes=notes)
+    left_out = {what: n for what, n in told.left_out.items() if n}
+    if skipped:
+        left_out["bad rows"] = len(skipped)
+        notes += [f"left out: {text}" for text in skipped[:SHOWN]]
+        if len(skipped) > SHOWN:
+            notes.append(f"left out: and {len(skipped) - SHOWN} more")
+    return Source(pairs, left_out, notes)
 
 
 def _read(row: Mapping[str, object], where: str, said: Counter[str]) -> dict[str, Any]:

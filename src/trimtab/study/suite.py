@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from trimtab.errors import ConfigError, near
-from trimtab.pairs import PairSet, check_disjoint, read_pairs, unseen
+from trimtab.pairs import PairSet, check_disjoint, parse_spec, read_pairs, unseen
 from trimtab.provenance import digest
 from trimtab.study.results import Published
 
@@ -140,6 +140,19 @@ def read_suite(name: str | Path) -> Suite:
         instruction.strip(),
         validation,
         _published(values.get("published"), file),
+    )
+
+
+def own_suite(spec: str, holdout: float) -> Suite:
+    """Pairs of one's own as a suite: trained on without a share of the items, judged on that."""
+    train, test = (f"{spec}[{which} {holdout:g}]" for which in ("without", "holdout"))
+    parsed = parse_spec(spec)
+    return Suite(
+        Path(parsed.name).name.partition(".")[0] or parsed.kind,
+        f"{spec}, {holdout:.0%} of its items held out",
+        train,
+        {"test": test},
+        test,
     )
 
 

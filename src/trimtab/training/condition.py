@@ -15,6 +15,8 @@ from trimtab.cache import collect
 from trimtab.dials import Condition
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import DataError
+from trimtab.pairs.pair import Text
+from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Rendering, prompt_ids
 from trimtab.sites import Site, parse_sites
 
@@ -32,8 +34,8 @@ class FoundCondition(NamedTuple):
 def fit_condition(
     model: nn.Module,
     tokenizer: Any,
-    acting: Sequence[str],
-    resting: Sequence[str],
+    acting: Sequence[Text | Prompt],
+    resting: Sequence[Text | Prompt],
     *,
     sites: str | Sequence[Site] = "0.1..0.5",
     over: Literal["prompt", "last"] = "prompt",
@@ -48,7 +50,7 @@ def fit_condition(
     model a dial may follow it in.
 
     Args:
-        acting, resting: prompts; as `generate` will see them.
+        acting, resting: prompts, texts or chats; as `generate` will see them.
         over: average the prompt's tokens, or read its last.
         prompt_style: `chat` wraps them as user messages in the chat template.
         rendering: how the chat template is run.
@@ -62,20 +64,22 @@ def fit_condition(
             f"{len(acting)} prompts to act on and {len(resting)} others: expected {LEAST} or more "
             "of each"
         )
-    texts = [*acting, *resting]
+    texts = [Prompt.of(prompt) for prompt in (*acting, *resting)]
     rows = []
-    for number, text in enumerate(texts):
-        if not text.strip():
-            raise DataError(f"prompt {number + 1} of {len(texts)} is empty")
-        rows.append(
-            Row(
-                f"prompt {number + 1}",
-                (),
-                (prompt_ids(text, tokenizer, prompt_style, rendering=rendering),),
-                (),
-                (),
-            )
+    for number, prompt in enumerate(texts, 1):
+        if not prompt.shown.strip():
+            raise DataError(f"prompt {number} of {len(texts)} is empty")
+        ids = prompt_ids(
+            prompt.text,
+            tokenizer,
+            prompt_style,
+            rendering=rendering,
+            system=prompt.system,
+            tools=prompt.tools,
+            template_kwargs=prompt.chat_template_kwargs,
+            where=prompt.source,
         )
+        rows.append(Row(f"prompt {number}", (), (ids,), (), ()))
     found = collect(
         model,
         Encoded(tuple(rows), 0, None, "condition"),

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import tyro
 
 from trimtab import models
-from trimtab.bounds import Bounded, Count
+from trimtab.bounds import Bounded, Count, Within
 from trimtab.errors import ConfigError, near
+from trimtab.pairs.spec import spec_with
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
@@ -32,7 +33,7 @@ from trimtab.study.files import Rows, read_rows
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.results import INSTRUCTION
 from trimtab.study.settings import Settings
-from trimtab.study.suite import Suite, read_data, read_suite
+from trimtab.study.suite import Suite, own_suite, read_data, read_suite
 from trimtab.training import Method
 
 CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
@@ -51,6 +52,14 @@ class Comparison(Bounded):
     """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
     suites: tuple[str, ...] = ()
     """Several suites, in place of --suite."""
+    pairs: str = ""
+    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
+    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
+    """The share of the items of --pairs that is kept out of training and judged on."""
+    columns: str = ""
+    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
+    skip_bad: bool = False
+    """Leave out rows of it that cannot be read, count and list them."""
     methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
     """Methods to compare."""
     controls: tuple[str, ...] = CONTROLS
@@ -221,6 +230,13 @@ def plan_studies(
 
 def _suites(comparison: Comparison, root: str | None) -> tuple[list[Suite], list[str]]:
     found, said = [], []
+    if comparison.pairs:
+        if comparison.suites or comparison.suite != Comparison.suite:
+            raise ConfigError("compare: give --pairs SPEC or --suite NAME")
+        spec = spec_with(comparison.pairs, comparison.columns, comparison.skip_bad)
+        return [own_suite(spec, comparison.holdout)], said
+    if comparison.columns or comparison.skip_bad:
+        raise ConfigError("compare: --columns and --skip-bad go with --pairs")
     for name in comparison.suites or (comparison.suite,):
         if is_genies(name):
             some, left_out = genies_suites(name, root, comparison.skip_missing)
