@@ -176,7 +176,7 @@ def _write_slowly(checkpoint: float, dial: float) -> None:
     """Files come in two halves with a pause between, and one after."""
     import safetensors.torch
 
-    import trimtab.dials.dial
+    import trimtab.dials.saved
     import trimtab.training.trainer
 
     pickled = torch.save
@@ -204,4 +204,4 @@ def _write_slowly(checkpoint: float, dial: float) -> None:
         trimtab.training.trainer.save_file = save_file(checkpoint)
         torch.save = save
     if dial:
-        trimtab.dials.dial.save_file = save_file(dial)
+        trimtab.dials.saved.save_file = save_file(dial)

@@ -431,3 +431,42 @@ def test_replicas_of_data_parallel_raise(llama):
         replica.model.layers._modules["1"] = llama.model.layers[1]._replicate_for_data_parallel()
         with pytest.raises(ConfigError, match="DataParallel"):
             logits(replica)
+
+
+# ---- embeddings made elsewhere -------------------------------------------------------------------
+
+
+def read_at_embedding() -> VectorDial:
+    """A vector at a block, in rows that pass a condition at the embedding."""
+    v = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    return vector(2, condition=Condition("embed", v, -0.9))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize(
+    "make", [lambda: vector("embed"), lambda: vector("embed") + vector(1), read_at_embedding]
+)
+def test_a_dial_at_the_embedding_is_not_passed_by_in_silence(tiny: Any, name: str, make: Any):
+    """A call with `inputs_embeds` did nothing of such a dial, or ended in a KeyError."""
+    model, dial = tiny(name, fresh=True), make()
+    with torch.no_grad(), dial(model, 1.0, force=True):
+        leaning = logits(model)
+        for call in (model, model.get_decoder()):
+            before = model.get_input_embeddings().weight[IDS].detach()
+            with pytest.raises(ConfigError, match="input_ids"):
+                call(inputs_embeds=before)
+        assert torch.equal(logits(model), leaning)
+        inside = model.get_input_embeddings()(IDS)  # where the dial acts on them
+        if make is read_at_embedding:  # but no pass has begun
+            with pytest.raises(ConfigError, match="not passed between"):
+                model(inputs_embeds=inside)
+        else:
+            again = model(inputs_embeds=inside, use_cache=False).logits
+            torch.testing.assert_close(again, leaning, rtol=1e-4, atol=1e-5)
+    outside = model.get_input_embeddings()(IDS)
+    with torch.no_grad():
+        bare = logits(model)
+        with vector(1)(model, 1.0, force=True):  # which acts behind them
+            model(inputs_embeds=outside)
+        found = model(inputs_embeds=outside, use_cache=False).logits
+    torch.testing.assert_close(found, bare, rtol=1e-4, atol=1e-5)

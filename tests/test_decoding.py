@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from helpers_fit import adapter
 from test_rewards import drawn
-from trimtab.errors import ConfigError, DataError, JudgeError
+from trimtab.errors import ConfigError, DataError, JudgeError, ModelError
 from trimtab.evaluation import Sampling, generate
 from trimtab.evaluation.answers import (
     Answer,
@@ -23,7 +24,7 @@ from trimtab.evaluation.answers import (
     write_alpaca_eval,
     write_arena_hard,
 )
-from trimtab.evaluation.decoding import Decoder, generate_args, generate_genarm
+from trimtab.evaluation.decoding import Decoder, decode, generate_args, generate_genarm
 from trimtab.evaluation.generation import encode_prompt
 from trimtab.evaluation.judge import (
     Judgement,
@@ -32,7 +33,7 @@ from trimtab.evaluation.judge import (
     reward_judge,
     win_rate,
 )
-from trimtab.evaluation.rewards import score_candidates
+from trimtab.evaluation.rewards import Drawing, draw, score_candidates
 
 SHORT = Sampling(max_new_tokens=5)
 
@@ -124,6 +125,49 @@ def test_chats_as_prompts(tiny: Any, tokenizer: Any) -> None:
     assert (one.text, one.prompt) == (same.text, same.prompt)
     (more,) = generate(model, tokenizer, [chat], sampling=SHORT)
     assert more.prompt == "user: Is Rome blue?\n\nassistant: no\n\nuser: why"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_and_rewards_that_are_no_numbers_decide_nothing(
+    tiny: Any, tokenizer: Any, value: float
+) -> None:
+    """Every decoder took some token of them, and said nothing; one ruled out by an infinity is none."""
+    model, prompt, reward = tiny("llama", fresh=True), [5, 9, 33], drawn(aggregate="mean")
+    sick = drawn(aggregate="mean")
+    for p in sick.weights.values():
+        p.data[:] = value
+    with pytest.raises(ModelError, match="rewards that are no numbers"):
+        generate_args(model, tokenizer, "The sky", sick, sampling=SHORT)
+    with pytest.raises(ModelError, match="rewards that are no numbers"):
+        score_candidates(model, tokenizer, sick, "The sky", ["is blue", "is"])
+    with pytest.raises(ModelError, match="rewards that are no numbers"):
+        draw(
+            model,
+            tokenizer,
+            "The sky",
+            sick,
+            Drawing(n=2),
+            sampling=Sampling(max_new_tokens=2, temperature=1.0),
+        )
+
+    def spoil(_: Any, __: Any, out: Any) -> Any:
+        return out.index_fill(-1, torch.tensor([7]), spoil.value)  # type: ignore[attr-defined]
+
+    for spoil.value, bad in ((value, True), (-float("inf"), False)):  # type: ignore[attr-defined]
+        handle = model.lm_head.register_forward_hook(spoil)
+        calls = [
+            lambda: decode(model, prompt, 2),
+            lambda: Decoder(model, prompt),
+            lambda: generate(model, tokenizer, "The sky", sampling=SHORT),
+            lambda: generate_args(model, tokenizer, "The sky", reward, sampling=SHORT),
+            lambda: generate_genarm(model, tokenizer, "The sky", adapter(model), sampling=SHORT),
+        ]
+        try:
+            for call in calls:
+                with pytest.raises(ModelError, match="no numbers") if bad else nullcontext():
+                    call()
+        finally:
+            handle.remove()
 
 
 # ---- files --------------------------------------------------------------------------------------

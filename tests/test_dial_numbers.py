@@ -26,6 +26,7 @@ from trimtab.dials import (
     VectorDial,
     VeraDial,
 )
+from trimtab.dials.saved import _digest
 from trimtab.errors import ConfigError, DialError
 from trimtab.export.gguf import control_vector_dial
 
@@ -97,15 +98,10 @@ def test_sites_that_are_no_sites(site):
 
 def harmed(folder: Path, **settings: Any) -> Path:
     """A saved dial with other settings, its digest made to fit."""
-    from trimtab.dials import base
-
     note = json.loads((folder / "dial.json").read_text())
     note["settings"] |= settings
     note.pop("digest")
-    digest = (
-        getattr(base, "_digest", None) or __import__("trimtab.dials.dial", fromlist=["_"])._digest
-    )
-    note["digest"] = digest(note)
+    note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note))
     return folder
 

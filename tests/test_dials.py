@@ -18,7 +18,7 @@ from conftest import TINY, count_calls, random_rows
 from trimtab import models
 from trimtab.batching import collate
 from trimtab.dials import AdapterDial, ConceptDial, Dial, Edit, VectorDial
-from trimtab.dials import dial as dial_module
+from trimtab.dials import saved as saving
 from trimtab.dials.adapter import linear_modules, linear_shape
 from trimtab.dials.attach import ADAPTER, VECTOR, attach
 from trimtab.errors import ConfigError, DialError
@@ -895,7 +895,7 @@ def test_a_failed_write_leaves_the_old_dial(tiny, tmp_path, monkeypatch):
 
     for target in ("save_file", "card"):
         with monkeypatch.context() as patch:
-            patch.setattr(dial_module, target, full)
+            patch.setattr(saving, target, full)
             with pytest.raises(DialError, match=r"cannot save the dial .*No space left"):
                 vector(model, 9).save_pretrained(tmp_path / "d")
         again = Dial.from_pretrained(tmp_path / "d")

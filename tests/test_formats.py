@@ -15,7 +15,7 @@ from test_calibrate import ACTING, RESTING
 from test_rewards import drawn
 from trimtab.batching import Encoded, Row, encode_answers, make_contrast
 from trimtab.dials import Condition, Dial, VectorDial
-from trimtab.dials.dial import _digest
+from trimtab.dials.saved import _digest
 from trimtab.evaluation import Sampling, generate
 from trimtab.evaluation.decoding import generate_args, generate_genarm
 from trimtab.evaluation.explain import explain
@@ -44,6 +44,7 @@ def watched(model: Any) -> Iterator[list[list[int]]]:
             real = mask[i].bool().tolist() if there else [True] * len(row)
             seen.append([t for t, keep in zip(row, real, strict=True) if keep])
 
+    look.__module__ = "trimtab"  # else nothing is kept of a model that a stranger looks into
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield seen

@@ -16,10 +16,9 @@ from conftest import build
 from trimtab.dials import VectorDial
 from trimtab.errors import ModelError
 from trimtab.evaluation import Sampling, generate
-from trimtab.evaluation.cache_proof import way_to_decode, way_to_generate
-from trimtab.evaluation.decoding import Decoder
+from trimtab.evaluation.decoding import Decoder, way_to_decode
 from trimtab.evaluation.explain import explain
-from trimtab.evaluation.generation import own_settings
+from trimtab.evaluation.generation import own_settings, way_to_generate
 
 PROMPTS = ["The sky is", "Two and two are four. A triangle has three", "a"]
 GREEDY = Sampling(max_new_tokens=6)

@@ -590,3 +590,23 @@ def test_tasks_of_files(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     task.build_all_requests(rank=0, world_size=1)
     for instance in task.instances:
         assert instance.args[0].count(instance.doc["question"]) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_figures_of_no_numbers_are_refused(
+    tiny: Any, tasks: Any, task: str, tokenizer: Any, value: float
+) -> None:
+    """The harness takes the first choice, or the first token, of NaNs; one choice that overflows is
+    enough to make its question's answer mean nothing."""
+    model = tiny("llama", fresh=True)
+    with torch.no_grad():
+        model.lm_head.weight[:, 3] = value
+    for one in (task, *tasks):
+        with pytest.raises(ModelError, match="no numbers"):
+            bench_tasks(model, tokenizer, [one], limit=2)
+    sick = drawn(aggregate="mean")
+    for p in sick.weights.values():
+        p.data[:] = value
+    for read_out in ("reward", "sum"):
+        with pytest.raises(ModelError, match="rewards that are no numbers"):
+            bench_tasks(tiny("llama"), tokenizer, [task], reward=sick, read_out=read_out)

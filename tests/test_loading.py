@@ -52,7 +52,7 @@ def paired(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def write_gguf(file: Path, model: Any, tokenizer: Any, **changes: Any) -> Path:
     """A tiny Llama as a GGUF file. `without`: tensors left out; `more`: tensors added; `fields`:
-    further metadata; `name`, `base`, `template`."""
+    further metadata; `name`, `base`, `template`, `rule`; `pieces`: a SentencePiece vocabulary."""
     config = model.config
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_name(changes.get("name", "tiny"))
@@ -68,19 +68,22 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, **changes: Any) -> Path:
     writer.add_vocab_size(320)
     vocabulary = tokenizer.get_vocab()
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
-    writer.add_token_types(
-        [
-            3 if t.startswith("<") and len(t) > 1 else 1
-            for t in sorted(vocabulary, key=vocabulary.get)
-        ]
-    )
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    pieces = changes.get("pieces") or sorted(vocabulary, key=vocabulary.get)
+    writer.add_tokenizer_model("llama" if "pieces" in changes else "gpt2")
+    writer.add_token_list(pieces)
+    writer.add_token_types([3 if t.startswith("<") and len(t) > 1 else 1 for t in pieces])
+    if "pieces" in changes:
+        writer.add_token_scores([-float(i) for i in range(len(pieces))])
+        writer.add_unk_token_id(1)
+    else:
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    if rule := changes.get("rule", "" if "pieces" in changes else "gpt-2"):
+        writer.add_tokenizer_pre(rule)
     writer.add_eos_token_id(0)
     writer.add_chat_template(changes.get("template", tokenizer.chat_template))
     for key, value in changes.get("fields", {}).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        adds = {str: writer.add_string, bool: writer.add_bool}
+        add = adds.get(type(value), writer.add_float32)
         add(key, value)
     tensors = {"token_embd.weight": model.model.embed_tokens.weight}
     tensors |= {
@@ -161,6 +164,44 @@ def test_files_that_differ_in_metadata_alone_have_two_copies(tiny, tokenizer, tm
     assert (four.whole, four.metadata) == (one.whole, one.metadata)
     assert (logits(models.load(str(b), device="cpu")[0]) - logits(model)).abs().max() > 0.01
     assert torch.allclose(logits(models.load(str(a), device="cpu")[0]), logits(model), atol=1e-4)
+
+
+def said_of(file: Path) -> tuple[Any, list[str]]:
+    """The tokenizer of a file, and what is said when it is loaded."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokenizer = models.load_tokenizer(str(file))
+    return tokenizer, [str(w.message) for w in caught if issubclass(w.category, Notice)]
+
+
+def test_a_splitting_rule_that_is_not_known_is_said(tiny, tokenizer, tmp_path):
+    """Text was cut as GPT-2 does, without a word: numbers in one, blanks otherwise."""
+    model, cuts = tiny("llama"), {}
+    for rule in ("gpt-2", "olmo", "llama-bpe", "qwen2", "deepseek-llm", "smollm", "falcon", ""):
+        file = write_gguf(tmp_path / f"{rule or 'none'}.gguf", model, tokenizer, rule=rule)
+        loaded, lines = said_of(file)
+        cuts[rule] = json.loads(loaded.backend_tokenizer.to_str())["pre_tokenizer"]
+        if rule in ("gpt-2", "olmo", "llama-bpe", "qwen2"):
+            assert not lines
+        else:
+            assert len(lines) == 1
+            assert (f"names a rule, {rule}, that" if rule else "names no rule") in lines[0]
+            assert cuts[rule] == cuts["gpt-2"]
+            assert said_of(file)[1] == lines  # by a later process too, whose copy is there
+    assert cuts["llama-bpe"] != cuts["gpt-2"] != cuts["qwen2"]
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_a_blank_that_a_file_does_not_want_is_said(tiny, tokenizer, tmp_path, wanted):
+    """SentencePiece: transformers puts one before every text, whatever the file says."""
+    pieces = ["<eos>", "<unk>", "▁", "a", "b", "▁a", "ab", "▁ab"]
+    pieces += [f"x{i}" for i in range(320 - len(pieces))]
+    fields = {} if wanted is None else {"tokenizer.ggml.add_space_prefix": wanted}
+    file = write_gguf(tmp_path / "a.gguf", tiny("llama"), tokenizer, pieces=pieces, fields=fields)
+    loaded, lines = said_of(file)
+    assert loaded.tokenize("ab") == ["▁ab"]
+    assert bool(lines) == (wanted is False)
+    assert all("no blank before a text" in line for line in lines)
 
 
 def divisors(factor: float, original: int, theta: float = 10000.0, half: int = 4) -> np.ndarray:

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -234,6 +235,54 @@ def test_a_breach_is_named(file: str, source: str, expected: str):
 )
 def test_what_is_allowed_passes(file: str, source: str):
     assert complaints(source, PACKAGE / file) == []
+
+
+def without_type_checking(tree: ast.Module) -> ast.Module:
+    """A module but for what is there for type checkers alone."""
+
+    class Drop(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> Any:
+            if "TYPE_CHECKING" in ast.unparse(node.test):
+                return node.orelse
+            return self.generic_visit(node)
+
+    return Drop().visit(tree)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The first way back to where it starts, empty where there is none."""
+    done: set[str] = set()
+
+    def walk(at: str, path: list[str]) -> list[str]:
+        if at in path:
+            return [*path[path.index(at) :], at]
+        if at in done:
+            return []
+        for other in sorted(graph.get(at, ())):
+            if found := walk(other, [*path, at]):
+                return found
+        done.add(at)
+        return []
+
+    return next((found for start in sorted(graph) if (found := walk(start, []))), [])
+
+
+def test_no_circle_of_imports():
+    """Imports inside functions count: they hide a circle, and do not mend it."""
+    modules = {".".join(module_of(path)): path for path in SOURCES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        package = module_of(path) if path.name == "__init__.py" else module_of(path)[:-1]
+        tree = without_type_checking(ast.parse(path.read_text("utf-8")))
+        others = graph[module] = set()
+        for _, name in imports(tree, package):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]
+            others |= {name} - {"", "trimtab", module}
+    del graph["trimtab"]  # the front door
+    graph["trimtab.study.results"].discard("trimtab.study.old_results")  # each reads for the other
+    assert not (found := circle(graph)), " -> ".join(found)
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "d": {"b"}}) == ["b", "d", "b"]
 
 
 def test_command_line_starts_without_torch():

@@ -57,6 +57,7 @@ def reached(model: Any) -> Iterator[list[tuple[int, ...]]]:
         if not BARE.get():
             seen.extend(tuple(row) for row in given[0].tolist())
 
+    look.__module__ = "trimtab"  # else nothing is kept of a model that a stranger looks into
     handle = model.get_input_embeddings().register_forward_pre_hook(look)
     try:
         yield seen

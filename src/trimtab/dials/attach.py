@@ -19,7 +19,14 @@ from trimtab.dials import contexts
 from trimtab.dials.experts import Swap, swapped
 from trimtab.dials.numbers import LARGEST, STRONGEST
 from trimtab.dials.trial import UNRUN, Axes, axes_at
-from trimtab.dials.where import Condition, Positions, Tracker, needs_tracking, reach
+from trimtab.dials.where import (
+    Condition,
+    Positions,
+    Tracker,
+    heed_embeddings,
+    needs_tracking,
+    reach,
+)
 from trimtab.errors import ConfigError
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
@@ -103,11 +110,13 @@ def attach(
         stack.enter_context(contexts.on(model))
         if training:
             stack.enter_context(models.differentiable(model))
+        conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
         if any(needs_tracking(edit.positions, edit.condition) for edit, _ in edits):
             tracker = Tracker(model)
-            conditions = {id(e.condition): e.condition for e, _ in edits if e.condition is not None}
             first = min(reach(model, edit.site) for edit, _ in edits)
             tracker.register(stack, list(conditions.values()), first)
+        sites = {edit.site for edit, _ in edits} | {c.site for c in conditions.values()}
+        heed_embeddings(model, sites, stack)
         if tracker is not None or isinstance(strength, Tensor):
             stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None

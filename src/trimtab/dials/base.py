@@ -10,7 +10,8 @@ from trimtab.errors import DialError
 from trimtab.progress import warn
 
 if TYPE_CHECKING:
-    from trimtab.dials.dial import Dial, DialInfo
+    from trimtab.dials.dial import Dial
+    from trimtab.dials.saved import DialInfo
 
 FORCE = "use --force to go on (force=True)"
 

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trimtab.dials.attach import ADAPTER, Edit
-from trimtab.dials.dial import Dial, DialInfo, load_finite
+from trimtab.dials.dial import Dial
 from trimtab.dials.experts import Swap
 from trimtab.dials.linear import linear_at
+from trimtab.dials.saved import KINDS, DialInfo, load_finite
 from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
 from trimtab.sites import Site
@@ -128,6 +129,12 @@ class PeftDial(Dial):
         return sorted(found)
 
     @staticmethod
+    def from_folder(folder: Path) -> Dial | None:
+        """A plain PEFT folder's."""
+        named = (folder / "adapter_config.json").is_file()
+        return PeftDial.from_peft(folder) if named else None
+
+    @staticmethod
     def from_peft(folder: str | Path) -> PeftDial:
         """A plain PEFT folder as a dial.
 
@@ -135,8 +142,6 @@ class PeftDial(Dial):
             DialError: a tuner that has no alpha, or uses what a dial has no strength for (DoRA,
                 biases, …).
         """
-        from trimtab.dials.kinds import TUNERS
-
         folder = Path(folder)
         try:
             config = json.loads((folder / "adapter_config.json").read_text())
@@ -145,9 +150,10 @@ class PeftDial(Dial):
                 raise ValueError("adapter_config.json holds no settings")
         except (OSError, ValueError, SafetensorError) as error:
             raise DialError(f"{folder}: not a readable PEFT adapter folder: {error}") from error
-        tuner = {kind.peft_type: kind for kind in TUNERS.values()}.get(config.get("peft_type"))
+        tuners = [kind for kind in KINDS.values() if issubclass(kind, PeftDial)]
+        tuner = {kind.peft_type: kind for kind in tuners}.get(config.get("peft_type", ""))
         if tuner is None:
-            known = ", ".join(kind.tuner for kind in TUNERS.values())
+            known = ", ".join(kind.tuner for kind in tuners)
             raise DialError(
                 f"{folder}: {config.get('peft_type')} has no strength that is 0 at the bare model; "
                 f"these load as a dial: {known}"

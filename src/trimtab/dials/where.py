@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.batching.spans import given_prompts
 from trimtab.dials.contexts import hooked
 from trimtab.dials.numbers import length, unit
@@ -167,7 +168,12 @@ class Tracker:
             where = {"prompt": prompt, "last": last, "completion": ~prompt | last}[positions]
             where = where & now.real
         if condition is not None:
-            gate = now.gates[id(condition)]
+            gate = now.gates.get(id(condition))
+            if gate is None:
+                raise ConfigError(
+                    f"the condition's site {condition.site!r} is not passed between the model's start and "
+                    "the dial's: expected a block before the dial, and input_ids where it is 'embed'"
+                )
             where = gate if where is None else where & gate
         return where
 
@@ -235,6 +241,38 @@ class Tracker:
         weight = (last if condition.over == "last" else prompt).to(scores)
         mean = (scores * weight).sum(-1) / weight.sum(-1).clamp(min=1)
         now.gates[id(condition)] = condition.passes(mean)[:, None]
+
+
+def heed_embeddings(model: nn.Module, sites: Iterable[Site], stack: ExitStack) -> None:
+    """Where one of the sites is the embedding: until the stack is closed, raise ConfigError in a pass
+    whose embeddings were made outside of it, since what acts, or is read, there would not see them."""
+    if not any(
+        not isinstance(site, int) and module_at(model, site)[0] is models.embed(model)
+        for site in sites
+    ):
+        return
+    decoder, made = _decoder(model), False
+    names = list(inspect.signature(decoder.forward).parameters)
+
+    def embedded(*_: Any) -> None:
+        nonlocal made
+        made = True
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if given.get("inputs_embeds") is not None and not made:
+            raise ConfigError(
+                "the model was given inputs_embeds, and the dial acts at the embedding, which they do "
+                "not pass: give input_ids, or embed them inside the dial's context, for each pass anew"
+            )
+
+    def end(*_: Any) -> None:
+        nonlocal made
+        made = False
+
+    stack.enter_context(hooked(models.embed(model), embedded))
+    stack.enter_context(hooked(decoder, begin, before=True))
+    stack.enter_context(hooked(decoder, end))
 
 
 def reach(model: nn.Module, site: Site) -> float:

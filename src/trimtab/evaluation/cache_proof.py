@@ -41,35 +41,16 @@ Decoded = Callable[[list[list[int]], Tensor], Float[Tensor, "row step vocab"]]
 """Prompts and what continues them `[row, step]`, to the log-probs at each step."""
 
 
-def way_to_generate(model: Any, reach: int) -> Way:
-    """How `generate` is right for rows of up to `reach` tokens, prompt and continuation together.
+def way_of(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
+    """How a way of decoding is right for rows of up to `reach` tokens, prompt and continuation together.
+
+    Args:
+        what: the way's name in the store of proofs.
+        decoder: the way itself, for the model.
 
     Raises:
         ModelError: they are more than the model has learned positions for.
     """
-    return _way(model, "generate 2", reach, _by_generate)
-
-
-def way_to_decode(model: Any, reach: int) -> Way:
-    """The same of decoding with the cache in hand (`Decoder`), rows of one length beside each other."""
-    from trimtab.evaluation.decoding import Decoder
-
-    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
-        found = []
-        for row, tokens in zip(rows, forced, strict=True):
-            decoder = Decoder(model, row, way="batch")
-            seen = [decoder.logits, decoder.feed(tokens[:1])]
-            decoder.expand(2)  # the other row goes on with another token, and is then left out
-            seen.append(decoder.feed(torch.stack([tokens[1] - 1, tokens[1]]))[1:])
-            decoder.select(torch.tensor([1]))
-            seen += [decoder.feed(token[None]) for token in tokens[2:-1]]
-            found.append(torch.stack(seen, 1)[0])
-        return torch.stack(found).log_softmax(-1).cpu()
-
-    return "plain" if _way(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
-
-
-def _way(model: Any, what: str, reach: int, decoder: Callable[[Any], Decoded]) -> Way:
     # Proofs are for all rows up to a length, in steps: thresholds of any kind lie below it.
     whole = next((n for n in (64, 128, 256, 512) if n >= reach), -(-reach // 512) * 512)
     learned = models.learned_positions(model)
@@ -163,35 +144,3 @@ def plain_logits(model: Any, ids: list[int], last: int = 1) -> Float[Tensor, "la
     if "use_cache" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values()):
         keep["use_cache"] = False
     return model(input_ids=given, **keep).logits[0, -last:].float()
-
-
-def _by_generate(model: Any) -> Decoded:
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
-    from trimtab.evaluation.generation import left_padded, own_settings
-
-    class Force(LogitsProcessor):
-        """Notes the logits and leaves one token possible."""
-
-        def __init__(self, tokens: Tensor):
-            self.tokens, self.seen = tokens, []
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            at = len(self.seen)
-            self.seen.append(scores.float().log_softmax(-1).cpu())
-            only = torch.full_like(scores, torch.finfo(scores.dtype).min)
-            return only.scatter(1, self.tokens[:, at : at + 1].to(scores.device), 0.0)
-
-    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
-        force = Force(forced)
-        with own_settings(model):
-            model.generate(
-                **left_padded(model, rows, pad=int(forced[0, 0])),
-                generation_config=GenerationConfig(
-                    max_new_tokens=forced.shape[1], do_sample=False, pad_token_id=0
-                ),
-                logits_processor=LogitsProcessorList([force]),
-            )
-        return torch.stack(force.seen, 1)
-
-    return decoded

@@ -15,18 +15,20 @@ from trimtab import models
 from trimtab.batching.spans import prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
-from trimtab.evaluation.cache_proof import plain_logits, way_to_decode
+from trimtab.evaluation.cache_proof import plain_logits, way_of
 from trimtab.evaluation.formats import Style, format_for
 from trimtab.evaluation.generation import (
     LIKELIEST,
     Generation,
     Sampling,
+    checked_logits,
     ends_of,
     next_ids,
     prompts_of,
     said,
     seeded,
 )
+from trimtab.evaluation.items import numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering
@@ -38,7 +40,8 @@ class Decoder:
     """n rows that continue one prompt: keys and values cached, states at `sites` kept.
 
     `feed` takes a token a row and gives the logits of the next. The prompt is computed once. Where a
-    model's cache is not right (`cache_proof`), each row is run whole at every token.
+    model's cache is not right (`cache_proof`), each row is run whole at every token. Logits that are
+    no numbers are a ModelError.
     """
 
     def __init__(
@@ -127,7 +130,26 @@ class Decoder:
                 self.cache, logits = out.past_key_values, out.logits[:, -1].float()
         for site, seen in new.items():
             self._seen[site].append(torch.cat(seen))
-        return logits
+        return checked_logits(ids, logits)
+
+
+def way_to_decode(model: Any, reach: int) -> Literal["batch", "plain"]:
+    """How `Decoder` is right for rows of up to `reach` tokens, those of one length beside each other.
+    Raises as `way_of`."""
+
+    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
+        found = []
+        for row, tokens in zip(rows, forced, strict=True):
+            decoder = Decoder(model, row, way="batch")
+            seen = [decoder.logits, decoder.feed(tokens[:1])]
+            decoder.expand(2)  # the other row goes on with another token, and is then left out
+            seen.append(decoder.feed(torch.stack([tokens[1] - 1, tokens[1]]))[1:])
+            decoder.select(torch.tensor([1]))
+            seen += [decoder.feed(token[None]) for token in tokens[2:-1]]
+            found.append(torch.stack(seen, 1)[0])
+        return torch.stack(found).log_softmax(-1).cpu()
+
+    return "plain" if way_of(model, "decode 2", reach, lambda _: decoded) != "batch" else "batch"
 
 
 @torch.no_grad()
@@ -256,4 +278,5 @@ def args_rewards(
     mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     marker = torch.zeros_like(mask)
     marker[:, -1] = torch.tensor([int(t) in ends for t in tokens], device=mask.device)
-    return reward.rewards(reward.aggregated(states, mask, marker))[:, 0].to(rows.logits)
+    found = reward.rewards(reward.aggregated(states, mask, marker))[:, 0]
+    return numbers(found, "rewards").to(rows.logits)

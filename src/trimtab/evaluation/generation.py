@@ -15,9 +15,9 @@ from trimtab.batching import spans
 from trimtab.bounds import Bounded, Count, NonNegative, Positive, Seed, Within
 from trimtab.dials import Dial
 from trimtab.errors import ModelError
-from trimtab.evaluation.cache_proof import plain_logits, way_to_generate
+from trimtab.evaluation.cache_proof import Decoded, Way, plain_logits, way_of
 from trimtab.evaluation.formats import Format, Style, format_for
-from trimtab.evaluation.items import check_alphas
+from trimtab.evaluation.items import check_alphas, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Rendering, prompt_ids
@@ -172,6 +172,42 @@ def left_padded(model: nn.Module, rows: Sequence[Sequence[int]], pad: int) -> di
 
 
 @torch.no_grad()
+def way_to_generate(model: Any, reach: int) -> Way:
+    """How the model's own `generate` is right for rows of up to `reach` tokens. Raises as `way_of`."""
+    return way_of(model, "generate 2", reach, _forced)
+
+
+def _forced(model: Any) -> Decoded:
+    """Continuing rows by given tokens with the model's own `generate`."""
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+    class Force(LogitsProcessor):
+        """Notes the logits and leaves one token possible."""
+
+        def __init__(self, tokens: Tensor):
+            self.tokens, self.seen = tokens, []
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            at = len(self.seen)
+            self.seen.append(scores.float().log_softmax(-1).cpu())
+            only = torch.full_like(scores, torch.finfo(scores.dtype).min)
+            return only.scatter(1, self.tokens[:, at : at + 1].to(scores.device), 0.0)
+
+    def decoded(rows: list[list[int]], forced: Tensor) -> Tensor:
+        force = Force(forced)
+        with own_settings(model):
+            model.generate(
+                **left_padded(model, rows, pad=int(forced[0, 0])),
+                generation_config=GenerationConfig(
+                    max_new_tokens=forced.shape[1], do_sample=False, pad_token_id=0
+                ),
+                logits_processor=LogitsProcessorList([force]),
+            )
+        return torch.stack(force.seen, 1)
+
+    return decoded
+
+
 def _continue(
     model: Any,
     tokenizer: Any,
@@ -247,7 +283,7 @@ def _by_generate(
         eos_token_id=sorted(ends) or None,
     )
     with models.reading(model), own_settings(model):
-        out = model.generate(**given, generation_config=settings, logits_processor=[_numbers])
+        out = model.generate(**given, generation_config=settings, logits_processor=[checked_logits])
     return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
 
 
@@ -283,13 +319,10 @@ def ends_of(model: Any, tokenizer: Any, form: Format, prompts: Sequence[Text | P
     return end_ids(model, tokenizer, form.rendering).union(*by_row)
 
 
-def _numbers(_: Any, logits: Tensor) -> Tensor:
-    """The logits; raises ModelError where one is a NaN, of which no token can be told."""
-    if logits.isnan().any():
-        raise ModelError(
-            "logits that are no numbers: they overflow in the model's dtype (try --dtype float32), "
-            "or a dial is turned too far"
-        )
+def checked_logits(_: Any, logits: Tensor) -> Tensor:
+    """The logits; raises ModelError where a row's largest is no number, so that no token can be told
+    (single tokens may be ruled out by an infinity)."""
+    numbers(logits.amax(-1), "logits")
     return logits
 
 
@@ -302,7 +335,7 @@ def next_ids(logits: Tensor, ids: Tensor, sampling: Sampling) -> Tensor:
     )
 
     seen: Any = ids.to(logits.device)
-    _numbers(seen, logits)
+    checked_logits(seen, logits)
     if sampling.repetition_penalty != 1:
         logits = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, logits)  # type: ignore[arg-type]
     if sampling.temperature == 0:

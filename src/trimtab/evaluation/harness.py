@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from trimtab.batching import Encoded, Row
@@ -17,6 +18,8 @@ from trimtab.batching.spans import are_rows_apart, prompts
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.evaluation.benchmarks import Loader, ReadOut, check_tasks, hushed
+from trimtab.evaluation.generation import checked_logits
+from trimtab.evaluation.items import numbers
 from trimtab.evaluation.rewards import rewards_of
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering, end_ids, template_of
@@ -76,7 +79,7 @@ def bench_tasks(
         ConfigError: unknown tasks, a read-out without its dial, settings that make no sense, no
             harness.
         DataError: a continuation that is empty, or longer than the model's context.
-        ModelError: no chat template.
+        ModelError: no chat template; log-probs, rewards or logits that are no numbers.
     """
     if read_out not in ("logprob", "reward", "sum"):
         raise ConfigError(f"read-out {read_out!r}: expected logprob, reward or sum")
@@ -252,6 +255,7 @@ def _model_class() -> Any:
                     found = self._by_prompt(requests)
                 else:
                     found = super()._loglikelihood_tokens(requests, quiet, override_bs)
+            numbers(torch.tensor([logp for logp, _ in found]), "log-probs")
             if self.read_out == "sum":
                 rewards = self._rewards(requests)
                 found = [(r + p, greedy) for r, (p, greedy) in zip(rewards, found, strict=True)]
@@ -308,6 +312,9 @@ def _model_class() -> Any:
                     )
                 if len(context) + len(continuation) > self.max_length + 1:
                     self.cut[task] += 1
+
+        def _model_generate(self, *args: Any, **settings: Any) -> Any:
+            return super()._model_generate(*args, logits_processor=[checked_logits], **settings)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore

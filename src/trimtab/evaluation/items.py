@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from trimtab.batching import Encoded
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, ModelError
 from trimtab.states import Readings
 
 
@@ -70,6 +71,16 @@ def _chosen(margin: np.ndarray) -> float:
     """1 where every margin is above zero, 1 / (1 + k) with k at zero, 0 with one below or NaN. A half
     for any tie would have a score that is the same for all answers be right half of the time."""
     return 1 / (1 + np.sum(margin == 0)) if np.all(margin >= 0) else 0.0
+
+
+def numbers(values: Tensor, what: str) -> Tensor:
+    """The values; raises ModelError where one is a NaN or infinite, which ranks nothing."""
+    if not values.isfinite().all():
+        raise ModelError(
+            f"{what} that are no numbers: they overflow in the model's dtype (try --dtype float32), "
+            "or a dial is turned too far"
+        )
+    return values
 
 
 def check_alphas(alphas: Sequence[float]) -> None:

@@ -30,7 +30,7 @@ from trimtab.errors import ConfigError
 from trimtab.evaluation.decoding import Decoder
 from trimtab.evaluation.formats import Style, format_for, members
 from trimtab.evaluation.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
-from trimtab.evaluation.items import ItemScores, item_scores
+from trimtab.evaluation.items import ItemScores, item_scores, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import Rendering
@@ -56,6 +56,7 @@ def rewards_of(
     Raises:
         ConfigError: no such head.
         DialError: the dial was made for another base model (`force` goes on).
+        ModelError: a reward or log-prob is no number.
     """
     if dial is not None and not force:
         dial.check_base(model)
@@ -86,13 +87,14 @@ def rewards_of(
             done += batch.n_answers
             if progress:
                 progress(done, encoded.n_answers)
-    readings = Readings(total, tokens)
-    return found, readings
+    return numbers(found, "rewards"), Readings(numbers(total, "log-probs"), tokens)
 
 
 def reward_scores(encoded: Encoded, rewards: Float[Tensor, "answer"]) -> ItemScores:
     """Rewards as scores of items: accuracies of ranking by reward instead of by log-prob."""
-    return item_scores(encoded, Readings(rewards, torch.ones(len(rewards), dtype=torch.long)))
+    return item_scores(
+        encoded, Readings(numbers(rewards, "rewards"), torch.ones(len(rewards), dtype=torch.long))
+    )
 
 
 def score_candidates(
@@ -148,7 +150,7 @@ def token_rewards(
             states, counts, _ = read_tokens(model, batch, dial.sites, dial.where)
             own = torch.bincount(batch.token_answer, minlength=batch.n_answers)
             h = dial.from_tokens(states, counts, where, batch.answer_ids, every=True)
-            r = dial.rewards(h)[..., index].float().cpu()
+            r = numbers(dial.rewards(h)[..., index].float().cpu(), "rewards")
             for place, answer in enumerate(batch.answer_ids.tolist()):
                 end = int(counts[place])
                 found[answer] = r[place, end - int(own[place]) : end]
@@ -325,7 +327,7 @@ def _rewards(
     marker = torch.tensor([before + len(d) - 1 if d[-1] in ends else -1 for d in drawn])
     is_marker = (place == marker[:, None]).to(states.device)
     h = reward.aggregated(states, mask, is_marker)
-    return reward.rewards(h)[:, index].float().cpu()
+    return numbers(reward.rewards(h)[:, index].float().cpu(), "rewards")
 
 
 def _at(dial: Dial | None, model: nn.Module, alpha: float, force: bool) -> Any:

@@ -49,7 +49,7 @@ def locate(name: str, *, convert: bool = True) -> Place:
     """
     if name == DEFAULT_MODEL:
         if file := wheel_file():
-            return _gguf(file, convert)
+            return _gguf(file, convert, quiet=True)  # docs/troubleshooting.md says it
         try:
             return Place(Path(hub_folder(_WHEEL_HUB_ID)))
         except ModelError as error:
@@ -76,8 +76,8 @@ def locate(name: str, *, convert: bool = True) -> Place:
     return Place(Path(hub_folder(hub_id(name, "folder or .gguf file"))))
 
 
-def _gguf(file: Path, convert: bool) -> Place:
-    return Place(copy_of(file) if convert else copy_folder(file), file)
+def _gguf(file: Path, convert: bool, *, quiet: bool = False) -> Place:
+    return Place(copy_of(file, quiet=quiet) if convert else copy_folder(file), file)
 
 
 def wheel_file() -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import re
 import shutil
@@ -21,18 +22,25 @@ from trimtab.models.digests import cache_root, content_of_gguf, open_gguf
 from trimtab.models.quiet import quiet_transformers
 from trimtab.progress import warn
 
-FORMAT = 2
+FORMAT = 3
 """Of the conversion: rises when copies of earlier versions are not to be used any more."""
 _SHAPES = re.compile(
     r"\.(vocab_size|block_count|context_length|rope\.dimension_count|tensor_data_layout"
     r"|attention\.(key|value)_length)$"
 )
 """Metadata that says no more than the tensors' shapes do."""
+_AS_GPT2 = frozenset(
+    (
+        *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat"),
+        *("exaone4", "mellum", "a.x-4.0"),
+    )
+)
+"""Names of splitting rules (`tokenizer.ggml.pre`) that mean GPT-2's (llama.cpp, llama-vocab.cpp)."""
 
 
-def copy_of(file: Path) -> Path:
+def copy_of(file: Path, *, quiet: bool = False) -> Path:
     """The dequantised copy of a GGUF file, made on first use. Two files that differ in tensors or
-    metadata have two copies.
+    metadata have two copies. What of the file is not in the copy is said, unless `quiet`.
 
     Raises:
         ModelError: the file is damaged, or holds no whole model that transformers can read.
@@ -41,7 +49,7 @@ def copy_of(file: Path) -> Path:
     folder = copy_folder(file)
     if not (folder / "config.json").is_file():
         _convert(file, folder, content.digest, content.behaviour)
-    for line in read_note(folder).get("said", ()):
+    for line in () if quiet else read_note(folder).get("said", ()):
         warn(f"{file}: {line}")
     return folder
 
@@ -82,7 +90,7 @@ def _convert(file: Path, folder: Path, digest: str, metadata: str) -> None:
             f"{file}: lacks {len(missing)} of the weights that a {type(model).__name__} has, "
             f"{missing[0]} among them; a file in several parts has to be merged first"
         )
-    said = _unread(file, model)
+    said = _unread(file, model) + _text_unread(file, tokenizer)
     # The weights are plain float32 already; only the quantizer's marks keep it from being saved.
     for owner, key in (
         (model, "hf_quantizer"),
@@ -150,6 +158,32 @@ def _unread(file: Path, model: Any) -> list[str]:
     if metadata:
         named = {f"{key} ({value})" for key, value in metadata.items()}
         lines.append(f"transformers does not read {_some(named)} of its metadata")
+    return lines
+
+
+def _text_unread(file: Path, tokenizer: Any) -> list[str]:
+    """Lines on what the file says of how text is cut, and its tokenizer does otherwise."""
+    fields = open_gguf(file).fields
+    says = {
+        name: fields[f"tokenizer.ggml.{name}"].contents()
+        for name in ("model", "pre", "add_space_prefix")
+        if f"tokenizer.ggml.{name}" in fields
+    }
+    lines, rule = [], str(says.get("pre", "default"))
+    done = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    as_gpt2 = done.get("type") == "ByteLevel" and done.get("use_regex")
+    if says.get("model") == "gpt2" and as_gpt2 and rule not in _AS_GPT2:
+        what = "names no rule" if rule == "default" else f"names a rule, {rule}, that is not known"
+        lines.append(
+            f"it {what} by which text is cut into words (tokenizer.ggml.pre): GPT-2's is taken, and "
+            "tokens of numbers, blanks and other scripts can be others than llama.cpp's"
+        )
+    bare = says.get("model") == "llama" and says.get("add_space_prefix") is False
+    if bare and "".join(tokenizer.tokenize("a")).startswith("▁"):
+        lines.append(
+            "it wants no blank before a text (tokenizer.ggml.add_space_prefix), and transformers "
+            "puts one there: first tokens are others than llama.cpp's"
+        )
     return lines
 
 
