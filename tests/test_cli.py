@@ -345,6 +345,39 @@ def test_fit(here, fitted):
     assert "it/s" not in said, "no bars of others"
 
 
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        *(("dpo", 2), ("hs-ortho-mse", 2), ("projgrad", 2), ("rotation", 2), ("genarm", 2)),
+        *(("iav", 2), ("dph", 2), ("mean", 0), ("fisher", 0)),
+    ],
+)
+def test_a_dry_run_of_fit_says_what_it_takes_and_writes_nothing(here, fitted, method, steps):
+    train = ["--train.pairs_per_step", 4, "--train.epochs", 1] if steps else []
+
+    def there() -> set[Path]:  # notes of the digests of a model's files may be made on loading
+        return {path for path in here.rglob("*") if "digests" not in path.parts}
+
+    before = there()
+    done = trimtab(
+        *("fit", method, "--model", here / "model", "--pairs", f"jsonl:{here}/train.jsonl"),
+        *("--out", here / "dry" / method, "--limit", 8, *train, "--dry-run", "--quiet"),
+    )
+    assert done.code == 0, done.err
+    assert there() == before
+    said = re.fullmatch(
+        rf"{method}: (\d+ steps|no training steps, one pass) over (\d+) pairs, (\S+) .*\n"
+        r"  minutes +about (\S+) .*\n  memory +about (\S+) GiB.*\n  disk +at most (\S+) MiB.*\n",
+        done.out,
+    )
+    assert said, done.out
+    assert said[1] == (f"{steps} steps" if steps else "no training steps, one pass")
+    assert all(0 < float(number) < 60 for number in said.groups()[3:])
+    if method == "dpo":  # as it was then
+        parameters = sum(t.numel() for t in Dial.from_pretrained(fitted[0]).tensors().values())
+        assert (said[1], said[3]) == ("2 steps", f"{parameters:,}")
+
+
 def test_fit_again_does_nothing(here, fitted, monkeypatch):
     done = trimtab(
         *("fit", "dpo", "--model", here / "model", "--pairs", f"jsonl:{here}/train.jsonl"),

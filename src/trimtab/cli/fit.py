@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -52,6 +53,8 @@ class Args:
     """Replace what lies in --out."""
     processes: str = "auto"
     """Processes to train in, through `accelerate launch`; auto: one a GPU."""
+    dry_run: bool = False
+    """Say what it would take (steps, minutes, memory, disk), and stop; nothing is written."""
     quiet: bool = False
     """No progress."""
 
@@ -79,12 +82,15 @@ def main(words: list[str]) -> None:
     store = Store(args.store) if args.store else None
     if store:
         store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
-    if count > 1:
+    if count > 1 and not args.dry_run:
         _launch(count, words)
     progress.say(f"loading {args.model}")
     model, tokenizer = models.load(
         args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
     )
+    if args.dry_run:
+        print(_forecast(args, replace(named, recipe=args.recipe), model, tokenizer, data, progress))
+        return
     dial = fit(
         replace(named, recipe=args.recipe),
         model,
@@ -114,6 +120,35 @@ def main(words: list[str]) -> None:
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
     print(f"  trimtab evaluate {use} --pairs test=SPEC --alpha -1 1 --out DIR")
+
+
+def _forecast(args: Args, named: Any, model: Any, tokenizer: Any, data: Any, progress: Any) -> str:
+    """What `fit` would take, one process assumed; what is proven of the model on the way is not
+    kept."""
+    from trimtab import models
+    from trimtab.batching import encode
+    from trimtab.training.forecast import forecast
+    from trimtab.training.steering import encode_poles
+
+    how: dict[str, Any] = {
+        "max_length": args.max_length,
+        "prompt_style": args.prompt_style,
+        "rendering": args.rendering,
+    }
+    with tempfile.TemporaryDirectory() as aside, models.reading(model):
+        before = os.environ.get("TRIMTAB_CACHE")
+        os.environ["TRIMTAB_CACHE"] = aside
+        try:
+            if named.trained:
+                encoded: Any = encode(data, tokenizer, **how)
+            else:
+                encoded = encode_poles(named.recipe, data, tokenizer, **how)
+            return str(forecast(named, model, encoded, seed=args.seed, progress=progress))
+        finally:
+            if before is None:
+                del os.environ["TRIMTAB_CACHE"]
+            else:
+                os.environ["TRIMTAB_CACHE"] = before
 
 
 def _processes(args: Args, named: Any) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Set
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from trimtab.errors import ConfigError
 from trimtab.progress import Progress
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
-from trimtab.training.estimate import estimate_training
+from trimtab.training.estimate import Estimate, estimate_training
 from trimtab.training.probe import check_gradients
 from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
 from trimtab.training.reference import read_reference
@@ -69,19 +70,29 @@ def fit_adapter(
         return _trained(named, model, encoded, seed, work, out, store, progress)
 
 
-def _trained(
+@dataclass
+class Plan:
+    """All that is decided before the first pass over the pairs."""
+
+    recipe: TrainingRecipe
+    needs: Needs
+    args: TrainingArguments
+    layout: Layout
+    schedule: Schedule
+    dial: Dial
+    expected: Estimate
+
+
+def plan(
     named: Method,
     model: nn.Module,
     encoded: Encoded,
     seed: int,
     work: Path,
-    out: Path | None,
-    store: Store | None,
+    name: str,
     progress: Progress,
-) -> tuple[Dial, dict[str, str | bytes]]:
-    from trimtab.training.projection import Projection, step_differences
-    from trimtab.training.trainer import FitModule, recomputing, train
-
+) -> Plan:
+    """Steps, layout, a fresh dial and what the run will take. Raises where `named` does not fit."""
     recipe = named.recipe
     assert isinstance(recipe, TrainingRecipe)
     if isinstance(recipe, RotationRecipe):
@@ -92,7 +103,7 @@ def _trained(
     needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
     for site in needs.sites:
         width_at(model, site, named.name)  # refuses what holds no one state a token
-    args = arguments(settings, model, seed, work, out.name if out else named.name)
+    args = arguments(settings, model, seed, work, name)
     layout = layout_of(model, encoded)
     both_ends = isinstance(recipe, ContrastiveRecipe)
     if settings.activation_checkpointing or both_ends:
@@ -114,11 +125,30 @@ def _trained(
             positions=2 * expected.positions,
             operations=2 * expected.operations,
         )
+    return Plan(recipe, needs, args, layout, schedule, dial, expected)
+
+
+def _trained(
+    named: Method,
+    model: nn.Module,
+    encoded: Encoded,
+    seed: int,
+    work: Path,
+    out: Path | None,
+    store: Store | None,
+    progress: Progress,
+) -> tuple[Dial, dict[str, str | bytes]]:
+    from trimtab.training.projection import Projection, step_differences
+    from trimtab.training.trainer import FitModule, recomputing, train
+
+    made = plan(named, model, encoded, seed, work, out.name if out else named.name, progress)
+    recipe, needs, args, layout = made.recipe, made.needs, made.args, made.layout
+    schedule, dial, settings = made.schedule, made.dial, made.recipe.train
     progress.say(
         f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
         f"of {schedule.pairs_per_step} pairs, "
         f"{sum(p.numel() for p in dial.parameters()):,} parameters; "
-        f"{expected}"
+        f"{made.expected}"
     )
     with args.main_process_first(local=False, desc="reading the reference"):
         spaces = _spaces(recipe, model, encoded, needs, seed, store, progress)
