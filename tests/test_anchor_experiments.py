@@ -125,8 +125,9 @@ def test_the_stories_experiment_runs_and_its_model_is_an_ordinary_one(
         main(["evaluate", *words, *pairs, "--out", str(tmp_path / "e"), "--quiet"])
     assert not stop.value.code
     from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
 
-    text = page(read_run(folder), registry.ENTRIES["stories"].gates(result))
+    text = html(page(read_run(folder), registry.ENTRIES["stories"].gates(result)))
     assert "What it costs, in bits" in text
 
 
@@ -139,8 +140,9 @@ def test_the_mixing_experiment_runs_and_resumes(tmp_path: Path):
     found = mixing.gates(results.read(folder))
     assert len(found) == 8
     from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
 
-    assert "What is lost, by redness" in page(read_run(folder), found)
+    assert "What is lost, by redness" in html(page(read_run(folder), found))
 
 
 # ---- models -------------------------------------------------------------------------------------
@@ -279,6 +281,7 @@ def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
     import shutil
 
     from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
 
     run = read_run(smoke / "2.9.1")
     assert {"schedule", "losses", "frames"} <= run.result.keys()
@@ -290,11 +293,11 @@ def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
     titles += ["Where the model keeps its colours", "Training"]
 
     def shown() -> list[str]:
-        made = page(read_run(bare), [])
+        made = html(page(read_run(bare), []))
         assert made.count("<table") == tables
         return [t for t in titles if f">{t}<" in made]
 
-    tables = page(run, []).count("<table")
+    tables = html(page(run, [])).count("<table")
     assert shown() == titles
     (bare / "arrays.safetensors").unlink()
     assert shown() == ["Over seeds", "Training"]

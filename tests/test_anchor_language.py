@@ -246,8 +246,9 @@ def test_a_tiny_run_on_natural_text(
     assert len(judged) == 11
     assert all(g.stretch and len(g.over) == 2 for g in judged)
     from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
 
-    shown = page(read_run(folder), judged)
+    shown = html(page(read_run(folder), judged))
     assert all(t in shown for t in ("What it costs, in bits", "AUROC while training", "Documents"))
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -250,11 +250,12 @@ def test_a_run_has_its_page_within(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(("report", str(folder)))
         assert stop.value.code == 0
-        assert capsys.readouterr().out.strip() == str(folder / "report.md")
+        made = [str(folder / name) for name in ("report.md", "report.html")]
+        assert capsys.readouterr().out.split() == made
         assert "(report.svg)" in (folder / "report.md").read_text()
     made = {p.relative_to(tmp_path).as_posix() for p in set(tmp_path.rglob("*")) - before}
     pages = {f"{name}/report" for name in ("alone", "several", "several/honesty")}
-    assert made == {page + end for page in pages for end in (".md", ".svg")}
+    assert made == {page + end for page in pages for end in (".md", ".svg", ".html")}
     assert "## Happiness" in (several / "report.md").read_text()
 
 

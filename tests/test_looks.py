@@ -7,9 +7,10 @@ import re
 
 from test_report import edit, make_run
 from trimtab.report import read_results
-from trimtab.report.figures import accuracy, keys
+from trimtab.report.figures import accuracy
 from trimtab.report.heads_figures import ARMS
 from trimtab.report.looks import MARKERS, TABLE, looks_of
+from trimtab.report.tables import looks
 from trimtab.training import METHODS
 
 
@@ -30,9 +31,7 @@ def test_a_method_looks_the_same_on_every_page(tmp_path):
         make_run(tmp_path / str(i), methods=m, dose=False)
         for i, m in enumerate((("dpo", "mean"), ("mean", "dpo")))
     ]
-    one, two = (
-        {k.name: (k.colour, k.path) for k in keys(r, r.methods)} for r in map(read_results, both)
-    )
+    one, two = (looks(r.methods) for r in map(read_results, both))
     assert one == two
 
 

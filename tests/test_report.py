@@ -21,9 +21,18 @@ import pytest
 from rich.console import Console
 
 from trimtab.errors import TrimtabError
-from trimtab.report import console_tables, read_results, write_markdown, write_page
-from trimtab.report.figures import DARK, LIGHT, accuracy, keys, sheet
-from trimtab.report.markdown import markdown
+from trimtab.report import (
+    compare,
+    console_tables,
+    read_results,
+    render,
+    tables,
+    write_markdown,
+    write_page,
+)
+from trimtab.report.blocks import Page, Section, Table, Text, code, plain
+from trimtab.report.figures import accuracy
+from trimtab.report.svg import DARK, LIGHT, sheet
 from trimtab.report.wording import answers, caveats, headline
 from trimtab.statistics import (
     SHARE,
@@ -369,7 +378,7 @@ def test_page_holds_every_method_and_split(page):
 def test_page_begins_with_the_answer(run, page):
     results = read_results(run)
     text = Document(page).text
-    assert text.index("innerdpo was better than DPO on oos") < text.index("95 % intervals beneath")
+    assert text.index("innerdpo was better than DPO on oos") < text.index("with 95 % intervals.")
     assert headline(results).startswith("In this run, on 60 items, innerdpo was better than DPO")
     said = dict(answers(results))
     assert re.search(r"on oos by \d+ points \(95\u00a0% \d+ to \d+\)", said["innerdpo"])
@@ -417,7 +426,7 @@ def test_colours_are_readable_in_both_themes():
 def test_texts_are_escaped(run, page):
     assert "<script>" not in page
     assert "<b>bold" not in page
-    assert "&lt;script&gt;alert(&#39;x&#39;)" in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in page
     assert MARKUP.split("\u2028")[0] in Document(page).text
     write_markdown(run, run / "page.md")
     hostile = make_run(run.parent / "hostile", methods=("mean",), dose=False)
@@ -478,8 +487,8 @@ def test_console_tables_fit_100_columns(run):
     text = shown(run)
     assert max(map(len, text.split("\n"))) <= 100
     assert "…" not in text
-    assert re.search(r"DPO +100\.0 +\[98–100\] +93\.3", text)
-    assert re.search(r"oos +innerdpo +\+23\.3 .* better\*", text)
+    assert re.search(r"DPO +100\.0 \[98\.\d–100\.0\] +93\.3", text)
+    assert re.search(r"oos +innerdpo +1 +\+23\.3 .* better\*", text)
     assert "* in this run: fewer than 5 seeds" in text
     assert "Dose–response" in text
 
@@ -501,6 +510,7 @@ def test_enough_seeds_drop_the_reservation(tmp_path):
     assert headline(read_results(run)).startswith("Over 5 seeds and 60 items, innerdpo was better")
     assert "in this run" not in shown(run)
     assert "better*" not in shown(run)
+    assert re.search(r"better *\n", shown(run))
 
 
 def test_many_methods_still_fit(tmp_path, monkeypatch):
@@ -511,11 +521,11 @@ def test_many_methods_still_fit(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", methods=("dpo", "innerdpo", *names))
     text = shown(run)
     assert max(map(len, text.split("\n"))) <= 100
-    assert re.search(r"oos +innerdpo +\+\d+\.\d \[[^]…]+\] +0\.\d{3} +better\*", text)
+    assert re.search(r"oos +innerdpo +1 +\+\d+\.\d \[[^]…]+\] +0\.\d{3} +\d+\.\d +better\*", text)
     results = read_results(run)
     assert re.search(r"of 30 comparisons \d+ came out better", headline(results))
-    colours = {(key.colour, key.path) for key in keys(results, results.methods)}
-    assert len(colours) == 11
+    looks = tables.looks(results.methods)
+    assert len(set(looks.values())) == len(looks) == 12
     page = Document(write_page(run).read_text()).text
     assert all(name in page for name in names)
 
@@ -736,7 +746,7 @@ def test_dials_that_were_evaluated_have_no_seeds_to_speak_of(tmp_path):
     said = " ".join(caveats(results))
     assert "0 seeds" not in said
     assert "Dials as they were saved" in said
-    text, html = markdown(results), write_page(run).read_text()
+    text, html = render.markdown(compare.page(results), ""), write_page(run).read_text()
     assert "suite ``" not in text
     assert "- training data not known" in text
     assert "suite  ·" not in html
@@ -746,4 +756,64 @@ def test_tables_say_which_figures_are_adjusted(run, tmp_path):
     text = write_markdown(run, tmp_path / "page.md").read_text()
     assert text.count("each for itself") == 2
     assert "each for itself" in write_page(run, tmp_path / "page.html").read_text()
-    assert "adjusted (Holm) over the table; intervals: each for itself" in shown(run)
+    assert "each for itself" in shown(run)
+
+
+# ---- blocks -------------------------------------------------------------------------------------
+
+
+def test_three_renderings_of_the_same_blocks():
+    table = Table(
+        ["split\nunder", "method", "value"],
+        [["a", "x", "**1.0** [0.5–1.5]"], ["a", "y", "better in this run"], ["b", "x", "–"]],
+        (2, None),
+        grouped=True,
+    )
+    page = Page(
+        "T\\*", [Section("One", [Text("Some *words* and `code`."), table, Table(["q"], [])])]
+    )
+    assert render.markdown(page, "") == (
+        "# T\\*\n\n## One\n\nSome *words* and `code`.\n\n"
+        "| split | method |              value |\n"
+        "| ----- | ------ | -----------------: |\n"
+        "| a     | x      |  **1.0** [0.5–1.5] |\n"
+        "| a     | y      | better in this run |\n"
+        "| b     | x      |                  – |\n"
+    )
+    made = render.html(page)
+    assert "<title>T*</title>" in made
+    assert "<p>Some <em>words</em> and <code>code</code>.</p>" in made
+    assert "<td><strong>1.0</strong><small>0.5–1.5</small></td>" in made
+    assert '<span class="verdict better">better</span><small>in this run</small>' in made
+    assert made.count("rowgroup") == 2
+    assert made.count("<table") == 1
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render.console(page))
+    lines = [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
+    assert lines[0] == "One"
+    assert [line.split() for line in lines[4:7]] == [
+        ["a", "x", "1.0", "[0.5–1.5]"],
+        ["y", "better*"],
+        ["b", "x", "–"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<b>x</b>", "a *b* _c_ `d`", "[x](https://example.com)", "![x](y)", "a | b", "\\*", "`` ` ``"],
+)
+def test_texts_of_others_stand_as_they_are(text):
+    """In paragraphs, table cells, titles and code, on every rendering."""
+    blocks = [Text(plain(text)), Text(code(text)), Table(["h"], [[plain(text)]])]
+    page = Page("t", [Section(plain(text), blocks)], looks={})
+    document = Document(render.html(page))
+    assert document.text.count(text) == 4
+    assert not {"a", "b", "em", "strong", "img"} & set(document.tags)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render.console(page))
+    assert console.export_text().count(text) == 2
+
+
+def test_a_link_of_ours_is_a_link():
+    made = render.html(Page("t", [Text("[the guide](../heads.md)")]))
+    assert '<a href="../heads.md">the guide</a>' in made

@@ -33,8 +33,7 @@ def main(words: list[str]) -> None:
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    own = write_own_page(args.run)
-    made = [own] if own else write_pages(args.run)
+    made = write_own_page(args.run) or write_pages(args.run)
     if not made:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     for page in made:

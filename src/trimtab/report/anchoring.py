@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex
@@ -16,63 +15,32 @@ from safetensors.numpy import load_file
 
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
-from trimtab.report import figures, wording
+from trimtab.report import render, wording
 from trimtab.report.anchoring_canvas import Run
 from trimtab.report.anchoring_published import NAMED
-from trimtab.report.files import write_text
-from trimtab.report.html import render
-from trimtab.report.markdown import _plain, _table
+from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, code, listed, plain
+from trimtab.report.looks import Look
+
+if TYPE_CHECKING:
+    from trimtab.studies.anchoring.gates import Gate
 
 
-class Gate(Protocol):
-    """A bound that a run was held against."""
-
-    @property
-    def what(self) -> str:
-        """What is measured."""
-        ...
-
-    @property
-    def value(self) -> Any:
-        """The number."""
-        ...
-
-    @property
-    def bound(self) -> str:
-        """The bound as text."""
-        ...
-
-    @property
-    def published(self) -> str:
-        """The figure of the original series."""
-        ...
-
-    @property
-    def stretch(self) -> bool:
-        """Aimed for; missing it fails nothing."""
-        ...
-
-    @property
-    def over(self) -> Sequence[float]:
-        """A value a seed, where the value is their median."""
-        ...
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within the bound."""
-        ...
+Titled = tuple[str, Text, Table]
+"""A table with its title and what it says."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text."""
-
-    title: str
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text: Sequence[int] = ()
-    """Columns that are words, not figures."""
+def _titled(
+    title: str,
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    text: Sequence[int] = (),
+) -> Titled:
+    """`text` are columns of words."""
+    first = next((i for i in range(1, len(header)) if i not in text), len(header))
+    after = next((i for i in range(first, len(header)) if i in text), None)
+    cells = [[plain(cell) for cell in row] for row in rows]
+    return title, Text(plain(caption)), Table(header, cells, (first, after))
 
 
 def read_run(folder: Path) -> Run:
@@ -93,82 +61,86 @@ def read_run(folder: Path) -> Run:
 
 def write_anchoring_page(folder: Path, gates: Sequence[Gate]) -> Path:
     """Write a run's page, `report.html` in its folder; gives its path."""
-    run = read_run(folder)
-    path = folder / "report.html"
-    write_text(path, page(run, gates))
-    return path
+    return render.write(page(read_run(folder), gates), folder / "report.html", On.HTML)
 
 
-def page(run: Run, gates: Sequence[Gate]) -> str:
-    """A run as one HTML page."""
-    return render(
-        "anchoring.html",
-        name=run.name,
-        title=run.result["title"],
-        about=run.result["about"],
-        verdict=verdict(run, gates),
-        tables=tables(run, gates),
-        sections=drawings.sections(run),
-        moving=drawings.animation(run),
-        swatches=_swatches(run),
-        facts=facts(run),
-    )
+def page(run: Run, gates: Sequence[Gate]) -> Page:
+    """A run, with every drawing for which its files are kept."""
+    blocks: list[Block] = [
+        Text(plain(run.result["about"]), lead=True),
+        Text(plain(verdict(run, gates))),
+    ]
+    blocks += [Section(plain(title), parts) for title, *parts in tables(run, gates)]
+    blocks += drawings.sections(run)
+    missing = [name for name in ("arrays.safetensors", "curves.json") if not _kept(run, name)]
+    if missing:
+        files = wording.join([code(name) for name in missing])
+        blocks.append(
+            Text(
+                f"Drawings that need {files} are left out: a run keeps these files, git does not; "
+                f"`trimtab anchor run {run.name}` makes them again."
+            )
+        )
+    ran = [
+        f"{name}: {code(text) if name == 'command' else plain(text)}" for name, text in facts(run)
+    ]
+    blocks.append(Section("What was run", [listed(ran)]))
+    title = f"{run.name} {run.result['title']}"
+    return Page(plain(title), blocks, "anchoring", _swatches(run))
 
 
 def write_anchoring(
     root: Path, names: Sequence[str], gates: Mapping[str, Sequence[Gate]], out: Path
 ) -> Path:
     """Write the Markdown page over all runs, with one figure beside it; gives its path."""
-    parts = [
-        "# Anchoring: experiments",
+    runs = [read_run(root / name) for name in names]
+    return render.write(overview([(run, gates[run.name]) for run in runs]), out)
+
+
+def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
+    """Every run in its tables."""
+    about = Text(
         "Every experiment of the series and those that it left to do, over seeds, beside the "
         "published figures. How each works: [the guide](../anchoring.md). Rebuilt by "
         "`make results` from the files in `anchoring/`. The drawings of a run, of states, errors by "
         "colour and the way through training, need arrays that git does not keep: "
         "`trimtab anchor run NAME` makes them in `runs/anchoring/NAME`, and "
-        "`trimtab anchor report NAME` a page of them.",
-    ]
-    runs = [read_run(root / name) for name in names]
-    held = [(r, gates[r.name]) for r in runs if gates[r.name]]
+        "`trimtab anchor report NAME` a page of them."
+    )
     rows = [
         [
-            f"[{_plain(r.name)}](#{_anchor(r)})",
-            _plain(r.result["title"]),
+            f"[{plain(r.name)}](#{_anchor(r)})",
+            plain(r.result["title"]),
             str(len(r.result["seeds"])),
             *(_share([g for g in found if g.stretch is aim]) for aim in (False, True)),
         ]
-        for r, found in held
+        for r, found in judged
+        if found
     ]
-    parts.append(_table(["experiment", "what", "seeds", "gates passed", "aims reached"], rows, 2))
-    panels = drawings.overview(runs)
-    if panels:
-        figure = out.with_suffix(".svg")
-        write_text(figure, figures.sheet(panels))
-        parts += [
-            f"![Selectivity of deletions over seeds]({figure.name})",
-            "Selectivity: the share of the error's variance, over colours, that likeness to what was "
-            "removed explains. A dot a seed; the box spans the middle half, the line is the median.",
-        ]
-    for run in runs:
-        parts += [
-            f"## {_plain(run.name)}: {_plain(run.result['title'])}",
-            _plain(run.result["about"]),
-        ]
-        if gates[run.name]:
-            parts.append(_plain(verdict(run, gates[run.name])))
-        for table in tables(run, gates[run.name]):
-            numeric = [i for i in range(1, len(table.header)) if i not in table.text]
-            parts += [
-                f"**{_plain(table.title)}.** {_plain(table.caption)}",
-                _table(
-                    table.header,
-                    [[_plain(c) for c in row] for row in table.rows],
-                    min(numeric, default=len(table.header)),
-                ),
-            ]
-        parts.append(_plain("; ".join(f"{k} {v}" for k, v in facts(run))))
-    write_text(out, "\n\n".join(parts) + "\n")
-    return out
+    drawn = Figure(
+        drawings.overview([run for run, _ in judged]),
+        "Selectivity of deletions over seeds",
+        "Selectivity: the share of the error's variance, over colours, that likeness to what was "
+        "removed explains. A dot a seed; the box spans the middle half, the line is the median.",
+    )
+    header = ["experiment", "what", "seeds", "gates passed", "aims reached"]
+    blocks: list[Block] = [about, Table(header, rows, (2, None)), drawn]
+    for run, gates in judged:
+        parts: list[Block] = [Text(plain(run.result["about"]))]
+        if gates:
+            parts.append(Text(plain(verdict(run, gates))))
+        for title, caption, table in tables(run, gates):
+            parts += [Text(f"**{plain(title)}.** {caption.words}"), table]
+        parts.append(Text(plain("; ".join(f"{k} {v}" for k, v in facts(run)))))
+        blocks.append(Section(f"{plain(run.name)}: {plain(run.result['title'])}", parts))
+    return Page("Anchoring: experiments", blocks)
+
+
+def _kept(run: Run, name: str) -> bool:
+    """Whether a file for drawings is there, or there is nothing that it could hold."""
+    if name == "arrays.safetensors":
+        return bool(run.arrays)
+    return "schedule" in run.result or run.result["kind"] != "colour"
 
 
 def _share(gates: Sequence[Gate]) -> str:
@@ -193,12 +165,12 @@ def verdict(run: Run, gates: Sequence[Gate]) -> str:
     return "; ".join(said) + "."
 
 
-def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
+def tables(run: Run, gates: Sequence[Gate]) -> list[Titled]:
     """Gates, distributions over seeds, errors of named colours; what else a run has to tell."""
     found = []
     if gates:
         found.append(
-            Table(
+            _titled(
                 "Gates",
                 "Bounds written down before the run, but where the log says otherwise; the published "
                 "figure, where there is one.",
@@ -217,7 +189,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
         found.append(_healing_table(run))
     for table in run.result.get("tables", []):
         found.append(
-            Table(
+            _titled(
                 table["title"],
                 table["caption"],
                 table["header"],
@@ -228,7 +200,7 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Table]:
     return found
 
 
-def _colour_tables(run: Run) -> list[Table]:
+def _colour_tables(run: Run) -> list[Titled]:
     found, arms = [], run.result["arms"]
     if len(arms) <= 2:
         rows = []
@@ -239,7 +211,7 @@ def _colour_tables(run: Run) -> list[Table]:
                     columns = ("mean", "sd", "min", "p10", "median", "p90", "max")
                     rows.append([name, *(_number(s[c]) for c in columns)])
         found.append(
-            Table(
+            _titled(
                 "Over seeds",
                 "Distributions; r2 is selectivity, labelled/… the samples that a label was drawn for.",
                 ["", "mean", "sd", "min", "10 %", "median", "90 %", "max"],
@@ -260,7 +232,7 @@ def _colour_tables(run: Run) -> list[Table]:
                 cells.append(said if theirs is None else f"{said}; {theirs:.3f}")
             rows.append(cells)
         found.append(
-            Table(
+            _titled(
                 "Errors of named colours",
                 "Mean squared error after each cut: median over seeds, and in brackets the best seed"
                 + ("; then the published best seed's." if known else "."),
@@ -271,7 +243,7 @@ def _colour_tables(run: Run) -> list[Table]:
     return found
 
 
-def _healing_table(run: Run) -> Table:
+def _healing_table(run: Run) -> Titled:
     rows = []
     for kind, entry in run.result["kinds"].items():
         row = [kind, _number(float(np.median(entry["all colours"]["before"])))]
@@ -289,7 +261,7 @@ def _healing_table(run: Run) -> Table:
             row.append(f"{100 * entry[data]['recovered']:.0f} %")
         row.append(_number(float(np.median(entry["probe"]))))
         rows.append(row)
-    return Table(
+    return _titled(
         "Coming back",
         "Error of red before any further training; then, by what is trained on, the median steps and "
         "samples of reds until its error stays below .01, and the share of seeds that get there; at "
@@ -318,13 +290,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def _swatches(run: Run) -> dict[str, str]:
+def _swatches(run: Run) -> dict[str, Look]:
+    """The named colours themselves, before their names."""
     names = run.result.get("colours", [])
     if len(names) != 17:
         return {}
     hues = [to_hex(tuple(hsv_to_rgb((i / 12, 1, 1)))) for i in range(12)]
     greys = [to_hex((v, v, v)) for v in (0, 0.25, 0.5, 0.75, 1)]
-    return dict(zip(names, [*hues, *greys], strict=True))
+    return {name: Look(colour, "s") for name, colour in zip(names, [*hues, *greys], strict=True)}
 
 
 def _mark(gate: Gate) -> str:
@@ -333,7 +306,7 @@ def _mark(gate: Gate) -> str:
 
 def _value(gate: Gate) -> str:
     """The number, and its range over seeds."""
-    found = _number(gate.value)
+    found = _number(float(gate.value))
     if len(gate.over) > 1:
         found += f" ({_number(min(gate.over))} to {_number(max(gate.over))})"
     return found

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from trimtab.report import figures
-from trimtab.report.figures import MUTED, NICE, RULE, Panel
+from trimtab.report import svg
+from trimtab.report.blocks import Figure, Section, plain
+from trimtab.report.svg import MUTED, NICE, RULE, Panel
 
-SHADES = [figures._PLACEHOLDER[f"m{i}"] for i in range(8)]
+SHADES = [svg.PAINT[f"m{i}"] for i in range(8)]
 DPI = 200
 """Resolution of clouds of points, which are pictures within the drawing."""
 
@@ -30,29 +31,25 @@ class Run:
     arrays: Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Section:
+def section(title: str, caption: str, panels: Sequence[Panel], kind: str = "three") -> Section:
     """Drawings under one heading, with what they show."""
-
-    title: str
-    caption: str
-    panels: Sequence[Panel]
-    kind: str = "three"
+    columns = {"two": 2, "three": 3}[kind]
+    return Section(title, [Figure(panels, caption=plain(caption), columns=columns)])
 
 
 @contextmanager
-def plane(title: str, unit: str) -> Iterator[tuple[Figure, Axes]]:
+def plane(title: str, unit: str) -> Iterator[tuple[Drawing, Axes]]:
     """A panel for lines, with a title and a unit."""
-    with figures._plane(title, unit) as (figure, ax):
+    with svg.plane(title, unit) as (figure, ax):
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
         yield figure, ax
 
 
-def titled(figure: Figure, title: str, unit: str) -> None:
+def titled(figure: Drawing, title: str, unit: str) -> None:
     """Title at the left, unit at the right."""
     width, height = (72 * x for x in figure.get_size_inches())
-    figure.text(4 / width, 1 - 16 / height, short(title, 34), weight="bold", size=13)
+    figure.text(4 / width, 1 - 16 / height, svg.short(title, 34), weight="bold", size=13)
     figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
 
 
@@ -97,8 +94,3 @@ def slice_colours() -> np.ndarray:
         np.linspace(0, 1, 4), np.linspace(0, 1, 5), np.arange(12) / 12, indexing="ij"
     )
     return hsv_to_rgb(np.stack([h, s, v], -1))
-
-
-def short(text: str, most: int = 22) -> str:
-    """A text cut to a length."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,23 +11,23 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from trimtab.report import figures
+from trimtab.report import svg
 from trimtab.report.anchoring_canvas import (
     DPI,
     SHADES,
     Run,
-    Section,
     circle,
     grid_colours,
     hue_strip,
     plane,
-    short,
+    section,
     slice_colours,
     square_axes,
     titled,
 )
 from trimtab.report.anchoring_others import CELLS, OTHERS
-from trimtab.report.figures import GRID, INK, MUTED, NICE, Panel
+from trimtab.report.blocks import Section
+from trimtab.report.svg import GRID, INK, MUTED, NICE, Panel
 
 
 def sections(run: Run) -> list[Section]:
@@ -40,13 +40,16 @@ def sections(run: Run) -> list[Section]:
         found += [_errors(run), _slices(run), _latents(run)]
     if "schedule" in run.result:
         found.append(_training(run))
-    return [s for s in found if s.panels]
+    if "history" in run.arrays:
+        about = "The best seed's states over training, dimensions 0 and 1."
+        found.append(section("The space as it forms", about, [_animation(run)]))
+    return found
 
 
 def overview(runs: Sequence[Run]) -> list[Panel]:
     """A panel an experiment that deletes or dampens: how selective, seed by seed."""
     return [
-        _selectivity(run, short(f"{run.name}: {run.result['title']}", 40))
+        _selectivity(run, svg.short(f"{run.name}: {run.result['title']}", 40))
         for run in runs
         if run.result["kind"] == "colour" and run.result["scores"] and len(run.result["seeds"]) > 10
     ]
@@ -88,7 +91,7 @@ def _seeds(run: Run) -> Section:
             ("geometry/spread", "Mean cosine between colours"),
         ):
             panels.append(boxes(run, title, "", {a: arms[a]["values"][key] for a in some}, key))
-    return Section(
+    return section(
         "Over seeds",
         "A dot a seed; the box spans the middle half, the line is the median.",
         panels,
@@ -111,9 +114,9 @@ def boxes(
 ) -> Panel:
     """A row a group: every seed as a dot, quartiles as a box."""
     width, top, bottom, pitch = 340, 36, 42, 30 if len(rows) < 12 else 15
-    left = min(150, 20 + round(6.6 * max(len(short(r)) for r in rows)))
+    left = min(150, 20 + round(6.6 * max(len(svg.short(r, 22)) for r in rows)))
     height = top + pitch * len(rows) + bottom
-    with figures._figure(width, height) as figure:
+    with svg.canvas(width, height) as figure:
         ax = figure.add_axes(
             (left / width, bottom / height, (width - left - 14) / width, pitch * len(rows) / height)
         )
@@ -126,9 +129,19 @@ def boxes(
             ax.plot([low, high], [y, y], color=GRID, lw=min(14, pitch * 0.6), solid_capstyle="butt")
             ax.plot([middle], [y], marker="|", ms=min(16, pitch * 0.7), mew=2, color=SHADES[0])
             jitter = (rng.random(len(x)) - 0.5) * 0.4
-            ax.plot(x, y + jitter, ls="none", marker="o", ms=2.6, color=SHADES[0], alpha=0.6, mew=0)
+            ax.plot(
+                x,
+                y + jitter,
+                ls="none",
+                marker="o",
+                ms=2.6,
+                color=SHADES[0],
+                alpha=0.6,
+                mew=0,
+                clip_on=False,
+            )
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), [short(r) for r in rows])
+        ax.set_yticks(range(len(rows)), [svg.short(r, 22) for r in rows])
         small = 11 if len(rows) < 12 else 8
         ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=small)
         ax.tick_params(axis="x", labelsize=11)
@@ -140,7 +153,7 @@ def boxes(
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
         ax.grid(axis="x")
         titled(figure, title, unit)
-        return figures._panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
+        return svg.panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
 # ---- errors by colour ---------------------------------------------------------------------------
@@ -177,9 +190,9 @@ def _errors(run: Run) -> Section:
                 ax.set_xticks([0, 60, 120, 180, 240, 300, 360])
             if len(shown) > 1:
                 ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-            panels.append(figures._panel(figure, f"Error by {what}", f"{run.name}-line-{axis}"))
+            panels.append(svg.panel(figure, f"Error by {what}", f"{run.name}-line-{axis}"))
     seed = run.result["best"]["seed"]
-    return Section(
+    return section(
         "Which colours are lost",
         f"The best seed ({seed}). Above: error of each colour of the 8×8×8 grid against its likeness "
         "to what was removed, to the power at which they should lie on a line. Below: error along "
@@ -207,9 +220,7 @@ def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
             ("likeness to red" if of == "red" else "vibrancy") + f" to the power {power:g}"
         )
         ax.set_ylabel("MSE")
-        return figures._panel(
-            figure, f"Error against likeness after {cut}", f"{run.name}-sim-{cut}"
-        )
+        return svg.panel(figure, f"Error against likeness after {cut}", f"{run.name}-sim-{cut}")
 
 
 def _slices(run: Run) -> Section:
@@ -222,7 +233,7 @@ def _slices(run: Run) -> Section:
             continue
         made = run.arrays[key].astype(float).reshape(4, 5, 12, 3)
         width, height = 420, 116
-        with figures._figure(width, height) as figure:
+        with svg.canvas(width, height) as figure:
             for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
                 ax = figure.add_axes(((4 + k * 104) / width, 8 / height, 100 / width, 72 / height))
                 ax.set_axis_off()
@@ -236,8 +247,8 @@ def _slices(run: Run) -> Section:
                     (4 + k * 104) / width, 84 / height, f"S = {s:.2g}", size=10, color=MUTED
                 )
             titled(figure, cut, "")
-            panels.append(figures._panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
-    return Section(
+            panels.append(svg.panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
+    return section(
         "What it shows instead",
         "Slices of the HSV cube: hue runs to the right, value upwards. Each patch is what the model "
         "makes of a colour; the small square inside is the colour itself.",
@@ -268,7 +279,7 @@ def _latents(run: Run) -> Section:
             _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
         )
     panels.append(_history(run))
-    return Section(
+    return section(
         "Where the model keeps its colours",
         f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
         "dimensions at a time, each dot in the colour that it stands for. Nothing was searched for: "
@@ -278,7 +289,7 @@ def _latents(run: Run) -> Section:
 
 
 def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Panel:
-    with figures._figure(250, 270) as figure:
+    with svg.canvas(250, 270) as figure:
         figure.set_dpi(DPI)
         ax = figure.add_axes((30 / 250, 30 / 270, 208 / 250, 208 / 270))
         circle(ax)
@@ -286,7 +297,7 @@ def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Pan
         ax.scatter(z[order, a], z[order, b], c=grid_colours(8)[order], s=16, lw=0, rasterized=True)
         square_axes(ax, f"dimension {a}", f"dimension {b}")
         titled(figure, title, "")
-        return figures._panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
+        return svg.panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
 
 
 def _history(run: Run) -> Panel:
@@ -294,7 +305,7 @@ def _history(run: Run) -> Panel:
     frames = run.result["frames"]
     chosen = [round(i * (len(frames) - 1) / 7) for i in range(8)]
     width, height = 430, 270
-    with figures._figure(width, height) as figure:
+    with svg.canvas(width, height) as figure:
         figure.set_dpi(DPI)
         for k, index in enumerate(chosen):
             x, y = 8 + (k % 4) * 106, 122 if k < 4 else 4
@@ -310,20 +321,17 @@ def _history(run: Run) -> Panel:
                 x / width, (y + 100) / height, f"step {frames[index]:,}", size=9, color=MUTED
             )
         titled(figure, "On the way", "dimensions 0 and 1")
-        return figures._panel(figure, "States during training", f"{run.name}-history")
+        return svg.panel(figure, "States during training", f"{run.name}-history")
 
 
-def animation(run: Run) -> str | None:
+def _animation(run: Run) -> Panel:
     """The states during training as an animated SVG (dimensions 0 and 1), twelve seconds long."""
-    if "history" not in run.arrays:
-        return None
     history = run.arrays["history"].astype(float)[..., :2]  # frame point 2
     colours = grid_colours(6)
-    keep = np.arange(0, len(colours), 1)
     most = max(1.15, 1.05 * float(np.abs(history[-10:]).max()))
     place = np.clip(history / most, -1.2, 1.2) * 100
     dots = []
-    for i in keep:
+    for i in range(len(colours)):
         x = ";".join(f"{v:.0f}" for v in place[:, i, 0])
         y = ";".join(f"{-v:.0f}" for v in place[:, i, 1])
         timing = 'dur="12s" repeatCount="indefinite"'
@@ -331,16 +339,13 @@ def animation(run: Run) -> str | None:
             f'<circle r="3" fill="{to_hex(colours[i])}"><animate attributeName="cx" values="{x}" '
             f'{timing}/><animate attributeName="cy" values="{y}" {timing}/></circle>'
         )
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-120 -120 240 240" width="480" height="480" '
-        'role="img" aria-label="States during training, animated">'
-        f"<style>svg{{{figures.variables(figures.LIGHT)}}}"
-        f"@media (prefers-color-scheme:dark){{svg{{{figures.variables(figures.DARK)}}}}}</style>"
-        '<rect x="-120" y="-120" width="240" height="240" fill="var(--page)"/>'
+    drawn = (
+        '<svg viewBox="-120 -120 240 240" role="img" aria-label="States during training, animated">'
         f'<circle r="{100 / most:.1f}" fill="none" stroke="var(--rule)"/>'
         + "".join(dots)
-        + "</svg>\n"
+        + "</svg>"
     )
+    return Panel(drawn, 330, 330, "States during training, animated")
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -362,7 +367,7 @@ def _training(run: Run) -> Section:
             if len(lines) > 1:
                 ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
             ax.set_xlabel("step")
-            panels.append(figures._panel(figure, title, f"{run.name}-sheet-{title}"))
+            panels.append(svg.panel(figure, title, f"{run.name}-sheet-{title}"))
     losses = {n: v for n, v in run.result["losses"].items() if n != "step"}
     with plane("Loss and terms, unweighted", "mean over models") as (figure, ax):
         for i, (name, values) in enumerate(losses.items()):
@@ -378,5 +383,5 @@ def _training(run: Run) -> Section:
         ax.yaxis.set_minor_locator(NullLocator())
         ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
         ax.set_xlabel("step")
-        panels.append(figures._panel(figure, "Loss and terms", f"{run.name}-losses"))
-    return Section("Training", "The timeline, and the terms over training.", panels, "two")
+        panels.append(svg.panel(figure, "Loss and terms", f"{run.name}-losses"))
+    return section("Training", "The timeline, and the terms over training.", panels, "two")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from trimtab.report import figures
-from trimtab.report.anchoring_canvas import SHADES, Run, Section, plane
-from trimtab.report.figures import INK, MUTED, Panel
+from trimtab.report import svg
+from trimtab.report.anchoring_canvas import SHADES, Run, plane, section
+from trimtab.report.blocks import Section
+from trimtab.report.svg import INK, MUTED, Panel
 
 
 def stories(run: Run) -> list[Section]:
@@ -26,7 +27,7 @@ def stories(run: Run) -> list[Section]:
         "Surprisal beyond that of the same model untouched, where the concept tells and where it "
         "should not; the landmark's dimension as a monitor; how fast the facts come back."
     )
-    return [Section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
+    return [section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
 
 
 def natural(run: Run) -> list[Section]:
@@ -43,7 +44,7 @@ def natural(run: Run) -> list[Section]:
         "of its neighbour (other code, recipes), and of what should not suffer; how fast a concept "
         "comes back after both dimensions are cut from the weights; both dimensions as monitors."
     )
-    return [Section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
+    return [section("What it costs, in bits", f"{caption} {_BANDS}", panels, "two")]
 
 
 _BANDS = "Lines are medians over seeds, bands reach from the least to the largest."
@@ -77,9 +78,7 @@ def _doses(run: Run, concept: str, shown: Sequence[str]) -> list[Panel]:
             ax.set_ylim(low - room, high + room)
             ax.set_xlabel("α")
             _legend(ax)
-            panels.append(
-                figures._panel(figure, f"{concept}, {kind}", f"{run.name}-{concept}-{start}")
-            )
+            panels.append(svg.panel(figure, f"{concept}, {kind}", f"{run.name}-{concept}-{start}"))
     return panels
 
 
@@ -97,7 +96,7 @@ def _relearning(run: Run, title: str, what: str, key: str | None) -> Panel:
         ax.set_xlabel("step")
         ax.set_ylim(0, None)
         _legend(ax)
-        return figures._panel(figure, f"Learning and relearning: {title}", f"{run.name}-re-{what}")
+        return svg.panel(figure, f"Learning and relearning: {title}", f"{run.name}-re-{what}")
 
 
 def _monitor(run: Run, names: Sequence[str]) -> Panel:
@@ -111,7 +110,7 @@ def _monitor(run: Run, names: Sequence[str]) -> Panel:
         ax.axhline(0.5, color=MUTED, lw=1, dashes=(3, 3))
         ax.set_xlabel("step")
         _legend(ax)
-        return figures._panel(figure, "AUROC while training", f"{run.name}-auroc")
+        return svg.panel(figure, "AUROC while training", f"{run.name}-auroc")
 
 
 def _aligned(histories: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[float], Any]:
@@ -126,7 +125,9 @@ def _band(
 ) -> None:
     if len(table) > 1:
         ax.fill_between(x, table.min(0), table.max(0), color=shade, alpha=0.12, lw=0)
-    ax.plot(x, np.median(table, 0), color=shade, lw=1.8, marker=marker, ms=4, label=label)
+    ax.plot(
+        x, np.median(table, 0), color=shade, lw=1.8, marker=marker, ms=4, label=label, clip_on=False
+    )
 
 
 def _legend(ax: Axes) -> None:

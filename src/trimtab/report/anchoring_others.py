@@ -10,19 +10,20 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from trimtab.report import anchoring_language, figures
+from trimtab.report import anchoring_language, svg
 from trimtab.report.anchoring_canvas import (
     DPI,
     SHADES,
     Run,
-    Section,
     circle,
     grid_colours,
     hue_strip,
     plane,
+    section,
     titled,
 )
-from trimtab.report.figures import INK, MUTED, RULE
+from trimtab.report.blocks import Section
+from trimtab.report.svg import INK, MUTED, RULE
 
 
 def _data(run: Run) -> list[Section]:
@@ -34,16 +35,16 @@ def _data(run: Run) -> list[Section]:
             ax.plot(hues, run.arrays[f"{key}_by_hue"], color=SHADES[0], lw=1.8)
             hue_strip(ax, "hue")
             ax.set_xlabel("hue, degrees")
-            panels.append(figures._panel(figure, f"{title} by hue", f"{run.name}-{key}"))
+            panels.append(svg.panel(figure, f"{title} by hue", f"{run.name}-{key}"))
     with plane("The RGB cube", "redness over vibrancy") as (figure, ax):
         figure.set_dpi(DPI)
         x, y = run.arrays["vibrancy"].astype(float), run.arrays["redness"].astype(float)
         ax.scatter(x, y, c=rgb, s=18, lw=0, rasterized=True)
         ax.set_xlabel("vibrancy")
         ax.set_ylabel("redness")
-        panels.append(figures._panel(figure, "The RGB cube", f"{run.name}-cube"))
+        panels.append(svg.panel(figure, "The RGB cube", f"{run.name}-cube"))
     return [
-        Section(
+        section(
             "Colours and their labels",
             "Qualities from which noisy labels are drawn.",
             panels,
@@ -64,15 +65,15 @@ def _transitions(run: Run) -> list[Section]:
             ax.set_xlabel("step")
             if k == 0:
                 ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-            panels.append(figures._panel(figure, f"Transitions: {what}", f"{run.name}-{what}"))
+            panels.append(svg.panel(figure, f"Transitions: {what}", f"{run.name}-{what}"))
     with plane("A target that changes on the way", "value") as (figure, ax):
         ax.plot(run.arrays["moving"][:, 0].astype(float), color=SHADES[0], lw=1.8)
         for step, goal in notes["targets"].items():
             ax.plot([int(step)], [goal], marker="D", color=SHADES[1], ms=6)
         ax.set_xlabel("step")
-        panels.append(figures._panel(figure, "Changing targets", f"{run.name}-moving"))
+        panels.append(svg.panel(figure, "Changing targets", f"{run.name}-moving"))
     return [
-        Section(
+        section(
             "Transitions",
             "Paths of least jerk from five starts, and to targets (diamonds) that change before they are "
             "reached: value, velocity and acceleration stay continuous.",
@@ -90,7 +91,7 @@ def _lobes(run: Run) -> list[Section]:
         for i, (name, start) in enumerate(names.items()):
             out = run.arrays[f"{kind}/{i}/out"].astype(float)[angle]
             strength = run.arrays[f"{kind}/{i}/strength"].astype(float)[angle]
-            with figures._figure(250, 420) as figure:
+            with svg.canvas(250, 420) as figure:
                 ax = figure.add_axes((14 / 250, 178 / 420, 222 / 250, 208 / 420))
                 circle(ax)
                 theta = np.deg2rad(angle)
@@ -131,14 +132,14 @@ def _lobes(run: Run) -> list[Section]:
                 below.set_xlabel("cosine with the concept")
                 below.tick_params(labelsize=10)
                 titled(figure, name, "")
-                panels.append(figures._panel(figure, name, f"{run.name}-{kind}-{i}"))
+                panels.append(svg.panel(figure, name, f"{run.name}-{kind}-{i}"))
         what = (
             ("Suppression", "strength")
             if kind == "suppress"
             else ("Repulsion", "change of alignment")
         )
         found.append(
-            Section(
+            section(
                 what[0],
                 f"The concept points up. Blue: where unit vectors end; orange: {what[1]}; dashed: the "
                 "edge of the cone that is touched. Below, the same over the cosine with the concept"
@@ -169,11 +170,9 @@ def _healing(run: Run) -> list[Section]:
                 ax.set_xlabel("steps of further training")
                 if part == "red" and data == "all colours":
                     ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-                panels.append(
-                    figures._panel(figure, f"{title}, {data}", f"{run.name}-{part}-{data}")
-                )
+                panels.append(svg.panel(figure, f"{title}, {data}", f"{run.name}-{part}-{data}"))
     return [
-        Section(
+        section(
             "Coming back", "Medians over seeds, by kind of deletion, of training on.", panels, "two"
         )
     ]
@@ -210,7 +209,7 @@ def _mixing(run: Run) -> list[Section]:
             ax.set_ylim(-0.03, 1.03)
             ax.set_xlabel("redness of the redder operand")
             ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-            panels.append(figures._panel(figure, title, f"{run.name}-{title[:6]}"))
+            panels.append(svg.panel(figure, title, f"{run.name}-{title[:6]}"))
     doses = run.result["doses"]
     for arm in [a for a in ("strong", "graded") if a in arms]:
         with plane(f"Dose: {arm}", "probability") as (figure, ax):
@@ -220,7 +219,7 @@ def _mixing(run: Run) -> list[Section]:
             ax.set_ylim(-0.03, 1.03)
             ax.set_xlabel("share of dimension 0 taken out")
             ax.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2)
-            panels.append(figures._panel(figure, f"Dose, {arm}", f"{run.name}-dose-{arm}"))
+            panels.append(svg.panel(figure, f"Dose, {arm}", f"{run.name}-dose-{arm}"))
     cosines = run.result.get("cosines", {})
     for arm in [a for a in ("anchor", "strong") if a in cosines]:
         with plane(f"Dimension 0 by redness: {arm}", "cosine, first seed") as (figure, ax):
@@ -228,14 +227,12 @@ def _mixing(run: Run) -> list[Section]:
             red, along = (np.array(v, float) for v in cosines[arm])
             ax.scatter(red, along, c=grid_colours(6), s=22, lw=0, rasterized=True)
             ax.set_xlabel("redness")
-            panels.append(
-                figures._panel(figure, f"Cosine by redness, {arm}", f"{run.name}-cos-{arm}")
-            )
+            panels.append(svg.panel(figure, f"Cosine by redness, {arm}", f"{run.name}-cos-{arm}"))
     caption = (
         "Medians over seeds, bands from the least to the largest. A cliff is a deletion of the word "
         "alone; a slope would be a deletion of the colour."
     )
-    return [Section("What is lost, by redness", caption, panels, "two")]
+    return [section("What is lost, by redness", caption, panels, "two")]
 
 
 OTHERS: dict[str, Callable[[Run], list[Section]]] = {

@@ -1,5 +1,5 @@
-"""The page of the comparisons of heads: one Markdown page over a folder of runs, a figure a run
-beside them, and at its end what holds of the published claims, each sentence from a result line."""
+"""The page of the comparisons of heads: one over a folder of runs, with one figure, and at its end
+what holds of the published claims, each sentence from a result line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.report import figures, heads_figures, wording
-from trimtab.report.files import write_text
-from trimtab.report.heads_figures import IN_DOMAIN, arm_name
-from trimtab.report.markdown import _plain, _table
+from trimtab.report import heads_figures, render, wording
+from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain
+from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look
 from trimtab.study.results import About, Difference, Measurement, read, runs_in
 
 
@@ -47,45 +46,50 @@ def read_heads(folder: Path) -> HeadRun:
     )
 
 
-def write_heads(root: Path, out: Path) -> Path | None:
+def write_heads(root: Path, out: Path, to: On = On.MARKDOWN) -> Path | None:
     """Write the page over all comparisons below `root`, or over the one that `root` is, and
     one figure; gives its path, None where there are none.
 
     Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
     """
-    folders = runs_in(root, "rewards", "heads")
-    runs = [read_heads(folder) for folder in folders]
+    runs = [read_heads(folder) for folder in runs_in(root, "rewards", "heads")]
     if not runs:
         return None
     runs.sort(key=lambda r: r.study.study != "rewards")
-    parts = [
-        "# Heads",
-        "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
-        "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
-        f"from the result files in `{root.name}/` by `trimtab report`. Differences are paired over "
-        "items. "
-        f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run.",
-    ]
     try:
-        panels = [p for r in runs for p in heads_figures.panels(r.study, r.lines, r.ablation)]
-        figure = out.with_suffix(".svg")
-        write_text(figure, figures.sheet(panels, columns=2))
-        parts.append(f"![Heads: shares answered rightly, and curves over α]({figure.name})")
-        for run in runs:
-            build = _rewards if run.study.study == "rewards" else _alignment
-            parts += [f"## {_plain(run.study.title)}", _ran(run), *build(run)]
-        parts += ["## What holds of the published claims", *_claims(runs)]
+        page = heads_page(runs, root.name)
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error
-    write_text(out, "\n\n".join(parts) + "\n")
-    return out
+    return render.write(page, out, to)
+
+
+def heads_page(runs: Sequence[HeadRun], folder: str) -> Page:
+    """The page over comparisons whose result files lie in `folder`."""
+    about = Text(
+        "Two kinds of head on a frozen model: a preference head ranks answers by a reward, an "
+        "alignment head adds alpha times a vector to the logits ([the guide](../heads.md)). Rebuilt "
+        f"from the result files in `{folder}/` by `trimtab report`. Differences are paired over items. "
+        f"{wording.ADJUSTED} With fewer than five seeds a verdict holds for this run."
+    )
+    panels = [p for r in runs for p in heads_figures.panels(r.study, r.lines, r.ablation)]
+    drawn = Figure(panels, "Heads: shares answered rightly, and curves over α", columns=2)
+    blocks: list[Block] = [about, drawn]
+    for run in runs:
+        build = _rewards if run.study.study == "rewards" else _alignment
+        parts = [Text(p) if isinstance(p, str) else p for p in (_ran(run), *build(run))]
+        blocks.append(Section(plain(run.study.title), parts))
+    claims = [Text(part) for part in _claims(runs)]
+    blocks.append(Section("What holds of the published claims", claims))
+    arms = dict.fromkeys(line.method for run in runs for line in run.lines)
+    return Page("Heads", blocks, "heads", {arm_name(arm): look(arm) for arm in arms})
 
 
 # ---- preference heads ---------------------------------------------------------------------------
 
 
-def _rewards(run: HeadRun) -> list[str]:
-    study, parts = run.study, []
+def _rewards(run: HeadRun) -> list[str | Table]:
+    study = run.study
+    parts: list[str | Table] = []
     for title, key, average in (
         ("In domain: test splits of what was trained on", "in_domain", IN_DOMAIN),
         ("Held out: tasks of which nothing was trained on", "held_out", heads_figures.HELD_OUT),
@@ -97,7 +101,7 @@ def _rewards(run: HeadRun) -> list[str]:
             cells = [wording.share(by[t].value) for t in tasks]
             rows.append(
                 [
-                    _plain(arm_name(arm)),
+                    plain(arm_name(arm)),
                     read_out,
                     str(by[average].seeds),
                     *cells,
@@ -106,7 +110,7 @@ def _rewards(run: HeadRun) -> list[str]:
             )
         parts += [
             f"**{title}.** Percent answered rightly; the average with its 95 % interval.",
-            _table(["", "ranked by", "seeds", *tasks, "average"], rows, 2),
+            Table(["", "ranked by", "seeds", *tasks, "average"], rows, (2, None)),
         ]
     parts += ["**Differences of averages, in points.**", _differences(run.verdicts)]
     if run.ablation:
@@ -118,7 +122,7 @@ def _rewards(run: HeadRun) -> list[str]:
     return parts
 
 
-def _ablation(run: HeadRun) -> str:
+def _ablation(run: HeadRun) -> Table:
     rows: dict[str, list[str]] = {}
     for line in run.ablation:
         parts = heads_figures.parts_of(line.method)
@@ -126,14 +130,14 @@ def _ablation(run: HeadRun) -> str:
         told = run.ablated.get((line.method, line.split))
         row += [_share(line), _verdict(told) if told else wording.NOTHING]
     header = ["pooling", "loss", "seeds", "in domain", "verdict", "held out", "verdict"]
-    return _table(header, list(rows.values()), 2)
+    return Table(header, list(rows.values()), (2, None))
 
 
 # ---- alignment heads ----------------------------------------------------------------------------
 
 
-def _alignment(run: HeadRun) -> list[str]:
-    parts = []
+def _alignment(run: HeadRun) -> list[str | Table]:
+    parts: list[str | Table] = []
     alphas = sorted({x.alpha for x in run.lines if x.alpha is not None and x.method != "base"})
     for test in run.study.splits:
         mine = [x for x in run.lines if x.split == test]
@@ -147,17 +151,17 @@ def _alignment(run: HeadRun) -> list[str]:
                 by = {x.alpha: x for x in mine if (x.method, x.metric) == (arm, metric)}
                 if arm != "base":
                     cells = [_with_interval(by[a], form) for a in alphas]
-                    rows.append([_plain(arm_name(arm)), str(by[alphas[0]].seeds), *cells])
+                    rows.append([plain(arm_name(arm)), str(by[alphas[0]].seeds), *cells])
             about = f"The bare model has {_share(base)}." if metric == "accuracy" else ""
             parts += [
-                f"**{_plain(test)}: {title}.** {about}".rstrip(),
-                _table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, 1),
+                f"**{plain(test)}: {title}.** {about}".rstrip(),
+                Table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, (1, None)),
             ]
     parts += ["**Differences at α = 1, in points.**", _differences(run.verdicts)]
     if rates := _rates(run):
         rows = [
             [
-                _plain(arm_name(arm)),
+                plain(arm_name(arm)),
                 f"{x['tokens_per_second']:.1f}",
                 f"{x['of_base']:.2f} [{x['of_base_low']:.2f}–{x['of_base_high']:.2f}]",
                 f"{x['of_genarm']:.2f}",
@@ -168,12 +172,12 @@ def _alignment(run: HeadRun) -> list[str]:
         parts += [
             f"**Decoding.** One row at a time, {rounds} rounds in turn, seconds of "
             f"{run.study.more['clock']} time: medians, in brackets the least and the largest.",
-            _table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, 1),
+            Table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, (1, None)),
         ]
     took = _took(run)
     said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in took.items())
     parts.append(
-        f"Processor time of training: {_plain(said)}; the head's states were stored in "
+        f"Processor time of training: {plain(said)}; the head's states were stored in "
         f"{run.study.more['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
         f"{run.study.settings['k']} likeliest tokens, which is not 0 at α = 0; its accuracy is by "
         "the mean of its own score of a token."
@@ -191,8 +195,8 @@ def _claims(runs: Sequence[HeadRun]) -> list[str]:
         build = _reward_claims if run.study.study == "rewards" else _alignment_claims
         lines = []
         for claim, found in build(run):
-            lines += [f"- *{claim}*", *(f"  - {_plain(sentence)}" for sentence in found)]
-        parts += [f"**{_plain(run.study.title)}**", "\n".join(lines)]
+            lines += [f"- *{claim}*", *(f"  - {plain(sentence)}" for sentence in found)]
+        parts += [f"**{plain(run.study.title)}**", "\n".join(lines)]
     return parts
 
 
@@ -341,20 +345,20 @@ def _said(v: Difference) -> str:
 # ---- cells --------------------------------------------------------------------------------------
 
 
-def _differences(lines: Sequence[Difference]) -> str:
+def _differences(lines: Sequence[Difference]) -> Table:
     rows = [
         [
-            *(_plain(side) for side in _sides(v)),
-            _plain(v.split),
+            *(plain(side) for side in _sides(v)),
+            plain(v.split),
             f"{wording.points(v.value)} [{_ends(v)}]",
-            _plain(wording.small(v.p_holm)),
+            plain(wording.small(v.p_holm)),
             wording.points(v.mde, sign=False),
             _verdict(v),
         ]
         for v in lines
     ]
     header = ["", "against", "on", "difference", "p (Holm)", "could see", "verdict"]
-    return _table(header, rows, 3, 6)
+    return Table(header, rows, (3, 6))
 
 
 def _sides(v: Difference) -> tuple[str, str]:
@@ -389,11 +393,11 @@ def _ends(v: Difference) -> str:
 def _ran(run: HeadRun) -> str:
     s, settings = run.study, run.study.settings
     if s.study == "rewards":
-        tests = wording.join([f"{_plain(t)} {n.items:,}" for t, n in s.splits.items()])
+        tests = wording.join([f"{plain(t)} {n.items:,}" for t, n in s.splits.items()])
         more = f" (“more data”: {s.more['more_items']:,})" if "more_items" in s.more else ""
         data = (
             f"trained on {s.train_items:,} items, {s.train_pairs:,} pairs{more}, of the training "
-            f"splits of {_plain(wording.join(s.more['in_domain']))}; items judged on: {tests}"
+            f"splits of {plain(wording.join(s.more['in_domain']))}; items judged on: {tests}"
         )
     else:
         tests = wording.join(

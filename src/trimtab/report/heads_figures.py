@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from trimtab.report import figures
-from trimtab.report.figures import INK, MUTED, NICE, PAGE, Panel
-from trimtab.report.looks import looks_of
+from trimtab.report import figures, svg
+from trimtab.report.looks import Look, looks_of
+from trimtab.report.svg import INK, MUTED, NICE, Panel
 from trimtab.study.results import About, Measurement
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
@@ -36,11 +35,10 @@ def arm_name(arm: str) -> str:
     return ARMS.get(arm, arm)
 
 
-def look(arm: str) -> tuple[str, str]:
+def look(arm: str) -> Look:
     """An arm's colour and marker: those of its method."""
     name = re.sub(r"[^a-z0-9]+", "-", arm)
-    colour, marker = looks_of([name])[name]
-    return figures._PLACEHOLDER[colour], marker
+    return looks_of([name])[name]
 
 
 def arms(lines: Sequence[Measurement]) -> list[tuple[str, str]]:
@@ -99,33 +97,16 @@ def _rows(
     """A row each: name, line, arm, whether its marker is hollow."""
     ends = [100 * getattr(x, k) for _, x, _, _ in rows for k in ("value", "low", "high")]
     note = f"{rows[0][1].items:,} items"
-    limits = figures._limits(ends, 5, at_most=100)
+    limits = svg.limits(ends, 5, at_most=100)
     labels = [label for label, *_ in rows]
-    with figures._rows(labels, limits, 24, title, note, width=440, most=most) as (figure, ax):
+    with svg.rows(labels, limits, 24, title, note, width=440, most=most) as (figure, ax):
         if bare is not None:
             ax.axvline(100 * bare, color=MUTED, lw=1, dashes=(3, 3))
         for y, (_, line, arm, hollow) in enumerate(rows):
-            colour, marker = look(arm)
-            low, high = (100 * getattr(line, k) for k in ("low", "high"))
-            ax.plot([low, high], [y, y], color=colour, lw=2, zorder=2)
-            _dot(ax, 100 * line.value, y, colour, marker, hollow)
+            svg.whisker(ax, look(arm), 100 * line.low, 100 * line.high, y)
+            svg.dot(ax, look(arm), 100 * line.value, y, hollow=hollow)
         ax.set_xlabel("answered rightly, %")
-    return figures._panel(figure, title, name)
-
-
-def _dot(ax: Axes, x: float, y: float, colour: str, marker: str, hollow: bool) -> None:
-    ax.plot(
-        [x],
-        [y],
-        marker=marker,
-        ms=8,
-        mfc=PAGE if hollow else colour,
-        mec=colour if hollow else PAGE,
-        mew=1.5 if hollow else 1,
-        ls="none",
-        zorder=3,
-        clip_on=False,
-    )
+    return svg.panel(figure, title, name)
 
 
 def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
@@ -134,13 +115,12 @@ def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
     (base,) = [x for x in mine if x.method == "base"]
     scale = 100 if metric == "accuracy" else 1
     title, unit = ("Accuracy", "%") if metric == "accuracy" else ("KL", "nats a token, root scale")
-    with figures._plane(f"{title}: {figures._short(test, 30)}", unit) as (figure, ax):
+    with svg.plane(f"{title}: {svg.short(test, 30)}", unit) as (figure, ax):
         top = 0.0
         if metric == "kl":
-            ax.set_yscale("function", functions=(figures._root, figures._square))
+            svg.root_scale(ax)
         order = dict.fromkeys(x.method for x in mine if x.method != "base")
         for arm in order:
-            colour, marker = look(arm)
             own = sorted(
                 (x for x in mine if (x.method, x.metric) == (arm, metric)),
                 key=lambda x: x.alpha or 0.0,
@@ -158,23 +138,11 @@ def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
             elif arm != "args":  # whose draws are not the bare model's at 0
                 at, values, low, high = ([0.0, *v] for v in (at, values, low, high))
             top = max([top, *(v for v in values if math.isfinite(v))])
-            ax.fill_between(at, low, high, color=colour, alpha=0.1, lw=0)
-            ax.plot(
-                at,
-                values,
-                color=colour,
-                lw=1.8,
-                marker=marker,
-                ms=7,
-                mec=PAGE,
-                mew=1,
-                label=arm_name(arm),
-                clip_on=False,
-            )
-        figures._alpha_axis(ax, [0.0, *(x.alpha or 0.0 for x in mine)])
+            svg.line(ax, look(arm), at, values, (low, high), label=arm_name(arm), ms=7)
+        figures.alpha_axis(ax, [0.0, *(x.alpha or 0.0 for x in mine)])
         if metric == "kl":
-            figures._root_ticks(ax, top)
+            svg.root_ticks(ax, top)
         else:
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.legend(frameon=False, fontsize=10, labelcolor=INK, ncols=2)
-    return figures._panel(figure, f"{title} over alpha on {test}", f"{metric}-{test}")
+    return svg.panel(figure, f"{title} over alpha on {test}", f"{metric}-{test}")

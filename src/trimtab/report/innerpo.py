@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.report import figures, wording
-from trimtab.report.claim import CONTROLS, OOS, TEST, Table, answer, findings, judged
-from trimtab.report.files import write_text
-from trimtab.report.markdown import _cell, _gain, _plain, _ran, _table
-from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, TRAIN, Results, read_results
+from trimtab.report import claim, figures, render, wording
+from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
+from trimtab.report.claim import CONTROLS, OOS, TEST, answer, findings, judged
+from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, Results, read_results
+from trimtab.report.tables import gain, looks, share, splits_of, what_ran
 
 ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion")
 """The README's."""
@@ -37,19 +37,11 @@ def write_innerpo(folder: Path, page: Path) -> Path | None:
         return None
     rank = {name: i for i, name in enumerate(ORDER)}
     studies.sort(key=lambda r: (rank.get(r.study.suite, len(ORDER)), r.study.suite))
-    tables = {at: judged(studies, OOS, at) for at in (ALPHA_1, EQUAL_KL)}
-    panels = figures.gain(
-        *(_only(r, tables) for r in studies),
-        named=lambda r, split: wording.shift(r.study.suite, split),
-    )
-    figure = page.with_suffix(".svg")
-    write_text(figure, figures.sheet(panels, columns=2))
     screened = [r for r in runs if OOS not in r.splits]
-    write_text(page, _markdown(studies, screened, tables, figure.name))
-    return page
+    return render.write(innerpo_page(studies, screened), page)
 
 
-def _only(results: Results, tables: dict[str, Table]) -> Results:
+def _only(results: Results, tables: dict[str, claim.Table]) -> Results:
     """A run with the comparisons of these tables alone, as they are judged there."""
     own = [
         c for t in tables.values() for (suite, _), c in t.items() if suite == results.study.suite
@@ -57,30 +49,38 @@ def _only(results: Results, tables: dict[str, Table]) -> Results:
     return replace(results, comparisons=tuple(own))
 
 
-def _markdown(
-    studies: Sequence[Results], screened: Sequence[Results], tables: dict[str, Table], figure: str
-) -> str:
+def innerpo_page(studies: Sequence[Results], screened: Sequence[Results]) -> Page:
+    """The page."""
+    tables = {at: judged(studies, OOS, at) for at in (ALPHA_1, EQUAL_KL)}
     baseline = wording.label(studies[0].baseline or "")
     methods = list(dict.fromkeys(m for r in studies for m in r.methods))
     tried = [m for m in methods if m not in CONTROLS and not m.startswith("dpo")]
     learned = judged(studies, TEST, bare=True)
-    found = findings(tables[ALPHA_1], learned, tried)
-    said = answer(found, baseline)
-    parts = [
-        "# Does aligning hidden states generalise further than aligning outputs?",
-        _plain(said),
-        f"![Gain over {baseline} out of distribution with 95 % intervals]({figure})",
+    said = plain(answer(findings(tables[ALPHA_1], learned, tried), baseline))
+    panels = figures.gain(
+        *(_only(r, tables) for r in studies),
+        named=lambda r, split: wording.shift(r.study.suite, split),
+    )
+    drawn = Figure(
+        panels,
+        f"Gain over {baseline} out of distribution with 95 % intervals",
         f"Points of accuracy above {baseline} out of distribution, on the same items; thick: dials at "
         f"α = 1, thin: at the α where KL equals {baseline}'s. A filled marker is a verdict, a hollow "
         "one “cannot tell”; the grey bar spans what could not have been seen.",
-        "## The tables",
+        2,
+    )
+    about = Text(
         "Accuracy in percent with 95 % intervals, dials at α = 1; beside it, where the README of "
         "wassname/repr-preference-optimization has the table, what it says: one unseeded run each on "
-        "another model (llama-3-2-1b-sft), by another score, so not to be compared number by number.",
+        "another model (llama-3-2-1b-sft), by another score, so not to be compared number by number."
+    )
+    each = [Section(plain(r.study.suite), [_accuracies(r)], level=3) for r in studies]
+    blocks: list[Block] = [
+        Text(said, lead=True),
+        drawn,
+        Section("The tables", [about, *each]),
     ]
-    for r in studies:
-        parts += [f"### {_plain(r.study.suite)}", _accuracies(r)]
-    about = (
+    adjusted = Text(
         "Points of accuracy [95 % interval, not adjusted]; bold where it is a verdict (p-values "
         "adjusted by Holm over the table)."
     )
@@ -92,16 +92,26 @@ def _markdown(
         ("In distribution, against the bare model", learned),
     ):
         if table:
-            parts += [f"## {title}", about, _gains(table, studies, methods)]
-    for r in screened:
-        parts += ["## Which of innerDPO's scores", _screening(r)]
-    parts += ["## What was run"]
-    for r in studies:
-        parts += [f"**{_plain(r.study.suite)}**", f"{_ran(r)}\n\n```\n{r.study.command}\n```"]
-    parts.append(_tuning(studies))
-    parts += ["## Caveats", "\n".join(f"- {_plain(c)}" for c in _caveats(studies))]
-    parts += ["## What this says about the claim", *_claim(studies, tables, learned, said, tried)]
-    return "\n\n".join(parts) + "\n"
+            blocks.append(Section(title, [adjusted, _gains(table, studies, methods)]))
+    blocks += [Section("Which of innerDPO's scores", _screening(r)) for r in screened]
+    ran = [
+        Text(f"**{plain(r.study.suite)}**\n\n{what_ran(r)}\n\n{fenced(r.study.command)}")
+        for r in studies
+    ]
+    return Page(
+        "Does aligning hidden states generalise further than aligning outputs?",
+        [
+            *blocks,
+            Section("What was run", [*ran, Text(_tuning(studies))]),
+            Section("Caveats", [listed([plain(c) for c in _caveats(studies)])]),
+            Section(
+                "What this says about the claim",
+                [Text(part) for part in _claim(studies, tables, learned, said, tried)],
+            ),
+        ],
+        "InnerPO",
+        looks(methods),
+    )
 
 
 def _caveats(studies: Sequence[Results]) -> Iterator[str]:
@@ -115,10 +125,9 @@ def _caveats(studies: Sequence[Results]) -> Iterator[str]:
         yield caveat if len(of) == len(studies) else f"{wording.join(of)}: {caveat}"
 
 
-def _accuracies(results: Results) -> str:
+def _accuracies(results: Results) -> Table:
     """A row a method: ours by split, then the README's in one column."""
-    splits = [TRAIN] if any(results.read(m, TRAIN) for m in results.methods) else []
-    splits += results.splits
+    splits = splits_of(results)
     published = results.study.published.rows if results.study.published else {}
     same = results.study.equivalent
     rows = []
@@ -129,27 +138,27 @@ def _accuracies(results: Results) -> str:
     mine = [name for m in results.methods for name in (m, *twins[m])]
     for name in dict.fromkeys([BASE, *mine, *published]):
         ours = same.get(name, name)
-        text = _plain(wording.label(name))
+        text = plain(wording.label(name))
         if ours != name:
-            text += f" (provably {_plain(ours)})"
+            text += f" (provably {plain(ours)})"
         shares = published.get(name, {})
         theirs = " / ".join(wording.share(shares.get(s)) for s in splits) if shares else ""
-        rows.append([text, *(_cell(results.read(ours, s)) for s in splits), theirs])
+        rows.append([text, *(share(results.read(ours, s)) for s in splits), theirs])
     header = ["method", *splits, f"README: {' / '.join(splits)}"]
     if not published:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return _table(header, rows, numeric_from=1)
+    return Table(header, rows)
 
 
-def _gains(table: Table, studies: Sequence[Results], methods: Sequence[str]) -> str:
+def _gains(table: claim.Table, studies: Sequence[Results], methods: Sequence[str]) -> Table:
     """A row a method, a column a shift."""
     suites = [r.study.suite for r in studies]
     shown = [m for m in methods if any((s, m) in table for s in suites)]
-    rows = [[_plain(wording.label(m)), *(_gain(table.get((s, m))) for s in suites)] for m in shown]
-    return _table(["method", *suites], rows, numeric_from=1)
+    rows = [[plain(wording.label(m)), *(gain(table.get((s, m))) for s in suites)] for m in shown]
+    return Table(["method", *suites], rows)
 
 
-def _screening(results: Results) -> str:
+def _screening(results: Results) -> list[Block]:
     """Accuracy and margin on held-out items of the training distribution."""
     split = results.splits[0]
     seeds = wording.count(len(results.study.seeds), "seed")
@@ -161,11 +170,11 @@ def _screening(results: Results) -> str:
     for name in results.methods:
         margin = results.read(name, split, "margin")
         interval = wording.bounds(margin.low, margin.high, wording.number) if margin else ""
-        shown = wording.number(margin.value if margin else None)
-        cells = [_cell(results.read(name, split)), f"{shown} [{interval}]" if interval else shown]
-        rows.append([_plain(wording.label(name)), *cells])
-    table = _table(["method", "accuracy", "margin"], rows, numeric_from=1)
-    return f"{about}\n\n{table}\n\n```\n{results.study.command}\n```"
+        shown = wording.within(wording.number(margin.value if margin else None), interval)
+        cells = [share(results.read(name, split)), shown]
+        rows.append([plain(wording.label(name)), *cells])
+    table = Table(["method", "accuracy", "margin"], rows)
+    return [Text(about), table, Text(fenced(results.study.command))]
 
 
 def _tuning(studies: Sequence[Results]) -> str:
@@ -182,14 +191,14 @@ def _tuning(studies: Sequence[Results]) -> str:
         return (
             f"Every trained method had {next(iter(trials.values()))} trials to find its settings."
         )
-    said = ", ".join(f"{_plain(m)} {n}" for m, n in trials.items())
+    said = ", ".join(f"{plain(m)} {n}" for m, n in trials.items())
     return f"Settings were not chosen with the same number of trials: {said}."
 
 
 def _claim(
     studies: Sequence[Results],
-    tables: dict[str, Table],
-    learned: Table,
+    tables: dict[str, claim.Table],
+    learned: claim.Table,
     said: str,
     tried: Sequence[str],
 ) -> list[str]:
@@ -202,14 +211,13 @@ def _claim(
         f"than {baseline}'s, and in distribution better than the bare model's: whoever learns nothing "
         f"also loses nothing. It *holds* for a method that goes further somewhere and less far "
         "nowhere.",
-        f"**{_plain(said)}**",
+        f"**{said}**",
     ]
     for at, place in ((ALPHA_1, "At α = 1"), (EQUAL_KL, f"At {baseline}'s KL")):
         found = findings(tables[at], learned, tried)
         if found:
             lines = [
-                f"- {_plain(wording.label(f.method))}: {_plain(f.sentence(baseline))}."
-                for f in found
+                f"- {plain(wording.label(f.method))}: {plain(f.sentence(baseline))}." for f in found
             ]
             parts.append(f"{place}:\n\n" + "\n".join(lines))
     parts += filter(None, (_indoors(studies, tried), _controls(tables[ALPHA_1]), _readme(studies)))
@@ -228,7 +236,7 @@ def _indoors(studies: Sequence[Results], tried: Sequence[str]) -> str:
     )
 
 
-def _controls(oos: Table) -> str:
+def _controls(oos: claim.Table) -> str:
     """What is ahead of the baseline without aligning any hidden state."""
     ahead = [
         f"{wording.label(m)} on {suite}"
@@ -237,7 +245,7 @@ def _controls(oos: Table) -> str:
     ]
     if not ahead:
         return ""
-    return _plain(
+    return plain(
         f"Better than DPO out of distribution, too: {wording.join(ahead)}. There it takes no alignment "
         "of hidden states to be ahead."
     )
@@ -254,7 +262,7 @@ def _readme(studies: Sequence[Results]) -> str:
             gains.append(f"{wording.points(max(inner) - dpo)} on {r.study.suite}")
     if not gains:
         return ""
-    return _plain(
+    return plain(
         "The README's own figures, the best of its methods on hidden states less DPO out of "
         f"distribution, in points: {wording.join(gains)}."
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from trimtab.report.blocks import On
+from trimtab.report.compare import write_markdown
 from trimtab.report.heads import write_heads
 from trimtab.report.innerpo import write_innerpo
-from trimtab.report.markdown import write_markdown
 from trimtab.report.steering import write_steering
 from trimtab.study.results import is_grid, kind_of, runs_in
 
-Writer = Callable[[Path, Path], Path | None]
-"""Takes a folder of results and the page to write; gives None where there is nothing to show yet."""
+Writer = Callable[..., Path | None]
+"""Takes a folder of results, the page to write and in which form; gives None where there is
+nothing to show yet."""
 
 NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
@@ -45,13 +47,14 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
     return [page for page in made if page is not None]
 
 
-def write_own_page(run: Path) -> Path | None:
+def write_own_page(run: Path) -> list[Path]:
     """Write the page of a run of `dose` (of one trait or several) or of a comparison of heads into its
-    folder, as `report.md`; None for another folder."""
+    folder, as `report.md` and `report.html`; none for another folder."""
     for kind, write in PARTS.items():
         if runs_in(run, kind):
-            return write(run, run / "report.md")
-    return None
+            made = write(run, run / "report.md"), write(run, run / "report.html", On.HTML)
+            return [page for page in made if page is not None]
+    return []
 
 
 def _writer(folder: Path) -> Writer | None:

@@ -7,77 +7,81 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.report import figures, wording
+from trimtab.report import render, wording
+from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
-from trimtab.report.files import write_text
-from trimtab.report.markdown import _plain, _table
-from trimtab.report.steering_figures import panels
+from trimtab.report.looks import CONTROLS, looks_of
+from trimtab.report.steering_figures import key, legend, panels
 from trimtab.study.results import PERSONA, Difference, Measurement, runs_in
 
 SHOWN = ("mean", "rotation", PERSONA)
 """Cells whose generations are on the page, beside the best one's."""
 
 
-def write_steering(folder: Path, page: Path) -> Path | None:
-    """Write the Markdown page over every trait in `folder`, or over the one that it is, and its figure
-    beside it; None where there is none. Same files, same bytes."""
+READING = [
+    "*slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that a "
+    "dial has the same slope at any strength, and dials of different kinds can be compared. Bold: "
+    "above the random directions, each turned the way it leans; paired on the same questions.",
+    "*swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
+    "the prompt's own.",
+    "*R²*: share of the questions' movement that one line explains. *valid*: readings at which "
+    "the likelier answer had lost no more than 1 nat a token. *score*: slope × R² × valid².",
+    "*odd*: 1 where −α does the opposite of α on every question, ½ where the two are unrelated, 0 "
+    "where both do the same.",
+    "*wrong way*: share of questions that the dial moves away from the trait.",
+    "*published*: the binary log-ratio correlation of wassname/repeng, |slope over sign(α) "
+    "log(1+|α|)| × R² × valid², of each question, averaged. It depends on what one α means, and a "
+    "dial that works the wrong way round scores as well.",
+    "*seconds*: processor time of fitting, states not shared with other methods.",
+]
+"""How to read the table of a trait."""
+
+
+def write_steering(folder: Path, page: Path, to: On = On.MARKDOWN) -> Path | None:
+    """Write the page over every trait in `folder`, or over the one that it is, with its figure; None
+    where there is none. Same files, same bytes."""
     found = [read_doses(each) for each in runs_in(folder, "steering")]
-    if not found:
-        return None
-    figure = page.with_suffix(".svg")
-    write_text(figure, figures.sheet(panels(found), columns=2))
-    write_text(page, markdown(found, figure.name))
-    return page
+    return render.write(steering_page(found), page, to) if found else None
 
 
-def markdown(found: Sequence[Doses], figure: str) -> str:
+def steering_page(found: Sequence[Doses]) -> Page:
     """The page."""
-    first = found[0]
-    splits = first.about.splits
-    parts = [
-        "# Steering: every method, at the damage of a prompt",
-        f"`{_plain(wording.model(first.about.model))}`; each method learns from "
-        f"{first.about.train_pairs} suffixes that a persona with the trait and one without it "
-        f"might say, and is measured on {splits['test'].items} questions that share nothing with them. A "
-        "question has an answer that shows the trait and one that does not; the log-ratio is the "
-        "difference of their mean log-probs, in nats a token. Damage is KL from the bare model on "
-        f"{splits['neutral'].items} neutral passages; every dial is turned to where it equals that of a "
-        "system prompt with the persona, and measured there, at twice that α, and at the "
-        "opposites. Intervals are 95 %, over questions and passages, each for itself: nothing is adjusted "
-        "for the number of methods.",
-        "\n".join(f"- {_headline(d)}" for d in found),
-        f"![Shift of the log-ratio and rise of NLL over damage, by trait]({figure})",
-        "Left of 0 is negative α, or the opposite persona. Grey: random directions.",
-        "## Slopes",
+    first = found[0].about
+    splits = first.splits
+    about = (
+        f"`{plain(wording.model(first.model))}`; each method learns from {first.train_pairs} "
+        "suffixes that a persona with the trait and one without it might say, and is measured on "
+        f"{splits['test'].items} questions that share nothing with them. A question has an answer that "
+        "shows the trait and one that does not; the log-ratio is the difference of their mean "
+        f"log-probs, in nats a token. Damage is KL from the bare model on {splits['neutral'].items} "
+        "neutral passages; every dial is turned to where it equals that of a system prompt with the "
+        "persona, and measured there, at twice that α, and at the opposites. Intervals are 95 %, over "
+        "questions and passages, each for itself: nothing is adjusted for the number of methods."
+    )
+    slopes = (
         "Nats a token of log-ratio for one root nat of damage, with 95 % intervals; bold where it lies "
         "above the random directions, each turned the way it leans. The last column: processor seconds "
-        "of fitting, the mean over traits.",
-        _overview(found),
+        "of fitting, the mean over traits."
+    )
+    drawn, names = panels(found), legend(found)
+    shown = "Shift of the log-ratio and rise of NLL over damage, by trait"
+    caption = "Left of 0 is negative α, or the opposite persona. Grey: random directions."
+    blocks: list[Block] = [
+        Text(about),
+        listed([_headline(d) for d in found]),
+        Figure([*drawn, key(names)], shown, caption, 2, on=On.MARKDOWN),
+        Figure(drawn, shown, caption, 2, list(names), On.HTML),
+        Section("Slopes", [Text(slopes), _overview(found)]),
     ]
     for doses in found:
-        parts += [f"## {doses.trait.capitalize()}", _about(doses), _results(doses)]
-        parts += _said(doses)
-    parts += [
-        "## How to read the table",
-        "- *slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that "
-        "a dial has the same slope at any strength, and dials of different kinds can be compared. "
-        "Bold: above the random directions, each turned the way it leans; paired on the same "
-        "questions.\n"
-        "- *swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
-        "the prompt's own.\n"
-        "- *R²*: share of the questions' movement that one line explains. *valid*: readings at which "
-        "the likelier answer had lost no more than 1 nat a token. *score*: slope × R² × valid².\n"
-        "- *odd*: 1 where −α does the opposite of α on every question, ½ where the two are unrelated, "
-        "0 where both do the same.\n"
-        "- *wrong way*: share of questions that the dial moves away from the trait.\n"
-        "- *published*: the binary log-ratio correlation of wassname/repeng, |slope over "
-        "sign(α) log(1+|α|)| × R² × valid², of each question, averaged. It depends on what one α "
-        "means, and a dial that works the wrong way round scores as well.\n"
-        "- *seconds*: processor time of fitting, states not shared with other methods.",
-        "## What was run",
-        _ran(found),
-    ]
-    return "\n\n".join(parts) + "\n"
+        parts = [Text(_about(doses)), Table(*_cells(doses)), *_said(doses)]
+        blocks.append(Section(doses.trait.capitalize(), parts))
+    blocks.append(Section("How to read the table", [listed(READING)]))
+    blocks.append(Section("What was run", [Text(_ran(found))]))
+    rows = {c.name: c.method for d in found for c in d.cells.values() if not c.half}
+    methods = looks_of(rows) | {n: CONTROLS[m] for n, m in rows.items() if m in CONTROLS}
+    title = "Steering: every method, at the damage of a prompt"
+    return Page(title, blocks, "dose", methods | names)
 
 
 def console(folder: Path) -> str:
@@ -123,7 +127,7 @@ def _headline(doses: Doses) -> str:
     return "; ".join(parts) + "."
 
 
-def _overview(found: Sequence[Doses]) -> str:
+def _overview(found: Sequence[Doses]) -> Table:
     """A row a method, a column a trait."""
     names = dict.fromkeys(c.name for d in found for c in d.cells.values() if not c.half)
     rows = []
@@ -132,8 +136,8 @@ def _overview(found: Sequence[Doses]) -> str:
         took = [c.seconds for c in cells if c and c.seconds is not None]
         mean = sum(took) / len(took) if took else None
         slopes = [_slope(d, c) if c else wording.NOTHING for d, c in zip(found, cells, strict=True)]
-        rows.append([_plain(name), *slopes, wording.number(mean, 1)])
-    return _table(["method", *(d.trait for d in found), "seconds"], rows, numeric_from=1)
+        rows.append([plain(name), *slopes, wording.number(mean, 1)])
+    return Table(["method", *(d.trait for d in found), "seconds"], rows)
 
 
 def _slope(doses: Doses, cell: Cell) -> str:
@@ -145,7 +149,7 @@ def _slope(doses: Doses, cell: Cell) -> str:
 def _about(doses: Doses) -> str:
     personas = doses.about.more["personas"]
     said = [
-        f"Prompts: “{_plain(personas['1.0'])}” and “{_plain(personas['-1.0'])}”. Damage of the two, on "
+        f"Prompts: “{plain(personas['1.0'])}” and “{plain(personas['-1.0'])}”. Damage of the two, on "
         f"average: KL {wording.number(doses.about.equal_kl, 3)} nats a token."
     ]
     for d in doses.run.differences:
@@ -157,11 +161,6 @@ def _about(doses: Doses) -> str:
             f"{_with_ends(d, sign=True)}."
         )
     return " ".join(said)
-
-
-def _results(doses: Doses) -> str:
-    header, rows = _cells(doses)
-    return _table(header, rows, numeric_from=1)
 
 
 def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
@@ -182,7 +181,7 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
         less = doses.against(c.name, PERSONA, "swing")
         rows.append(
             [
-                _plain(c.name),
+                plain(c.name),
                 _slope(doses, c),
                 _value(c, "swing", sign=True),
                 _with_ends(less, sign=True) if less else wording.NOTHING,
@@ -199,7 +198,7 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _said(doses: Doses) -> list[str]:
+def _said(doses: Doses) -> list[Block]:
     """Generations of a few cells at every dose; all of them lie in the folder."""
     best = doses.best
     names = list(dict.fromkeys([*([best.name] if best else []), *SHOWN]))
@@ -207,20 +206,16 @@ def _said(doses: Doses) -> list[str]:
     if not rows:
         return []
     prompt = rows[0].prompt
-    body = [
-        [_plain(name_of(g)), wording.alpha(g.alpha), _plain(g.text)]
-        for g in rows
-        if g.prompt == prompt
-    ]
-    about = f"Asked “{_plain(prompt)}”; the likeliest token each time. All: `generations.jsonl`."
-    return [about, _table(["method", "α", "answer"], body, numeric_from=1, numeric_to=2)]
+    body = [[name_of(g), wording.alpha(g.alpha), g.text] for g in rows if g.prompt == prompt]
+    about = f"Asked “{plain(prompt)}”; the likeliest token each time. All: `generations.jsonl`."
+    return [Text(about), Table(["method", "α", "answer"], body, (1, 2), words=True)]
 
 
 def _ran(found: Sequence[Doses]) -> str:
     first = found[0].about
     versions = ", ".join(f"{k} {v}" for k, v in first.versions.items())
     lines = [
-        f"- model `{_plain(first.model)}`, digest `{first.model_digest}`",
+        f"- model `{plain(first.model)}`, digest `{first.model_digest}`",
         *(f"- `{d.about.train}`, `{d.about.splits['test'].spec}`" for d in found),
         f"- {versions}; commit `{first.commit}`",
     ]

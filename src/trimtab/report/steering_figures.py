@@ -3,52 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from trimtab.report import wording
+from trimtab.report import svg, wording
 from trimtab.report.doses import RANDOM, Doses
-from trimtab.report.figures import (
-    _PLACEHOLDER,
-    INK,
-    MUTED,
-    NICE,
-    PAGE,
-    RULE,
-    Panel,
-    _figure,
-    _panel,
-    _plane,
-)
-from trimtab.report.looks import looks_of
+from trimtab.report.looks import CONTROLS, Look, looks_of
+from trimtab.report.svg import NICE, RULE, Panel
 from trimtab.study.results import PERSONA
 
-Look = tuple[str, str, str]
-"""Colour, marker, how its line is drawn."""
+_GREY = Look(CONTROLS[RANDOM].colour, "")
+"""Random directions: many, so without markers."""
 
 
 def panels(found: Sequence[Doses]) -> list[Panel]:
-    """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage; then
-    the legend."""
-    looks, labels = _looks(found)
+    """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage."""
+    looks, _ = _looks(found)
     drawn = []
     for doses in found:
         for metric, title, unit in (
             ("shift", doses.trait.capitalize(), "log-ratio, nats a token"),
             ("nll_rise", f"{doses.trait.capitalize()}: damage", "rise of NLL, nats a token"),
         ):
-            with _plane(title, unit) as (figure, ax):
+            with svg.plane(title, unit) as (figure, ax):
                 ax.axhline(0, color=RULE, lw=1, zorder=0.6)
                 ax.axvline(0, color=RULE, lw=1, zorder=0.6)
                 for name, look in looks.items():
-                    if name in doses.cells:
-                        _line(ax, doses.cells[name].curve, metric, look)
+                    rows = doses.cells[name].curve if name in doses.cells else ()
+                    at, values = [r["dose"] for r in rows], [r[metric] for r in rows]
+                    svg.line(ax, look, at, values, **_style(look))
                 ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
                 ax.set_xlabel("√KL from the bare model, with the sign of α")
-            drawn.append(_panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
-    return [*drawn, _legend({labels[name]: look for name, look in looks.items()})]
+            drawn.append(svg.panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
+    return drawn
+
+
+def legend(found: Sequence[Doses]) -> dict[str, Look]:
+    """What the lines are called, and their looks."""
+    looks, labels = _looks(found)
+    return {labels[name]: look for name, look in looks.items()}
 
 
 def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
@@ -60,14 +55,13 @@ def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
     table = looks_of(rows)
     for name, method in sorted(rows.items(), key=lambda item: item[1] != RANDOM):
         if method == RANDOM:
-            looks[name], labels[name] = (MUTED, "", "-"), wording.label(RANDOM)
+            looks[name], labels[name] = _GREY, wording.label(RANDOM)
         elif method == PERSONA:
-            looks[name], labels[name] = (INK, "D", "--"), wording.label(PERSONA)
+            looks[name], labels[name] = CONTROLS[PERSONA], wording.label(PERSONA)
         elif equal := next((other for other in looks if _same(found, name, other)), None):
             labels[equal] += f", {name}"
         else:
-            colour, marker = table[name]
-            looks[name], labels[name] = (_PLACEHOLDER[colour], marker, "-"), name
+            looks[name], labels[name] = table[name], name
     return looks, labels
 
 
@@ -81,35 +75,26 @@ def _same(found: Sequence[Doses], one: str, other: str) -> bool:
     return all(curve(d, one) == curve(d, other) for d in found)
 
 
-def _line(ax: Axes, rows: Sequence[Mapping[str, float]], metric: str, look: Look) -> None:
-    colour, marker, style = look
-    ax.plot(
-        [r["dose"] for r in rows],
-        [r[metric] for r in rows],
-        color=colour,
-        lw=1.2 if colour == MUTED else 1.6,
-        ls=style,
-        marker=marker or None,
-        ms=6.5,
-        mec=PAGE,
-        mew=1,
-        zorder=2 if colour == MUTED else 3,
-        clip_on=False,
-    )
+def _style(look: Look) -> dict[str, Any]:
+    """How a line is drawn: what is measured against stands behind, the prompt's is dashed."""
+    if look == _GREY:
+        return {"lw": 1.2, "zorder": 2}
+    return {"lw": 1.6, "ms": 6.5, "ls": "--" if look == CONTROLS[PERSONA] else "-"}
 
 
-def _legend(shown: dict[str, Look]) -> Panel:
+def key(shown: Mapping[str, Look]) -> Panel:
+    """The legend as a panel."""
     columns, pitch = 4, 22
     width, height = 860, 12 + pitch * -(-len(shown) // columns)
-    with _figure(width, height) as figure:
+    with svg.canvas(width, height) as figure:
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_xlim(0, width)
         ax.set_ylim(height, 0)
         ax.axis("off")
-        for i, (name, (colour, marker, style)) in enumerate(shown.items()):
+        for i, (name, look) in enumerate(shown.items()):
             x, y = 16 + (i % columns) * (width // columns), 14 + pitch * (i // columns)
-            ax.plot([x, x + 26], [y, y], color=colour, lw=1.6, ls=style)
-            if marker:
-                ax.plot([x + 13], [y], color=colour, marker=marker, ms=6.5, mec=PAGE, mew=1)
+            svg.line(ax, Look(look.colour, ""), [x, x + 26], [y, y], **_style(look))
+            if look.marker:
+                svg.dot(ax, look, x + 13, y, 5.5)
             ax.text(x + 34, y, name, va="center", size=12)
-        return _panel(figure, "Legend", "legend")
+        return svg.panel(figure, "Legend", "legend")

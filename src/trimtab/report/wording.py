@@ -99,6 +99,11 @@ def bounds(low: float, high: float, form=share, to: str = "–") -> str:
     return "" if math.isnan(low) or math.isnan(high) else f"{form(low)}{to}{form(high)}"
 
 
+def within(value: str, interval: str) -> str:
+    """A value with its interval, where there is one."""
+    return f"{value} [{interval}]" if interval else value
+
+
 def join(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

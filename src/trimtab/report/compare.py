@@ -1,0 +1,328 @@
+"""The page of a comparison, and that of several: blocks from result files. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from rich.console import RenderableType
+
+from trimtab.report import figures, render, tables, wording
+from trimtab.report.blocks import (
+    Block,
+    Figure,
+    On,
+    Page,
+    Section,
+    Table,
+    Text,
+    code,
+    fenced,
+    listed,
+    plain,
+)
+from trimtab.report.results import (
+    ALPHA_1,
+    EQUAL_KL,
+    NEUTRAL,
+    Difference,
+    Grid,
+    Measurement,
+    Results,
+    read_grid,
+    read_results,
+)
+from trimtab.study.results import is_grid
+
+READING = {
+    "dial, α": "Each method yields a dial on the same model. At α = 0 the model is untouched; at 1 the "
+    "dial is fully on; below 0 it pushes the other way.",
+    "accuracy": "Of two answers to a prompt, the model should find the better one likelier per token. "
+    "50 % is a coin toss.",
+    "95 % interval": "Where the figure may lie if other items of the same kind had been drawn, and "
+    "other seeds where there are several.",
+    "verdict": "“Better” or “worse” where a difference on the same items is larger than chance explains, "
+    "all rows of the table taken together; else “cannot tell”, which does not mean “the same”.",
+    "could see": "The smallest true difference, in points, that this many items would have shown four "
+    "times in five; above 5 points a comparison is underpowered.",
+    "KL, rise in NLL": "How far the dial moves the model on text that has nothing to do with the "
+    "preference. A gain bought with damage is a poor one, hence the second reading at equal KL.",
+}
+
+
+def read_page(run_dir: str | Path) -> Page:
+    """The page of a run, or of several models and suites.
+
+    Raises:
+        TrimtabError: a result file is missing or malformed.
+    """
+    if is_grid(run_dir):
+        return grid_page(read_grid(run_dir))
+    return page(read_results(run_dir))
+
+
+def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write a run's HTML page, and those of its parts where it has some.
+
+    Same result files, same bytes. The page is written aside and renamed.
+
+    Args:
+        run_dir: a folder with `study.json` and `results.jsonl` (see `results.py`).
+        out: the file to write; `report.html` in the run's folder where not given.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        TrimtabError: a result file is missing or malformed, or the page cannot be written.
+    """
+    path = Path(out) if out is not None else Path(run_dir) / "report.html"
+    if is_grid(run_dir):
+        grid = read_grid(run_dir)
+        for name in grid.names:
+            write_page(Path(run_dir) / name)
+        return render.write(grid_page(grid), path, On.HTML)
+    return render.write(page(read_results(run_dir)), path, On.HTML)
+
+
+def write_markdown(run_dir: str | Path, out_md: str | Path) -> Path:
+    """Write a run's Markdown page, and its figure as `<name>.svg` in the same folder.
+
+    Same result files, same bytes. Both files are written aside and renamed.
+
+    Args:
+        run_dir: a folder with `study.json` and `results.jsonl` (see `results.py`).
+        out_md: the page to write; its folder is made.
+
+    Returns:
+        the page's path.
+
+    Raises:
+        TrimtabError: a result file is missing or malformed, or the page cannot be written.
+    """
+    return render.write(read_page(run_dir), Path(out_md))
+
+
+def console_tables(run_dir: str | Path) -> RenderableType:
+    """Accuracies, verdicts and dose–response of a run, to be printed with a rich console.
+
+    Raises:
+        TrimtabError: a result file is missing or malformed.
+    """
+    return render.console(read_page(run_dir))
+
+
+# ---- one run ------------------------------------------------------------------------------------
+
+
+def page(results: Results) -> Page:
+    """A run."""
+    study = results.study
+    panels = figures.accuracy(results)
+    return Page(
+        plain(study.title),
+        [*_answer(results, panels), *_sections(results, panels)],
+        " · ".join(filter(None, (study.suite and f"suite {study.suite}", study.model))),
+        tables.looks(results.methods),
+    )
+
+
+def _answer(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Block]:
+    yield Text(plain(wording.headline(results)), lead=True)
+    for at in (ALPHA_1, EQUAL_KL):
+        said = wording.answers(results, at) if results.at(at) else []
+        sentences = listed([plain(wording.label(m) + s) for m, s in said])
+        if said and at == ALPHA_1:
+            yield sentences
+        elif said:
+            baseline = plain(wording.label(results.baseline or ""))
+            title = f"The same with every dial turned until its KL equals {baseline}’s"
+            yield Section(title, [sentences], On.HTML, folded=True)
+    learned = wording.trained(results)
+    if learned:
+        yield Text(plain(learned))
+    yield Figure(panels, "Accuracy per split with 95 % intervals", on=On.MARKDOWN)
+
+
+def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Block]:
+    many = len(results.study.seeds) > 1
+    dots = "; small dots are single seeds" if many else ""
+    shown = (
+        f"Accuracy on each evaluation split with 95 % intervals over items. The dashed line is the bare "
+        f"model{dots}."
+    )
+    others = [
+        block
+        for m in wording.shown_metrics(results)[1:]
+        for block in tables.other_metric(results, m)
+    ]
+    yield Section(
+        "Accuracy",
+        [
+            Text("Percent, dials at α = 1, with 95 % intervals.", On.ALL),
+            *tables.accuracies(results),
+            Figure(panels, caption=shown, on=On.HTML),
+            Section("Other ways of scoring", others, On.HTML, folded=True),
+        ],
+    )
+    gains = figures.gain(results)
+    for at in (ALPHA_1, EQUAL_KL):
+        rows = results.at(at)
+        if rows:
+            baseline = plain(wording.label(rows[0].against))
+            where = "α = 1" if at == ALPHA_1 else f"the α where KL equals {baseline}'s at α = 1"
+            caption = (
+                f"Points of accuracy above {baseline}, on the same items. Upper line: α = 1; thinner "
+                "lower line: the α of equal KL. A filled marker is a verdict, a hollow one “cannot "
+                "tell”; the grey bar spans what this run could not have seen."
+            )
+            drawn = Figure(gains if at == ALPHA_1 else (), caption=caption, on=On.HTML)
+            told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
+            yield Section(f"Against {baseline}, at {where}", told)
+    if results.gains:
+        told = [Text(wording.ADJUSTED), tables.verdicts(tables.by_split(results))]
+        yield Section("Against the bare model, at α = 1", told, On.PAGES)
+    yield _dose(results)
+    yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
+    yield Section("Training", [_training(results, many)], On.HTML)
+    yield Section("Costs", list(tables.costs(results)), On.HTML)
+    reading = listed([f"**{name}**: {text}" for name, text in READING.items()])
+    yield Section("How to read it", [reading], On.HTML)
+    methods = listed([f"{code(m)} {plain(line)}" for m, line in results.study.methods.items()])
+    ran = f"{tables.what_ran(results)}\n\n{fenced(results.study.command)}"
+    yield Section("What was run", [Text(ran), Text(methods.words, On.HTML)], On.PAGES)
+    found = wording.caveats(results)
+    if found:
+        yield Section("Caveats", [listed([plain(c) for c in found])], On.PAGES)
+
+
+def _dose(results: Results) -> Section:
+    """What turning the dial does, and the damage it is bought with."""
+    rows = []
+    for method in results.methods:
+        slope, r2, monotone = (results.summary(method, m) for m in ("slope", "r2", "monotone"))
+        equal = 1.0 if method == results.baseline else results.alpha_of_equal_kl(method)
+        rows.append(
+            [
+                plain(wording.label(method)),
+                _slope(slope),
+                wording.number(r2.value if r2 else None),
+                wording.number(monotone.value if monotone else None),
+                *(wording.number(_damage(results, method, m), 3) for m in ("kl", "nll_rise")),
+                wording.alpha(equal),
+            ]
+        )
+    header = ["method", "slope", "R²", "monotone", "KL at 1", "NLL rise", "α at equal KL"]
+    ring = (
+        f" In the panel of KL the dashed line is {plain(wording.label(results.baseline))} at α = 1, and "
+        "the rings are where each dial reaches it."
+        if results.baseline
+        else ""
+    )
+    drawn = Figure(
+        figures.dose(results),
+        caption="What turning the dial does on held-out items (margin, accuracy; bands are 95 % "
+        "intervals) and what it damages on neutral text (KL from the bare model; rise in NLL)."
+        + ring,
+        columns=2,
+        legend=[wording.label(m) for m in results.methods],
+        on=On.HTML,
+    )
+    about = Text(
+        "The margin’s line over α: its slope (nats per token for one unit of α), how straight it is "
+        "(R²), whether every step goes up (1 = always); damage on neutral text at α = 1.",
+        On.ALL,
+    )
+    shown = [drawn, about, Table(header, rows)] if wording.has_dose(results) else []
+    return Section("Dose–response, and what it costs", shown, On.HTML | On.CONSOLE)
+
+
+def _slope(row: Measurement | None) -> str:
+    if row is None:
+        return wording.NOTHING
+    ends = wording.bounds(row.low, row.high, wording.number, ", ")
+    return wording.within(wording.number(row.value, sign=True), ends)
+
+
+def _damage(results: Results, method: str, metric: str) -> float | None:
+    at_1 = [p for p in results.curve(method, NEUTRAL, metric) if p.alpha == 1]
+    return at_1[0].value if at_1 else None
+
+
+def _training(results: Results, many: bool) -> Figure:
+    seen = {point.method for point in results.curves}
+    line = ", a line a seed" if many else ""
+    return Figure(
+        figures.training(results),
+        caption=f"Training metrics over optimiser steps{line}. Losses of different objectives are in "
+        "different units.",
+        columns=2,
+        legend=[wording.label(m) for m in results.methods if m in seen],
+    )
+
+
+# ---- several ------------------------------------------------------------------------------------
+
+
+def grid_page(grid: Grid) -> Page:
+    """Several models and suites: the answer, gains by shift, a part each."""
+    studies = grid.studies
+    baseline = wording.label(next((s.baseline for s in studies if s.baseline), ""))
+    caption = (
+        f"Points of accuracy above {baseline} on the same items, dials at α = 1, with 95 % "
+        "intervals. A filled marker is a verdict, a hollow one “cannot tell”; the grey bar "
+        "spans what could not have been seen."
+    )
+    about = f"Gain over {baseline} on each shift with 95 % intervals"
+    blocks: list[Block] = [
+        Text(plain(wording.grid_headline(studies)), On.ALL, lead=True),
+        Figure(figures.shifts(studies), about, caption, 2),
+    ]
+    for against, title in ((ALPHA_1, f"Gain over {baseline}"), (None, "Gain over the bare model")):
+        said = "Points of accuracy at α = 1 [interval]; bold where it is a verdict."
+        table = _gains(grid, against)
+        told = [Text(f"{said} {wording.ADJUSTED}"), table] if table.rows else []
+        blocks.append(Section(title, told, On.PAGES))
+    lines = []
+    for name, r in zip(grid.names, studies, strict=True):
+        where = plain(f"{r.study.suite} on {wording.model(r.study.model)}")
+        lines.append(f"[{where}]({quote(name)}/report.html): {plain(wording.headline(r))}")
+        parts = [
+            Text("Accuracy in percent, dials at α = 1."),
+            *tables.accuracies(r),
+            Text(tables.what_ran(r)),
+        ]
+        against = [tables.verdicts(rows) for at in (ALPHA_1, EQUAL_KL) if (rows := r.at(at))]
+        told = [Section(f"Against {baseline}", against, On.CONSOLE)]
+        blocks.append(Section(where, [*parts, *told], On.MARKDOWN | On.CONSOLE))
+    blocks.append(Section("Each on its own page", [listed(lines)], On.HTML))
+    blocks.append(Section("What was run", [Text(fenced(grid.command))], On.PAGES))
+    found = dict.fromkeys(c for r in studies for c in wording.caveats(r))
+    if found:
+        blocks.append(Section("Caveats", [listed([plain(c) for c in found])], On.PAGES))
+    methods = list(dict.fromkeys(m for r in studies for m in r.methods))
+    kicker = wording.count(len(studies), "study", "studies")
+    return Page(plain(grid.title), blocks, kicker, tables.looks(methods))
+
+
+def _gains(grid: Grid, at: str | None) -> Table:
+    """A row a shift, a column a method: against the baseline (`at`), or against the bare model."""
+    many = len({r.study.model for r in grid.studies}) > 1
+    methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
+    lines: dict[tuple[str, str], dict[str, Difference]] = {}
+    for r in grid.studies:
+        for c in r.at(at) if at else tables.by_split(r):
+            key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))
+            lines.setdefault(key, {})[c.method] = c
+    methods = [m for m in methods if any(m in row for row in lines.values())]
+    header = [*(["model"] if many else []), "shift", *(wording.label(m) for m in methods)]
+    body = [
+        [
+            *([plain(model)] if many else []),
+            plain(shift),
+            *(tables.gain(row.get(m)) for m in methods),
+        ]
+        for (model, shift), row in lines.items()
+    ]
+    return Table(header, body if methods else [], (2 if many else 1, None), grouped=many)

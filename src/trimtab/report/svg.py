@@ -1,0 +1,316 @@
+"""Drawings as SVG that follow the page's theme: text stays text, colours are CSS variables.
+
+Matplotlib draws each panel at its real size, one unit a CSS pixel, in placeholder colours that are
+then exchanged for variables (`var(--ink)`, `var(--m0)`, …), which the page sets for light and for
+dark. The same panels, laid out in one drawing that carries its own colours, make the figure beside
+a Markdown page. Same results, same bytes: no dates, fixed ids.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from trimtab.report.looks import Look
+
+LIGHT = {
+    "page": "#fdfcfa",
+    "ink": "#21201d",
+    "muted": "#6b6862",
+    "rule": "#d9d5cd",
+    "grid": "#e9e6df",
+    "m0": "#0b67a8",
+    "m1": "#c2500c",
+    "m2": "#00805a",
+    "m3": "#a6428b",
+    "m4": "#8f6c00",
+    "m5": "#147386",
+    "m6": "#8f2d33",
+    "m7": "#5a5fb0",
+}
+DARK = {
+    "page": "#16171a",
+    "ink": "#e6e4df",
+    "muted": "#a09d96",
+    "rule": "#3a3b40",
+    "grid": "#2a2b30",
+    "m0": "#5fb2f0",
+    "m1": "#f5904e",
+    "m2": "#3fcc9e",
+    "m3": "#e48fcb",
+    "m4": "#e0b93f",
+    "m5": "#7bd3e2",
+    "m6": "#ee8a8a",
+    "m7": "#a8aef5",
+}
+"""Colours of page and figures. The methods' eight are Okabe and Ito's hues (2008), moved in
+lightness until each has at least 4.5:1 against its page; `looks` says whose they are."""
+
+SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+NICE = (1, 2, 2.5, 5, 10)
+"""Steps that ticks may take, times a power of ten."""
+
+# Placeholder colours: no real colour, so that exchanging them afterwards is safe.
+PAINT = {name: f"#0{i:x}a{i:x}0{i:x}" for i, name in enumerate(LIGHT)}
+INK, MUTED, RULE, GRID, PAGE = (PAINT[n] for n in ("ink", "muted", "rule", "grid", "page"))
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "trimtab",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 12,
+    "axes.unicode_minus": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 11,
+    "axes.linewidth": 1,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing: an `<svg>` element in CSS variables, its size in CSS pixels, what it shows."""
+
+    svg: str
+    width: int
+    height: int
+    title: str
+
+
+def sheet(panels: Sequence[Panel], columns: int = 3) -> str:
+    """One standalone SVG file from several panels, with its own colours, light and dark."""
+    gap, margin = 20, 16
+    parts, y, width = [], margin, 0
+    for start in range(0, len(panels), columns):
+        line = panels[start : start + columns]
+        x = margin
+        for panel in line:
+            place = f'<svg x="{x}" y="{y}" width="{panel.width}" height="{panel.height}" '
+            parts.append(panel.svg.replace("<svg ", place, 1))
+            x += panel.width + gap
+        width = max(width, x - gap + margin)
+        y += max(panel.height for panel in line) + gap
+    height = y - gap + margin
+    names = ", ".join(panel.title for panel in panels)
+    # Pictures within a drawing are linked by a prefix that a page knows and a file must declare.
+    linked = any("xlink:" in part for part in parts)
+    prefix = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if linked else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg"{prefix} width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{attribute(names)}">\n'
+        f"<style>svg{{{variables(LIGHT)}--sans:{SANS}}}"
+        f"@media (prefers-color-scheme:dark){{svg{{{variables(DARK)}}}}}</style>\n"
+        f'<rect width="{width}" height="{height}" fill="var(--page)"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def variables(colours: dict[str, str]) -> str:
+    """CSS declarations of a set of colours."""
+    return "".join(f"--{name}:{value};" for name, value in colours.items())
+
+
+@contextmanager
+def canvas(width: int, height: int) -> Iterator[Figure]:
+    """A figure of that many CSS pixels, whatever style the user's matplotlib has."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+@contextmanager
+def rows(
+    names: Sequence[str],
+    limits: tuple[float, float],
+    pitch: int,
+    title: str,
+    note: str,
+    *,
+    width: int = 340,
+    most: int = 19,
+) -> Iterator[tuple[Figure, Axes]]:
+    """A panel with one row a method (or a shift), named at the left, and a common x axis."""
+    top, bottom = 36, 42
+    names = [short(name, most) for name in names]
+    left = min(17 + 7 * most, 20 + round(7 * max(len(name) for name in names)))
+    height = top + pitch * len(names) + bottom
+    with canvas(width, height) as figure:
+        inside = (width - left - 14) / width, pitch * len(names) / height
+        ax = figure.add_axes((left / width, bottom / height, *inside))
+        ax.set_xlim(limits)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_yticks(range(len(names)), names)
+        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6)
+        ax.tick_params(axis="x", labelsize=11)
+        ax.spines["left"].set_visible(False)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE, integer=True))
+        ax.grid(axis="x")
+        figure.text(4 / width, 1 - 15 / height, short(title, 30), weight="bold", size=13)
+        figure.text(1 - 14 / width, 1 - 15 / height, note, ha="right", size=11, color=MUTED)
+        yield figure, ax
+
+
+@contextmanager
+def plane(title: str, unit: str) -> Iterator[tuple[Figure, Axes]]:
+    """A panel for lines over a continuous axis."""
+    width, height, left, top, bottom = 420, 270, 54, 38, 46
+    with canvas(width, height) as figure:
+        inside = (width - left - 14) / width, (height - top - bottom) / height
+        ax = figure.add_axes((left / width, bottom / height, *inside))
+        ax.tick_params(labelsize=11)
+        ax.grid(axis="y")
+        figure.text(4 / width, 1 - 16 / height, title, weight="bold", size=13)
+        figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
+        yield figure, ax
+
+
+def dot(
+    ax: Axes, look: Look, x: float, y: float, size: float = 7.5, *, hollow: bool = False
+) -> None:
+    """A marker; whole at the axes' edges, too."""
+    fill = PAINT[look.colour]
+    # A rim in the page's colour parts a marker from lines; a small one it would swallow.
+    edge = PAGE if size > 5 and not hollow else fill
+    ax.plot(
+        [x],
+        [y],
+        marker=look.marker,
+        ms=size + (1 if edge == PAGE else 0),
+        mfc=PAGE if hollow else fill,
+        mec=edge,
+        mew=1.5 if hollow else 1,
+        ls="none",
+        zorder=3,
+        clip_on=False,
+    )
+
+
+def whisker(ax: Axes, look: Look, low: float, high: float, y: float, width: float = 2) -> None:
+    """An interval."""
+    ax.plot([low, high], [y, y], color=PAINT[look.colour], lw=width, zorder=2)
+
+
+def line(
+    ax: Axes,
+    look: Look,
+    x: Sequence[float],
+    y: Sequence[float],
+    band: tuple[Sequence[float], Sequence[float]] | None = None,
+    **style: Any,
+) -> None:
+    """Points joined by a line, in their band."""
+    colour = PAINT[look.colour]
+    if band:
+        ax.fill_between(x, *band, color=colour, alpha=0.1, lw=0)
+    rim = {"ms": 7.5, "mec": PAGE, "mew": 1} if look.marker else {}
+    more = {"lw": 1.8, "zorder": 3, "clip_on": False} | rim | style
+    ax.plot(x, y, color=colour, marker=look.marker or None, **more)
+
+
+def _root(x):
+    return abs(x) ** 0.5
+
+
+def _square(x):
+    return x**2
+
+
+def root_scale(ax: Axes) -> None:
+    """Damage grows with the square of a dial's strength: on this scale, with the strength."""
+    ax.set_yscale("function", functions=(_root, _square))
+
+
+def root_ticks(ax: Axes, top: float) -> None:
+    """At most six ticks on a root scale, from round numbers, spread evenly to the eye."""
+    ticks = [0.0]
+    for exponent in range(-5, 3):
+        for step in (1, 2, 5):
+            x = step * 10.0**exponent
+            if x <= 1.05 * top and x**0.5 - ticks[-1] ** 0.5 >= 0.16 * top**0.5:
+                ticks.append(x)
+    ax.set_ylim(0, 1.1 * top if top > 0 else 1)
+    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def limits(
+    values: Sequence[float], step: float, at_most: float | None = None
+) -> tuple[float, float]:
+    """Axis limits at multiples of `step` with a little air around the finite values."""
+    finite = [x for x in values if math.isfinite(x)] or [0.0, 100.0]
+    low = step * math.floor((min(finite) - 1) / step)
+    high = step * math.ceil((max(finite) + 1) / step)
+    if at_most is not None:
+        high = min(high, at_most + 1)
+    return low, max(high, low + step)
+
+
+def short(text: str, most: int = 19) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def attribute(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def panel(figure: Figure, title: str, name: str) -> Panel:
+    """Draw, then make the SVG follow its page: variables for colours, ids of its own."""
+    raw = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(_STYLE):  # the text is drawn now, not when it was placed
+        figure.savefig(raw, format="svg", metadata=nothing, transparent=True)
+    svg = raw.getvalue().decode("utf-8")
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    for colour, placeholder in PAINT.items():
+        svg = svg.replace(placeholder, f"var(--{colour})")
+    svg = re.sub(r"'DejaVu Sans'(, [^;\"]+)?", "var(--sans)", svg)
+    # A style element would leak into the page; groups need no names, text at 0 degrees no turn.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
+    svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
+    prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(xlink:href|href)="#', f'href="#{prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-")
+    width, height = (round(72 * x) for x in figure.get_size_inches())
+    head = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" stroke-linejoin="round" '
+        f'aria-label="{attribute(title)}"><title>{html.escape(title)}</title>'
+    )
+    svg = re.sub(r"<svg.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)
+    return Panel(svg.strip(), width, height, title)
