@@ -384,9 +384,22 @@ def test_measured_again_gives_the_same_bytes(saved_model, tmp_path, monkeypatch)
     for out in ("a", "b"):
         with pytest.raises(SystemExit):
             main(dose_words(folder, tmp_path / out, "--methods", "pca", "pca_center", "--halves"))
-        cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*")]
+        cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*.json")]
         assert {c["name"] for c in cells} == {"pca", "pca_center"}
         assert cells[0]["ratio"] == cells[1]["ratio"]  # one direction, measured once
+        names = ("results.jsonl", "verdicts.jsonl", "generations.jsonl")
+        found.append([(tmp_path / out / name).read_bytes() for name in names])
+    assert found[0] == found[1]
+
+
+def test_two_at_once_give_the_same_bytes(saved_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    found, folder = [], saved_model()
+    for out in ("one", "two"):
+        more = ("--methods", "mean", "--jobs", "2" if out == "two" else "1")
+        with pytest.raises(SystemExit) as stop:
+            main(dose_words(folder, tmp_path / out, *more))
+        assert stop.value.code == 0
         names = ("results.jsonl", "verdicts.jsonl", "generations.jsonl")
         found.append([(tmp_path / out / name).read_bytes() for name in names])
     assert found[0] == found[1]

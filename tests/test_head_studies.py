@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trimtab import models
 from trimtab.batching import encode
 from trimtab.cache import collect
 from trimtab.dials import Dial
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StudyError
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
@@ -137,9 +138,8 @@ def test_a_frozen_head_is_scored_as_anywhere_else(here: Path, ranked: Path) -> N
         assert found == wanted.tolist()
 
 
-def test_nothing_is_run_twice(here: Path, ranked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished cells are read; one that is missing is made again, to the same figures."""
-    settings = RewardComparison(
+def reward_settings(here: Path) -> RewardComparison:
+    return RewardComparison(
         model=str(here / "model"),
         data_root=str(here),
         tasks=("a", "b"),
@@ -149,6 +149,11 @@ def test_nothing_is_run_twice(here: Path, ranked: Path, monkeypatch: pytest.Monk
         more_items=12,
         head_seeds=(0, 1),
     )
+
+
+def test_nothing_is_run_twice(here: Path, ranked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished cells are read; one that is missing is made again, to the same figures."""
+    settings = reward_settings(here)
     before = {name: (ranked / name).read_bytes() for name in ("results.jsonl", "verdicts.jsonl")}
     (gone,) = ranked.glob("cells/sft-s0-*")
     (gone / "cell.json").unlink()
@@ -341,3 +346,44 @@ def test_recipes_say_what_the_verbs_understand(file: Path, tmp_path: Path) -> No
     assert done.code == 2
     assert "nowhere" in done.err
     assert not (tmp_path / "out").exists()
+
+
+# ---- several at once, and stopped ---------------------------------------------------------------
+
+
+def test_jobs_and_a_kill_change_no_byte(here: Path, ranked: Path, leaned: Path) -> None:
+    """Two processes at once, and a run that lost cells, write the files of a run in one go."""
+    names = ("results.jsonl", "verdicts.jsonl")
+    for run, wave in ((leaned, "iav-s1-*"), (ranked, "dph-joint-s0-*")):
+        copy = here / f"{run.name}-again"
+        shutil.copytree(run, copy)
+        for name in names:
+            (copy / name).unlink()
+        (gone,) = copy.glob(f"cells/{wave}")
+        (gone / "cell.json").unlink()
+        if run is leaned:
+            done = compare_heads.compare_heads(head_settings(here), copy, jobs=2)
+        else:
+            done = compare_rewards.compare_rewards(reward_settings(here), copy, jobs=2)
+        assert {n: (done / n).read_bytes() for n in names} == {
+            n: (run / n).read_bytes() for n in names
+        }
+
+
+def test_a_cell_that_fails_loses_no_other(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = compare_heads.fit
+
+    def broken(named: Any, *rest: Any, **options: Any) -> Any:
+        if named.name == "genarm":
+            raise ConfigError("no second model")
+        return fit(named, *rest, **options)
+
+    monkeypatch.setattr(compare_heads, "fit", broken)
+    settings = head_settings(here, new_tokens=0, head_seeds=(0,), head_epochs=1.0, epochs=1.0)
+    with pytest.raises(StudyError, match=r"genarm-s0: no second model"):
+        compare_heads.compare_heads(settings, tmp_path / "run")
+    done = {f.parent.name.rpartition("-")[0] for f in tmp_path.glob("run/cells/*/cell.json")}
+    assert {"states", "base", "iav-s0", "dpo-s0", "args-s0"} <= done
+    assert not (tmp_path / "run" / "results.jsonl").exists()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ from trimtab.evaluation.judge import compare_answers, reward_judge
 from trimtab.evaluation.rewards import Drawing, draw, score_candidates
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
-from trimtab.progress import SILENT
 from trimtab.rendering import Rendering
 from trimtab.studies.steering import cells as steering_cells
 from trimtab.studies.steering.cells import Stage
 from trimtab.studies.steering.plan import Dosing
 from trimtab.study import evaluate
+from trimtab.study.cells import Host
 from trimtab.training import fit
 from trimtab.training.condition import fit_condition
 
@@ -319,7 +320,8 @@ def test_dose(name: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case, passages = CASES[name], ("The sky is blue.", "Water boils.")
     monkeypatch.setattr(steering_cells, "NEUTRAL", passages)
     dosing = Dosing(rendering=Rendering(**case.settings), passages=2, prompts=1, new_tokens=2)
-    stage = Stage(dosing, "honesty", [model, case.tokenizer], SILENT)
+    stage = Stage(replace(dosing, traits=("honesty",)), Path(), Host())
+    stage.loaded = (model, case.tokenizer)
     stage.personas = {1.0: "Be brief.", -1.0: "Be long."}
     stage.test = PairSet([replace(p, prompt=p.prompt[1:]) for p in pairs_of(case)][:1], "f")
     stage.questions = [(user("Who?"),)]

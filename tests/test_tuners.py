@@ -19,8 +19,8 @@ from trimtab.dials import (
     VeraDial,
 )
 from trimtab.dials.linear import dense_weight
+from trimtab.dials.low_rank import column_norms
 from trimtab.dials.targets import linear_modules
-from trimtab.dials.tuners import column_norms
 from trimtab.errors import DialError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

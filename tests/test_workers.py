@@ -20,9 +20,11 @@ import pytest
 from helpers_study import SMALL, result_bytes, rows, trimtab, write_lines, write_suite
 from trimtab.errors import ConfigError, StudyError
 from trimtab.progress import Progress
-from trimtab.studies.compare.cell import Measuring, read_job
-from trimtab.studies.compare.worker import Stages, run_described
+from trimtab.studies.compare.cell import Measuring
 from trimtab.study import Comparison, compare
+from trimtab.study.cells import Host
+from trimtab.study.worker import run_described
+from trimtab.study.workers import on_cluster
 from trimtab.training import METHODS
 
 LITTLE = Measuring(
@@ -97,8 +99,12 @@ def test_one_cell_is_one_command(here, run, tmp_path):
     for file in [*cell.glob("*.parquet"), cell / "summary.json"]:
         file.unlink()
     shutil.rmtree(cell / "dial")
-    assert set(read_job(cell)) == {"key", "method", "seed", "instruction", "setting"}
-    words = [sys.executable, "-m", "trimtab.studies.compare.worker", str(cell)]
+    assert set(json.loads((cell / "job.json").read_text())["own"]) == {
+        "method",
+        "seed",
+        "instruction",
+    }
+    words = [sys.executable, "-m", "trimtab.study.worker", str(cell)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (cell / "items.parquet").read_bytes() == before
@@ -180,13 +186,13 @@ def test_a_cell_that_fails_loses_no_other(here, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported(here, tmp_path, monkeypatch):
-    from trimtab.studies.compare import workers
+    from trimtab.study import workers
 
     run = workers.Worker.run
     victims: list[str] = []
 
     def killed(self: Any, task: Any) -> Any:
-        if task.cell.name == "mean" and not victims:
+        if task.label.endswith(": mean") and not victims:
             victims.append(task.label)
             self.stop(signal.SIGKILL)
             self.process.wait()
@@ -203,12 +209,13 @@ def test_other_data_than_planned_are_refused(here, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     cell = next(copy.glob("cells/mean-*"))
-    job = read_job(cell)
+    job = json.loads((cell / "job.json").read_text())
     job["setting"]["limit"] = 3
-    (cell / "cell.json").write_text(json.dumps(job))
-    reply = run_described(cell, None, Stages())
+    (cell / "job.json").write_text(json.dumps(job))
+    (cell / "summary.json").unlink()
+    reply = run_described(cell, Host())
     assert "planned with other data" in str(reply["error"])
-    assert "cannot be read" in str(run_described(tmp_path / "gone", None, Stages())["error"])
+    assert "cannot be read" in str(run_described(tmp_path / "gone", Host())["error"])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +240,7 @@ def test_what_is_refused_before_a_model_loads(here, tmp_path, changes, options, 
 
 
 def test_ray_that_is_not_installed(here, tmp_path, monkeypatch):
-    from trimtab.studies.compare import workers
+    from trimtab.study import workers
 
     monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trimtab\[cluster\]"):
@@ -259,7 +266,7 @@ def test_ctrl_c_stops_the_workers_and_the_run_goes_on(here, run, tmp_path):
         text = said.read()
     assert "Traceback" not in text
     assert text.splitlines()[-1].startswith("interrupted: ")
-    left = [p for p in _children() if "trimtab.studies.compare.worker" in p]
+    left = [p for p in _children() if "trimtab.study.worker" in p]
     assert not left
     assert trimtab(*words).code == 0
 

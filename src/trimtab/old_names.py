@@ -14,6 +14,7 @@ MOVED = {
     "trimtab.fit": "trimtab.training",
     "trimtab.fit.training": "trimtab.training.adapters",
     "trimtab.evaluate": "trimtab.evaluation",
+    "trimtab.dials.kinds": "trimtab.dials.saved",
 }
 """Old name to new; what lies inside a package moves with it."""
 

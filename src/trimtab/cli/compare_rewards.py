@@ -22,6 +22,10 @@ def main(words: list[str]) -> None:
         comparison: Annotated[RewardComparison, tyro.conf.arg(name="")] = field(
             default_factory=RewardComparison
         )
+        jobs: int = 1
+        """Cells at once, each in a process of its own."""
+        ray: bool = False
+        """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
         title: str = "Preference heads on multiple choice"
         """Heading of the part of the page."""
         quiet: bool = False
@@ -34,6 +38,8 @@ def main(words: list[str]) -> None:
     out = compare_rewards(
         args.comparison,
         args.out,
+        jobs=args.jobs,
+        ray=args.ray,
         command=command("compare-rewards", words),
         title=args.title,
         progress=Progress(args.quiet),

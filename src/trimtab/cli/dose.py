@@ -20,6 +20,10 @@ def main(words: list[str]) -> None:
         out: Path
         """Folder of the run, of several traits one in it for each; what is done is not done again."""
         comparison: Annotated[Dosing, tyro.conf.arg(name="")] = field(default_factory=Dosing)
+        jobs: int = 1
+        """Cells at once, each in a process of its own."""
+        ray: bool = False
+        """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
         quiet: bool = False
         """No progress."""
 
@@ -37,6 +41,8 @@ def main(words: list[str]) -> None:
     for folder in dose(
         args.comparison,
         args.out,
+        jobs=args.jobs,
+        ray=args.ray,
         command=command("dose", words),
         progress=Progress(args.quiet),
     ):

@@ -6,10 +6,11 @@ from trimtab.dials.concept import ConceptDial
 from trimtab.dials.conflicts import Conflict, conflicts
 from trimtab.dials.dial import Composed, Dial
 from trimtab.dials.logits import LogitsDial
+from trimtab.dials.low_rank import DeloraDial, VeraDial
 from trimtab.dials.reward import RewardDial
 from trimtab.dials.rotation import RotationDial
 from trimtab.dials.saved import DialInfo
-from trimtab.dials.tuners import DeloraDial, IA3Dial, RoadDial, VeraDial
+from trimtab.dials.tuners import IA3Dial, RoadDial
 from trimtab.dials.vector import VectorDial
 from trimtab.dials.where import Condition
 

@@ -1,14 +1,180 @@
-"""What cells of every study share."""
+"""Cells: pieces of a study's work, each in a folder of its own, run by whoever sees the folder.
+
+A cell is a method of a `Stage`, called with JSON values. The stage is what all cells of one setting share
+(pairs, the loaded model); the cell's folder is named by a digest of everything that it depends on, so that
+a finished cell is never run twice and an unfinished one goes on where it was stopped. `job.json` in the
+folder says what is to be done (`python -m trimtab.study.worker FOLDER`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from filelock import FileLock, Timeout
 
 from trimtab import models
+from trimtab.errors import ConfigError
+from trimtab.files import write_json
+from trimtab.progress import SILENT, Progress
+from trimtab.provenance import digest, versions
+from trimtab.rendering import Rendering
+from trimtab.study.made import VERSIONS
+
+JOB, RESULT = "job.json", "cell.json"
+LOCK_SECONDS = 30.0
+"""How long to wait for a process that still holds a cell: one that was killed lets go at once."""
+
+
+class Stage(Protocol):
+    """What all cells of one setting share; made of the setting, the study's folder and a `Host`. Its static
+    method `read` makes the setting again of what `values_of` wrote."""
+
+    @property
+    def common(self) -> Mapping[str, Any]:
+        """What all their figures depend on, as JSON values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work."""
+
+    out: Path
+    """The study's folder."""
+    folder: Path
+    """The cell's own, two below."""
+    run: str
+    """`module:Stage.method`. The method takes the folder and `own`; what it returns is kept in `result`,
+    unless it returns None, having written that itself."""
+    setting: Any
+    """What the stage is made of: a dataclass with `device` and `threads`."""
+    own: Mapping[str, Any]
+    """Arguments of the method, as JSON values."""
+    label: str
+    """For progress and errors."""
+    common: str
+    """Digest of the stage's `common` as it was planned."""
+    result: Path
+    """Written last, all or nothing."""
+    job: str = JOB
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been run."""
+        return self.result.is_file()
+
+    def read(self) -> Any:
+        """What a finished cell has found."""
+        return json.loads(self.result.read_text(encoding="utf-8"))["found"]
+
+    def write(self) -> None:
+        """Say in the cell's folder what is to be done there."""
+        file = self.folder / self.job
+        if not file.is_file():
+            values = {"run": self.run, "setting": values_of(self.setting), "own": dict(self.own)}
+            values |= {"label": self.label, "common": self.common, "out": "../.."}
+            write_json(file, {**values, "result": str(self.result.relative_to(self.out))})
+
+
+def planned(
+    stage: Stage,
+    out: Path,
+    setting: Any,
+    name: str,
+    inputs: Mapping[str, Any],
+    run: str,
+    **own: Any,
+) -> Cell:
+    """A cell named by a digest of what it depends on: the stage's `common` and `inputs`."""
+    folder = out / "cells" / f"{name}-{digest({**stage.common, **inputs})[:16]}"
+    kind = type(stage)
+    where = f"{kind.__module__}:{kind.__name__}.{run}"
+    return Cell(out, folder, where, setting, own, name, digest(stage.common), folder / RESULT)
+
+
+def read_cell(file: Path) -> Cell:
+    """The cell of a job's file.
+
+    Raises:
+        ConfigError: there is none, or this machine does not see the folder.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        kind = _stage(values["run"])
+        setting = kind.read(values["setting"])
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read ({error.strerror}); cells run where the --out of the study can be "
+            "seen under the same path"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{file}: damaged ({error})") from error
+    out = file.parent.parent.parent
+    rest = {k: values[k] for k in ("run", "own", "label", "common")}
+    return Cell(
+        out, file.parent, setting=setting, result=out / values["result"], job=file.name, **rest
+    )
+
+
+def _stage(run: str) -> Any:
+    module, _, name = run.partition(":")
+    return getattr(import_module(module), name.partition(".")[0])
+
+
+@dataclass
+class Host:
+    """Who runs cells, one after the other: keeps the model and the stage that were used last."""
+
+    progress: Progress = SILENT
+    models: Models = field(default_factory=lambda: Models())
+    last: tuple[Any, Any] | None = None
+
+    def stage(self, cell: Cell) -> Any:
+        """The stage of a cell."""
+        return self.keep(_stage(cell.run), cell.setting, cell.out)
+
+    def keep(self, kind: Any, setting: Any, out: Path) -> Any:
+        """The stage of a setting: the last one, where it is that."""
+        key = (kind, json.dumps(values_of(setting)), out)
+        if self.last is None or self.last[0] != key:
+            self.last = (key, kind(setting, out, self))
+        return self.last[1]
+
+    def run(self, cell: Cell) -> None:
+        """Run a cell that is not done.
+
+        Raises:
+            ConfigError: another process is at it, or the data here are not those that were planned with.
+        """
+        lock = cell.folder.with_name(f".{cell.folder.name}.lock")
+        try:
+            with FileLock(lock, timeout=LOCK_SECONDS):
+                if not cell.done:
+                    self._run(cell)
+        except Timeout:
+            raise ConfigError(f"{cell.folder}: another process is at work on this cell") from None
+
+    def _run(self, cell: Cell) -> None:
+        stage = self.stage(cell)
+        if digest(stage.common) != cell.common:
+            raise ConfigError(
+                f"{cell.folder}: planned with other data, or by another version of trimtab, than are here"
+            )
+        start = time.process_time()
+        with threads(cell.setting.threads):
+            found = getattr(stage, cell.run.rpartition(".")[2])(cell.folder, **cell.own)
+        if found is not None:
+            took = {"seconds": time.process_time() - start, VERSIONS: versions()}
+            write_json(cell.result, {"found": found, **took})
 
 
 class Models:
@@ -35,3 +201,23 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+# ---- settings as JSON, for workers --------------------------------------------------------------
+
+
+def values_of(setting: Any) -> dict[str, Any]:
+    """A setting as JSON values: its own `as_json`, or its fields."""
+    if hasattr(setting, "as_json"):
+        return setting.as_json()
+    fields = {f.name: getattr(setting, f.name) for f in dataclasses.fields(setting)}
+    plain = {k: v.record() if isinstance(v, Rendering) else v for k, v in fields.items()}
+    return json.loads(json.dumps(plain))
+
+
+def setting_of(kind: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass whose fields `values_of` gave."""
+    made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if "rendering" in made:
+        made["rendering"] = Rendering(**made["rendering"])
+    return kind(**made)

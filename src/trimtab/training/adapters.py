@@ -19,9 +19,9 @@ from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training
 from trimtab.cache import Store
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.experts import stacked
+from trimtab.dials.low_rank import column_norms
 from trimtab.dials.targets import ALL, EXPERTS, left_out, linear_modules
 from trimtab.dials.trial import width_at
-from trimtab.dials.tuners import column_norms
 from trimtab.errors import ConfigError
 from trimtab.progress import Progress
 from trimtab.readout import Needs

@@ -1,9 +1,6 @@
 """One cell of a comparison: a method at a seed on a model and a suite, in a folder of its own.
 
-The folder's name is a digest of everything that the cell depends on, so that a finished cell is
-never run twice and an unfinished one goes on where it was stopped. `cell.json` within says what is
-to be done, so that any process which sees the folder can do it (`python -m trimtab.studies.compare.worker
-FOLDER`).
+The folder's name is a digest of everything that the cell depends on (`Setting.key`, the method, the seed).
 """
 
 from __future__ import annotations
@@ -21,12 +18,12 @@ from trimtab import models
 from trimtab.batching import PromptStyle
 from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
-from trimtab.files import write_json
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
+from trimtab.study import cells
 from trimtab.study.results import BASE, INSTRUCTION
-from trimtab.study.settings import as_json, from_json
+from trimtab.study.settings import as_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 from trimtab.training import Method
 from trimtab.training.run import recipe_digest
@@ -34,7 +31,7 @@ from trimtab.training.run import recipe_digest
 FORMAT = 2
 OLD_INSTRUCTION = "prompt"
 """What `instruction` was called; folders of cells, and the rows within, go on being called so."""
-SUMMARY, JOB, COSTS = "summary.json", "cell.json", "costs.json"
+SUMMARY, COSTS = "summary.json", "costs.json"
 
 
 @dataclass(frozen=True)
@@ -199,63 +196,36 @@ def plan_cells(
 ) -> list[Cell]:
     """The bare model first, then every method at every seed (closed-form methods once), then, where
     it is wanted, the bare model with led prompts."""
-    cells = [cell_of(out, setting, None, None, None)]
+    found = [cell_of(out, setting, None, None, None)]
     for method in methods:
         own = seeds if method.seeded else [None]
-        cells += [cell_of(out, setting, method, seed, None) for seed in own]
+        found += [cell_of(out, setting, method, seed, None) for seed in own]
     if prompt:
-        cells.append(cell_of(out, setting, None, None, setting.data.suite.instruction))
-    return cells
+        found.append(cell_of(out, setting, None, None, setting.data.suite.instruction))
+    return found
 
 
-def write_job(cell: Cell, setting: Setting) -> None:
-    """Say in the cell's folder what is to be done there."""
-    file = cell.folder / JOB
-    if file.is_file():
-        return
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        file,
-        {
-            "key": cell.key,
-            "method": as_json(cell.method) if cell.method else None,
-            "seed": cell.seed,
-            "instruction": cell.instruction,
-            "setting": setting.as_json(),
-        },
+def task(cell: Cell, out: Path, setting: Setting, target: float | None = None) -> cells.Cell:
+    """A cell as the engine runs it; with a `target` a done one to measure at the alpha of that KL."""
+    own = {"method": as_json(cell.method) if cell.method else None, "seed": cell.seed}
+    own |= {"instruction": cell.instruction} if target is None else {"target": target}
+    result = cell.folder / SUMMARY if target is None else equal_kl_file(cell, target)
+    return cells.Cell(
+        out,
+        cell.folder,
+        f"trimtab.studies.compare.measure:Stage.{'measure' if target is None else 'equal_kl'}",
+        setting,
+        own,
+        f"{setting.data.suite.name}: {cell.label}{'' if target is None else ', at equal KL'}",
+        digest(setting.key),
+        result,
+        cells.JOB if target is None else f"job-{result.stem}.json",
     )
 
 
-def read_job(folder: Path) -> dict[str, Any]:
-    """What `write_job` wrote.
-
-    Raises:
-        ConfigError: there is no cell, or this machine does not see the folder.
-    """
-    try:
-        return json.loads((folder / JOB).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{folder / JOB}: cannot be read ({error.strerror}); cells run where the --out of the "
-            "comparison can be seen under the same path"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{folder / JOB}: damaged ({error})") from error
-
-
-def cell_at(folder: Path, job: dict[str, Any], setting: Setting) -> Cell:
-    """The cell of a job.
-
-    Raises:
-        ConfigError: the data here are not those that the comparison was planned with.
-    """
-    method = from_json(job["method"]) if job["method"] else None
-    cell = cell_of(folder.parent.parent, setting, method, job["seed"], job["instruction"])
-    if cell.key != job["key"]:
-        raise ConfigError(
-            f"{folder}: planned with other data, or by another version of trimtab, than are here"
-        )
-    return cell
+def equal_kl_file(cell: Cell, target: float) -> Path:
+    """Where a cell keeps its scores at equal KL."""
+    return cell.folder / f"equal-kl-{target:.6g}.parquet"
 
 
 def check_model(setting: Setting, model: Any, tokenizer: Any) -> None:

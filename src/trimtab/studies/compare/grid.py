@@ -26,9 +26,10 @@ from trimtab.studies.compare.cell import (
     Measuring,
     Setting,
     plan_cells,
+    task,
 )
-from trimtab.studies.compare.measure import equal_kl_file, mean_kl
-from trimtab.studies.compare.workers import Task
+from trimtab.studies.compare.measure import mean_kl
+from trimtab.study import cells
 from trimtab.study.files import Rows, read_rows
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.results import INSTRUCTION
@@ -105,11 +106,16 @@ class Study:
         """What it is judged on."""
         return self.setting.data.suite
 
-    def tasks(self) -> list[Task]:
+    @property
+    def out(self) -> Path:
+        """The folder of the comparison."""
+        return self.cells[0].folder.parent.parent
+
+    def tasks(self) -> list[cells.Cell]:
         """All its cells."""
-        found = [Task(cell, self.setting) for cell in self.cells]
-        for setting, cells in self.capability.values():
-            found += [Task(cell, setting) for cell in cells]
+        found = [task(cell, self.out, self.setting) for cell in self.cells]
+        for setting, own in self.capability.values():
+            found += [task(cell, self.out, setting) for cell in own]
         return found
 
     def rows(self) -> Rows:
@@ -127,20 +133,15 @@ class Study:
         found = mean_kl(rows) if rows else 0.0
         return found if 1e-8 < found < math.inf else None
 
-    def at_equal_kl(self, target: float) -> list[Task]:
-        """Every other method's cells, to be measured again at DPO's KL."""
-        turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
-        return [Task(cell, self.setting, target) for cell in turned]
-
-    def again(self) -> list[Task]:
-        """`at_equal_kl` of a study whose cells are done."""
+    def again(self) -> list[cells.Cell]:
+        """Every other method's cells, which are done, to be measured again at DPO's KL."""
         target = self.target()
-        return self.at_equal_kl(target) if target else []
+        turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
+        return [task(c, self.out, self.setting, target) for c in turned] if target else []
 
     def turned(self) -> Rows:
         """Scores at equal KL."""
-        files = [equal_kl_file(task.cell, task.target or 0.0) for task in self.again()]
-        return [row for file in files for row in read_rows(file)]
+        return [row for cell in self.again() for row in read_rows(cell.result)]
 
 
 def chosen_methods(
@@ -213,10 +214,10 @@ def plan_studies(
         )
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)
-            cells = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
+            planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
             folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
             names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
-            study = Study(folder, here, names, cells)
+            study = Study(folder, here, names, planned)
             baseline = next((m for m in chosen if m.name == tables.BASELINE), None)
             for split, specs in suite.capability.items() if baseline else ():
                 there = replace(setting, data=references[specs], measuring=_little(comparison))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,47 @@ from trimtab.evaluation import (
 from trimtab.files import write_json
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
-from trimtab.progress import Progress
 from trimtab.provenance import versions
-from trimtab.studies.compare.cell import COSTS, JOB, SUMMARY, Cell, Setting, check_model
-from trimtab.study.cells import Models, threads
+from trimtab.studies.compare.cell import (
+    COSTS,
+    SUMMARY,
+    Cell,
+    Setting,
+    cell_of,
+    check_model,
+    equal_kl_file,
+    setting_of,
+)
+from trimtab.study.cells import JOB, Host
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS
+from trimtab.study.settings import from_json
 from trimtab.training import fit
 from trimtab.training.adapters import HISTORY, SPACE
 
 
-@dataclass
 class Stage:
     """The loaded model with everything that cells measure on; loaded when a cell first needs it."""
 
-    setting: Setting
-    progress: Progress
-    models: Models = field(default_factory=Models)
-    store: Store = field(default_factory=Store)
+    read = staticmethod(setting_of)
+
+    def __init__(self, setting: Setting, out: Path, host: Host):
+        self.setting, self.out = setting, out
+        self.common, self.progress, self.models = setting.key, host.progress, host.models
+        self.store = Store()
+
+    def measure(self, folder: Path, method: Any, seed: int | None, instruction: str | None) -> None:
+        """Fit and measure a method at a seed, or the bare model."""
+        run_cell(self._cell(method, seed, instruction), self)
+
+    def equal_kl(self, folder: Path, method: Any, seed: int | None, target: float) -> None:
+        """Measure a method that is done again at the alpha of that KL."""
+        cell = self._cell(method, seed, None)
+        write_rows(equal_kl_file(cell, target), _rows_at_kl(cell, self, target))
+
+    def _cell(self, method: Any, seed: int | None, instruction: str | None) -> Cell:
+        named = from_json(method) if method else None
+        return cell_of(self.out, self.setting, named, seed, instruction)
 
     @property
     def data(self) -> Any:
@@ -113,17 +136,14 @@ class Stage:
 
 
 def run_cell(cell: Cell, stage: Stage) -> None:
-    """Fit and measure a cell; does nothing if it is done. `summary.json` is written last."""
-    if cell.done:
-        return
+    """Fit and measure a cell. `summary.json` is written last."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with threads(stage.setting.threads):
-        dial = _fitted(cell, stage) if cell.method else None
-        fitted = time.monotonic()
-        splits = stage.led(cell.instruction) if cell.instruction else stage.splits
-        rows = _rows(cell, stage, dial, splits)
-        texts = _generations(cell, stage, dial)
+    dial = _fitted(cell, stage) if cell.method else None
+    fitted = time.monotonic()
+    splits = stage.led(cell.instruction) if cell.instruction else stage.splits
+    rows = _rows(cell, stage, dial, splits)
+    texts = _generations(cell, stage, dial)
     write_rows(cell.folder / "items.parquet", rows)
     if dial:
         _stamp(cell, dial, rows)
@@ -172,7 +192,7 @@ def _fitted(cell: Cell, stage: Stage) -> Dial:
     """The cell's dial, fitted or found. The time is noted when it was fitted in one go."""
     assert cell.method is not None
     model, tokenizer = stage.loaded
-    whole = all(file.name == JOB for file in cell.folder.iterdir())
+    whole = all(file.name in (JOB, "cell.json") for file in cell.folder.iterdir())
 
     def run(overwrite: bool) -> Dial:
         assert cell.method is not None
@@ -230,15 +250,6 @@ def _stamp(cell: Cell, dial: Dial, rows: Rows) -> None:
     dial.save_pretrained(folder, {file.name: file.read_bytes() for file in beside})
 
 
-def run_equal_kl(cell: Cell, stage: Stage, target: float) -> None:
-    """Measure a done cell again at the alpha whose KL is `target`; does nothing if that is done."""
-    file = equal_kl_file(cell, target)
-    if file.is_file():
-        return
-    with threads(stage.setting.threads):
-        write_rows(file, _rows_at_kl(cell, stage, target))
-
-
 def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
     dial = Dial.from_pretrained(cell.folder / "dial")
     dial.to(next(stage.loaded[0].parameters()).device)
@@ -268,11 +279,6 @@ def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
             cell.name, cell.seed, "equal_kl", alpha, stage.neutral.damage(dial, alpha)
         )
     return rows
-
-
-def equal_kl_file(cell: Cell, target: float) -> Path:
-    """Where a cell keeps its scores at equal KL."""
-    return cell.folder / f"equal-kl-{target:.6g}.parquet"
 
 
 def mean_kl(rows: Rows, alpha: float = 1.0) -> float:

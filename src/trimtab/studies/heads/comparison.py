@@ -6,20 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, encode, layout_for, plan_batches
-from trimtab.bounds import Bounded, Count, Positive, Several, Strength, Whole
 from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial
-from trimtab.errors import ConfigError
 from trimtab.evaluation.decoding import (
     Decoder,
     args_rewards,
@@ -28,29 +26,21 @@ from trimtab.evaluation.decoding import (
     generate_genarm,
 )
 from trimtab.evaluation.generation import Sampling, end_ids
-from trimtab.evaluation.items import check_alphas, item_scores
+from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import token_rewards
-from trimtab.files import write_json, write_lines
 from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.rendering import USUAL, Rendering
 from trimtab.states import Readings, head_site, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
-from trimtab.studies.heads.cells import (
-    STUDY,
-    Cells,
-    Scores,
-    check_seeds,
-    described,
-    difference_line,
-    identified,
-    judged,
-    mean_line,
-    threads_of,
-)
-from trimtab.study import results
-from trimtab.study.files import Rows
+from trimtab.studies.heads.settings import HeadComparison
+from trimtab.study.about import described_by, sizes
+from trimtab.study.cells import RESULT, Cell, Host, planned, setting_of
+from trimtab.study.files import free_folder
+from trimtab.study.lines import Scores, compared, judged, measured
+from trimtab.study.made import say_older
+from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
+from trimtab.study.workers import work
 from trimtab.training import Method, fit, method
 from trimtab.training.heads import after_head
 from trimtab.training.run import recipe_digest
@@ -62,85 +52,38 @@ ANSWERS = 8
 """Answers whose logits are held at once."""
 
 
-@dataclass(frozen=True)
-class HeadComparison(Bounded):
-    """What is trained, on how much, and judged where."""
-
-    model: str = models.DEFAULT_MODEL
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    train: str = "hh:harmless-base/test[1500:]"
-    """Pairs that every arm is trained on."""
-    tests: tuple[str, ...] = ("hh:harmless-base/test[:1500]",)
-    """Pairs to be judged on."""
-    train_limit: Count | None = None
-    """The first so many training items."""
-    test_limit: Several | None = None
-    """The first so many items of each test."""
-    alphas: tuple[Strength, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Strengths, 1 among them."""
-    kl_items: Several = 50
-    """Items of each test on whose answers the KL is measured, the first ones."""
-    args_answers: Several = 6
-    """Answers on which that of ARGS is, which takes a pass a token."""
-    k: Several = 10
-    """Tokens among which ARGS chooses."""
-    epochs: Positive = 2.0
-    """Passes of DPO and of GenARM over the pairs."""
-    head_epochs: Positive = 5.0
-    """Passes of the head, which a store makes cheap."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of what trains an adapter."""
-    head_seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of what trains a head on the frozen model."""
-    new_tokens: Whole = 32
-    """Tokens that are generated to take the time; 0 takes none."""
-    rounds: Count = 5
-    """How often each arm generates them, the arms in turn."""
-    max_length: Count = 256
-    """Pairs longer than this many tokens are dropped and counted."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    threads: Count = 1
-    """CPU threads; the last bits of the figures depend on them."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_alphas(self.alphas)
-        if 1.0 not in self.alphas or 0.0 in self.alphas or len(set(self.alphas)) < len(self.alphas):
-            raise ConfigError(
-                "alphas: expected each once, 1 among them and not 0, which is the base"
-            )
-        if not self.tests or len(set(self.tests)) < len(self.tests):
-            raise ConfigError("tests: expected at least one, each once")
-        check_seeds("seeds", self.seeds)
-        check_seeds("head_seeds", self.head_seeds)
-
-
 def compare_heads(
     settings: HeadComparison,
     out: str | Path,
     *,
+    jobs: int = 1,
+    ray: bool = False,
     command: str = "",
     title: str = "An alignment head",
     progress: Progress = SILENT,
 ) -> Path:
     """Run every cell that is not done yet and write the result files.
 
+    Args:
+        jobs: cells at once, each in a process of its own.
+        ray: spread the cells over a Ray cluster.
+
     Returns:
-        The folder: `heads.json`, `results.jsonl` (accuracy and KL by arm, test and alpha),
-        `verdicts.jsonl` (differences at alpha 1), `rates.jsonl` (tokens a second).
+        The folder: `results.jsonl` (accuracy and KL by arm, test and alpha), `verdicts.jsonl` (differences
+        at alpha 1), `costs.json` (tokens a second).
 
     Raises:
+        StudyError: cells failed; the text says which and why.
         TrimtabError: anything that keeps the run from starting, before the model is loaded; or what
             stopped it. The same call goes on from there.
     """
-    with threads_of(settings.threads):
-        return _Run(settings, out, progress).run(command, title)
+    out = free_folder(out, "cells", "heads.json", "study.json").absolute()
+    host = Host(progress)
+    stage: Stage = host.keep(Stage, settings, out)
+    say_older((out / "cells").glob(f"*/{RESULT}"), progress)
+    many = {"jobs": jobs, "ray": ray, "threads": settings.threads}
+    work("heads", (list(wave.values()) for wave in stage.waves), host, **many)
+    return stage.write(command, title)
 
 
 @dataclass(frozen=True)
@@ -152,80 +95,134 @@ class _Test:
     ids: list[Tensor]
 
 
-class _Run:
+class Stage:
     """The model, the data, and the cells made of both."""
 
-    def __init__(self, settings: HeadComparison, out: str | Path, progress: Progress):
-        self.settings, self.progress = settings, progress
+    @staticmethod
+    def read(values: Any) -> HeadComparison:
+        """The settings as JSON values had them."""
+        return setting_of(HeadComparison, values)
+
+    def __init__(self, settings: HeadComparison, out: Path, host: Host):
+        self.settings, self.out, self.host, self.progress = settings, out, host, host.progress
         models.check(settings.model)
-        device = models.resolve_device(settings.device)
-        models.resolve_dtype(settings.dtype, device)
+        self.device = models.resolve_device(settings.device)
+        models.resolve_dtype(settings.dtype, self.device)
         root = settings.data_root
         self.train = read_pairs(settings.train, root, limit=settings.train_limit)
-        pairs = {t: read_pairs(t, root, limit=settings.test_limit) for t in settings.tests}
-        common = {
+        self.pairs = {t: read_pairs(t, root, limit=settings.test_limit) for t in settings.tests}
+        self.common = {
+            "format": 1,
             "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
-            "device": device.type,
+            "device": self.device.type,
             "threads": settings.threads,
             "max_length": settings.max_length,
             "train": self.train.digest,
-            "tests": {test: p.digest for test, p in pairs.items()},
+            "tests": {test: p.digest for test, p in self.pairs.items()},
             "alphas": list(settings.alphas),
             "kl_items": settings.kl_items,
             **({"rendering": record} if (record := settings.rendering.record()) else {}),
         }
-        self.cells = Cells(out, common, progress)
-        progress.say(f"loading {settings.model}")
-        self.model, self.tokenizer = models.load(
-            settings.model, dtype=settings.dtype, device=settings.device
-        )
-        self.store = Store(self.cells.out / "cells" / "states")
-        self.after = after_head(self.model)
-        self.encoded_train = self._encode(self.train)
-        self.encoded = {test: self._encode(p) for test, p in pairs.items()}
-        self.read: dict[str, _Test] = {}
+        self.store = Store(out / "cells" / "states")
+        self.kept: dict[str, _Test] = {}
 
-    def run(self, command: str, title: str) -> Path:
-        """Everything."""
-        s, out = self.settings, self.cells.out
-        stored = self.cells.get("states", {"arm": "states"}, lambda _: self._stored())
-        base = self.cells.get("base", {"arm": "base"}, lambda _: self._base())
-        found: dict[str, dict[int, Any]] = {}
-        methods = self._methods()
-        for arm in ARMS:
-            seeds = s.head_seeds if arm in ("iav", "args") else s.seeds
-            found[arm] = {seed: self._arm(arm, methods[arm], seed, base) for seed in seeds}
-        rates = self._rates(methods) if s.new_tokens else []
-        zero = self.cells.get(
-            "zero", {"arm": "zero"}, lambda _: {"equal": self._equal_at_zero(methods["iav"])}
-        )
-        write_lines(out / "results.jsonl", identified(self.model, self._lines(base, found)))
-        write_lines(out / "verdicts.jsonl", self._differences(base, found))
-        write_lines(out / "rates.jsonl", rates)
-        sizes = {"items": self.encoded_train.n_items, "pairs": self.encoded_train.n_pairs}
-        what = described(
-            self.model,
-            s,
-            command,
-            s.threads,
-            versions=self.cells.versions(),
-            kind="heads",
-            title=title,
-            train=sizes | {"dropped": self.encoded_train.dropped_pairs},
-            tests={
-                test: {"items": e.n_items, "pairs": e.n_pairs, "dropped": e.dropped_pairs}
-                for test, e in self.encoded.items()
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        s = self.settings
+        self.progress.say(f"loading {s.model}")
+        return self.host.models.get(s.model, s.dtype, s.device)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.loaded[1]
+
+    @cached_property
+    def after(self) -> Any:
+        """What the model does to its head's output."""
+        return after_head(self.model)
+
+    @cached_property
+    def encoded_train(self) -> Encoded:
+        """The training pairs as tokens."""
+        return self._encode(self.train)
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """The tests as tokens."""
+        return {test: self._encode(p) for test, p in self.pairs.items()}
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """The arms' methods."""
+        return self._methods()
+
+    @cached_property
+    def waves(self) -> list[dict[str, Cell]]:
+        """Cells by name: what the arms need, the arms, what needs the arms."""
+        s = self.settings
+        own = {"arm": "rates", "tokens": s.new_tokens, "rounds": s.rounds, "k": s.k}
+        rates = {"rates": self._cell("rates", own, "rates")} if s.new_tokens else {}
+        return [
+            {name: self._cell(name, {"arm": name}, name) for name in ("states", "base")},
+            {
+                f"{arm}-s{seed}": self._of_arm(arm, seed)
+                for arm in ARMS
+                for seed in self._seeds(arm)
             },
-            alpha_0_is_the_bare_model=zero["equal"],
-            clock="processor" if self._one_thread else "wall",
-            seconds_to_store=stored["seconds"],
-            seconds_to_train={arm: by[min(by)]["fit_seconds"] for arm, by in found.items()},
-            cpu_seconds=self.cells.seconds(),
+            {**rates, "zero": self._cell("zero", {"arm": "zero"}, "zero")},
+        ]
+
+    def _cell(self, name: str, inputs: dict[str, Any], run: str, **own: Any) -> Cell:
+        return planned(self, self.out, self.settings, name, inputs, run, **own)
+
+    def _of_arm(self, arm: str, seed: int) -> Cell:
+        s = self.settings
+        inputs = {"arm": arm, "recipe": recipe_digest(self.methods[arm].recipe), "seed": seed}
+        inputs |= {"k": s.k, "answers": s.args_answers} if arm == "args" else {}
+        return self._cell(f"{arm}-s{seed}", inputs, "arm", arm=arm, seed=seed)
+
+    def _seeds(self, arm: str) -> tuple[int, ...]:
+        return self.settings.head_seeds if arm in ("iav", "args") else self.settings.seeds
+
+    def write(self, command: str, title: str) -> Path:
+        """The result files, all cells being done."""
+        s = self.settings
+        cells = {name: cell for wave in self.waves for name, cell in wave.items()}
+        found: dict[str, dict[int, Any]] = {
+            arm: {seed: cells[f"{arm}-s{seed}"].read() for seed in self._seeds(arm)} for arm in ARMS
+        }
+        base, zero, stored = (cells[name].read() for name in ("base", "zero", "states"))
+        rates = self._rates(cells["rates"].read()) if s.new_tokens else {}
+        for arm, by_seed in found.items():
+            rates.setdefault(arm, {})["fit_seconds"] = by_seed[min(by_seed)]["fit_seconds"]
+        about = described_by(
+            self,
+            cells.values(),
+            study="heads",
+            title=title,
+            command=command,
+            train=s.train,
+            train_items=self.encoded_train.n_items,
+            train_pairs=self.encoded_train.n_pairs,
+            splits={test: Split(test, **sizes(e)) for test, e in self.encoded.items()},
+            more={
+                "alpha_0_is_the_bare_model": zero["equal"],
+                "train_dropped": self.encoded_train.dropped_pairs,
+                "seconds_to_store": stored["seconds"],
+                "clock": "processor" if self._one_thread else "wall",
+            },
         )
-        (out / "study.json").unlink(missing_ok=True)
-        write_json(out / STUDY, what)
-        return results.write(out, results.read(out))
+        lines = self._lines(about.model, base, found)
+        told = self._differences(about.model, base, found)
+        return write(self.out, Run(about, tuple(lines), tuple(told), costs=rates))
 
     # ---- cells ----
 
@@ -243,13 +240,15 @@ class _Run:
         last = replace(dph, recipe=replace(recipe, dial=replace(recipe.dial, aggregate="last")))  # type: ignore[arg-type]
         return {**made, "args": last}
 
-    def _stored(self) -> dict[str, float]:
+    def states(self, folder: Path) -> dict[str, float]:
         """The training pairs' states, as `fit iav` will look for them."""
+        encoded = self.encoded_train
         start = time.process_time()
-        self._features(self.encoded_train)
+        self._features(encoded)
         return {"seconds": time.process_time() - start}
 
-    def _base(self) -> dict[str, Any]:
+    def base(self, folder: Path) -> dict[str, Any]:
+        """Log-probs and accuracy of the bare model by test."""
         found = {}
         for test in self.settings.tests:
             logps, _ = self._leaned(test, lambda _answers, _h, z, _alpha: z, 0.0)
@@ -259,24 +258,18 @@ class _Run:
             }
         return found
 
-    def _arm(self, arm: str, named: Method, seed: int, base: Any) -> dict[str, Any]:
+    def arm(self, folder: Path, arm: str, seed: int) -> dict[str, Any]:
         """Scores by test and alpha, and what training took."""
-        s = self.settings
-        own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
-        own |= {"k": s.k, "answers": s.args_answers} if arm == "args" else {}
-
-        def make(folder: Path) -> dict[str, Any]:
-            start = time.process_time()
-            dial: Any = self._fitted(named, seed, folder / "dial")
-            took = time.process_time() - start
-            tests = {}
-            for test in s.tests:
-                self.progress.say(f"{arm}, seed {seed}: {test}")
-                read = self._args if arm == "args" else self._dialled
-                tests[test] = read(arm, dial, test, torch.tensor(base[test]["logps"]))
-            return {"fit_seconds": took, "tests": tests}
-
-        return self.cells.get(f"{arm}-s{seed}", own, make)
+        base = self.waves[0]["base"].read()
+        start = time.process_time()
+        dial: Any = self._fitted(self.methods[arm], seed, folder / "dial")
+        took = time.process_time() - start
+        tests = {}
+        for test in self.settings.tests:
+            self.progress.say(f"{arm}, seed {seed}: {test}")
+            read = self._args if arm == "args" else self._dialled
+            tests[test] = read(arm, dial, test, torch.tensor(base[test]["logps"]))
+        return {"fit_seconds": took, "tests": tests}
 
     def _dialled(self, arm: str, dial: Any, test: str, _: Tensor) -> dict[str, Any]:
         weight = models.head_weight(self.model)
@@ -336,48 +329,38 @@ class _Run:
                 found[i].append(float(total[i]) / len(answer))
         return found
 
-    def _equal_at_zero(self, iav: Method) -> bool:
+    def zero(self, folder: Path) -> dict[str, bool]:
         """Whether the logits at alpha 0 are the bare model's, to the last bit."""
-        dial = self._dial("iav", iav, self.settings.head_seeds[0])
+        dial = self._dial("iav")
         row = next(iter(self.encoded.values())).rows[0]
         ids = torch.tensor([[*row.prompt, *row.answers[0]]])
         ids = ids.to(next(self.model.parameters()).device)
         with torch.no_grad():
             bare = self.model(input_ids=ids).logits
             with dial(self.model, 0.0):
-                return bool(torch.equal(self.model(input_ids=ids).logits, bare))
+                return {"equal": bool(torch.equal(self.model(input_ids=ids).logits, bare))}
 
     # ---- rates ----
 
-    def _rates(self, methods: dict[str, Method]) -> Rows:
-        """Tokens a second of each arm, one row at a time, arms in turn."""
-        s = self.settings
-        own = {"arm": "rates", "tokens": s.new_tokens, "rounds": s.rounds, "k": s.k}
-        found = self.cells.get("rates", own, lambda _: self._timed(methods))
-        lines, pair = [], found["genarm"]
+    def _rates(self, found: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+        """Tokens a second of each arm, and their ratios to the bare model's and to GenARM's."""
+        rates, pair = {}, found["genarm"]
         for arm, seconds in found.items():
             ratios = sorted(b / a for a, b in zip(seconds, found["base"], strict=True))
-            lines.append(
-                {
-                    "arm": arm,
-                    "tokens_per_second": s.new_tokens / median(seconds),
-                    "of_base": median(ratios),
-                    "low": ratios[0],
-                    "high": ratios[-1],
-                    "of_genarm": median(b / a for a, b in zip(seconds, pair, strict=True)),
-                    "rounds": len(seconds),
-                }
-            )
-        return lines
+            rates[arm] = {
+                "tokens_per_second": self.settings.new_tokens / median(seconds),
+                "of_base": median(ratios),
+                "of_base_low": ratios[0],
+                "of_base_high": ratios[-1],
+                "of_genarm": median(b / a for a, b in zip(seconds, pair, strict=True)),
+                "rounds": len(seconds),
+            }
+        return rates
 
-    def _timed(self, methods: dict[str, Method]) -> dict[str, list[float]]:
+    def rates(self, folder: Path) -> dict[str, list[float]]:
+        """Seconds of each arm by round, one row at a time, arms in turn."""
         s = self.settings
-        dials: dict[str, Any] = {
-            arm: self._dial(
-                arm, methods[arm], (s.head_seeds if arm in ("iav", "args") else s.seeds)[0]
-            )
-            for arm in ARMS
-        }
+        dials: dict[str, Any] = {arm: self._dial(arm) for arm in ARMS}
         row = next(iter(self.encoded.values())).rows[0]
         text = self.tokenizer.decode(row.prompt)
         iav: LogitsDial = dials["iav"]
@@ -414,8 +397,7 @@ class _Run:
     @property
     def _one_thread(self) -> bool:
         """Whether processor time is time, whatever else the machine does."""
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        return on_cpu and self.settings.threads == 1
+        return self.device.type == "cpu" and self.settings.threads == 1
 
     # ---- reading ----
 
@@ -472,15 +454,15 @@ class _Run:
         return found
 
     def _test(self, test: str) -> _Test:
-        if test not in self.read:
+        if test not in self.kept:
             encoded = self.encoded[test]
             ids = [
                 torch.tensor(a[0 if row.prompt else 1 :])
                 for row in encoded.rows
                 for a in row.answers
             ]
-            self.read[test] = _Test(encoded, self._features(encoded), ids)
-        return self.read[test]
+            self.kept[test] = _Test(encoded, self._features(encoded), ids)
+        return self.kept[test]
 
     def _accuracy(self, test: str, logps: Tensor) -> list[float]:
         found = Readings(logps, self._test(test).states.counts)
@@ -504,13 +486,10 @@ class _Run:
         self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
 
-    def _dial(self, arm: str, named: Method, seed: int) -> Dial:
-        """The dial of a cell that is done."""
-        own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
-        own |= (
-            {"k": self.settings.k, "answers": self.settings.args_answers} if arm == "args" else {}
-        )
-        return self._fitted(named, seed, self.cells.folder(f"{arm}-s{seed}", own) / "dial")
+    def _dial(self, arm: str) -> Dial:
+        """The dial of an arm's first seed, which is done."""
+        seed = self._seeds(arm)[0]
+        return self._fitted(self.methods[arm], seed, self._of_arm(arm, seed).folder / "dial")
 
     def _fitted(self, named: Method, seed: int, out: Path) -> Dial:
         return fit(
@@ -528,38 +507,50 @@ class _Run:
 
     # ---- lines ----
 
-    def _lines(self, base: Any, found: dict[str, dict[int, Any]]) -> Rows:
+    def _lines(self, model: str, base: Any, found: dict[str, dict[int, Any]]) -> list[Measurement]:
         lines = []
+        common: dict[str, Any] = {"model": model, "suite": ""}
         for test in self.settings.tests:
-            own: dict[str, Any] = {"split": test, "metric": "accuracy"}
+            own = {**common, "split": test, "metric": "accuracy"}
             scores: Scores = {None: base[test]["accuracy"]}
-            lines.append(mean_line(scores, arm="base", alpha=0.0, **own))
+            lines.append(measured(scores, method=BASE, alpha=0.0, at=ALPHA_1, **own))
             for arm, by_seed in found.items():
                 for alpha in self.settings.alphas:
                     for metric in ("accuracy", "kl"):
                         scores = _column(by_seed, test, alpha, metric)
-                        own = {"arm": arm, "alpha": alpha, "split": test, "metric": metric}
+                        own |= {"metric": metric, "at": ALPHA_1 if alpha == 1 else None}
                         within = SHARE if metric == "accuracy" else POSITIVE
-                        lines.append(mean_line(scores, within=within, **own))
+                        lines.append(
+                            measured(scores, within=within, method=arm, alpha=alpha, **own)
+                        )
         return lines
 
-    def _differences(self, base: Any, found: dict[str, dict[int, Any]]) -> Rows:
+    def _differences(
+        self, model: str, base: Any, found: dict[str, dict[int, Any]]
+    ) -> list[Difference]:
         """The head less every other arm at alpha 1, and DPO less the bare model."""
         lines = []
+        common: dict[str, Any] = {"model": model, "suite": "", "metric": "accuracy"}
         for test in self.settings.tests:
             at_1: dict[str, Scores] = {
                 arm: _column(by_seed, test, 1.0, "accuracy") for arm, by_seed in found.items()
             }
-            at_1["base"] = {None: base[test]["accuracy"]}
+            at_1[BASE] = {None: base[test]["accuracy"]}
             for arm, against in (
-                ("iav", "base"),
+                ("iav", BASE),
                 ("iav", "dpo"),
                 ("iav", "genarm"),
                 ("iav", "args"),
-                ("dpo", "base"),
+                ("dpo", BASE),
             ):
-                own = {"arm": arm, "against": against, "alpha": 1.0, "split": test}
-                lines.append(difference_line(at_1[arm], at_1[against], **own))
+                own = {
+                    "method": arm,
+                    "against": against,
+                    "alpha": 1.0,
+                    "at": ALPHA_1,
+                    "split": test,
+                }
+                lines.append(compared(at_1[arm], at_1[against], **own, **common))
         return judged(lines)
 
 

@@ -3,9 +3,10 @@ loss ablation: one table of shares, one of differences, both from cells that are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,16 @@ from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
-from trimtab.files import write_json, write_lines
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.studies.heads.cells import (
-    STUDY,
-    Cells,
-    Scores,
-    averaged,
-    check_seeds,
-    described,
-    difference_line,
-    identified,
-    judged,
-    mean_line,
-    threads_of,
-)
-from trimtab.study import results
-from trimtab.study.files import Rows
+from trimtab.study.about import described_by, sizes
+from trimtab.study.cells import RESULT, Cell, Host, planned, setting_of
+from trimtab.study.files import free_folder
+from trimtab.study.lines import Scores, averaged, check_seeds, compared, judged, measured
+from trimtab.study.made import say_older
+from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
+from trimtab.study.workers import work
 from trimtab.training import Method, fit, method
 from trimtab.training.heads import aggregate_all
 from trimtab.training.recipes import ORPORecipe, TrainSettings
@@ -47,6 +39,13 @@ IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
 LOGPROB, REWARD = "logprob", "reward"
 POOLINGS = ("identity", "bert", "swiglu")
 LOSSES = ("separable", "contrastive", "listwise")
+ABLATED = "dph, "
+"""How the methods of the ablation begin."""
+
+Side = tuple[str, str]
+"""Arm and read-out."""
+Table = dict[Side, dict[str, Scores]]
+"""Scores by side and task."""
 
 
 @dataclass(frozen=True)
@@ -95,29 +94,46 @@ def compare_rewards(
     settings: RewardComparison,
     out: str | Path,
     *,
+    jobs: int = 1,
+    ray: bool = False,
     command: str = "",
     title: str = "Preference heads on multiple choice",
     progress: Progress = SILENT,
 ) -> Path:
     """Run every cell that is not done yet and write the result files.
 
+    Args:
+        jobs: cells at once, each in a process of its own.
+        ray: spread the cells over a Ray cluster.
+
     Returns:
-        The folder: `heads.json`, `results.jsonl` (shares of items answered rightly), `verdicts.jsonl`
-        (differences between arms), `ablation.jsonl`.
+        The folder: `results.jsonl` (shares of items answered rightly), `verdicts.jsonl` (differences between
+        arms); the ablation's methods are called `dph, POOLING × LOSS`.
 
     Raises:
+        StudyError: cells failed; the text says which and why.
         TrimtabError: anything that keeps the run from starting, before the model is loaded; or what
             stopped it. The same call goes on from there.
     """
-    with threads_of(settings.threads):
-        return _Run(settings, out, progress).run(command, title)
+    out = free_folder(out, "cells", "heads.json", "study.json").absolute()
+    host = Host(progress)
+    stage: Stage = host.keep(Stage, settings, out)
+    say_older((out / "cells").glob(f"*/{RESULT}"), progress)
+    many = {"jobs": jobs, "ray": ray, "threads": settings.threads}
+    work("rewards", [list(stage.cells.values())], host, **many)
+    return stage.write(command, title)
 
 
-class _Run:
+class Stage:
     """The model, the data, and the cells made of both."""
 
-    def __init__(self, settings: RewardComparison, out: str | Path, progress: Progress):
-        self.settings, self.progress = settings, progress
+    @staticmethod
+    def read(values: Any) -> RewardComparison:
+        """The settings as JSON values had them."""
+        return setting_of(RewardComparison, values)
+
+    def __init__(self, settings: RewardComparison, out: Path, host: Host):
+        self.settings, self.out, self.host, self.progress = settings, out, host, host.progress
         models.check(settings.model)
         device = models.resolve_device(settings.device)
         models.resolve_dtype(settings.dtype, device)
@@ -127,7 +143,8 @@ class _Run:
             task: read_pairs(f"choices:{task}/test", settings.data_root).limit(settings.test_items)
             for task in (*settings.tasks, *settings.held_out)
         }
-        common = {
+        self.common = {
+            "format": 1,
             "model": models.identify(settings.model).whole,
             "dtype": settings.dtype,
             "device": device.type,
@@ -135,63 +152,116 @@ class _Run:
             "max_length": settings.max_length,
             "tests": {task: pairs.digest for task, pairs in self.tests.items()},
         }
-        self.cells = Cells(out, common, progress)
-        progress.say(f"loading {settings.model}")
-        self.model, self.tokenizer = models.load(
-            settings.model, dtype=settings.dtype, device=settings.device
-        )
-        self.encoded = {task: self._encode(pairs) for task, pairs in self.tests.items()}
-        self.store = Store(self.cells.out / "cells" / "states")
+        self.store = Store(out / "cells" / "states")
 
-    def run(self, command: str, title: str) -> Path:
-        """Everything."""
-        s, table = self.settings, {}
-        base = self.cells.get("base", {"arm": "base"}, lambda _: self._base())
-        table["base", LOGPROB] = {task: {None: base[task]} for task in self.tests}
-        for arm, named, pairs in self._adapters():
-            found = [self._adapter(arm, named, pairs, seed) for seed in s.seeds]
-            for read_out in found[0]:
-                table[arm, read_out] = _by_task(s.seeds, [f[read_out] for f in found])
-        frozen = method("dph")
-        table["dph frozen", REWARD] = self._frozen("dph-frozen", frozen, self.train)
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        s = self.settings
+        self.progress.say(f"loading {s.model}")
+        return self.host.models.get(s.model, s.dtype, s.device)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loaded[0]
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """The tests as tokens."""
+        return {task: self._encode(pairs) for task, pairs in self.tests.items()}
+
+    @cached_property
+    def adapters(self) -> dict[str, tuple[Method, PairSet]]:
+        """What trains a LoRA, and on what, by arm."""
+        return {arm: (named, pairs) for arm, named, pairs in self._adapters()}
+
+    @cached_property
+    def heads(self) -> dict[str, tuple[str, Method, bool]]:
+        """Frozen heads by arm: the name of their cells, the method, whether on more data."""
+        dph = method("dph")
+        found = {"dph frozen": ("dph-frozen", dph, False)}
         if self.more is not None:
-            table["dph frozen, more data", REWARD] = self._frozen("dph-more", frozen, self.more)
-        ablation: dict[tuple[str, str], dict[str, Scores]] = {}
-        for pooling in POOLINGS if s.ablation else ():
+            found["dph frozen, more data"] = ("dph-more", dph, True)
+        for pooling in POOLINGS if self.settings.ablation else ():
             for loss in LOSSES:
                 named = _variant(pooling, loss)
-                name = "dph-frozen" if named == frozen else f"{pooling}-{loss}"
-                ablation[pooling, loss] = self._frozen(name, named, self.train)
+                name = "dph-frozen" if named == dph else f"{pooling}-{loss}"
+                found[f"{ABLATED}{pooling} × {loss}"] = (name, named, False)
+        return found
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """All cells by name."""
+        s = self.settings
+        found = {"base": self._cell("base", {"arm": "base"}, "base")}
+        for arm, (named, pairs) in self.adapters.items():
+            for seed in s.seeds:
+                own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
+                name = f"{arm.replace(' ', '-')}-s{seed}"
+                own["train"] = pairs.digest
+                found[name] = self._cell(name, own, "adapter", arm=arm, seed=seed)
+        for arm, (start, named, more) in self.heads.items():
+            for seed in s.head_seeds:
+                own = {"arm": "frozen", "recipe": recipe_digest(named.recipe)}
+                own |= {"train": self._pairs(more).digest, "seed": seed}
+                name = f"{start}-s{seed}"
+                found.setdefault(name, self._cell(name, own, "frozen", arm=arm, seed=seed))
         own = {"arm": "untouched", "train": self.train.digest}
-        untouched = self.cells.get("untouched", own, lambda _: {"largest": self._moved(frozen)})
-        out = self.cells.out
+        found["untouched"] = self._cell("untouched", own, "untouched")
+        return found
+
+    def _cell(self, name: str, inputs: dict[str, Any], run: str, **own: Any) -> Cell:
+        return planned(self, self.out, self.settings, name, inputs, run, **own)
+
+    def _pairs(self, more: bool) -> PairSet:
+        return self.more if more and self.more is not None else self.train
+
+    def write(self, command: str, title: str) -> Path:
+        """The result files, all cells being done."""
+        s, found = self.settings, {name: cell.read() for name, cell in self.cells.items()}
+        table: Table = {(BASE, LOGPROB): {task: {None: found["base"][task]} for task in self.tests}}
+        for arm in self.adapters:
+            own = [found[f"{arm.replace(' ', '-')}-s{seed}"] for seed in s.seeds]
+            for read_out in own[0]:
+                table[arm, read_out] = _by_task(s.seeds, [f[read_out] for f in own])
+        ablation: Table = {}
+        for arm, (start, _, _) in self.heads.items():
+            own = [found[f"{start}-s{seed}"] for seed in s.head_seeds]
+            side = ablation if arm.startswith(ABLATED) else table
+            side[arm, REWARD] = _by_task(s.head_seeds, own)
+        about = described_by(
+            self,
+            self.cells.values(),
+            study="rewards",
+            title=title,
+            command=command,
+            train=" + ".join(s.tasks),
+            train_items=len(self.train.items()),
+            train_pairs=len(self.train),
+            splits={task: Split(task, **sizes(e)) for task, e in self.encoded.items()},
+            more={
+                "in_domain": list(s.tasks),
+                "held_out": list(s.held_out),
+                "largest_logit_change_by_a_frozen_head": found["untouched"]["largest"],
+                **({} if self.more is None else {"more_items": len(self.more.items())}),
+            },
+        )
+        common: dict[str, Any] = {"model": about.model, "suite": "", "metric": "accuracy"}
+        common |= {"at": ALPHA_1, "alpha": None}
         lines = [
             line
-            for (arm, read_out), found in table.items()
-            for line in _shares(s, found, arm=arm, read_out=read_out)
+            for (arm, read_out), scores in table.items()
+            for line in _shares(s, scores, method=arm, read_out=read_out, **common)
         ]
-        write_lines(out / "results.jsonl", identified(self.model, lines))
-        write_lines(out / "verdicts.jsonl", _differences(s, table))
-        write_lines(out / "ablation.jsonl", _ablated(s, ablation))
-        more = {} if self.more is None else {"more items": len(self.more.items())}
-        what = described(
-            self.model,
-            s,
-            command,
-            s.threads,
-            versions=self.cells.versions(),
-            kind="rewards",
-            title=title,
-            train={"items": len(self.train.items()), "pairs": len(self.train), **more},
-            tests={task: e.n_items for task, e in self.encoded.items()},
-            in_domain=list(s.tasks),
-            held_out=list(s.held_out),
-            largest_logit_change_by_a_frozen_head=untouched["largest"],
-            cpu_seconds=self.cells.seconds(),
-        )
-        (out / "study.json").unlink(missing_ok=True)
-        write_json(out / STUDY, what)
-        return results.write(out, results.read(out))
+        told = _differences(s, table, COMPARED, common)
+        for name, (arm, read_out), scores, tasks in _averages(s, ablation):
+            own = {"method": arm, "read_out": read_out, "split": name, **common}
+            lines.append(measured(*averaged([scores[t] for t in tasks]), **own))
+        first = next(iter(ablation), None)
+        pairs = [(side, first) for side in ablation if first and side != first]
+        told += _differences(s, ablation, pairs, common)
+        return write(self.out, Run(about, tuple(lines), tuple(told)))
 
     # ---- arms ----
 
@@ -216,51 +286,35 @@ class _Run:
             ("dph joint", replace(dph, recipe=joint), self.train),
         ]
 
-    def _adapter(self, arm: str, named: Method, pairs: PairSet, seed: int) -> dict[str, Any]:
-        def make(folder: Path) -> dict[str, Any]:
-            dial = self._fitted(named, pairs, seed, folder / "dial")
-            found: dict[str, Any] = {LOGPROB: {}}
-            for task, encoded in self.encoded.items():
-                reward = dial if isinstance(dial, RewardDial) else None
-                with nullcontext() if reward else dial(self.model, 1.0):
-                    rewards, read = rewards_of(self.model, reward, encoded, logps=True)
-                found[LOGPROB][task] = item_scores(encoded, read).accuracy_choice.tolist()
-                if reward:
-                    right = reward_scores(encoded, rewards).accuracy_choice.tolist()
-                    found.setdefault(REWARD, {})[task] = right
-            return found
+    def adapter(self, folder: Path, arm: str, seed: int) -> dict[str, Any]:
+        """A LoRA's answers by log-prob, and by reward where it has one."""
+        dial = self._fitted(*self.adapters[arm], seed, folder / "dial")
+        found: dict[str, Any] = {LOGPROB: {}}
+        for task, encoded in self.encoded.items():
+            reward = dial if isinstance(dial, RewardDial) else None
+            with nullcontext() if reward else dial(self.model, 1.0):
+                rewards, read = rewards_of(self.model, reward, encoded, logps=True)
+            found[LOGPROB][task] = item_scores(encoded, read).accuracy_choice.tolist()
+            if reward:
+                right = reward_scores(encoded, rewards).accuracy_choice.tolist()
+                found.setdefault(REWARD, {})[task] = right
+        return found
 
-        own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
-        name = f"{arm.replace(' ', '-')}-s{seed}"
-        return self.cells.get(name, {**own, "train": pairs.digest}, make)
-
-    def _frozen(self, name: str, named: Method, pairs: PairSet) -> dict[str, Scores]:
+    def frozen(self, folder: Path, arm: str, seed: int) -> dict[str, list[float]]:
         """A head on the frozen model: trained and read from stored states."""
+        _, named, more = self.heads[arm]
+        dial: Any = self._fitted(named, self._pairs(more), seed, folder / "dial")
+        device = next(self.model.parameters()).device
+        found = {}
+        for task, encoded in self.encoded.items():
+            vectors = aggregate_all(dial.cpu(), self._states(task), answer_spans(encoded))
+            with torch.no_grad():
+                rewards = dial.to(device).rewards(vectors.to(device))[:, 0].float().cpu()
+            found[task] = reward_scores(encoded, rewards).accuracy_choice.tolist()
+        return found
 
-        def make(folder: Path, seed: int) -> dict[str, list[float]]:
-            dial: Any = self._fitted(named, pairs, seed, folder / "dial")
-            device = next(self.model.parameters()).device
-            found = {}
-            for task, encoded in self.encoded.items():
-                vectors = aggregate_all(dial.cpu(), self._states(task), answer_spans(encoded))
-                with torch.no_grad():
-                    rewards = dial.to(device).rewards(vectors.to(device))[:, 0].float().cpu()
-                found[task] = reward_scores(encoded, rewards).accuracy_choice.tolist()
-            return found
-
-        own = {"arm": "frozen", "recipe": recipe_digest(named.recipe), "train": pairs.digest}
-        seeds = self.settings.head_seeds
-        return _by_task(
-            seeds,
-            [
-                self.cells.get(
-                    f"{name}-s{seed}", {**own, "seed": seed}, lambda f, s=seed: make(f, s)
-                )
-                for seed in seeds
-            ],
-        )
-
-    def _base(self) -> dict[str, list[float]]:
+    def base(self, folder: Path) -> dict[str, list[float]]:
+        """The bare model's answers by log-prob."""
         return {
             task: item_scores(
                 encoded, reference(self.model, encoded, logps=True, store=self.store)
@@ -268,9 +322,9 @@ class _Run:
             for task, encoded in self.encoded.items()
         }
 
-    def _moved(self, named: Method) -> float:
+    def untouched(self, folder: Path) -> dict[str, float]:
         """The largest change of a logit by an attached frozen head, on a few test items."""
-        dial = self._fitted(named, self.train, self.settings.head_seeds[0], None)
+        dial = self._fitted(method("dph"), self.train, self.settings.head_seeds[0], None)
         encoded = next(iter(self.encoded.values()))
         ids = torch.tensor([[*encoded.rows[0].prompt, *encoded.rows[0].answers[0]]])
         ids = ids.to(next(self.model.parameters()).device)
@@ -278,15 +332,14 @@ class _Run:
             bare = self.model(input_ids=ids).logits
             with dial(self.model, 1.0):
                 after = self.model(input_ids=ids).logits
-        return float((after - bare).abs().max())
+        return {"largest": float((after - bare).abs().max())}
 
     # ---- parts ----
 
     def _fitted(self, named: Method, pairs: PairSet, seed: int, out: Path | None) -> Dial:
         return fit(
             named,
-            self.model,
-            self.tokenizer,
+            *self.loaded,
             pairs,
             out=out,
             seed=seed,
@@ -303,7 +356,7 @@ class _Run:
             )
 
     def _encode(self, pairs: PairSet) -> Encoded:
-        encoded = encode(pairs, self.tokenizer, max_length=self.settings.max_length)
+        encoded = encode(pairs, self.loaded[1], max_length=self.settings.max_length)
         most = self.settings.max_length
         self.progress.rendered(pairs.name, len(pairs), encoded, most, models.context(self.model))
         return encoded
@@ -339,11 +392,20 @@ def _by_task(seeds: Sequence[int], found: Sequence[dict[str, list[float]]]) -> d
     }
 
 
-def _shares(settings: RewardComparison, found: dict[str, Scores], **labels: Any) -> Rows:
+def _averages(settings: RewardComparison, table: Table) -> Iterator[tuple[Any, ...]]:
+    """Both averages of every side of a table: split, side, its scores, the tasks."""
+    for side, scores in table.items():
+        for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
+            yield name, side, scores, tasks
+
+
+def _shares(
+    settings: RewardComparison, found: dict[str, Scores], **labels: Any
+) -> list[Measurement]:
     """A line a task, and one for each of the two averages."""
-    lines = [mean_line(scores, **labels, split=task) for task, scores in found.items()]
+    lines = [measured(scores, **labels, split=task) for task, scores in found.items()]
     for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
-        lines.append(mean_line(*averaged([found[t] for t in tasks]), **labels, split=name))
+        lines.append(measured(*averaged([found[t] for t in tasks]), **labels, split=name))
     return lines
 
 
@@ -362,30 +424,20 @@ COMPARED = (
 """Arm and read-out, and what it is set against: the claims of the seed, and what explains them."""
 
 
-def _ablated(settings: RewardComparison, table: dict[tuple[str, str], dict[str, Scores]]) -> Rows:
-    """A line each of both averages, beside its difference from the first pooling and loss."""
-    lines, against = [], next(iter(table.values()), {})
-    for (pooling, loss), found in table.items():
-        for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
-            (a, weights), (b, _) = (averaged([side[t] for t in tasks]) for side in (found, against))
-            labels: dict[str, Any] = {"pooling": pooling, "loss": loss, "split": name}
-            first = found is against
-            more = difference_line(a, b, weights) if not first else {}
-            lines.append(mean_line(a, weights, **labels) | more)
-    told = iter(judged([line for line in lines if "p" in line]))
-    return [next(told) if "p" in line else line for line in lines]
-
-
 def _differences(
-    settings: RewardComparison, table: dict[tuple[str, str], dict[str, Scores]]
-) -> Rows:
+    settings: RewardComparison,
+    table: Table,
+    pairs: Iterable[tuple[Side, Side]],
+    common: dict[str, Any],
+) -> list[Difference]:
+    """One printed table: each of both averages of one side less those of another."""
     lines = []
-    for mine, theirs in COMPARED:
+    for mine, theirs in pairs:
         for name, tasks in ((IN_DOMAIN, settings.tasks), (HELD_OUT, settings.held_out)):
             if mine in table and theirs in table:
                 sides = ([table[side][t] for t in tasks] for side in (mine, theirs))
                 (a, weights), (b, _) = map(averaged, sides)
-                labels = dict(zip(("arm", "read_out"), mine, strict=True))
+                labels = dict(zip(("method", "read_out"), mine, strict=True))
                 labels |= dict(zip(("against", "against_read_out"), theirs, strict=True))
-                lines.append(difference_line(a, b, weights, **labels, split=name))
+                lines.append(compared(a, b, weights, **labels, split=name, **common))
     return judged(lines)

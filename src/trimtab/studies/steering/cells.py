@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from trimtab.files import write_json
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
-from trimtab.progress import Progress
 from trimtab.provenance import versions
 from trimtab.rendering import lead_ids
-from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing
+from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing, common_of, plan
+from trimtab.study.cells import Host, setting_of
 from trimtab.study.made import VERSIONS
 from trimtab.training import fit
 from trimtab.training.rotation import ContrastiveRecipe
@@ -43,23 +44,43 @@ LARGEST = 32.0
 class Stage:
     """What all cells of a trait share; the model is loaded when one first needs it."""
 
-    def __init__(self, dosing: Dosing, trait: str, loaded: list[Any], progress: Progress):
-        self.dosing, self.trait, self.progress = dosing, trait, progress
-        self._loaded = loaded
+    @staticmethod
+    def read(values: Any) -> Dosing:
+        """The settings, of one trait, as JSON values had them."""
+        return setting_of(Dosing, values)
+
+    def __init__(self, dosing: Dosing, out: Path, host: Host):
+        (trait,) = dosing.traits
+        self.dosing, self.trait, self.out = dosing, trait, out
+        self.host, self.progress = host, host.progress
         self.train = read_pairs(f"personas:{trait}").limit(dosing.limit)
         self.test = read_pairs(f"traits:{trait}/test").limit(dosing.items)
         personas = next(p for p in PERSONAS if p.trait == trait)
         positive, negative = personas.couples.strip().splitlines()[0].strip().split(" | ")
         self.personas = {1.0: f"You are {positive}.", -1.0: f"You are {negative}."}
 
-    @property
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        """What all cells depend on."""
+        return common_of(
+            self.dosing, self.train, self.test, models.identify(self.dosing.model).whole
+        )
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The trait's cells, the prompt first."""
+        return plan(self.dosing, self.common, self.out)
+
+    def measure(self, folder: Path, name: str) -> None:
+        """Measure a cell and write its file."""
+        run_cell(next(c for c in self.cells if c.name == name), self.cells, self)
+
+    @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        if not self._loaded:
-            self.progress.say(f"loading {self.dosing.model}")
-            d = self.dosing
-            self._loaded.extend(models.load(d.model, dtype=d.dtype, device=d.device))
-        return self._loaded[0], self._loaded[1]
+        d = self.dosing
+        self.progress.say(f"loading {d.model}")
+        return self.host.models.get(d.model, d.dtype, d.device)
 
     @cached_property
     def encoded(self) -> Encoded:

@@ -9,21 +9,23 @@ the personas (`traits:TRAIT/test`). One cell is one file, written when it is don
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab import models
-from trimtab.errors import StudyError, TrimtabError
+from trimtab import models, provenance
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import commit
 from trimtab.studies.steering import tables
-from trimtab.studies.steering.cells import Stage, read_cell, run_cell
-from trimtab.studies.steering.plan import Cell, Dosing, plan
-from trimtab.study.cells import threads
+from trimtab.studies.steering.cells import Stage, read_cell
+from trimtab.studies.steering.plan import Cell, Dosing
+from trimtab.study import cells
+from trimtab.study.cells import Host
 from trimtab.study.files import free_folder
 from trimtab.study.made import VERSIONS, made_with, say_older
 from trimtab.study.results import About, Generation, Run, Split, write
+from trimtab.study.workers import work
 
 __all__ = ["Dosing", "dose"]
 
@@ -32,6 +34,8 @@ def dose(
     dosing: Dosing,
     out: str | Path,
     *,
+    jobs: int = 1,
+    ray: bool = False,
     command: str = "",
     progress: Progress = SILENT,
 ) -> list[Path]:
@@ -41,8 +45,9 @@ def dose(
 
     Args:
         out: the trait's folder, of several traits one in it for each: `cells/` (a file each,
-            written when it is done), `dials/`, `dose.json`, `results.jsonl`, `comparisons.jsonl`,
-            `curves.jsonl`, `generations.jsonl`.
+            written when it is done), `dials/`, and the result files.
+        jobs: cells at once, each in a process of its own.
+        ray: spread the cells over a Ray cluster.
         command: what was typed, for the record.
 
     Returns:
@@ -54,38 +59,51 @@ def dose(
     """
     several = len(dosing.traits) > 1
     places = [Path(out) / t if several else Path(out) for t in dosing.traits]
-    folders = [free_folder(place, "cells", "dose.json", "study.json") for place in places]
-    source = models.identify(dosing.model)
-    failed: dict[str, str] = {}
-    loaded: list[Any] = []
-    for trait, folder in zip(dosing.traits, folders, strict=True):
-        stage = Stage(dosing, trait, loaded, progress)
-        cells = plan(dosing, stage.train, stage.test, folder, source.whole)
-        todo = [cell for cell in cells if not cell.file.is_file()]
+    folders = [
+        free_folder(place, "cells", "dose.json", "study.json").absolute() for place in places
+    ]
+    host = Host(progress)
+    stages = [
+        Stage(replace(dosing, traits=(trait,)), folder, host)
+        for trait, folder in zip(dosing.traits, folders, strict=True)
+    ]
+    for folder in folders:
         say_older((folder / "cells").glob("*.json"), progress)
-        progress.say(f"{trait}: {len(cells)} cells, {len(cells) - len(todo)} of them done already")
-        for number, cell in enumerate(todo, 1):
-            try:
-                with threads(dosing.threads):
-                    run_cell(cell, cells, stage)
-            except TrimtabError as error:
-                failed[f"{trait}, {cell.name}"] = str(error)
-                progress.say(f"{trait}, {cell.name}: failed: {error}")
-                if cell.method is None:
-                    break  # the others are turned to its damage
-            else:
-                progress.say(f"{trait}, {cell.name}: {number} of {len(todo)}")
-        if all(cell.file.is_file() for cell in cells):
-            _write(folder, stage, cells, source.digest, command)
-    if failed:
-        said = "; ".join(f"{cell}: {error}" for cell, error in failed.items())
-        raise StudyError(f"failed: {said}; the others are kept, the same command tries again")
-    return folders
+    name = f"steering: {', '.join(dosing.traits)}"
+    many = {"jobs": jobs, "ray": ray, "threads": dosing.threads}
+    try:
+        work(name, _waves(stages), host, **many)
+    finally:
+        for stage in stages:
+            if all(cell.file.is_file() for cell in stage.cells):
+                _write(stage.out, stage, stage.cells, command)
+    return [Path(place) for place in places]
 
 
-def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: str) -> None:
+def _waves(stages: list[Stage]) -> Iterator[list[cells.Cell]]:
+    """The prompts, to whose damage the others are turned; then these."""
+    yield [_task(stage, stage.cells[0]) for stage in stages]
+    led = [stage for stage in stages if stage.cells[0].file.is_file()]
+    yield [_task(stage, cell) for stage in led for cell in stage.cells[1:]]
+
+
+def _task(stage: Stage, cell: Cell) -> cells.Cell:
+    """A cell as the engine runs it."""
+    return cells.Cell(
+        stage.out,
+        cell.file.with_suffix(""),
+        "trimtab.studies.steering.cells:Stage.measure",
+        stage.dosing,
+        {"name": cell.name},
+        f"{stage.trait}, {cell.name}",
+        provenance.digest(stage.common),
+        cell.file,
+    )
+
+
+def _write(folder: Path, stage: Stage, planned: list[Cell], command: str) -> None:
     """The trait's result files, from its cells'."""
-    found = [read_cell(cell) for cell in cells]
+    found = [read_cell(cell) for cell in planned]
     made, mixed = made_with([(c["name"], c.get(VERSIONS, {})) for c in found])
     for line in mixed:
         stage.progress.say(line)
@@ -96,7 +114,7 @@ def _write(folder: Path, stage: Stage, cells: list[Cell], digest: str, command: 
         study="steering",
         title=f"Steering: {stage.trait}",
         **common,
-        model_digest=digest,
+        model_digest=models.identify(dosing.model).digest,
         train=stage.train.name,
         train_items=len(stage.train),
         train_pairs=len(stage.train),

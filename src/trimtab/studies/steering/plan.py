@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -138,16 +138,15 @@ class Cell:
         return self.folder / "dials" / f"{self.name}-{self.key}"
 
 
-def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: str) -> list[Cell]:
-    """The cells of a trait, the prompt first.
+def common_of(dosing: Dosing, train: PairSet, test: PairSet, digest: str) -> dict[str, Any]:
+    """What all cells of a trait depend on.
 
     Args:
         train, test: the personas and the questions.
-        folder: the trait's.
         digest: the model's.
     """
     measured = {k: getattr(dosing, k) for k in ("items", "passages", "prompts", "new_tokens")}
-    common = {
+    return {
         "format": FORMAT,
         "model": digest,
         "dtype": dosing.dtype,
@@ -159,6 +158,15 @@ def plan(dosing: Dosing, train: PairSet, test: PairSet, folder: Path, digest: st
         **measured,
         **({"rendering": record} if (record := dosing.rendering.record()) else {}),
     }
+
+
+def plan(dosing: Dosing, common: dict[str, Any], folder: Path) -> list[Cell]:
+    """The cells of a trait, the prompt first.
+
+    Args:
+        common: of `common_of`.
+        folder: the trait's.
+    """
 
     def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:
         own = {**common, "method": None}

@@ -13,39 +13,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import ConfigError
+from trimtab import models
+from trimtab.errors import ConfigError, StudyError
 from trimtab.models.files import trusts_code
 from trimtab.progress import Progress
-from trimtab.studies.compare.cell import Cell, Setting, write_job
-from trimtab.studies.compare.worker import Reply, Stages, on_ray, run_here
+from trimtab.study.cells import Cell, Host
+from trimtab.study.worker import Reply, attempt, on_ray
 
 GRACE_SECONDS = 120.0
 """How long after Ctrl-C a worker may take to end its training step and keep a checkpoint."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A cell to run, or with a `target` a done one to measure at the alpha of that KL."""
-
-    cell: Cell
-    setting: Setting
-    target: float | None = None
-
-    @property
-    def label(self) -> str:
-        """For progress and errors."""
-        at = "" if self.target is None else ", at equal KL"
-        return f"{self.setting.data.suite.name}: {self.cell.label}{at}"
-
-
-Replies = Generator[tuple[Task, Reply], None, None]
-Runner = Callable[[Sequence[Task]], Replies]
-"""Takes tasks, yields each with how it ended, in any order."""
+Replies = Generator[tuple[Cell, Reply], None, None]
 
 
 def check(jobs: int, ray: bool) -> None:
@@ -58,21 +43,69 @@ def check(jobs: int, ray: bool) -> None:
         raise ConfigError("--ray: Ray is not installed (pip install 'trimtab[cluster]')")
 
 
-def runner(jobs: int, ray: bool, threads: int, progress: Progress) -> Runner:
-    """The workers that were asked for."""
-    if ray:
-        return lambda tasks: on_cluster(tasks, threads, progress)
-    if jobs > 1:
-        return lambda tasks: in_processes(tasks, jobs, threads)
-    stages = Stages(progress)
-    return lambda tasks: in_turn(tasks, stages)
+def work(
+    name: str,
+    waves: Iterable[Sequence[Cell]],
+    host: Host,
+    *,
+    jobs: int = 1,
+    ray: bool = False,
+    threads: int = 1,
+) -> None:
+    """Run every cell that is not done. A cell that fails is reported at the end; the others are run all the
+    same.
+
+    Args:
+        name: of the study, for progress.
+        waves: cells that need no other of their wave, only those before; each wave is asked for when the
+            one before has ended.
+        host: runs the cells where they run in this process, and has the progress.
+        jobs: cells at once, each in a process of its own.
+        ray: spread the cells over a Ray cluster. All three ways leave the same bytes.
+        threads: of a cell.
+
+    Raises:
+        StudyError: cells failed, or one met what all others would meet, too; the text says which and why.
+        ConfigError: workers that cannot be had.
+    """
+    check(jobs, ray)
+    failed: dict[str, str] = {}
+    count, progress = 0, host.progress
+    for wave in waves:
+        cells = list({cell.result: cell for cell in wave}.values())
+        todo = [cell for cell in cells if not cell.done]
+        if cells:
+            done = len(cells) - len(todo)
+            progress.say(f"{name}: {len(cells)} cells, {done} of them done already")
+        count += len(cells)
+        if ray:
+            run = on_cluster(todo, threads, progress)
+        else:
+            run = in_processes(todo, jobs, threads) if jobs > 1 else in_turn(todo, host)
+        with closing(run) as replies:  # whatever stops us stops the workers, too
+            for number, (cell, reply) in enumerate(replies, start=1):
+                if reply["error"] is None:
+                    if len(todo) > 1:
+                        progress.say(f"{cell.label}: {number} of {len(todo)}")
+                    continue
+                if reply["fatal"]:
+                    raise StudyError(reply["error"])
+                failed[cell.label] = reply["error"]
+                progress.say(f"{cell.label}: failed: {reply['error']}")
+    if failed:
+        many = "1 cell" if len(failed) == 1 else f"{len(failed)} cells"
+        said = "; ".join(f"{label}: {error}" for label, error in failed.items())
+        raise StudyError(
+            f"{many} of {count} failed; the others are kept, and the same command tries "
+            f"{'it' if len(failed) == 1 else 'them'} again: {said}"
+        )
 
 
-def in_turn(tasks: Sequence[Task], stages: Stages) -> Replies:
+def in_turn(cells: Sequence[Cell], host: Host) -> Replies:
     """One after the other in this process."""
-    for task in tasks:
-        write_job(task.cell, task.setting)
-        yield task, run_here(task.cell, task.setting, task.target, stages)
+    for cell in cells:
+        cell.write()
+        yield cell, attempt(partial(host.run, cell), cell.folder)
 
 
 # ---- processes -----------------------------------------------------------------------------------
@@ -86,7 +119,7 @@ class Worker:
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         many = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trimtab.studies.compare.worker"],
+            [sys.executable, "-m", "trimtab.study.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
@@ -95,14 +128,13 @@ class Worker:
             env={**os.environ, **many},
         )
 
-    def run(self, task: Task) -> Reply:
-        """Have a task run; a process that ends without an answer has failed it."""
+    def run(self, cell: Cell) -> Reply:
+        """Have a cell run; a process that ends without an answer has failed it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         line = ""
         try:
-            job = {"folder": str(task.cell.folder), "target": task.target}
-            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.write(json.dumps(str(cell.folder / cell.job)) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except (BrokenPipeError, ValueError):
@@ -124,37 +156,37 @@ class Worker:
             self.process.send_signal(number)
 
 
-def in_processes(tasks: Sequence[Task], jobs: int, threads: int) -> Replies:
+def in_processes(cells: Sequence[Cell], jobs: int, threads: int) -> Replies:
     """Several at once, each in a process that is started once and kept."""
-    waiting: queue.Queue[Task] = queue.Queue()
-    ended: queue.Queue[tuple[Task, Reply]] = queue.Queue()
-    for task in tasks:
-        write_job(task.cell, task.setting)
-        waiting.put(task)
+    waiting: queue.Queue[Cell] = queue.Queue()
+    ended: queue.Queue[tuple[Cell, Reply]] = queue.Queue()
+    for cell in cells:
+        cell.write()
+        waiting.put(cell)
     workers: dict[int, Worker] = {}
     stopping = threading.Event()
 
     def serve(number: int) -> None:
         while not stopping.is_set():
             try:
-                task = waiting.get_nowait()
+                cell = waiting.get_nowait()
             except queue.Empty:
                 return
             try:
                 if number not in workers or workers[number].process.poll() is not None:
                     workers[number] = Worker(threads)
-                reply = workers[number].run(task)
+                reply = workers[number].run(cell)
             except (OSError, ValueError) as error:  # no process to be had, or half an answer
                 reply = Reply(error=f"its process: {error}", fatal=False)
-            ended.put((task, reply))
+            ended.put((cell, reply))
 
     hands = [
-        threading.Thread(target=serve, args=(n,), daemon=True) for n in range(min(jobs, len(tasks)))
+        threading.Thread(target=serve, args=(n,), daemon=True) for n in range(min(jobs, len(cells)))
     ]
     try:
         for hand in hands:
             hand.start()
-        for _ in tasks:
+        for _ in cells:
             yield ended.get()
     except BaseException:
         stopping.set()
@@ -181,12 +213,12 @@ def _wait(workers: list[Worker]) -> None:
 # ---- Ray -----------------------------------------------------------------------------------------
 
 
-def on_cluster(tasks: Sequence[Task], threads: int, progress: Progress) -> Replies:
+def on_cluster(cells: Sequence[Cell], threads: int, progress: Progress) -> Replies:
     """Spread over a Ray cluster: the one at RAY_ADDRESS, or one on this machine. Ray is told that a
     cell takes `threads` CPUs, and a GPU where it runs on one. Every node has to see `--out`, the
     data and the model under the same paths."""
     ray: Any = importlib.import_module("ray")
-    if not tasks:
+    if not cells:
         return
     own = not ray.is_initialized()
     if own:
@@ -201,15 +233,15 @@ def on_cluster(tasks: Sequence[Task], threads: int, progress: Progress) -> Repli
             f"Ray: {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs on "
             f"{sum(node['Alive'] for node in ray.nodes())} nodes"
         )
-        gpus = 0 if tasks[0].setting.device.startswith("cpu") else 1
+        gpus = 0 if models.resolve_device(cells[0].setting.device).type == "cpu" else 1
         how: dict[str, Any] = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0}
         if trusts_code():  # a node's processes do not inherit what was set here
             how["runtime_env"] = {"env_vars": {"TRIMTAB_TRUST_REMOTE_CODE": "1"}}
         remote = ray.remote(**how)(on_ray)
-        running: dict[Any, Task] = {}
-        for task in tasks:
-            write_job(task.cell, task.setting)
-            running[remote.remote(str(task.cell.folder), task.target, str(Path.cwd()))] = task
+        running: dict[Any, Cell] = {}
+        for cell in cells:
+            cell.write()
+            running[remote.remote(str(cell.folder / cell.job), str(Path.cwd()))] = cell
         try:
             while running:
                 done, _ = ray.wait(list(running), num_returns=1)
