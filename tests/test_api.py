@@ -47,7 +47,6 @@ def test_importing_the_package_imports_no_torch():
 @pytest.mark.parametrize(
     "first",
     [
-        "import trimtab.fit.methods, trimtab.evaluate.scores",
         "from trimtab.evaluate import score; from trimtab.fit import METHODS",
         "import trimtab.fit.methods as r, trimtab.evaluate.damage as d; r.METHODS, d.NeutralText",
     ],

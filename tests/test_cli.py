@@ -460,8 +460,8 @@ def test_evaluate(evaluated):
         "oos": 4,
         "more": 4,
     }
-    assert "Accuracy, % [95 % interval], dials at α = 1" in out
-    by_alpha = out[: out.index("Accuracy, % [95")]
+    by_alpha, _, _ = out.partition("Percent, dials at α = 1, with 95 % intervals.")
+    assert by_alpha != out
     assert re.findall(r"^ dpo-2 +(\S+) ", by_alpha, re.MULTILINE) == ["-1", "1"]
     assert out.rstrip().endswith(f"page: {run}/report.html")
     assert "…" not in out

@@ -65,6 +65,7 @@ def test_torchrun(one: Path, tmp_path: Path) -> None:
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(str(BIN / "accelerate")), reason="no accelerate command")
 def test_accelerate_launch(one: Path, tmp_path: Path) -> None:
     """The launcher that the README names, as it starts two processes on a CPU."""

@@ -73,7 +73,7 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimtab.export.run._run_check", run)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])  # gpt2 is tied
+@pytest.mark.parametrize("name", ["gpt2"])  # it is tied
 def test_lora_in_plain_peft(
     name: str, tiny: Any, tokenizer: Any, saved_model: Any, tmp_path: Path, checked_here: None
 ) -> None:

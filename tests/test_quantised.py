@@ -195,10 +195,15 @@ def digest(model: Any) -> str:
     return sha.hexdigest()
 
 
+SLOW = {"quanto-int4"}
+"""Whose library compiles its kernels first, for half a minute."""
+EACH = [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS]
+
+
 # ---- weights -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_weights_are_what_a_layer_multiplies_by(quantised: Callable[..., Any], kind: str) -> None:
     model = quantised(kind, fresh=True)
     module = model.model.layers[0].mlp.down_proj
@@ -338,7 +343,7 @@ def test_a_settled_model_keeps_its_weights_and_can_be_saved(
 # ---- copies --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_plain_copy_is_the_same_model(
     quantised: Callable[..., Any], kind: str, tmp_path: Path
 ) -> None:
@@ -426,7 +431,7 @@ def head(model: nn.Module) -> LogitsDial:
 
 
 @pytest.mark.parametrize("make", [lora, vector, head])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_merged_is_what_was_hooked(
     quantised: Callable[..., Any], kind: str, make: Callable[[nn.Module], Dial]
 ) -> None:

@@ -304,6 +304,7 @@ def test_arguments_of_the_renderer_are_no_variables(name: str) -> None:
         parts(CHATML, WHY, YES, template_kwargs={name: True})
 
 
+@pytest.mark.slow
 def test_every_directive_of_a_clock() -> None:
     directives = [f"%{letter}" for letter in "aAbBcCdDeFfgGhHIjklmMnpPrRStTuUVwWxXyYzZ%"]
     directives += ["%-d", "%-m", "%-I", "%%d", "100 %% of %Y"]

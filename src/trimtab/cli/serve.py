@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction
 
-from trimtab.bounds import Count
+from trimtab.bounds import Count, Whole
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
@@ -30,7 +30,7 @@ class Args:
     """What requests call the model (default: the last part of --model)."""
     host: str = "127.0.0.1"
     """Address to listen at; the default is reached from this machine alone."""
-    port: int = 8777
+    port: Whole = 8777
     """Port to listen at; 0 takes a free one."""
     api_key: str | None = None
     """Key that clients must send (default: TRIMTAB_API_KEY, else none)."""

@@ -23,7 +23,7 @@ from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
 from trimtab.study import cells
 from trimtab.study.results import BASE, INSTRUCTION
-from trimtab.study.settings import as_json
+from trimtab.study.settings import as_json, from_json
 from trimtab.study.suite import Suite, SuiteData, read_data
 from trimtab.training import Method
 from trimtab.training.run import recipe_digest
@@ -198,6 +198,7 @@ def plan_cells(
     it is wanted, the bare model with led prompts."""
     found = [cell_of(out, setting, None, None, None)]
     for method in methods:
+        method = from_json(as_json(method))  # as the workers make it again: 1 epoch is 1.0 there
         own = seeds if method.seeded else [None]
         found += [cell_of(out, setting, method, seed, None) for seed in own]
     if prompt:
