@@ -62,7 +62,8 @@ def tiny_config(kind: Any, more: dict[str, Any] | None = None, vision: bool = Fa
         given["num_key_value_heads"] = 4
         given.pop("head_dim", None)
     given |= OWN.get(kind.__name__, {}) | (more or {})
-    return kind(**_sections(_get(base, "rope_parameters"), given), **given)
+    latent = "qk_rope_head_dim" in names  # whose rotary part has a size of its own
+    return kind(**({} if latent else _sections(_get(base, "rope_parameters"), given)), **given)
 
 
 def _sections(rope: Any, given: dict[str, Any]) -> dict[str, Any]:
