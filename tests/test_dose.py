@@ -28,7 +28,8 @@ from trimtab.report.steering import write_steering
 from trimtab.states import Readings
 from trimtab.studies.steering import cells as steering_cells
 from trimtab.studies.steering import tables as steering_tables
-from trimtab.study.results import About, Generation, Run, Split, read, write
+from trimtab.study.reading import read
+from trimtab.study.results import About, Generation, Run, Split, write
 
 # ---- by hand ------------------------------------------------------------------------------------
 

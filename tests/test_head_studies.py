@@ -29,7 +29,7 @@ from trimtab.studies.heads.comparison import HeadComparison
 from trimtab.studies.rewards import comparison as compare_rewards
 from trimtab.studies.rewards.comparison import HELD_OUT, IN_DOMAIN, RewardComparison
 from trimtab.study.lines import averaged, compared, judged, measured
-from trimtab.study.results import read
+from trimtab.study.reading import read
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 WORDS = ("Rome", "Paris", "blue", "four", "nothing", "water", "three", "sky")

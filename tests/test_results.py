@@ -18,6 +18,7 @@ from test_report import make_run
 from trimtab.errors import TrimtabError
 from trimtab.study import reference
 from trimtab.study.old_results import OldRow
+from trimtab.study.reading import kind_of, read
 from trimtab.study.results import (
     About,
     Curve,
@@ -26,8 +27,6 @@ from trimtab.study.results import (
     Measurement,
     Run,
     Split,
-    kind_of,
-    read,
     row_of,
     write,
 )

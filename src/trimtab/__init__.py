@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trimtab.models import load
     from trimtab.pairs import Pair, PairSet, read_pairs
     from trimtab.studies.compare.evaluation import evaluate
-    from trimtab.study.results import results
+    from trimtab.study.reading import results
     from trimtab.training import fit
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _HOME = {
     "load": "trimtab.models",
     "make_contrast": "trimtab.batching",
     "read_pairs": "trimtab.pairs",
-    "results": "trimtab.study.results",
+    "results": "trimtab.study.reading",
 }
 
 __all__ = [

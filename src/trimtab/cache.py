@@ -309,20 +309,13 @@ def reference(
     share them; what is missing of both is read in one pass. Of a model in which code of others acts
     (`Source.lasting`) nothing is kept.
     """
-    if not models.source_of(model).lasting:
-        return collect(
-            model,
-            encoded,
-            logps=logps,
-            sites=sites,
-            pool=pool,
-            sinks=sinks,
-            token_map=token_map,
-            budget=budget,
-            progress=progress,
-        )
+    settings: dict[str, Any] = {"pool": pool, "sinks": sinks, "token_map": token_map}
+    settings |= {"budget": budget, "progress": progress}
+    source = models.source_of(model)
+    if not source.lasting:
+        return collect(model, encoded, logps=logps, sites=sites, **settings)
     store = store or Store()
-    base = _base(model, encoded, budget)
+    base = _base(model, source, encoded, budget)
     logps_key = {**base, "read": "logps"}
     states_key = {**base, "read": "states", "pool": pool, "token_map": token_map}
     if not sinks:
@@ -331,17 +324,7 @@ def reference(
     stored = {site: store.get({**states_key, "site": site}) for site in sites}
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
     if (logps and have is None) or missing:
-        found = collect(
-            model,
-            encoded,
-            logps=logps and have is None,
-            sites=missing,
-            pool=pool,
-            sinks=sinks,
-            token_map=token_map,
-            budget=budget,
-            progress=progress,
-        )
+        found = collect(model, encoded, logps=logps and have is None, sites=missing, **settings)
         if found.logps is not None and found.tokens is not None:
             have = {"logps": found.logps, "tokens": found.tokens}
             store.put(logps_key, _shards(have))
@@ -357,9 +340,10 @@ def reference(
     )
 
 
-def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[str, Any]:
+def _base(
+    model: nn.Module, source: models.Source, encoded: Encoded | Contrast, budget: int
+) -> dict[str, Any]:
     """What every reading depends on."""
-    source = models.source_of(model)
     return {
         "model": source.in_memory,
         "dtype": str(next(model.parameters()).dtype),
@@ -368,7 +352,6 @@ def _base(model: nn.Module, encoded: Encoded | Contrast, budget: int) -> dict[st
         "layout": str(layout_of(model, encoded)),
         "tokens": encoded.digest,
         "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
-        **({} if source.lasting else {"once": uuid.uuid4().hex}),
     }
 
 
@@ -440,12 +423,14 @@ def features(
         CacheError: the entry is damaged or of another format, or the disk has no room for it.
     """
     store = store or Store()
+    source = models.source_of(model)
     what = {
-        **_base(model, encoded, budget),
+        **_base(model, source, encoded, budget),
         "read": "tokens",
         "sites": list(sites),
         "where": where,
         "kept": "float16 with a power of two a token",
+        **({} if source.lasting else {"once": uuid.uuid4().hex}),
     }
     counts = torch.tensor(_counts(encoded, where))
     shards = store.open(what, command)
@@ -470,7 +455,7 @@ def features(
         shards = store.open(what, command)
     if shards is None or not torch.equal(torch.cat([s["counts"].long() for s in shards]), counts):
         raise CacheError(f"{store.folder(what)}: not the tokens of {encoded.name}; delete it")
-    if "once" in what:  # what is mapped stays until it is let go
+    if not source.lasting:  # what is mapped stays until it is let go
         shutil.rmtree(store.folder(what), ignore_errors=True)
     return Features(shards, sites)
 

@@ -25,7 +25,7 @@ def main(words: list[str]) -> None:
     """Make the page of a run, or the Markdown pages of committed results."""
     args = parse(Args, words, verb="report", about="Make the page of a run from its result files.")
     from trimtab.report.pages import PARTS, write_own_page, write_pages
-    from trimtab.study.results import is_grid, kind_of
+    from trimtab.study.reading import is_grid, kind_of
 
     kind = kind_of(args.run)
     if is_grid(args.run) or (kind and kind not in PARTS):

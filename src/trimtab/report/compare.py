@@ -33,7 +33,7 @@ from trimtab.report.results import (
     read_grid,
     read_results,
 )
-from trimtab.study.results import is_grid
+from trimtab.study.reading import is_grid
 
 READING = {
     "dial, α": "Each method yields a dial on the same model. At α = 0 the model is untouched; at 1 the "

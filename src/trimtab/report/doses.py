@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from trimtab.study.results import (
-    EQUAL_KL,
-    PERSONA,
-    About,
-    Difference,
-    Generation,
-    Measurement,
-    Run,
-    read,
-)
+from trimtab.study.reading import read
+from trimtab.study.results import EQUAL_KL, PERSONA, About, Difference, Generation, Measurement, Run
 
 RANDOM = "random"
 

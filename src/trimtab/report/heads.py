@@ -14,7 +14,8 @@ from trimtab.errors import TrimtabError
 from trimtab.report import heads_figures, render, wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain
 from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look
-from trimtab.study.results import About, Difference, Measurement, read, runs_in
+from trimtab.study.reading import read, runs_in
+from trimtab.study.results import About, Difference, Measurement
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from trimtab.report.compare import write_markdown
 from trimtab.report.heads import write_heads
 from trimtab.report.innerpo import write_innerpo
 from trimtab.report.steering import write_steering
-from trimtab.study.results import is_grid, kind_of, runs_in
+from trimtab.study.reading import is_grid, kind_of, runs_in
 
 Writer = Callable[..., Path | None]
 """Takes a folder of results, the page to write and in which form; gives None where there is

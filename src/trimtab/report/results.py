@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trimtab.study import results as files
+from trimtab.study import reading
 from trimtab.study.results import (
     ALPHA_1,
     BASE,
@@ -138,7 +138,7 @@ def read_results(run_dir: str | Path) -> Results:
         TrimtabError: a required file is missing or a file is malformed; the text names file, line
             and field.
     """
-    run = files.read(run_dir)
+    run = reading.read(run_dir)
     gains = tuple(d for d in run.differences if d.against == BASE)
     rest = tuple(d for d in run.differences if d.against != BASE)
     return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
@@ -150,7 +150,7 @@ def read_grid(run_dir: str | Path) -> Grid:
     Raises:
         TrimtabError: as `read_results`, for any of them.
     """
-    grid = files.read_grid(run_dir)
+    grid = reading.read_grid(run_dir)
     studies = tuple(read_results(Path(run_dir) / name) for name in grid.studies)
     return Grid(grid.title, grid.command, grid.notes, studies, grid.studies)
 

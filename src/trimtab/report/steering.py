@@ -12,7 +12,8 @@ from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text,
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
 from trimtab.report.looks import CONTROLS, looks_of
 from trimtab.report.steering_figures import key, legend, panels
-from trimtab.study.results import PERSONA, Difference, Measurement, runs_in
+from trimtab.study.reading import runs_in
+from trimtab.study.results import PERSONA, Difference, Measurement
 
 SHOWN = ("mean", "rotation", PERSONA)
 """Cells whose generations are on the page, beside the best one's."""

@@ -47,7 +47,7 @@ def is_old(run: Path) -> bool:
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What `results.read` makes lines of: `study.json` with its place, and by file the lines."""
+    """What `reading.read` makes lines of: `study.json` with its place, and by file the lines."""
     try:
         if (run / "heads.json").is_file():
             return _heads(run)

@@ -1,0 +1,154 @@
+"""The result files of every study, read and checked, in their earlier spellings too; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import TrimtabError
+from trimtab.study import old_results
+from trimtab.study.records import made, one, read_json, read_lines
+from trimtab.study.results import ABOUT, COSTS, FILES, GRID, PARTS, About, Grid, Measurement, Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def kind_of(folder: str | Path) -> str | None:
+    """Which study a folder holds the result files of, of this version or an earlier one; None for none.
+
+    Raises:
+        TrimtabError: the file that says so is malformed.
+    """
+    for name, usual in ((ABOUT, "compare"), ("heads.json", "heads"), ("dose.json", "steering")):
+        file = Path(folder) / name
+        if file.is_file():
+            about = read_json(file)
+            said = about.get("study", about.get("kind")) if isinstance(about, dict) else None
+            return said if isinstance(said, str) else usual
+    return None
+
+
+def runs_in(folder: str | Path, *kinds: str) -> list[Path]:
+    """The folder itself where it holds such a study, else the folders within it that do."""
+    root = Path(folder)
+    if kind_of(root) in kinds:
+        return [root]
+    inner = sorted(d for d in root.iterdir() if d.is_dir()) if root.is_dir() else []
+    return [d for d in inner if kind_of(d) in kinds]
+
+
+def is_grid(folder: str | Path) -> bool:
+    """Whether a folder holds a comparison of several models or suites."""
+    return (Path(folder) / GRID).is_file()
+
+
+def read(folder: str | Path) -> Run:
+    """Read and check the result files of a study.
+
+    Raises:
+        TrimtabError: a required file is missing or a file is malformed; the text names file, line
+            and field.
+    """
+    run = Path(folder)
+    if not run.is_dir():
+        raise TrimtabError(f"{run}: no such run directory; give the --out of a comparison")
+    given = old_results.read(run) if old_results.is_old(run) else _given(run)
+    about = one(About, *given[ABOUT])
+    parts = (tuple(made(kind, given[name])) for name, kind in FILES.items())
+    found = Run(about, *parts, costs=_costs(run / COSTS, given))
+    if not found.measurements:
+        raise TrimtabError(f"{run / 'results.jsonl'}: empty; expected one measurement a line")
+    _check_seeds(run, found.measurements)
+    return found
+
+
+def read_grid(folder: str | Path) -> Grid:
+    """Read and check `grid.json`.
+
+    Raises:
+        TrimtabError: it is missing or malformed, or names a folder that is not beside it.
+    """
+    file = Path(folder) / GRID
+    grid = one(Grid, str(file), read_json(file))
+    for name in grid.studies:
+        if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+            raise TrimtabError(
+                f"{file}: 'studies' names {name!r}; expected names of folders beside the file"
+            )
+    if not grid.studies:
+        raise TrimtabError(f"{file}: 'studies' is empty; expected the folders of its studies")
+    return grid
+
+
+def results(folder: str | Path, what: str = "results") -> DataFrame:
+    """The lines of a run, or of every run in a folder, as a pandas DataFrame; the column `run` names each
+    one's folder.
+
+    Args:
+        what: `results`, `verdicts`, `curves` or `generations`.
+
+    Raises:
+        TrimtabError: no run there, or a file is malformed.
+    """
+    import pandas
+
+    if f"{what}.jsonl" not in FILES:
+        known = ", ".join(name.removesuffix(".jsonl") for name in FILES)
+        raise TrimtabError(f"results: no {what!r} (known: {known})")
+    root = Path(folder).expanduser()
+    runs = sorted(found for found in _folders(root) if kind_of(found))
+    if not runs:
+        raise TrimtabError(f"{root}: no {ABOUT} there, nor in a folder below: not a run")
+    part, kind = PARTS[f"{what}.jsonl"], FILES[f"{what}.jsonl"]
+    columns = ["run", *(f.name for f in dataclasses.fields(kind))]
+    rows = [
+        {"run": str(run), **{f: getattr(line, f) for f in columns[1:]}}
+        for run in runs
+        for line in getattr(read(run), part)
+    ]
+    frame = pandas.DataFrame(rows, columns=columns)
+    whole = [c for c in ("seed", "items", "pairs", "seeds") if c in columns]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """A folder and those within, but for cells."""
+    for at, inner, _ in os.walk(root):
+        inner[:] = [name for name in inner if name not in ("cells", "dials")]
+        yield Path(at)
+
+
+def _given(run: Path) -> dict[str, Any]:
+    """What the files hold, with places: `study.json` as one object, of others the lines."""
+    if not (run / ABOUT).is_file():
+        raise TrimtabError(
+            f"{run / ABOUT}: missing; a finished comparison writes {ABOUT} and results.jsonl"
+        )
+    about = (str(run / ABOUT), read_json(run / ABOUT))
+    lines = {name: read_lines(run / name, needed=name == "results.jsonl") for name in FILES}
+    return {ABOUT: about, **lines}
+
+
+def _costs(file: Path, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = given.get(COSTS, read_json(file) if file.is_file() else {})
+    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+        raise TrimtabError(f"{file}: expected an object for each method")
+    return found
+
+
+def _check_seeds(run: Path, lines: Sequence[Measurement]) -> None:
+    """Several seeds at one place have a line over them."""
+    places: dict[tuple[Any, ...], set[int | None]] = {}
+    for m in lines:
+        place = (m.method, m.split, m.metric, m.alpha, m.at, m.read_out)
+        places.setdefault(place, set()).add(m.seed)
+    for place, seeds in places.items():
+        if len(seeds) > 1 and None not in seeds and place[0] != "random":
+            raise TrimtabError(
+                f"{run / 'results.jsonl'}: {len(seeds)} seeds of {' / '.join(place[:3])} but no mean "
+                "over them; expected a line with seed null"
+            )
