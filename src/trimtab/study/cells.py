@@ -149,6 +149,11 @@ class Host:
             self.last = (key, kind(setting, out, self))
         return self.last[1]
 
+    def load(self, setting: Any) -> tuple[Any, Any]:
+        """Model and tokenizer that a setting names, and progress said of it."""
+        self.progress.say(f"loading {setting.model}")
+        return self.models.get(setting.model, setting.dtype, setting.device)
+
     def run(self, cell: Cell) -> None:
         """Run a cell that is not done.
 

@@ -54,7 +54,7 @@ class Stage:
 
     def __init__(self, setting: Setting, out: Path, host: Host):
         self.setting, self.out = setting, out
-        self.common, self.progress, self.models = setting.key, host.progress, host.models
+        self.common, self.host, self.progress = setting.key, host, host.progress
         self.store = Store()
 
     def measure(self, folder: Path, method: Any, seed: int | None, instruction: str | None) -> None:
@@ -83,10 +83,8 @@ class Stage:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        s = self.setting
-        self.progress.say(f"loading {s.model}")
-        found = self.models.get(s.model, s.dtype, s.device)
-        check_model(s, *found)
+        found = self.host.load(self.setting)
+        check_model(self.setting, *found)
         return found
 
     @cached_property

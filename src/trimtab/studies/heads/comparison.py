@@ -35,12 +35,11 @@ from trimtab.states import Readings, head_site, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.studies.heads.settings import HeadComparison
 from trimtab.study.about import described_by, sizes
-from trimtab.study.cells import RESULT, Cell, Host, planned, setting_of
+from trimtab.study.cells import Cell, Host, planned, setting_of
 from trimtab.study.files import free_folder
 from trimtab.study.lines import Scores, compared, judged, measured
-from trimtab.study.made import say_older
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
-from trimtab.study.workers import work
+from trimtab.study.workers import work_stage
 from trimtab.training import Method, fit, method
 from trimtab.training.heads import after_head
 from trimtab.training.run import recipe_digest
@@ -78,12 +77,8 @@ def compare_heads(
             stopped it. The same call goes on from there.
     """
     out = free_folder(out, "cells", "heads.json", "study.json").absolute()
-    host = Host(progress)
-    stage: Stage = host.keep(Stage, settings, out)
-    say_older((out / "cells").glob(f"*/{RESULT}"), progress)
-    many = {"jobs": jobs, "ray": ray, "threads": settings.threads}
-    work("heads", (list(wave.values()) for wave in stage.waves), host, **many)
-    return stage.write(command, title)
+    many: dict[str, Any] = {"jobs": jobs, "ray": ray, "progress": progress}
+    return work_stage("heads", Stage, settings, out, **many).write(command, title)
 
 
 @dataclass(frozen=True)
@@ -130,9 +125,7 @@ class Stage:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        s = self.settings
-        self.progress.say(f"loading {s.model}")
-        return self.host.models.get(s.model, s.dtype, s.device)
+        return self.host.load(self.settings)
 
     @property
     def model(self) -> Any:

@@ -24,12 +24,11 @@ from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.study.about import described_by, sizes
-from trimtab.study.cells import RESULT, Cell, Host, planned, setting_of
+from trimtab.study.cells import Cell, Host, planned, setting_of
 from trimtab.study.files import free_folder
 from trimtab.study.lines import Scores, averaged, check_seeds, compared, judged, measured
-from trimtab.study.made import say_older
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
-from trimtab.study.workers import work
+from trimtab.study.workers import work_stage
 from trimtab.training import Method, fit, method
 from trimtab.training.heads import aggregate_all
 from trimtab.training.recipes import ORPORecipe, TrainSettings
@@ -116,12 +115,8 @@ def compare_rewards(
             stopped it. The same call goes on from there.
     """
     out = free_folder(out, "cells", "heads.json", "study.json").absolute()
-    host = Host(progress)
-    stage: Stage = host.keep(Stage, settings, out)
-    say_older((out / "cells").glob(f"*/{RESULT}"), progress)
-    many = {"jobs": jobs, "ray": ray, "threads": settings.threads}
-    work("rewards", [list(stage.cells.values())], host, **many)
-    return stage.write(command, title)
+    many: dict[str, Any] = {"jobs": jobs, "ray": ray, "progress": progress}
+    return work_stage("rewards", Stage, settings, out, **many).write(command, title)
 
 
 class Stage:
@@ -157,9 +152,7 @@ class Stage:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        s = self.settings
-        self.progress.say(f"loading {s.model}")
-        return self.host.models.get(s.model, s.dtype, s.device)
+        return self.host.load(self.settings)
 
     @property
     def model(self) -> Any:
@@ -189,6 +182,11 @@ class Stage:
                 name = "dph-frozen" if named == dph else f"{pooling}-{loss}"
                 found[f"{ABLATED}{pooling} × {loss}"] = (name, named, False)
         return found
+
+    @property
+    def waves(self) -> list[dict[str, Cell]]:
+        """Cells by name; none needs another."""
+        return [self.cells]
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

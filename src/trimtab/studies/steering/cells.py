@@ -78,9 +78,7 @@ class Stage:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """Model and tokenizer."""
-        d = self.dosing
-        self.progress.say(f"loading {d.model}")
-        return self.host.models.get(d.model, d.dtype, d.device)
+        return self.host.load(self.dosing)
 
     @cached_property
     def encoded(self) -> Encoded:
