@@ -762,6 +762,20 @@ def test_tables_say_which_figures_are_adjusted(run, tmp_path):
 # ---- blocks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_figure_is_cut_on_a_narrow_console(width):
+    figures = [f"{n}1.7 [{n}0.1–{n}9.9]" for n in range(1, 7)]
+    table = Table(["method", *"abcdef"], [["bare model", *figures]])
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render.console(Page("T", [table])))
+    said = console.export_text()
+    assert "…" not in said
+    assert max(map(len, said.rstrip().splitlines())) <= min(width, 100)
+    for text in figures:
+        assert said.count(text) == 1
+    assert said.count("bare model") == {60: 3, 80: 2, 100: 2, 200: 2}[width]
+
+
 def test_three_renderings_of_the_same_blocks():
     table = Table(
         ["split\nunder", "method", "value"],

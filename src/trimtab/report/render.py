@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
@@ -17,7 +18,7 @@ from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text,
 from trimtab.report.html import bare, html, interval_of
 
 WIDTH = 100
-"""Columns of the console that tables are made for."""
+"""Columns of the console that tables take at most."""
 
 STYLES = {"better": "green", "worse": "red", "cannot tell": "dim"}
 
@@ -114,13 +115,25 @@ def console(page: Page) -> RenderableType:
             elif isinstance(block, Text):
                 parts.append(RichText(bare(block.words), "" if block.lead else "dim"))
             elif isinstance(block, Table):
-                parts.extend(_on_console(block))
+                parts.append(_OnConsole(block))
 
     add(page.blocks)
     return Group(*parts)
 
 
-def _on_console(table: Table) -> Iterator[RenderableType]:
+@dataclass(frozen=True)
+class _OnConsole:
+    """A table, in as many pieces as the console is narrow."""
+
+    table: Table
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        yield from _pieces(self.table, min(WIDTH, options.max_width))
+
+
+def _pieces(table: Table, room: int) -> Iterator[RenderableType]:
     """As many tables as the width takes: each begins with the column of names."""
     rows = [[bare(cell) for cell in row] for row in table.rows]
     short = [[cell.replace(" in this run", "*") for cell in row] for row in rows]
@@ -133,7 +146,7 @@ def _on_console(table: Table) -> Iterator[RenderableType]:
     start = names
     while start < len(widths):
         stop, used = start, sum(widths[:names]) + 2 * names
-        while stop < len(widths) and (stop == start or used + widths[stop] + 2 <= WIDTH):
+        while stop < len(widths) and (stop == start or used + widths[stop] + 2 <= room):
             used += widths[stop] + 2
             stop += 1
         yield _piece(table, short, [*range(names), *range(start, stop)], widths)
