@@ -1,8 +1,8 @@
 """What is known of tools that take our exports: where they leave something out, and since which version.
 
 One table, so that receipts can say it. Facts marked `refused` make an export pointless and are refused;
-the others are told under `not_carried_over`. Versions are those in which it was seen; sources are the
-tools' own code there.
+the others are told under `not_carried_over`. Versions are those in which it was seen; sources name the
+place in the tool's own code.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ FACTS = (
         "transposed weights (Conv1D)",
         "the converter of LoRAs to GGUF refuses this architecture",
         ("peft",),
-        ("gpt2", "openai-gpt"),
+        ("gpt2",),
     ),
     Fact(
         CONVERTER,
@@ -130,9 +130,9 @@ FACTS = (
         "bias",
     ),
     Fact(
-        "vLLM 0.11",
-        "vllm/lora/peft_helper.py",
-        "servers that take no LoRA bias (lora_bias) cannot load it: vLLM for one",
+        "vLLM (commit 02143692ba86)",
+        "vllm/lora/peft_helper.py knows no lora_bias",
+        "servers that know no LoRA bias (lora_bias) refuse it or leave it out: vLLM for one",
         ("peft",),
         (),
         "bias",
