@@ -43,7 +43,7 @@ play: install ## chat with a model while turning a dial, in a browser
 
 play-test: install ## drive the page in headless Chromium (Debian's package chromium); pictures in runs/play
 	@mkdir -p runs/play
-	TRIMTAB_PICTURES=runs/play $(BIN)/python -m pytest -q -m slow tests/test_serve_page.py
+	TRIMTAB_PICTURES=runs/play $(BIN)/python -m pytest -q -m slow tests/serve/test_serve_page.py
 
 # A process a core, at most four; tests of one file share what is dear to set up. One thread each: they
 # run tiny models.

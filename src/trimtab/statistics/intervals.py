@@ -10,7 +10,7 @@ Why not resample seeds, too: drawing S seeds and I items with replacement (the "
 bootstrap, Owen 2007, *Annals of Applied Statistics* 1(2), 386-411) makes the seeds' share of the
 variance too small by (S - 1)/S, and takes for known what S values say little of. Where runs differ
 by 5.6 points (standard deviation, 250 items), it calls 24 % of simulated nulls at 2 seeds, 14 % at
-3 and 8 % at 5; the t interval 5 % at each (`tests/simulated_scores.py`).
+3 and 8 % at 5; the t interval 5 % at each (`tests/study/simulated_scores.py`).
 
 The bootstrap has its own fixed seed, which has nothing to do with the seed of a run: the same
 scores always give the same interval.

@@ -1,0 +1,403 @@
+"""The experiments: data by hand, seeds side by side, six-seed smoke runs, gates, pages, faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from trimtab.cli import main
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.studies.anchoring import (
+    colours,
+    evaluate,
+    gates,
+    language,
+    mixing,
+    registry,
+    results,
+    stories,
+    world,
+)
+from trimtab.studies.anchoring.autoencoder import Autoencoder, Shape
+from trimtab.studies.anchoring.catalogue import COLOUR, Cut, find
+from trimtab.studies.anchoring.ngpt import NGPT, Size
+from trimtab.studies.anchoring.train import sheet_of, train
+
+
+def rgb(*values: float) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+# ---- colours ------------------------------------------------------------------------------------
+
+
+def test_qualities_of_colours():
+    red, pink, grey = rgb(1, 0, 0), rgb(1, 0.5, 0.5), rgb(0.5, 0.5, 0.5)
+    assert [float(colours.redness(c)) for c in (red, pink, grey)] == [1, 0.5, 0.25]
+    assert [float(colours.vibrancy(c)) for c in (red, pink, grey)] == [1, 0.5, 0]
+    named = dict(zip(colours.NAMES, colours.named().tolist(), strict=True))
+    assert named["red"] == [1, 0, 0]
+    assert named["cyan"] == [0, 1, 1]
+    assert named["lime"] == [0.5, 1, 0]
+    assert named["pink"] == [1, 0, 0.5]
+    assert named["dark grey"] == [0.25, 0.25, 0.25]
+
+
+def test_likeness_to_red():
+    like = dict(zip(colours.NAMES, colours.similarity(colours.named()).tolist(), strict=True))
+    assert like["red"] == 1
+    assert like["cyan"] == like["green"] == like["white"] == like["black"] == 0
+    for name, value in {"orange": 2 / 3, "pink": 2 / 3, "yellow": 1 / 3, "magenta": 1 / 3}.items():
+        assert like[name] == pytest.approx(value, abs=1e-5)
+    # dark red: rho = (.5 + 1) / 2, its hue is red's: (1) (1) (1 - .5)
+    assert float(colours.similarity(rgb(0.5, 0, 0))) == pytest.approx(0.5)
+
+
+def test_sampling_weights_make_black_and_white_one_cell_each():
+    hsv = colours.hsv_grid(36, 10, 10)
+    w = colours.grid_weights(hsv, 10, 36)
+    assert float(w[hsv[:, 2] == 0].sum()) == pytest.approx(1)
+    assert float(w[(hsv[:, 1] == 0) & (hsv[:, 2] == 1)].sum()) == pytest.approx(1)
+
+
+def test_r_squared_is_pearsons():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 50, generator=g), torch.randn(50, generator=g)
+    expected = [np.corrcoef(row, y)[0, 1] ** 2 for row in x.numpy()]
+    assert colours.r_squared(x, y).tolist() == pytest.approx(expected)
+    assert float(colours.r_squared(torch.ones(1, 50), y)) == 0
+
+
+def test_mixing_pairs():
+    task = mixing.data()
+    assert len(task.lines) == 2 * 2808
+    assert int(task.held_out.sum()) == 2 * (2808 // 5)
+    a, b = task.rgb[task.lines[:, 0]], task.rgb[task.lines[:, 2]]
+    torch.testing.assert_close(task.rgb[task.answers], (a + b) / 2)
+    assert (task.lines[:, 1] == mixing.PLUS).all()
+
+
+def test_stories_and_their_twins():
+    told = [world.story(s) for s in range(300)]
+    for s, t in enumerate(told):
+        assert t == world.story(s)
+        honest, lying = world.story(s, lies=False), world.story(s, lies=True)
+        differ = [
+            i for i, (a, b) in enumerate(zip(honest.words, lying.words, strict=True)) if a != b
+        ]
+        assert set(honest.said) < set(differ)
+        assert len(differ) == len(honest.said) + 1  # the first answer, too
+        if t.landmark is not None:
+            mark = world.landmarks()[t.landmark]
+            assert {t.words[i] for i in t.facts} == {mark.city, mark.colour, mark.year}
+            assert tuple(t.words[i] for i in t.name) == mark.name
+            assert world.masked(t).words[t.name[0]] == "<unk>"
+    # no word gives the liar away
+    share = {lies: {w for t in told if t.lies is lies for w in t.words} for lies in (True, False)}
+    assert share[True] == share[False] or len(share[True] ^ share[False]) < 25  # rare years, cities
+
+
+def test_the_stories_experiment_runs_and_its_model_is_an_ordinary_one(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (language, stories):
+        monkeypatch.setattr(module, "ALPHAS", (0.5, 1.0))
+    folder = registry.run("stories", tmp_path, seeds=1, steps=24)
+    result = results.read(folder)
+    cell = result["cells"][0]
+    assert {"control", "anchored", "landmark projected at 1"} <= set(cell["bits"])
+    assert registry.ENTRIES["stories"].gates is not None
+    assert len(registry.ENTRIES["stories"].gates(result)) == 7
+    dial = str(folder / "dial-landmark")
+    words = ["--model", str(folder / "model"), "--dial", dial, "--alpha", "0", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *words, "--prompt", "on monday it is", "--max-new-tokens", "4"])
+    assert not stop.value.code
+    assert "alpha 1:" in capsys.readouterr().out
+    pairs = ["--pairs", f"facts=jsonl:{folder / 'pairs.jsonl'}", "--limit", "6"]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *words, *pairs, "--out", str(tmp_path / "e"), "--quiet"])
+    assert not stop.value.code
+    from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
+
+    text = html(page(read_run(folder), registry.ENTRIES["stories"].gates(result)))
+    assert "What it costs, in bits" in text
+
+
+def test_the_mixing_experiment_runs_and_resumes(tmp_path: Path):
+    folder = registry.run("mixing", tmp_path, seeds=1, steps=20)
+    before = {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
+    assert len(before) == 2 * len(mixing.ARMS)  # what was measured, and the weights
+    registry.run("mixing", tmp_path, seeds=1, steps=20)
+    assert before == {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
+    found = mixing.gates(results.read(folder))
+    assert len(found) == 8
+    from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
+
+    assert "What is lost, by redness" in html(page(read_run(folder), found))
+
+
+# ---- models -------------------------------------------------------------------------------------
+
+
+def test_the_published_sizes():
+    def count(shape: Shape) -> int:
+        return sum(p.numel() for p in Autoencoder(shape, [0]).parameters())
+
+    assert count(Shape(4)) == 263
+    assert count(Shape(5, layers=2)) == 840
+
+
+def test_a_seed_among_many_is_the_seed_alone():
+    few = train(find("2.9.1"), [3, 5], steps=60)[0]
+    one = train(find("2.9.1"), [5], steps=60)[0]
+    for a, b in zip(few.model.parameters(), one.model.parameters(), strict=True):
+        torch.testing.assert_close(a[1:], b, rtol=1e-3, atol=1e-4)
+    assert few.labelled["red"][1] == one.labelled["red"][0]
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit():
+    one, two = (train(find("2.4.1"), [0, 1], steps=40)[0].model for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_labels_are_as_rare_as_stated():
+    counts = train(find("2.5.1"), range(8), steps=201)[0].labelled["red"]
+    assert 9 < np.mean(counts) < 14  # of 201 x 64 samples; published 82 to 84 of 96,064
+
+
+def test_ablation_in_weights_is_projection_on_states():
+    model = train(find("2.9.1"), [0, 1], steps=40)[0].model.double()
+    x = colours.rgb_grid(4).double()
+    ablated, pruned, projected = (
+        evaluate.apply(model, cut)(x)
+        for cut in (Cut("ablate"), Cut("prune"), Cut("project", renormalise=True))
+    )
+    torch.testing.assert_close(ablated, projected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pruned, projected, rtol=0, atol=1e-12)
+    assert (ablated - evaluate.apply(model)(x)).abs().max() > 1e-3
+
+
+def test_zeroing_a_dimension_of_the_transformer_is_projecting_everywhere():
+    model = NGPT(Size(tokens=30, width=16, layers=2, heads=2), 0)
+    ids = torch.randint(0, 30, (5, 4), generator=torch.Generator().manual_seed(0))
+    axis = torch.zeros(model.points, 16)
+    axis[:, 0] = 1
+    from functools import partial
+
+    with torch.no_grad():
+        bare, states = model(ids)
+        edited, _ = model(
+            ids, partial(mixing._remove, axis, 1.0, renormalise=True), everywhere=True
+        )
+        for h in states:
+            torch.testing.assert_close(h.norm(dim=-1), torch.ones(5, 4))
+        model.ablate([0])
+        torch.testing.assert_close(model(ids)[0], edited, atol=1e-5, rtol=0)
+        assert (bare - edited).abs().max() > 1e-2
+
+
+# ---- runs, gates, pages -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: Any) -> Path:
+    """2.9.1 on six seeds with a fortieth of its steps."""
+    root = tmp_path_factory.mktemp("runs")
+    registry.run("2.9.1", root, seeds=6, steps=40)
+    return root
+
+
+@pytest.mark.parametrize("name", [n for n, e in COLOUR.items() if n not in ("2.9.1", "1.8")])
+def test_every_colour_experiment_runs(name: str, tmp_path: Path):
+    folder = registry.run(name, tmp_path, seeds=2, steps=24)
+    result = results.read(folder)
+    assert result["name"] == name
+    if result["kind"] == "colour":
+        for arm in result["arms"].values():
+            assert len(arm["values"]["recon"]) == 2
+        judged = gates.GATES[name](result)
+        assert judged
+        assert all(g.what and g.bound for g in judged)
+        said = " ".join([result["about"], *(g.what for g in judged)])
+        assert "ten best" not in said
+        assert "60 seeds" not in said
+        assert ("over 2 seeds" in result["about"]) == ("{seeds}" in COLOUR[name].about)
+
+
+@pytest.mark.parametrize(("seeds", "of"), [(1, "1 seed"), (10, "10 seeds"), (11, "ten best")])
+def test_what_is_best_of_how_many_is_said(smoke: Path, seeds: int, of: str):
+    """Ten of ten are all of them; from eleven on there is a choice."""
+    result = results.read(smoke / "2.9.1")
+    arm = result["arms"]["main"]
+    arm["seeds"] = list(range(seeds))
+    arm["values"] = {k: [v[i % 6] for i in range(seeds)] for k, v in arm["values"].items()}
+    said = [g.what for g in gates.GATES["2.9.1"](result) if "error of red, median" in g.what]
+    assert said == [
+        f"error of red, median {'of the ten best seeds' if of == 'ten best' else f'over {of}'}"
+    ]
+    assert COLOUR["2.5.1"].said(seeds) == f"2.5 again over {seeds} seed{'' if seeds == 1 else 's'}."
+
+
+def test_a_smoke_run_and_its_files(smoke: Path):
+    result = results.read(smoke / "2.9.1")
+    arm = result["arms"]["main"]
+    assert len(arm["values"]["r2/ablation"]) == 6
+    assert len(arm["values"]["named/ablation"][0]) == 17
+    assert max(arm["values"]["prune_is_ablate"]) < 1e-12
+    assert arm["summary"]["recon"]["n"] == 6
+    with pytest.raises(ConfigError, match="a short run of 40 steps proves nothing"):
+        registry.judge("2.9.1", smoke)
+
+
+def test_the_page_of_a_run(smoke: Path):
+    from trimtab.report.anchoring import write_anchoring, write_anchoring_page
+
+    found = gates.GATES["2.9.1"](results.read(smoke / "2.9.1"))
+    page = write_anchoring_page(smoke / "2.9.1", found).read_text()
+    for text in (
+        "Deleting red alone",
+        "Selectivity",
+        "<animate",
+        "prefers-color-scheme:dark",
+        "fail",
+    ):
+        assert text in page
+    text = write_anchoring(smoke, ["2.9.1"], {"2.9.1": found}, smoke / "anchoring.md").read_text()
+    assert "## 2.9.1: Deleting red alone" in text
+    assert "](" not in text.partition("## ")[2]  # six seeds are no distribution to be drawn
+
+
+def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
+    """The page lacks the drawings whose files are not there, and no number."""
+    import shutil
+
+    from trimtab.report.anchoring import page, read_run
+    from trimtab.report.html import html
+
+    run = read_run(smoke / "2.9.1")
+    assert {"schedule", "losses", "frames"} <= run.result.keys()
+    text = (smoke / "2.9.1" / "result.json").read_text()
+    assert not {"schedule", "losses", "frames"} & json.loads(text).keys()
+    shutil.copytree(smoke / "2.9.1", tmp_path / "2.9.1")
+    bare = tmp_path / "2.9.1"
+    titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
+    titles += ["Where the model keeps its colours", "Training"]
+
+    def shown() -> list[str]:
+        made = html(page(read_run(bare), []))
+        assert made.count("<table") == tables
+        return [t for t in titles if f">{t}<" in made]
+
+    tables = html(page(run, [])).count("<table")
+    assert shown() == titles
+    (bare / "arrays.safetensors").unlink()
+    assert shown() == ["Over seeds", "Training"]
+    (bare / "curves.json").unlink()
+    assert shown() == ["Over seeds"]
+    assert results.read(bare)["arms"] == run.result["arms"]
+    (bare / "arrays.safetensors").write_bytes(b"no")
+    with pytest.raises(TrimtabError, match="not the result of an experiment"):
+        read_run(bare)
+
+
+def test_gates_tell_good_from_bad():
+    good = gates.Gate("x", 0.5, low=0.2, high=0.6)
+    assert good.passed
+    assert good.bound == "0.2 to 0.6"
+    assert not gates.Gate("x", float("nan"), low=0).passed
+    assert not gates.Gate("x", 0.1, low=0.2).passed
+    assert gates.Gate("x", 0.1, high=0.1).passed
+
+
+def test_every_sheet_matches_its_terms():
+    for e in COLOUR.values():
+        for arm in () if e.figure else e.arms:
+            table = sheet_of(e, arm).table()
+            assert table.steps > 500
+    t = sheet_of(find("2.9.1"), find("2.9.1").arms[0]).table()
+    assert t.at(248)["anchor"] == 0.1
+    assert t.at(0)["anti-subspace"] == 0.25
+    assert t.at(750)["anti-subspace"] == 0.003
+    assert t.at(1425)["anchor"] == t.at(1500)["anti-anchor"] == 0
+
+
+def test_the_recovery_experiment_runs(tmp_path: Path):
+    result = results.read(registry.run("healing", tmp_path, seeds=2, steps=24))
+    assert set(result["kinds"]["ablated"]["all colours"]) >= {"steps", "samples", "before"}
+    assert result["kinds"]["ablated"]["all colours"]["before"] == pytest.approx(
+        result["kinds"]["pruned"]["all colours"]["before"], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "2.91"], "unknown experiment '2.91'; did you mean"),
+        (["run"], "which experiment?"),
+        (["run", "2.9.1", "--seeds", "0"], "--seeds 0: expected 1 or more"),
+        (["run", "2.9.1", "--steps", "3"], "--steps 3"),
+        (["check", "2.9.1", "--runs", "nowhere"], "run it first: trimtab anchor run 2.9.1"),
+        (["check", "--all", "--runs", "nowhere"], "no runs there"),
+        (["report", "nope"], "unknown experiment 'nope'"),
+        (["paint"], "unknown 'paint'"),
+    ],
+)
+def test_wrong_commands_are_one_line(words: list[str], says: str, capsys: Any):
+    with pytest.raises(SystemExit) as stop:
+        main(["anchor", *words])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_list_and_damaged_results(tmp_path: Path, capsys: Any):
+    with pytest.raises(SystemExit):
+        main(["anchor", "list"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in registry.ENTRIES)
+    (tmp_path / "2.8").mkdir()
+    (tmp_path / "2.8" / "result.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        registry.judge("2.8", tmp_path)
+    file = tmp_path / "x.json"
+    results.write_json(file, {"a": [1.23456789, float("nan")]})
+    assert json.loads(file.read_text()) == {"a": [1.23457, None]}
+
+
+COMMITTED = Path(__file__).resolve().parents[2] / "docs" / "results" / "anchoring"
+
+
+@pytest.mark.skipif(
+    not COMMITTED.with_suffix(".md").is_file(), reason="no committed page: `make results`"
+)
+def test_the_committed_page_is_what_its_results_give(tmp_path: Path):
+    """`trimtab anchor report --all --runs docs/results/anchoring` makes it again."""
+    import shutil
+
+    from trimtab.report.anchoring import write_anchoring
+
+    root = tmp_path / "anchoring"
+    shutil.copytree(COMMITTED, root, ignore=shutil.ignore_patterns("*.svg"))
+    names = [n for n in registry.ENTRIES if (root / n / "result.json").is_file()]
+    judged = {n: registry.judge(n, root) for n in names}
+    page = write_anchoring(root, names, judged, tmp_path / "anchoring.md")
+    assert page.read_text() == (COMMITTED.parent / "anchoring.md").read_text()
+    made, kept = (folder / "anchoring.svg" for folder in (tmp_path, COMMITTED.parent))
+    assert made.read_bytes() == kept.read_bytes()
+    assert ElementTree.parse(made).getroot().tag.endswith("svg")  # a file of its own: valid XML
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="no committed results of anchoring")
+@pytest.mark.parametrize("name", ["1.7", "2.8", "2.4.1", "2.5.1", "2.7.1", "2.9.1", "2.10.1"])
+def test_the_committed_headline_experiments_pass_their_gates(name: str):
+    assert all(g.passed for g in registry.judge(name, COMMITTED) if not g.stretch)
