@@ -69,7 +69,7 @@ LINES_OF_ROOM = {
     "export": 1850,
     "models": 3250,
     "objectives": 1750,
-    "pairs": 5150,
+    "pairs": 5460,
     "rendering": 1450,
     "report": 5000,
     "serve": 1650,
