@@ -47,7 +47,7 @@ FLOORS = {
     1.3: ("cache",),
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
-    4: ("training", "evaluation", "export", "anchor"),
+    4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
     5.5: ("studies",),
     6: ("report", "serve"),

@@ -2,10 +2,10 @@
 
 `timeline` holds weights over time, `callback` trains any model with terms, `labels` says which
 samples carry a concept, `surgery` cuts dimensions out of weights, `experiments` are the published
-ones and those that they left to do. `Anchors` and `Monitor` live in `trimtab.anchor.callback`, which
+ones and those that they left to do. `Anchors` and `Monitor` live in `trimtab.anchoring.callback`, which
 imports transformers.
 """
 
-from trimtab.anchor.timeline import Reactive, Row, Sheet, Table, parse_sheet, read_sheet
+from trimtab.anchoring.timeline import Reactive, Row, Sheet, Table, parse_sheet, read_sheet
 
 __all__ = ["Reactive", "Row", "Sheet", "Table", "parse_sheet", "read_sheet"]
