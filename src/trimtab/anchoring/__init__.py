@@ -1,9 +1,8 @@
 """Prescriptive anchoring: the direction of a concept chosen before training.
 
 `timeline` holds weights over time, `callback` trains any model with terms, `labels` says which
-samples carry a concept, `surgery` cuts dimensions out of weights, `experiments` are the published
-ones and those that they left to do. `Anchors` and `Monitor` live in `trimtab.anchoring.callback`, which
-imports transformers.
+samples carry a concept, `surgery` cuts dimensions out of weights. `Anchors` and `Monitor`
+live in `trimtab.anchoring.callback`, which imports transformers.
 """
 
 from trimtab.anchoring.timeline import Reactive, Row, Sheet, Table, parse_sheet, read_sheet
