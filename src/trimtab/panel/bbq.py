@@ -63,9 +63,9 @@ def read_bbq(folder: Path, items: int) -> list[Question]:
     found: list[Question] = []
     for number, key in enumerate(sorted(strata)):
         # The rest of a division goes to the first strata; what is taken is spread over the file.
-        share = items // len(strata) + (number < items % len(strata))
         part = strata[key]
-        found += [part[i * len(part) // share] for i in range(min(share, len(part)))]
+        share = min(len(part), items // len(strata) + (number < items % len(strata)))
+        found += [part[i * len(part) // share] for i in range(share)]
     return found
 
 
