@@ -45,8 +45,6 @@ STILL_LONGER = {
     "studies/anchoring/language.py",
     "studies/anchoring/mixing.py",
     "studies/anchoring/natural.py",
-    "studies/heads/comparison.py",
-    "studies/rewards/comparison.py",
     # study
     "study/tune.py",
     # training
@@ -74,7 +72,7 @@ LINES_OF_ROOM = {
     "states": 550,
     "statistics": 650,
     "studies": 8300,
-    "study": 2950,
+    "study": 3300,
     "training": 4100,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises

@@ -102,11 +102,9 @@ def _show(
 
 def main_of(verb: str) -> Callable[[list[str]], None]:
     """What runs a verb with its words; `import` is no name for a module."""
-    if verb in OF_STUDIES:
-        run = importlib.import_module("trimtab.cli.study").run_study
-        return partial(run, OF_STUDIES[verb], verb)
-    name = "import_dial" if verb == "import" else verb.replace("-", "_")
-    return importlib.import_module(f"trimtab.cli.{name}").main
+    name = "study" if verb in OF_STUDIES else verb.replace("-", "_")
+    module = importlib.import_module(f"trimtab.cli.{'import_dial' if verb == 'import' else name}")
+    return partial(module.run_study, OF_STUDIES[verb], verb) if verb in OF_STUDIES else module.main
 
 
 def _run(verb: str, words: list[str]) -> int:
