@@ -13,7 +13,7 @@ from trimtab.cli import recipe as verb
 from trimtab.cli.recipe import Recipe
 
 MEASURING = {
-    "alphas": [0, 1],
+    "alpha": [0, 1],
     "dose_items": 2,
     "train_items": 2,
     "passages": 1,

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -276,7 +276,7 @@ _NAMED: Any = tyro.conf.arg()
 # ---- earlier spellings --------------------------------------------------------------------------
 
 
-def _now(flag: str, known: Mapping[str, Any]) -> str:
+def _now(flag: str, known: Container[str]) -> str:
     """What a flag is called now, which is said where it is given by an earlier name."""
     group, dot, name = flag.rpartition(".")
     found = OLD.get(flag) or f"{group}{dot}{OLD.get(name, name)}"
