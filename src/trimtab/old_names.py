@@ -16,6 +16,7 @@ MOVED = {
     "trimtab.fit.training": "trimtab.training.adapters",
     "trimtab.evaluate": "trimtab.evaluation",
     "trimtab.dials.kinds": "trimtab.dials.saved",
+    "trimtab.anchor": "trimtab.anchoring",
 }
 """Old name to new; what lies inside a package moves with it."""
 

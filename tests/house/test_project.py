@@ -20,7 +20,65 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "trimtab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 600
+MAX_LINES = 400
+STILL_LONGER = {
+    # cache
+    "cache.py",
+    # compat
+    "compat/repeng.py",
+    # pairs
+    "pairs/shapes.py",
+    "pairs/trl.py",
+    # rendering
+    "rendering/template.py",
+    # report
+    "report/heads.py",
+    # serve
+    "serve/engine.py",
+    # states
+    "states.py",
+    # statistics
+    "statistics/intervals.py",
+    # studies
+    "studies/anchoring/catalogue.py",
+    "studies/anchoring/gates.py",
+    "studies/anchoring/language.py",
+    "studies/anchoring/mixing.py",
+    "studies/anchoring/natural.py",
+    "studies/heads/comparison.py",
+    "studies/rewards/comparison.py",
+    # study
+    "study/tune.py",
+    # training
+    "training/heads.py",
+    "training/trainer.py",
+}
+"""Files over `MAX_LINES`, at most `LONGEST`: whoever splits one deletes its line."""
+LONGEST = 600
+
+LINES_OF_ROOM = {
+    "anchoring": 1100,
+    "batching": 2400,
+    "cache": 600,
+    "cli": 3600,
+    "compat": 550,
+    "dials": 4900,
+    "evaluation": 2900,
+    "export": 1850,
+    "models": 3250,
+    "objectives": 1750,
+    "pairs": 5460,
+    "rendering": 1450,
+    "report": 5000,
+    "serve": 1650,
+    "states": 550,
+    "statistics": 650,
+    "studies": 8300,
+    "study": 2950,
+    "training": 4100,
+}
+"""What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
+its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
 
 # A room is a module or a package directly under src/trimtab. It imports from strictly lower floors
 # or from itself. A new room is put here, and in the table of docs/architecture.md.
@@ -47,7 +105,7 @@ FLOORS = {
     1.3: ("cache",),
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
-    4: ("training", "evaluation", "export", "anchor"),
+    4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
     5.5: ("studies",),
     6: ("report", "serve"),
@@ -301,14 +359,38 @@ def test_command_line_starts_without_torch():
     assert not heavy, f"`import trimtab.cli` loads {', '.join(heavy[:5])}"
 
 
+def lines_of(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
 def test_files_stay_short():
-    counts = {path: len(path.read_text("utf-8").splitlines()) for path in SOURCES}
-    long = [
-        f"{path.relative_to(ROOT)}:{MAX_LINES}: {n} lines; split it by noun (at most {MAX_LINES})"
-        for path, n in counts.items()
-        if n > MAX_LINES and not path.stem.endswith("_tables")  # tables of facts are data
+    counts = {str(path.relative_to(PACKAGE).as_posix()): lines_of(path) for path in SOURCES}
+    facts = "_tables.py"  # data
+    long = {f: n for f, n in counts.items() if n > MAX_LINES and not f.endswith(facts)}
+    found = [
+        f"{name}: {n} lines; split it by noun (at most {MAX_LINES})"
+        for name, n in long.items()
+        if n > (LONGEST if name in STILL_LONGER else MAX_LINES)
     ]
-    assert not long, "\n" + "\n".join(long)
+    found += [
+        f"{name}: short now; delete its line in STILL_LONGER" for name in STILL_LONGER - long.keys()
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_rooms_stay_small():
+    rooms: dict[str, int] = {}
+    for path in SOURCES:
+        room = module_of(path)[1:2]
+        if room:
+            rooms[room[0]] = rooms.get(room[0], 0) + lines_of(path)
+    found = [
+        f"{room}: {n} lines of {most}; make it smaller, or raise LINES_OF_ROOM and say why"
+        for room, n in rooms.items()
+        if n > (most := LINES_OF_ROOM.get(room, MAX_LINES))
+    ]
+    found += [f"{room}: no such room" for room in LINES_OF_ROOM.keys() - rooms.keys()]
+    assert not found, "\n" + "\n".join(found)
 
 
 # What is committed
