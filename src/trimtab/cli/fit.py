@@ -239,7 +239,7 @@ def _check_out(args: Args, named: Any, data: Any) -> None:
 
 
 def _parse(named: Any, words: list[str]) -> Args:
-    typed = with_settings(Args, recipe=type(named.recipe))
+    typed = with_settings(Args, recipe=named.kind)
     default = typed(recipe=named.recipe, out=tyro.MISSING)
     return parse(
         typed, words, verb=f"fit {named.name}", about=named.what, default=default, agree=_agree
