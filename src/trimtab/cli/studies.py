@@ -94,7 +94,7 @@ def main(words: list[str], verb: str) -> None:
     """Run what is not done yet of a study, and show it."""
     study = STUDIES[verb]
     kind = with_settings(study.kind, comparison=_named(study.settings))
-    titled = {"title": study.title} if study.kind is Titled else {}
+    titled: dict[str, Any] = {"title": study.title} if study.kind is Titled else {}
     default = kind(comparison=_named(study.settings)(), out=tyro.MISSING, **titled)
     beside = ("settings", "tuned") if verb == "compare" else ()
     args = parse(kind, words, verb=verb, about=study.about, default=default, beside=beside)
