@@ -29,9 +29,9 @@ RESULT_FILES = (
 """Files of a run that are the same bytes whenever the same is run."""
 
 SMALL = (
-    *("--measuring.alphas", "-1", "0", "1", "--measuring.dose-items", "4"),
+    *("--measuring.alpha", "-1", "0", "1", "--measuring.dose-items", "4"),
     *("--measuring.train-items", "4", "--measuring.passages", "1", "--measuring.prompts", "1"),
-    *("--measuring.generate-alphas", "0", "1", "--measuring.new-tokens", "4"),
+    *("--measuring.generate-alphas", "0", "1", "--measuring.max-new-tokens", "4"),
     "--controls",
 )
 """Flags that measure a comparison on very little, without controls."""
