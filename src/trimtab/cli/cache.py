@@ -57,10 +57,11 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="cache", about=about)
     from trimtab import models
     from trimtab.batching import encode
-    from trimtab.cache import Store, features
+    from trimtab.models.heads import head_site
     from trimtab.progress import Progress
+    from trimtab.readings import features
     from trimtab.sites import parse_sites
-    from trimtab.states import head_site
+    from trimtab.store import Store
 
     progress = Progress(args.quiet)
     check_model(args.model, args.dtype, args.device, args.load_in)
