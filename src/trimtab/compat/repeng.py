@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import encode_contrast
-from trimtab.cache import Store
 from trimtab.compat.repeng_hiddens import (
     ComputeHiddens,
     Hiddens,
@@ -41,6 +40,7 @@ from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.rendering import USUAL, RenderedText, begin_answer, head_text, template_of
 from trimtab.states import available_layers
+from trimtab.store import Store
 from trimtab.training.closed_form import estimate
 from trimtab.training.methods import method as method_named
 from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
