@@ -61,6 +61,8 @@ lightness until each has at least 4.5:1 against its page; `looks` says whose the
 
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
+WIDER = {"P": 1.25, "X": 1.2, "d": 1.2, "*": 1.3}
+"""Markers of thin parts, which their rim would eat, are drawn larger."""
 NICE = (1, 2, 2.5, 5, 10)
 """Steps that ticks may take, times a power of ten."""
 
@@ -160,7 +162,7 @@ def rows(
     note: str,
     *,
     width: int = 340,
-    most: int = 28,
+    most: int = 32,
 ) -> Iterator[tuple[Figure, Axes]]:
     """A panel with one row a method (or a shift), named at the left, and a common x axis. Names over
     19 characters make it wider."""
@@ -203,7 +205,7 @@ def dot(
     ax: Axes, look: Look, x: float, y: float, size: float = 7.5, *, hollow: bool = False
 ) -> None:
     """A marker; whole at the axes' edges, too."""
-    fill = PAINT[look.colour]
+    fill, size = PAINT[look.colour], size * WIDER.get(look.marker, 1)
     # A rim in the page's colour parts a marker from lines; a small one it would swallow.
     edge = PAGE if size > 5 and not hollow else fill
     ax.plot(
@@ -237,7 +239,8 @@ def line(
     colour = PAINT[look.colour]
     if band:
         ax.fill_between(x, *band, color=colour, alpha=0.1, lw=0)
-    rim = {"ms": 7.5, "mec": PAGE, "mew": 1} if look.marker else {}
+    size = style.pop("ms", 7.5) * WIDER.get(look.marker, 1)
+    rim = {"ms": size, "mec": PAGE, "mew": 1} if look.marker else {}
     more = {"lw": 1.8, "zorder": 3, "clip_on": False} | rim | style
     ax.plot(x, y, color=colour, marker=look.marker or None, **more)
 
