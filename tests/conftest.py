@@ -27,9 +27,9 @@ from torch import nn
 from trimtab import models
 from trimtab.batching import Encoded, Row
 from trimtab.batching.spans import BARE
-from trimtab.cache import Store
 from trimtab.errors import ModelError
 from trimtab.pairs import Pair, PairSet
+from trimtab.store import Store
 
 torch.set_num_threads(1)
 

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, layout_of
-from trimtab.cache import collect
 from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import DialError, ModelError, TrainingError
 from trimtab.export import check, export, run
 from trimtab.pairs import PairSet
+from trimtab.readings import collect
 from trimtab.states import read
 from trimtab.training import fit
 from trimtab.training.methods import method

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import encode_contrast
-from trimtab.cache import Store
 from trimtab.compat.repeng_hiddens import (
     ComputeHiddens,
     Hiddens,
@@ -38,6 +37,7 @@ from trimtab.pairs import Pair, PairSet, persona_pairs
 from trimtab.rendering import USUAL, RenderedText, begin_answer, head_text, template_of
 from trimtab.sites import Site, block_index
 from trimtab.states import available_layers, find_sites
+from trimtab.store import Store
 from trimtab.training.closed_form import estimate
 from trimtab.training.methods import method as method_named
 from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe

@@ -16,7 +16,6 @@ import tyro
 from trimtab import models
 from trimtab.batching import Encoded, answer_spans, encode
 from trimtab.bounds import Bounded, Count, Several, Whole
-from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluation.items import item_scores
@@ -24,6 +23,8 @@ from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import features, reference
+from trimtab.store import Store
 from trimtab.study.about import described_by, sizes
 from trimtab.study.cells import Cell, Host, planned, setting_of
 from trimtab.study.files import free_folder
@@ -31,8 +32,8 @@ from trimtab.study.lines import Scores, averaged, check_seeds, compared, judged,
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
 from trimtab.study.workers import work_stage
 from trimtab.training import Method, fit, method
-from trimtab.training.heads import aggregate_all
 from trimtab.training.recipes import ORPORecipe, TrainSettings
+from trimtab.training.reward_head import aggregate_all
 from trimtab.training.run import recipe_digest
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
