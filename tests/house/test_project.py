@@ -22,13 +22,6 @@ PACKAGE = ROOT / "src" / "trimtab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 STILL_LONGER = {
-    # compat
-    "compat/repeng.py",
-    # pairs
-    "pairs/shapes.py",
-    "pairs/trl.py",
-    # rendering
-    "rendering/template.py",
     # serve
     "serve/engine.py",
     # statistics
@@ -50,14 +43,14 @@ LONGEST = 600
 LINES_OF_ROOM = {
     "anchoring": 1100,
     "batching": 2450,  # which tokens are pooled, from states.py
-    "cli": 3600,
+    "cli": 3400,
     "compat": 550,
     "dials": 4900,
     "evaluation": 2900,
     "export": 1850,
     "models": 3350,  # the head as a site and what comes after it, from training/
     "objectives": 1750,
-    "pairs": 5460,
+    "pairs": 5470,
     "rendering": 1450,
     "report": 4750,
     "serve": 1650,
