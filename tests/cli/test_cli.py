@@ -299,6 +299,14 @@ def test_a_wrong_command_line_is_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_command_line_is_one_line_where_no_box_can_be_drawn():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    done = process("demo", "--quik", env=env)
+    assert done.stderr == (
+        "error: Unrecognized options: --quik; did you mean --quick? (see trimtab demo --help)\n"
+    )
+
+
 def test_help_is_not_an_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         flags("--help")
