@@ -10,13 +10,13 @@ from typing import Literal
 from tyro.conf import Positional
 
 from trimtab.bounds import Count
+from trimtab.cli.flags import Forced, OnModel
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Forced, OnModel):
     """Flags."""
 
     first: Positional[Path]
@@ -31,25 +31,13 @@ class Args:
     """Environment variable that holds the endpoint's key."""
     reward: str | None = None
     """A reward dial's folder: the judge instead of an endpoint."""
-    model: str = "smollm2-135m"
-    """The reward dial's model."""
-    chat: bool | None = None
-    """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
-    (--no-chat); by default as it was fitted."""
-    n: Count | None = None
+    prompt_style: Literal["plain", "chat"] | None = None
+    """The reward dial reads prompt and answer in the chat template, or as plain text; by default as
+    it was fitted."""
+    limit: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    force: bool = False
-    """Go on although the reward dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -57,52 +45,38 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="judge", about="Compare two files of answers, in both orders.")
     if (args.endpoint is None) == (args.reward is None):
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
-    import json
-
     from trimtab.evaluation.answers import read_answers
     from trimtab.evaluation.judge import compare_answers, endpoint_judge, reward_judge, win_rate
-    from trimtab.files import write_text
-    from trimtab.progress import Progress
+    from trimtab.files import write_lines
 
-    progress = Progress(args.quiet)
+    progress = args.progress
     first, second = read_answers(args.first), read_answers(args.second)
-    if args.n is not None:
-        first = first[: args.n]
+    first = first[: args.limit]
     if args.endpoint is not None:
         key = os.environ.get(args.key, "")
         judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
     else:
-        assert args.reward is not None
-        check_model(args.model, args.dtype, args.device, args.load_in)
-        (dial,) = read_dials([args.reward], args.model, args.force)
-        from trimtab import models
-        from trimtab.dials import RewardDial
+        args.check_model()
+        dial = args.read_reward(args.reward)
         from trimtab.evaluation.formats import format_for
 
-        if not isinstance(dial, RewardDial):
-            raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")
-        model, tokenizer = models.load(
-            args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-        )
-        dial.to(next(model.parameters()).device)
-        form = format_for([dial])
-        if args.chat is None and form.said:
-            progress.say(form.said.replace("--prompt-style", "--chat, --no-chat"))
-        judge = reward_judge(model, tokenizer, dial, chat=args.chat)
+        model, tokenizer = args.load(dial)
+        form = format_for([dial], args.prompt_style)
+        if form.said:
+            progress.say(form.said)
+        chat = None if args.prompt_style is None else args.prompt_style == "chat"
+        judge = reward_judge(model, tokenizer, dial, chat=chat)
     with progress.bar("judging", len(first), "prompts") as update:
         found = compare_answers(first, second, judge, update)
     if args.out is not None:
-        lines = [
-            {"prompt": j.prompt, "forward": j.forward, "backward": j.backward, "win": j.win}
-            for j in found
-        ]
-        write_text(args.out, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        keys = ("prompt", "forward", "backward", "win")
+        write_lines(args.out, [{key: getattr(j, key) for key in keys} for j in found])
     rate = win_rate(found)
     files = (args.first, args.second)
     names = [s[0].generator or file.stem for s, file in zip((first, second), files, strict=True)]
     interval = f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.prompts > 1 else ""
     print(
         f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} %{interval} on "
-        f"{rate.prompts} prompts, ties one half; "
+        f"{rate.prompts} prompt{'s' * (rate.prompts > 1)}, ties one half; "
         f"the same verdict in both orders on {100 * rate.consistency:.0f} %"
     )

@@ -11,7 +11,6 @@ The page is that of the folder in `out` whose name the file's begins with (`inne
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from trimtab.cli import module_of
+from trimtab.cli import main_of
 from trimtab.cli.parse import Checked, checking, parse
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
@@ -38,6 +37,8 @@ class Args:
     with a flag for each: recipes/x-*.yaml -- --jobs 2."""
     render_only: Annotated[bool, FlagCreatePairsOff] = False
     """Run nothing; make the pages from what lies in the folders."""
+    thin: Annotated[bool, FlagCreatePairsOff] = False
+    """Leave out of the result files what no page reads, as for committed ones; the cells keep it."""
     quiet: bool = False
     """No progress."""
 
@@ -80,9 +81,12 @@ def main(words: list[str]) -> None:
     for recipe in () if args.render_only else recipes:
         if not args.quiet:
             print(f"\n{recipe.file}: trimtab {recipe.verb} {shlex.join(recipe.words)}", flush=True)
-        _verb(recipe.verb).main(list(recipe.words))
-    from trimtab.report.pages import write_pages
+        main_of(recipe.verb)(list(recipe.words))
+    from trimtab.studies.pages import write_pages
+    from trimtab.study.committed import thin
 
+    for recipe in recipes if args.thin else ():
+        thin(recipe.out)
     made = [
         page
         for folder in dict.fromkeys(recipe.page for recipe in recipes)
@@ -129,7 +133,7 @@ def read_recipe(file: Path, more: list[str]) -> Recipe:
     )
     try:
         with checking():
-            _verb(verb).main(list(recipe.words))
+            main_of(verb)(list(recipe.words))
     except Checked:
         return recipe
     except ConfigError as error:
@@ -144,10 +148,6 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
         return words, []
     at = words.index("--")
     return words[:at], words[at + 1 :]
-
-
-def _verb(name: str) -> Any:
-    return importlib.import_module(module_of(name))
 
 
 def _list(values: dict[Any, Any]) -> str:

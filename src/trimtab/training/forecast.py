@@ -16,8 +16,8 @@ from trimtab.readout import Needs
 from trimtab.states import depth, find_sites
 from trimtab.training.adapters import plan
 from trimtab.training.estimate import EFFICIENCY, Estimate, matmul_rate, operations
-from trimtab.training.head_recipes import HeadRecipe
-from trimtab.training.recipes import Method, TrainingRecipe
+from trimtab.training.plan import Run
+from trimtab.training.recipes import Method, Recipe
 from trimtab.training.steering import GradientRecipe
 
 KEPT = 2 * 3 * 4
@@ -63,22 +63,23 @@ def forecast(
     the method on this model before the first step."""
     recipe = named.recipe
     width = models.text_config(model).hidden_size
-    if not isinstance(recipe, TrainingRecipe):
+    if not isinstance(recipe, Recipe):
         sites = find_sites(model, recipe.sites)
         gradients = isinstance(recipe, GradientRecipe)
         needs = Needs(sites=sites, logps=gradients)
-        found = _passes(model, encoded, needs, backward=gradients)
+        found = passes(model, encoded, needs, backward=gradients)
         return Forecast(
             named.name, 0, encoded.n_pairs, len(sites) * width, found, 4 * len(sites) * width
         )
     assert isinstance(encoded, Encoded)
     with tempfile.TemporaryDirectory() as work:
-        if isinstance(recipe, HeadRecipe):
-            return _of_head(named, model, encoded, seed, Path(work))
-        made = plan(named, model, encoded, seed, Path(work), named.name, progress)
+        run = Run(named, model, encoded, seed, Path(work), progress=progress)
+        if recipe.head:
+            return _of_head(run)
+        made = plan(run)
     expected = made.expected
     if made.needs.reference_logps or made.needs.reference_states:
-        once = _passes(model, encoded, made.needs, backward=False)
+        once = passes(model, encoded, made.needs, backward=False)
         expected = dataclasses.replace(expected, seconds=expected.seconds + once.seconds)
     count = sum(p.numel() for p in made.dial.parameters())
     return Forecast(
@@ -86,24 +87,20 @@ def forecast(
     )
 
 
-def _of_head(named: Method, model: nn.Module, encoded: Encoded, seed: int, work: Path) -> Forecast:
+def _of_head(run: Run) -> Forecast:
     """States of all tokens are stored by one pass; the steps on them are cheap beside it."""
-    from trimtab.training.adapters import arguments, planned
-
-    recipe = named.recipe
-    assert isinstance(recipe, TrainingRecipe)
-    args = arguments(recipe.train, model, seed, work, named.name)
-    schedule = planned(recipe.train, encoded, seed, layout_of(model, encoded), args)
-    live = getattr(recipe.dial, "features", "") == "live"
-    passes = schedule.steps * schedule.pairs_per_step / max(encoded.n_pairs, 1) if live else 1
-    found = _passes(model, encoded, Needs(logps=True), backward=False)
-    found = dataclasses.replace(found, seconds=found.seconds * passes)
+    model, encoded, name = run.model, run.encoded, run.named.name
+    schedule = run.schedule(layout_of(model, encoded), run.arguments())
+    live = run.recipe.dial.features == "live"
+    times = schedule.steps * schedule.pairs_per_step / max(encoded.n_pairs, 1) if live else 1
+    found = passes(model, encoded, Needs(logps=True), backward=False)
+    found = dataclasses.replace(found, seconds=found.seconds * times)
     width = models.text_config(model).hidden_size
     disk = 0 if live else 2 * width * sum(len(a) for row in encoded.rows for a in row.answers)
-    return Forecast(named.name, schedule.steps, encoded.n_pairs, 0, found, disk)
+    return Forecast(name, schedule.steps, encoded.n_pairs, 0, found, disk)
 
 
-def _passes(
+def passes(
     model: nn.Module, encoded: Encoded | Contrast, needs: Needs, *, backward: bool
 ) -> Estimate:
     """One pass over everything."""
