@@ -338,13 +338,26 @@ def _pool(
     h: Tensor,
 ) -> None:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
-    tokens = by_row(h, batch, site)[where.row, where.at]  # T d
+    tokens = by_row(h, batch, site)[where.row, where.at]
+    found.norms[site], found.states[site] = _pooled(tokens, where, needs, space)
+
+
+def pooled(
+    tokens: Float[Tensor, "T d"], where: Positions, needs: Needs
+) -> Float[Tensor, "answer d"]:
+    """States of the tokens at some positions, averaged by answer, as `needs` asks for."""
+    return _pooled(tokens, where, needs, None)[1]
+
+
+def _pooled(
+    tokens: Tensor, where: Positions, needs: Needs, space: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Mean length of an answer's states as they are, and the pooled states."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     length = tokens.detach().norm(dim=-1)
     ordinary = length <= SINK_RATIO * _median(length, where)
-    found.norms[site] = _mean(length, where, ordinary)
-    tokens = _MAPS[needs.token_map](tokens if space is None else space(tokens))
-    found.states[site] = _mean(tokens, where, None if needs.sinks else ordinary)
+    mapped = _MAPS[needs.token_map](tokens if space is None else space(tokens))
+    return _mean(length, where, ordinary), _mean(mapped, where, None if needs.sinks else ordinary)
 
 
 _MAPS: dict[TokenMap, Callable[[Tensor], Tensor]] = {

@@ -54,7 +54,7 @@ class NeutralText:
         self._readings = ""
 
     @torch.no_grad()
-    def _logps(self, index: int) -> Tensor:
+    def log_probs(self, index: int) -> Tensor:
         """Log-probs of every token of the passage that has one before it: [T, V]."""
         with models.reading(self.model):
             logits = self.model(input_ids=self.ids[index], use_cache=False).logits
@@ -68,7 +68,7 @@ class NeutralText:
 
     def _base(self, index: int) -> Tensor:
         if index not in self.kept:
-            logps = self._logps(index)
+            logps = self.log_probs(index)
             held = sum(t.numel() * t.element_size() for t in self.kept.values())
             if held + logps.numel() * logps.element_size() > KEEP_BYTES:
                 return logps
@@ -80,13 +80,13 @@ class NeutralText:
 
         def dialled(index: int) -> Tensor:
             with dial(self.model, alpha, force=force):
-                return self._logps(index)
+                return self.log_probs(index)
 
         return self._against(dialled)
 
     def damage_of_lead(self, other: NeutralText) -> Damage:
         """Damage that another lead does to the same passages: the dial of a prompt."""
-        return self._against(other._logps)
+        return self._against(other.log_probs)
 
     def _against(self, logps: Callable[[int], Tensor]) -> Damage:
         source = models.source_of(self.model)

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import nn
 
 from trimtab.batching import Encoded, PromptStyle, Row, encode
-from trimtab.cache import Store, collect, reference
 from trimtab.dials import Dial
 from trimtab.errors import DataError
 from trimtab.pairs import Pair, PairSet
+from trimtab.readings import collect, reference
 from trimtab.rendering import USUAL, Rendering
+from trimtab.store import Store
 
 
 @dataclass(frozen=True)

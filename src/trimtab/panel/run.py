@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.evaluation import Sampling, generate
 from trimtab.panel.options import Asked, Scored
@@ -17,6 +16,7 @@ from trimtab.panel.properties import ITEMS, Property, Reader
 from trimtab.panel.values import Values
 from trimtab.progress import SILENT, Progress
 from trimtab.statistics import Difference, Verdict, judged, paired_difference
+from trimtab.store import Store
 
 
 @dataclass(frozen=True)
