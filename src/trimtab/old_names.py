@@ -59,6 +59,7 @@ ELSEWHERE = {
         "LowRankDial": "trimtab.dials.low_rank",
         "VeraDial": "trimtab.dials.low_rank",
     },
+    "trimtab.export.gguf": {"control_vector_dial": "trimtab.export.importing"},
     "trimtab.report.anchoring": {"Gate": "trimtab.studies.anchoring.gates"},
     "trimtab.report.claim": {"holm": "trimtab.statistics"},
     "trimtab.report.results": {
