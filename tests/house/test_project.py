@@ -45,8 +45,6 @@ STILL_LONGER = {
     "studies/anchoring/language.py",
     "studies/anchoring/mixing.py",
     "studies/anchoring/natural.py",
-    "studies/heads/comparison.py",
-    "studies/rewards/comparison.py",
     # study
     "study/tune.py",
     # training
@@ -67,14 +65,14 @@ LINES_OF_ROOM = {
     "export": 1850,
     "models": 3250,
     "objectives": 1750,
-    "pairs": 5150,
+    "pairs": 5460,
     "rendering": 1450,
     "report": 5000,
     "serve": 1650,
     "states": 550,
     "statistics": 650,
     "studies": 8300,
-    "study": 2950,
+    "study": 3300,
     "training": 4100,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
@@ -107,8 +105,9 @@ FLOORS = {
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
+    5.3: ("report",),
     5.5: ("studies",),
-    6: ("report", "serve"),
+    6: ("serve",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

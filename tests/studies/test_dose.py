@@ -24,10 +24,10 @@ from trimtab.evaluation.dose import (
     valid_answers,
     wrong_way,
 )
-from trimtab.report.steering import write_steering
 from trimtab.states import Readings
-from trimtab.studies.steering import cells as steering_cells
+from trimtab.studies.pages import write_pages
 from trimtab.studies.steering import tables as steering_tables
+from trimtab.studies.steering.trait import Trait
 from trimtab.study.reading import read
 from trimtab.study.results import About, Generation, Run, Split, write
 
@@ -228,17 +228,17 @@ def test_a_dial_that_does_nothing_has_no_slope_per_damage():
 def test_the_figure_is_over_damage(tmp_path):
     folder = tmp_path / "steering" / "honesty"
     write_cells(folder, [made_cell("prompt", 1.0), made_cell("mean", 2.0)])
-    page = write_steering(tmp_path / "steering", tmp_path / "steering.md")
+    (page,) = write_pages(tmp_path)
     text, drawn = page.read_text(), page.with_suffix(".svg").read_text()
     assert "**honesty**: steepest is `mean`, 2.00 [" in text
     assert "mean at -2" in text
     assert "prefers-color-scheme:dark" in drawn
     assert "persona prompt" in drawn
-    again = write_steering(tmp_path / "steering", tmp_path / "again.md")
-    assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()
+    before = page.with_suffix(".svg").read_bytes()
+    assert write_pages(tmp_path)[0].with_suffix(".svg").read_bytes() == before
     (folder / "results.jsonl").write_text("{")
     with pytest.raises(TrimtabError, match=r"results\.jsonl:1: not a JSON object"):
-        write_steering(tmp_path / "steering", page)
+        write_pages(tmp_path)
 
 
 def test_a_run_has_its_page_within(tmp_path, capsys):
@@ -340,15 +340,15 @@ def test_the_study_is_resumed_cell_by_cell(saved_model, tokenizer, tmp_path, mon
     folder = tmp_path / "results" / "steering" / "honesty"
     words = dose_words(saved_model(), folder, "--methods", "mean", "contrastive")
     calls = []
-    whole = steering_cells._dial
+    whole = Trait._dial
 
-    def stopped(cell, *rest):
-        calls.append(cell.name)
-        if cell.name == "mean-second" and len(calls) < 5:
+    def stopped(self, name, target):
+        calls.append(name)
+        if name == "mean-second" and len(calls) < 5:
             raise KeyboardInterrupt
-        return whole(cell, *rest)
+        return whole(self, name, target)
 
-    monkeypatch.setattr(steering_cells, "_dial", stopped)
+    monkeypatch.setattr(Trait, "_dial", stopped)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
@@ -385,7 +385,8 @@ def test_measured_again_gives_the_same_bytes(saved_model, tmp_path, monkeypatch)
     for out in ("a", "b"):
         with pytest.raises(SystemExit):
             main(dose_words(folder, tmp_path / out, "--methods", "pca", "pca_center", "--halves"))
-        cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*.json")]
+        files = (tmp_path / out / "cells").glob("pca*.json")
+        cells = [json.loads(f.read_text())["found"] for f in files]
         assert {c["name"] for c in cells} == {"pca", "pca_center"}
         assert cells[0]["ratio"] == cells[1]["ratio"]  # one direction, measured once
         names = ("results.jsonl", "verdicts.jsonl", "generations.jsonl")

@@ -10,8 +10,9 @@ from test_report import make_run
 
 from trimtab.report import read_results
 from trimtab.report.claim import answer, findings, judged
-from trimtab.report.innerpo import write_innerpo
+from trimtab.report.innerpo import page as innerpo_page
 from trimtab.report.results import ALPHA_1, Difference, Results
+from trimtab.studies.pages import write_pages
 
 
 def comparison(
@@ -121,8 +122,7 @@ def test_the_page(tmp_path: Path):
     for name in ("facts", "truthful-qa"):
         file = make_run(folder / name, seeds=(0, 1, 2)) / "study.json"
         file.write_text(file.read_text().replace('"suite": "facts"', f'"suite": "{name}"'))
-    page = write_innerpo(folder, tmp_path / "innerpo.md")
-    assert page is not None
+    (page,) = write_pages(tmp_path)
     text = page.read_text()
     assert text.startswith("# Does aligning hidden states")
     assert "](innerpo.svg)" in text
@@ -132,12 +132,12 @@ def test_the_page(tmp_path: Path):
     assert text.index("### truthful-qa") < text.index("### facts")  # the README's order
     assert "None" not in text
     assert "nan" not in text
-    again = write_innerpo(folder, tmp_path / "again.md")
-    assert again is not None
-    assert again.read_bytes() == page.read_bytes().replace(b"innerpo.svg", b"again.svg")
-    assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()
+    before = {file: file.read_bytes() for file in tmp_path.glob("innerpo.*")}
+    assert write_pages(tmp_path) == [page]
+    assert before == {file: file.read_bytes() for file in before}
 
 
 def test_a_folder_without_a_shift_has_no_page_yet(tmp_path: Path):
-    assert write_innerpo(tmp_path, tmp_path / "page.md") is None
-    assert not (tmp_path / "page.md").exists()
+    assert innerpo_page(tmp_path) is None
+    (tmp_path / "innerpo").mkdir()
+    assert write_pages(tmp_path) == []

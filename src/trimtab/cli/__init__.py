@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TextIO
 
 from trimtab.cli import help
@@ -23,6 +24,7 @@ VERBS = {
     "compare-heads": "an alignment head beside DPO, GenARM and ARGS, over alpha; resumable",
     "compare-rewards": "preference heads beside SFT and DPO on multiple choice; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
+    "study": "studies by name: list, run, check, report; resumable",
     "dose": "every way to steer towards a trait, at the damage of a persona prompt; resumable",
     "generate": "continue prompts at several alphas",
     "serve": "an OpenAI-compatible server where each request turns its dials, and a page with sliders",
@@ -39,6 +41,13 @@ VERBS = {
     "anchor": "experiments with concepts whose direction is chosen before training",
 }
 
+OF_STUDIES = {
+    "compare": "compare",
+    "compare-heads": "heads",
+    "compare-rewards": "rewards",
+    "dose": "steering",
+}
+"""Studies that have a verb of their own beside `study run NAME`."""
 CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes")
 """Loggers that warn of what concerns no user as soon as transformers is imported, which imports every
 quantiser that is installed."""
@@ -91,9 +100,11 @@ def _show(
         )
 
 
-def module_of(verb: str) -> str:
-    """The module of a verb; `import` is no name for one."""
-    return f"trimtab.cli.{'import_dial' if verb == 'import' else verb.replace('-', '_')}"
+def main_of(verb: str) -> Callable[[list[str]], None]:
+    """What runs a verb with its words; `import` is no name for a module."""
+    name = "study" if verb in OF_STUDIES else verb.replace("-", "_")
+    module = importlib.import_module(f"trimtab.cli.{'import_dial' if verb == 'import' else name}")
+    return partial(module.run_study, OF_STUDIES[verb], verb) if verb in OF_STUDIES else module.main
 
 
 def _run(verb: str, words: list[str]) -> int:
@@ -112,7 +123,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        importlib.import_module(module_of(verb)).main(words)
+        main_of(verb)(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, Strength
-from trimtab.cli.demo import show
 from trimtab.cli.parse import command, parse
 from trimtab.cli.ready import (
     AS_IT_IS,
@@ -21,6 +20,7 @@ from trimtab.cli.ready import (
     read_pairs,
     under,
 )
+from trimtab.cli.study import show
 from trimtab.errors import ConfigError
 from trimtab.rendering.settings import USUAL, Rendering
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.report import heads_figures, render, wording
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain
+from trimtab.report import heads_figures, wording
+from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, plain
 from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look
 from trimtab.study.reading import read, runs_in
 from trimtab.study.results import About, Difference, Measurement
@@ -47,21 +47,17 @@ def read_heads(folder: Path) -> HeadRun:
     )
 
 
-def write_heads(root: Path, out: Path, to: On = On.MARKDOWN) -> Path | None:
-    """Write the page over all comparisons below `root`, or over the one that `root` is, and
-    one figure; gives its path, None where there are none.
+def page(root: Path) -> Page | None:
+    """The page over all comparisons below `root`, or over the one that `root` is; None where there are none.
 
-    Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
+    Same result files, same page. Raises TrimtabError where a result file is missing or malformed.
     """
     runs = [read_heads(folder) for folder in runs_in(root, "rewards", "heads")]
-    if not runs:
-        return None
     runs.sort(key=lambda r: r.study.study != "rewards")
     try:
-        page = heads_page(runs, root.name)
+        return heads_page(runs, root.name) if runs else None
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error
-    return render.write(page, out, to)
 
 
 def heads_page(runs: Sequence[HeadRun], folder: str) -> Page:

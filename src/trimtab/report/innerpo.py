@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.report import claim, figures, render, wording
+from trimtab.report import claim, figures, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
 from trimtab.report.claim import CONTROLS, OOS, TEST, answer, findings, judged
 from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, Results, read_results
@@ -22,8 +22,8 @@ ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion
 """The README's."""
 
 
-def write_innerpo(folder: Path, page: Path) -> Path | None:
-    """Write the page and its figure from the comparisons in `folder`.
+def page(folder: Path) -> Page | None:
+    """The page, from the comparisons in `folder`.
 
     Returns:
         the page; None where no comparison with DPO and a split `oos` is finished yet.
@@ -38,7 +38,7 @@ def write_innerpo(folder: Path, page: Path) -> Path | None:
     rank = {name: i for i, name in enumerate(ORDER)}
     studies.sort(key=lambda r: (rank.get(r.study.suite, len(ORDER)), r.study.suite))
     screened = [r for r in runs if OOS not in r.splits]
-    return render.write(innerpo_page(studies, screened), page)
+    return innerpo_page(studies, screened)
 
 
 def _only(results: Results, tables: dict[str, claim.Table]) -> Results:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.report import render, wording
+from trimtab.report import wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
 from trimtab.report.looks import CONTROLS, looks_of
@@ -38,11 +38,10 @@ READING = [
 """How to read the table of a trait."""
 
 
-def write_steering(folder: Path, page: Path, to: On = On.MARKDOWN) -> Path | None:
-    """Write the page over every trait in `folder`, or over the one that it is, with its figure; None
-    where there is none. Same files, same bytes."""
+def page(folder: Path) -> Page | None:
+    """The page over every trait in `folder`, or over the one that it is; None where there is none."""
     found = [read_doses(each) for each in runs_in(folder, "steering")]
-    return render.write(steering_page(found), page, to) if found else None
+    return steering_page(found) if found else None
 
 
 def steering_page(found: Sequence[Doses]) -> Page:
@@ -83,20 +82,6 @@ def steering_page(found: Sequence[Doses]) -> Page:
     methods = looks_of(rows) | {n: CONTROLS[m] for n, m in rows.items() if m in CONTROLS}
     title = "Steering: every method, at the damage of a prompt"
     return Page(title, blocks, "dose", methods | names)
-
-
-def console(folder: Path) -> str:
-    """A trait's table as text."""
-    doses = read_doses(folder)
-    header, rows = _cells(doses)
-    lines = [[c.replace("**", "").replace("\\", "") for c in line] for line in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    said = [f"{doses.trait}, {wording.model(doses.about.model)}"]
-    said += [
-        "  ".join(c.replace("**", "").ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*said, str(folder)])
 
 
 # ---- parts --------------------------------------------------------------------------------------
