@@ -4,6 +4,7 @@ of them. Made from result files; nothing is computed but medians for tables."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ def _share(gates: Sequence[Gate]) -> str:
 
 def verdict(run: Run, gates: Sequence[Gate]) -> str:
     """How many gates a run passed, in a sentence."""
+    if run.result.get("steps") is not None:
+        return f"A short run of {run.result['steps']} steps: it proves nothing."
     if not gates:
         return "A figure: nothing is held against a bound."
     must, aims = ([g for g in gates if g.stretch is which] for which in (False, True))
@@ -203,11 +206,10 @@ def _colour_tables(run: Run) -> list[Titled]:
     if len(arms) <= 2:
         rows = []
         for arm, entry in arms.items():
-            for key, s in entry["summary"].items():
-                if key.startswith(("r2/", "recon", "geometry/red_cosine", "labelled/")) and s["n"]:
+            for key, values in entry["values"].items():
+                if key.startswith(("r2/", "recon", "geometry/red_cosine", "labelled/")):
                     name = key if len(arms) == 1 else f"{arm}: {key}"
-                    columns = ("mean", "sd", "min", "p10", "median", "p90", "max")
-                    rows.append([name, *(_number(s[c]) for c in columns)])
+                    rows.append([name, *map(_number, spread(values))])
         found.append(
             _titled(
                 "Over seeds",
@@ -216,16 +218,13 @@ def _colour_tables(run: Run) -> list[Titled]:
                 rows,
             )
         )
-    cuts = [c for c in run.result["cuts"] if "pruning" not in c]
-    if len(cuts) > 1 and len(arms) <= 2:
-        first, best = run.result["best"]["arm"], run.result["best"]["index"]
-        values, known = arms[first]["values"], NAMED.get(run.name, {})
+    named, known = run.result["named"], NAMED.get(run.name, {})
+    if len(named) > 1 and len(arms) <= 2:
         rows = []
         for i, colour in enumerate(run.result["colours"]):
             cells = [colour]
-            for cut in cuts:
-                column = np.asarray(values[f"named/{cut}"], float)[:, i]
-                said = f"{np.median(column):.3f} ({column[best]:.3f})"
+            for cut, (median, best) in named.items():
+                said = f"{median[i]:.3f} ({best[i]:.3f})"
                 theirs = known.get(cut, {}).get(colour)
                 cells.append(said if theirs is None else f"{said}; {theirs:.3f}")
             rows.append(cells)
@@ -234,11 +233,20 @@ def _colour_tables(run: Run) -> list[Titled]:
                 "Errors of named colours",
                 "Mean squared error after each cut: median over seeds, and in brackets the best seed"
                 + ("; then the published best seed's." if known else "."),
-                ["colour", *cuts],
+                ["colour", *named],
                 rows,
             )
         )
     return found
+
+
+def spread(values: Sequence[float | None]) -> list[float]:
+    """Mean, standard deviation, least, 10 %, median, 90 % and largest of values over seeds."""
+    x = np.array([v for v in values if v is not None], float)
+    if not len(x):
+        return 7 * [math.nan]
+    low, middle, high = np.quantile(x, [0.1, 0.5, 0.9])
+    return [x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0, x.min(), low, middle, high, x.max()]
 
 
 def _healing_table(run: Run) -> Titled:

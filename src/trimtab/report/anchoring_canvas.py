@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.blocks import Figure, Section, plain
-from trimtab.report.svg import MUTED, NICE, RULE, Panel
+from trimtab.report.looks import Look
+from trimtab.report.svg import INK, MUTED, NICE, RULE, Panel
 
 SHADES = [svg.PAINT[f"m{i}"] for i in range(8)]
 DPI = 200
@@ -31,19 +31,74 @@ class Run:
     arrays: Mapping[str, np.ndarray]
 
 
-def section(title: str, caption: str, panels: Sequence[Panel], kind: str = "three") -> Section:
+def section(title: str, caption: str, panels: Sequence[Panel], columns: int = 2) -> Section:
     """Drawings under one heading, with what they show."""
-    columns = {"two": 2, "three": 3}[kind]
     return Section(title, [Figure(panels, caption=plain(caption), columns=columns)])
 
 
-@contextmanager
-def plane(title: str, unit: str) -> Iterator[tuple[Drawing, Axes]]:
-    """A panel for lines, with a title and a unit."""
+QUIET = ("control", "baseline", "untouched", "recon", "learned the first time")
+"""What others are compared with: drawn in grey."""
+Curves = Mapping[str, tuple[Any, Any]]
+"""Places on the x axis, and values `[x]` or, a line a seed, `[seed, x]`, by name."""
+
+
+def chart(
+    run: Run,
+    title: str,
+    unit: str,
+    curves: Curves,
+    key: str,
+    x: str = "step",
+    *,
+    marker: str = "",
+    log: bool = False,
+    legend: bool | None = None,
+    also: Callable[[Axes], None] | None = None,
+) -> Panel:
+    """Lines over one axis: of several seeds the median, in a band from the least to the largest.
+
+    Args:
+        legend: whether lines are named; by default where there are several.
+        also: what else is drawn, or done to the axes.
+    """
     with svg.plane(title, unit) as (figure, ax):
+        colours = (f"m{i % len(SHADES)}" for i in range(len(curves)))
+        for name, (at, values) in curves.items():
+            table = np.atleast_2d(np.asarray(values, float))
+            band = (table.min(0), table.max(0)) if len(table) > 1 else None
+            look = Look("muted" if name in QUIET else next(colours), marker)
+            svg.line(ax, look, at, np.median(table, 0), band, label=name, **SMALL[marker])
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(NullLocator())
+        else:
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
+        ax.set_xlabel(x)
+        if also:
+            also(ax)
+        if len(curves) > 1 if legend is None else legend:
+            ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
+        return svg.panel(figure, title, f"{run.name}-{key}")
+
+
+SMALL: dict[str, dict[str, float]] = {"": {}, "o": {"ms": 5}}
+
+
+def cloud(
+    run: Run, title: str, unit: str, x: Any, y: Any, colours: np.ndarray, key: str, names: Sequence[str],
+    also: Callable[[Axes], None] | None = None,
+) -> Panel:  # fmt: skip
+    """Points in the colours that they stand for; `names` of the x axis and, if any, the y axis."""
+    with svg.plane(title, unit) as (figure, ax):
+        figure.set_dpi(DPI)
+        ax.scatter(x, y, c=colours, s=18, lw=0, rasterized=True)
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
-        yield figure, ax
+        ax.set(**dict(zip(("xlabel", "ylabel"), names, strict=False)))
+        if also:
+            also(ax)
+        return svg.panel(figure, title, f"{run.name}-{key}")
 
 
 def titled(figure: Drawing, title: str, unit: str) -> None:
