@@ -111,20 +111,36 @@ class Experiment(Study[Settings]):
         }
         write_result(self.out, head | found, arrays)
         about = results.About(
-            self.name, self.entry.title, self.entry.name, "", "", "", {}, {}, tuple(seeds),
-            "float32", self.settings.device, made, command,
-            threads=self.settings.threads, commit=commit(), notes=tuple(notes),
-        )  # fmt: skip
+            study=self.name,
+            title=self.entry.title,
+            model=self.entry.name,
+            model_digest="",
+            suite="",
+            train="",
+            splits={},
+            methods={},
+            seeds=tuple(seeds),
+            dtype="float32",
+            device=self.settings.device,
+            versions=made,
+            command=command,
+            threads=self.settings.threads,
+            commit=commit(),
+            notes=tuple(notes),
+        )
         lines = [
-            results.Measurement(
-                self.entry.name, arm, "", "", seed, False, None, None, metric, value, *_NO_INTERVAL
-            )
+            self._line(arm, metric, value, seed)
             for arm, metrics in (self.measured(found).items() if seeds else ())
             for metric, values in metrics.items()
-            for seed, value in zip(seeds, values, strict=True)
+            for value, seed in [(float(np.mean(values)), None), *zip(values, seeds, strict=True)]
         ]
         took = {c: {"seconds": file.get("seconds", 0.0)} for c, file in files}
         return results.write(self.out, results.Run(about, tuple(lines), costs=took))
+
+    def _line(self, arm: str, metric: str, value: float, seed: int | None) -> results.Measurement:
+        """A metric of one seed, or its mean over all."""
+        place = (self.entry.name, arm, "", "", seed, seed is None, None, None, metric)
+        return results.Measurement(*place, value, low=math.nan, high=math.nan, items=None)
 
     # ---- what it would take ----
 
@@ -137,9 +153,6 @@ class Experiment(Study[Settings]):
     def work(self, cell: Cell) -> tuple[int, float]:
         """Steps of a cell, and seconds a step."""
         raise NotImplementedError
-
-
-_NO_INTERVAL = (math.nan, math.nan, None)
 
 
 def pace(run: Callable[[int], Any]) -> float:
