@@ -51,6 +51,9 @@ def read_run(folder: Path) -> Run:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if (folder / "curves.json").is_file():
             result |= json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+        if (folder / "costs.json").is_file():
+            costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+            result["seconds"] = {"all": sum(cell["seconds"] for cell in costs.values())}
         arrays = folder / "arrays.safetensors"
         arrays = load_file(arrays) if arrays.is_file() else {}
     except (OSError, ValueError, SafetensorError) as error:
@@ -84,7 +87,7 @@ def page(run: Run, gates: Sequence[Gate]) -> Page:
         f"{name}: {code(text) if name == 'command' else plain(text)}" for name, text in facts(run)
     ]
     blocks.append(Section("What was run", [listed(ran)]))
-    title = f"{run.name} {run.result['title']}"
+    title = f"{run.name}: {run.result['title']}"
     return Page(plain(title), blocks, "anchoring", _swatches(run))
 
 
@@ -137,9 +140,11 @@ def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
 
 def _kept(run: Run, name: str) -> bool:
     """Whether a file for drawings is there, or there is nothing that it could hold."""
+    kind = run.result["kind"]
     if name == "arrays.safetensors":
-        return bool(run.arrays)
-    return "schedule" in run.result or run.result["kind"] != "colour"
+        return bool(run.arrays) or kind in drawings.CELLS
+    drawn = {"colour": "schedule", "mixing": "cosines"}
+    return kind not in drawn or drawn[kind] in run.result
 
 
 def _share(gates: Sequence[Gate]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,10 @@ def chart(
         legend: whether lines are named; by default where there are several.
         also: what else is drawn, or done to the axes.
     """
-    with svg.plane(title, unit) as (figure, ax):
+    named = legend if legend is not None else len(curves) > 1
+    room = 0 if not named else 6 + 16 * math.ceil(len(curves) / _columns(curves))
+    with svg.canvas(WIDE, HIGH + room) as figure:
+        ax = figure.add_axes(_place(54, room + 46, WIDE - 68, HIGH - 84, figure))
         colours = (f"m{i % len(SHADES)}" for i in range(len(curves)))
         for name, (at, values) in curves.items():
             table = np.atleast_2d(np.asarray(values, float))
@@ -75,11 +79,32 @@ def chart(
             ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
         ax.set_xlabel(x)
+        ax.tick_params(labelsize=11)
+        ax.grid(axis="y")
         if also:
             also(ax)
-        if len(curves) > 1 if legend is None else legend:
-            ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
+        if named:  # beneath the axes, where no line runs through it
+            place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (46 / WIDE, 0)}
+            style: dict[str, Any] = {"fontsize": 10, "labelcolor": INK, "handlelength": 1.2}
+            style |= {"columnspacing": 1.2, "borderpad": 0.2}
+            figure.legend(frameon=False, ncols=_columns(curves), **place, **style)
+        titled(figure, title, unit, 46)
         return svg.panel(figure, title, f"{run.name}-{key}")
+
+
+WIDE, HIGH = 420, 270
+"""Pixels of a panel without its legend."""
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Columns of a legend in a panel's width."""
+    return max(1, min(len(list(names)), (WIDE - 60) // (40 + 6 * max(map(len, names)))))
+
+
+def _place(x: float, y: float, width: float, height: float, figure: Drawing) -> Any:
+    """A place in pixels from the lower left, as a share of a figure."""
+    w, h = (72 * size for size in figure.get_size_inches())
+    return x / w, y / h, width / w, height / h
 
 
 SMALL: dict[str, dict[str, float]] = {"": {}, "o": {"ms": 5}}
@@ -101,10 +126,10 @@ def cloud(
         return svg.panel(figure, title, f"{run.name}-{key}")
 
 
-def titled(figure: Drawing, title: str, unit: str) -> None:
+def titled(figure: Drawing, title: str, unit: str, most: int = 34) -> None:
     """Title at the left, unit at the right."""
     width, height = (72 * x for x in figure.get_size_inches())
-    figure.text(4 / width, 1 - 16 / height, svg.short(title, 34), weight="bold", size=13)
+    figure.text(4 / width, 1 - 16 / height, svg.short(title, most), weight="bold", size=13)
     figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
 
 
@@ -132,8 +157,8 @@ def hue_strip(ax: Axes, axis: str) -> None:
     hsv = {"hue": (t, one, one), "saturation": (0 * t, t, one), "value": (0 * t, one, t)}[axis]
     high = 360 if axis == "hue" else 1
     rgb = hsv_to_rgb(np.stack(hsv, -1))
-    for i in range(72):
-        ax.axvspan(t[i] * high, t[i + 1] * high, ymin=0, ymax=0.025, color=to_hex(rgb[i]), lw=0)
+    for i in range(72):  # each to the end, under the next: no seams
+        ax.axvspan(t[i] * high, high, ymin=0, ymax=0.025, color=to_hex(rgb[i]), lw=0)
     ax.set_xlim(0, high)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.anchoring_canvas import (
@@ -45,7 +45,8 @@ def sections(run: Run) -> list[Section]:
         found.append(_training(run))
     if "history" in run.arrays:
         about = "The best seed's states over training, dimensions 0 and 1."
-        found.append(section("The space as it forms", about, [_animation(run)], 3))
+        panels = [_history(run), _animation(run)]
+        found.append(section("The space as it forms", about, panels))
     return found
 
 
@@ -83,7 +84,7 @@ def _seeds(run: Run) -> Section:
         ):
             panels.append(_of_arms(run, title, key))
     about = "A dot a seed; the box spans the middle half, the line is the median."
-    return section("Over seeds", about, panels, 3)
+    return section("Over seeds", about, panels, 2 if len(arms) > 2 else 3)
 
 
 def _cuts(run: Run) -> list[str]:
@@ -111,8 +112,10 @@ def boxes(
     log: bool = False,
 ) -> Panel:
     """A row a group: every seed as a dot, quartiles as a box."""
-    width, top, bottom, pitch = 340, 36, 42, 30 if len(rows) < 12 else 15
-    left = min(150, 20 + round(6.6 * max(len(svg.short(r, 22)) for r in rows)))
+    many = len(rows) >= 12
+    width, top, bottom, pitch = 480 if many else 340, 36, 42, 18 if many else 30
+    names = [svg.short(r, 42 if many else 22) for r in rows]
+    left = min(290 if many else 150, 20 + round(6.6 * max(map(len, names))))
     height = top + pitch * len(rows) + bottom
     with svg.canvas(width, height) as figure:
         ax = figure.add_axes(
@@ -139,18 +142,20 @@ def boxes(
                 clip_on=False,
             )
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), [svg.short(r, 22) for r in rows])
-        small = 11 if len(rows) < 12 else 8
-        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=small)
+        ax.set_yticks(range(len(rows)), names)
+        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=11)
         ax.tick_params(axis="x", labelsize=11)
         ax.spines["left"].set_visible(False)
         if log:
             ax.set_xscale("log")
+            low, high = ax.get_xlim()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             ax.xaxis.set_minor_locator(NullLocator())
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
         ax.grid(axis="x")
-        titled(figure, title, unit)
+        titled(figure, title, unit, 40)
         return svg.panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
@@ -246,7 +251,7 @@ def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
 
 
 def _latents(run: Run) -> Section:
-    """Projections of the states, before and after, and on the way."""
+    """Projections of the states, before and after."""
     panels = []
     z = run.arrays["states"].astype(float)
     width = z.shape[1]
@@ -257,12 +262,11 @@ def _latents(run: Run) -> Section:
         panels.append(
             _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
         )
-    panels.append(_history(run))
     return section(
         "Where the model keeps its colours",
         f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
         "dimensions at a time, each dot in the colour that it stands for. Nothing was searched for: "
-        "dimension 0 is where red was put. The thumbnails are moments of training.",
+        "dimension 0 is where red was put.",
         panels,
         3,
     )

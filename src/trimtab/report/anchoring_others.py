@@ -55,7 +55,7 @@ def _transitions(run: Run) -> list[Section]:
     for k, what in enumerate(("value", "velocity", "acceleration")):
         paths = (_array(run, f"path/{i}")[:, k] for i in range(len(notes["paths"])))
         curves = {n: (range(len(y)), y) for n, y in zip(notes["paths"], paths, strict=True)}
-        panels.append(chart(run, f"To 1 in 50 steps: {what}", "", curves, what, legend=k == 0))
+        panels.append(chart(run, f"To 1 in 50 steps: {what}", "", curves, what))
 
     def goals(ax: Axes) -> None:
         for step, goal in notes["targets"].items():
@@ -96,7 +96,7 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
     out, strength = (_array(run, f"{kind}/{i}/{what}")[angle] for what in ("out", "strength"))
     dashed: dict[str, Any] = {"color": MUTED, "lw": 1, "dashes": (3, 3)}
     with svg.canvas(250, 420) as figure:
-        ax = figure.add_axes((14 / 250, 178 / 420, 222 / 250, 208 / 420))
+        ax = figure.add_axes((21 / 250, 178 / 420, 208 / 250, 208 / 420))
         circle(ax)
         ax.plot(strength * np.sin(theta), strength * np.cos(theta), color=SHADES[1], lw=1.8)
         for k in range(0, 360, 10):
@@ -124,6 +124,11 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
 
 def _healing(run: Run) -> list[Section]:
     panels, every = [], run.result["settings"]["every"]
+
+    def steps(ax: Axes) -> None:
+        ax.set_xscale("symlog", linthresh=50)
+        ax.set_xlim(0, None)
+
     for data in ("all colours", "reds alone"):
         for part, title in (("red", "Error of red"), ("rest", "Mean error of what is not red")):
             curves = {}
@@ -139,8 +144,7 @@ def _healing(run: Run) -> list[Section]:
                     f"{part}-{data}",
                     "steps of further training",
                     log=True,
-                    legend=part == "red" and data == "all colours",
-                    also=lambda ax: ax.set_xscale("symlog", linthresh=50),
+                    also=steps,
                 )
             )
     about = "Medians over seeds, by kind of deletion, of training on."
@@ -149,7 +153,7 @@ def _healing(run: Run) -> list[Section]:
 
 def _mixing(run: Run) -> list[Section]:
     arms = {a: e["cells"] for a, e in run.result["arms"].items()}
-    names = [*(f"{a:g}–{b:g}" for a, b in pairwise(run.result["bins"])), "pure red"]
+    names = [*(f"{a:g}–{b:.2g}" for a, b in pairwise(run.result["bins"])), "pure red"]
 
     def share(ax: Axes) -> None:
         ax.set_ylim(-0.03, 1.03)
@@ -157,6 +161,7 @@ def _mixing(run: Run) -> list[Section]:
     def groups(ax: Axes) -> None:
         share(ax)
         ax.set_xticks(range(len(names)), names)
+        ax.set_xlim(-0.2, len(names) - 0.7)
 
     def lost(arm: str, cut: str) -> Any:
         return range(len(names)), [c["cuts"][cut]["by_bin"] for c in arms[arm]]

@@ -19,7 +19,7 @@ from trimtab.studies.anchoring.ngpt import NGPT, Edit
 
 BINS = (0.0, 0.2, 0.5, 0.8, 0.999)
 """Lower ends of the groups of lines by the redness of their redder operand; the last is pure red."""
-DOSES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 # ---- interventions ------------------------------------------------------------------------------
