@@ -94,7 +94,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
 def test_what_a_run_would_take(tmp_path):
     said = trimtab("anchor", "run", "1.6", "--seeds", 2, "--runs", tmp_path, "--dry-run")
     assert said.code == 0
-    assert "anchoring: 2 cells, 0 of them done already; 11,002 training steps" in said.out
+    assert "anchoring: 2 cells, 0 of them done already; 20,002 training steps" in said.out
     for what in ("minutes", "memory", "disk"):
         assert what in said.out
     assert not list(tmp_path.iterdir())
