@@ -12,6 +12,7 @@ from typing import Any
 
 MOVED = {
     "trimtab.fit": "trimtab.training",
+    "trimtab.training.head_recipes": "trimtab.training.recipes",
     "trimtab.fit.training": "trimtab.training.adapters",
     "trimtab.evaluate": "trimtab.evaluation",
     "trimtab.dials.kinds": "trimtab.dials.saved",

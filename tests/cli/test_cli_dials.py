@@ -35,7 +35,7 @@ def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
 
 
 def words(here: Path, verb: str, dial: str, *more: object) -> list[Any]:
-    return [verb, here / dial, "--model", here / "model", *more]
+    return [verb, "--dial", here / dial, "--model", here / "model", *more]
 
 
 def test_calibrate_writes_the_range_into_the_dial(here):
@@ -77,7 +77,7 @@ def test_export_to_gguf_and_back(here, tmp_path, monkeypatch):
     receipt = json.loads((tmp_path / "v.gguf.receipt.json").read_text())
     assert receipt["dial"]["method"] == "mean"
     back = trimtab(
-        "export", out, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
+        "export", "--dial", out, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
     )
     assert back.code == 0, back.err
     again = Dial.from_pretrained(tmp_path / "d")
@@ -154,7 +154,7 @@ def test_a_damaged_control_vector_is_refused_before_a_model_is_loaded(here, monk
     file.write_bytes(file.read_bytes()[:-8])
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     done = trimtab(
-        "export", file, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
+        "export", "--dial", file, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
     )
     assert done.code == 2
     assert "v.gguf: not a readable control vector: truncated" in done.err

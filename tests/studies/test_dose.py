@@ -228,14 +228,15 @@ def test_a_dial_that_does_nothing_has_no_slope_per_damage():
 def test_the_figure_is_over_damage(tmp_path):
     folder = tmp_path / "steering" / "honesty"
     write_cells(folder, [made_cell("prompt", 1.0), made_cell("mean", 2.0)])
-    (page,) = write_pages(tmp_path)
+    [page] = write_pages(tmp_path)
     text, drawn = page.read_text(), page.with_suffix(".svg").read_text()
     assert "**honesty**: steepest is `mean`, 2.00 [" in text
     assert "mean at -2" in text
     assert "prefers-color-scheme:dark" in drawn
     assert "persona prompt" in drawn
-    before = page.with_suffix(".svg").read_bytes()
-    assert write_pages(tmp_path)[0].with_suffix(".svg").read_bytes() == before
+    before = page.read_bytes(), page.with_suffix(".svg").read_bytes()
+    assert write_pages(tmp_path) == [page]
+    assert (page.read_bytes(), page.with_suffix(".svg").read_bytes()) == before
     (folder / "results.jsonl").write_text("{")
     with pytest.raises(TrimtabError, match=r"results\.jsonl:1: not a JSON object"):
         write_pages(tmp_path)
@@ -327,7 +328,7 @@ def write_cells(folder, cells):
 
 TINY = (
     *("--traits", "honesty", "--limit", "6", "--items", "3", "--passages", "2"),
-    *("--new-tokens", "2", "--steps", "1", "--random-seeds", "0", "--kl", "0.001"),
+    *("--max-new-tokens", "2", "--steps", "1", "--random-seeds", "0", "--kl", "0.001"),
 )
 
 

@@ -79,7 +79,7 @@ def ranked(here: Path) -> Path:
     """A finished comparison of rewards."""
     out = here / "rewards"
     words = ["compare-rewards", "--model", here / "model", "--data-root", here, "--out", out]
-    words += ["--tasks", "a", "b", "--held-out", "c", "--train-items", "8", "--test-items", "5"]
+    words += ["--tasks", "a", "b", "--held-out", "c", "--train-limit", "8", "--test-limit", "5"]
     words += ["--head-seeds", "0", "1", "--more-items", "12", "--quiet"]
     done = trimtab(*words)
     assert done.code == 0, done.err

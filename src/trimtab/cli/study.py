@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
-from trimtab.cli.parse import command, config_file, parse
+from trimtab.bounds import Count
+from trimtab.cli.flags import Quiet
+from trimtab.cli.parse import command, config_file, parse, with_settings
 from trimtab.errors import ConfigError, near
 
 
-@dataclass(frozen=True)
-class Running:
-    """How the cells of a study are run."""
+@dataclass(frozen=True, kw_only=True)
+class Running(Quiet):
+    """Flags."""
 
+    comparison: Annotated[Any, tyro.conf.arg(name="")]
     out: Path
-    """Folder of the run; a finished cell is not run again."""
-    jobs: int = 1
+    """Folder of the run; what is done is not done again."""
+    jobs: Count = 1
     """Cells at once, each in a process of its own."""
     ray: bool = False
     """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
+    title: str = ""
+    """Heading of the page, or of the part of it."""
     dry_run: bool = False
     """Say how many cells and steps, minutes, memory and disk it would take, and stop."""
-    title: str = ""
-    """Heading of the page."""
-    quiet: bool = False
-    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,14 @@ def run_study(name: str, verb: str, words: list[str]) -> None:
     from trimtab import studies
 
     kind, about = studies.study(name), studies.about(name)
-    settings = Annotated[kind.Settings, tyro.conf.arg(name="")]
-    given = [("comparison", settings, field(default_factory=kind.Settings))]
-    flags: Any = dataclasses.make_dataclass(
-        "Args", given, bases=(Running,), frozen=True, kw_only=True
-    )
-    args: Any = parse(flags, words, verb=verb, about=about, beside=kind.beside)
-    from trimtab.progress import Progress
+    flags = with_settings(Running, comparison=kind.Settings)
+    default = flags(comparison=kind.Settings(), out=tyro.MISSING)
+    args = parse(flags, words, verb=verb, about=about, default=default, beside=kind.beside)
     from trimtab.study.forecast import forecast_of
     from trimtab.study.study import run
 
     asked = kind.with_file(args.comparison, config_file(words))
-    made = kind.at(asked, args.out, progress=Progress(args.quiet))
+    made = kind.at(asked, args.out, progress=args.progress)
     if args.dry_run:
         print(forecast_of(made, args.jobs))
         return

@@ -11,6 +11,7 @@ from trimtab.report import compare, innerpo, render, wording
 from trimtab.report.blocks import On, Page, Table, Text, plain
 from trimtab.studies import named, package
 from trimtab.study.reading import is_grid, kind_of, read, runs_in
+from trimtab.study.results import Difference, Measurement
 
 NAMED = {"innerpo": innerpo.page}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
@@ -33,35 +34,32 @@ def page_of(folder: Path) -> Page | None:
     if kind is None:
         return None
     try:
-        where = package(kind).PAGE
-    except (
-        ConfigError,
-        AttributeError,
-    ):  # of a study that is not here, or says nothing of its page
-        return _plain(folder, kind)
-    return named(where)(folder)
+        write = named(package(kind).PAGE)
+    except (ConfigError, AttributeError):  # a study that is not here, or has no page of its own
+        return _tables(folder, kind)
+    return write(folder)
 
 
-def _plain(folder: Path, kind: str) -> Page:
+def _tables(folder: Path, kind: str) -> Page:
     """All figures and differences of the runs of a study."""
+
+    def row(line: Measurement | Difference, name: str) -> list[str]:
+        alpha = wording.NOTHING if line.alpha is None else wording.alpha(line.alpha)
+        value = wording.figure(line, wording.number, ", ")
+        return [name, plain(line.split), plain(line.metric), alpha, value]
+
     runs = [read(each) for each in runs_in(folder, kind)]
-    header = ["method", "split", "metric", "α", "value"]
-    figures, told = [], []
-    for run in runs:
-        for m in (*run.measurements, *run.differences):
-            ends = wording.bounds(m.low, m.high, wording.number, ", ")
-            value = wording.number(m.value) + (f" [{ends}]" if ends else "")
-            alpha = wording.NOTHING if m.alpha is None else wording.alpha(m.alpha)
-            row = [plain(m.method), plain(m.split), plain(m.metric), alpha, value]
-            if m in run.differences:
-                told.append([f"{row[0]} − {plain(m.against)}", *row[1:], m.verdict])
-            else:
-                figures.append(row)
-    about = runs[0].about
+    header, about = ["method", "split", "metric", "α", "value"], runs[0].about
+    figures = [row(m, plain(m.method)) for run in runs for m in run.measurements]
+    told = [
+        [*row(d, f"{plain(d.method)} − {plain(d.against)}"), wording.verdict(d)]
+        for run in runs
+        for d in run.differences
+    ]
     made = ", ".join(f"{k} {v}" for k, v in about.versions.items())
     blocks = [
-        Table(header, figures, (4, 5)),
-        Table([*header, "verdict"], told, (4, 5)),
+        Table(header, figures, (3, 5)),
+        Table([*header, "verdict"], told, (3, 5)),
         Text(f"{made}; commit `{about.commit}`"),
     ]
     return Page(plain(about.title), blocks, kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +53,11 @@ class Stage(OnModel[Setting]):
     """The loaded model with everything that cells measure on; loaded when a cell first needs it."""
 
     name = "compare"
-    read = staticmethod(setting_of)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Setting:
+        """The setting as JSON values had it; its pairs are read."""
+        return setting_of(values)
 
     def __init__(self, setting: Setting, out: Path, host: Host):
         super().__init__(setting, out, host)

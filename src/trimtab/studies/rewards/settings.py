@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from trimtab import models
 from trimtab.bounds import Bounded, Count, Several, Whole
@@ -20,11 +23,11 @@ class RewardComparison(Bounded):
     """Tasks whose training split is trained on, and whose test split is in-domain."""
     held_out: tuple[str, ...] = ("piqa", "winogrande", "social_i_qa")
     """Tasks of which nothing is trained on."""
-    train_items: Count = 1500
+    train_items: Annotated[Count, tyro.conf.arg(name="train_limit")] = 1500
     """Items trained on, over all tasks, the first of each alike."""
     more_items: Whole = 0
     """Items for one more frozen head, whose training costs little; 0 for none."""
-    test_items: Several = 500
+    test_items: Annotated[Several, tyro.conf.arg(name="test_limit")] = 500
     """Items of each test split, the first ones."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""
