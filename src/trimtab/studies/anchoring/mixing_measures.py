@@ -133,10 +133,16 @@ def measure(arm: str, model: NGPT, task: Data, seed: int) -> dict[str, Any]:
         apart = _answers(model, task, whole, everywhere=True) - _answers(ablated(model), task)
         entry["ablate_is_project"] = float(apart.abs().max())
         entry["dose"] = [
-            _compare(_answers(model, task, without(axis(model), d)), true, task, groups)["by_bin"]
-            for d in DOSES
+            _by_bin(_answers(model, task, without(axis(model), dose)), task, groups)
+            for dose in DOSES
         ]
     return entry
+
+
+def _by_bin(after: Tensor, task: Data, groups: np.ndarray) -> list[float]:
+    """Mean probability of the right answer in every group of lines."""
+    now = after.gather(-1, task.answers[:, None])[:, 0].numpy()
+    return [float(now[groups == k].mean()) for k in range(len(BINS))]
 
 
 def _compare(after: Tensor, before: Tensor, task: Data, groups: np.ndarray) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def _compare(after: Tensor, before: Tensor, task: Data, groups: np.ndarray) -> d
     answer = after.argmax(-1)
     moved = (task.rgb[answer] - task.rgb[task.answers]).norm(dim=-1).numpy()
     return {
-        "by_bin": [float(now.numpy()[groups == k].mean()) for k in range(len(BINS))],
+        "by_bin": _by_bin(after, task, groups),
         "pure_red": float(now.numpy()[red > 0.999].mean()),
         "loss_below_half": float(drop[red < 0.5].mean()),
         "spearman": float(spearmanr(red, drop).statistic),  # pyright: ignore
