@@ -54,7 +54,7 @@ def chart(
     marker: str = "",
     log: bool = False,
     legend: bool | None = None,
-    also: Callable[[Axes], None] | None = None,
+    also: Callable[[Axes], object] | None = None,
 ) -> Panel:
     """Lines over one axis: of several seeds the median, in a band from the least to the largest.
 
@@ -71,7 +71,8 @@ def chart(
             table = np.atleast_2d(np.asarray(values, float))
             band = (table.min(0), table.max(0)) if len(table) > 1 else None
             look = Look("muted" if name in QUIET else next(colours), marker)
-            svg.line(ax, look, at, np.median(table, 0), band, label=name, **SMALL[marker])
+            middle: Any = np.median(table, 0)
+            svg.line(ax, look, at, middle, band, label=name, **SMALL[marker])
         if log:
             ax.set_yscale("log")
             ax.yaxis.set_minor_locator(NullLocator())
@@ -111,13 +112,19 @@ SMALL: dict[str, dict[str, float]] = {"": {}, "o": {"ms": 5}}
 
 
 def cloud(
-    run: Run, title: str, unit: str, x: Any, y: Any, colours: np.ndarray, key: str, names: Sequence[str],
-    also: Callable[[Axes], None] | None = None,
-) -> Panel:  # fmt: skip
+    run: Run,
+    title: str,
+    unit: str,
+    points: tuple[Any, Any],
+    colours: np.ndarray,
+    key: str,
+    names: Sequence[str],
+    also: Callable[[Axes], object] | None = None,
+) -> Panel:
     """Points in the colours that they stand for; `names` of the x axis and, if any, the y axis."""
     with svg.plane(title, unit) as (figure, ax):
         figure.set_dpi(DPI)
-        ax.scatter(x, y, c=colours, s=18, lw=0, rasterized=True)
+        ax.scatter(*points, c=colours, s=18, lw=0, rasterized=True)
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
         ax.set(**dict(zip(("xlabel", "ylabel"), names, strict=False)))

@@ -207,7 +207,7 @@ def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
     names = (f"{what} to the power {power:g}", "MSE")
     colours = grid_colours(8)
     return cloud(
-        run, f"After {cut}", f"R² {r2:.2f}", base, error, colours, f"sim-{cut}", names, fit
+        run, f"After {cut}", f"R² {r2:.2f}", (base, error), colours, f"sim-{cut}", names, fit
     )
 
 

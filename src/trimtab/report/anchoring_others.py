@@ -44,7 +44,7 @@ def _data(run: Run) -> list[Section]:
         )
     both, names = (_array(run, "vibrancy"), _array(run, "redness")), ("vibrancy", "redness")
     panels.append(
-        cloud(run, "The RGB cube", "redness over vibrancy", *both, grid_colours(8), "cube", names)
+        cloud(run, "The RGB cube", "redness over vibrancy", both, grid_colours(8), "cube", names)
     )
     about = "Qualities from which noisy labels are drawn."
     return [section("Colours and their labels", about, panels)]
@@ -166,38 +166,29 @@ def _mixing(run: Run) -> list[Section]:
     def lost(arm: str, cut: str) -> Any:
         return range(len(names)), [c["cuts"][cut]["by_bin"] for c in arms[arm]]
 
+    def panel(title: str, curves: Curves, x: str, also: Callable[[Axes], object]) -> Panel:
+        return chart(run, title, "probability", curves, title, x, marker="o", also=also)
+
+    ours = {arm: lost(arm, "projection") for arm in arms if arm != "control"}
+    control = {"control": lost("control", "dimension 0")}
+    found = {cut: lost("control", cut) for cut in arms["control"][0]["cuts"]}
+    x = "redness of the redder operand"
     panels = [
-        chart(
-            run, title, "probability", curves, title[:6], "redness of the redder operand",
-            marker="o", also=groups,
-        )
-        for title, curves in (
-            (
-                "Right answers, dimension 0 projected out",
-                {"control": lost("control", "dimension 0")}
-                | {arm: lost(arm, "projection") for arm in arms if arm != "control"},
-            ),
-            (
-                "Beside it: found afterwards in the control",
-                {cut: lost("control", cut) for cut in arms["control"][0]["cuts"]},
-            ),
-        )
-    ]  # fmt: skip
-    doses = run.result["doses"]
+        panel("Right answers, dimension 0 projected out", control | ours, x, groups),
+        panel("Beside it: found afterwards in the control", found, x, groups),
+    ]
+    doses, x = run.result["doses"], "share of dimension 0 taken out"
     for arm in [a for a in ("strong", "graded") if a in arms]:
         table = np.array([c["dose"] for c in arms[arm]], float)  # seed dose group
         curves = {name: (doses, np.median(table[..., k], 0)) for k, name in enumerate(names)}
-        panels.append(
-            chart(
-                run, f"Dose: {arm}", "probability", curves, f"dose-{arm}",
-                "share of dimension 0 taken out", marker="o", also=share,
-            )
-        )  # fmt: skip
+        panels.append(panel(f"Dose: {arm}", curves, x, share))
     for arm in [a for a in ("anchor", "strong") if a in run.result.get("cosines", {})]:
-        both = (np.array(v, float) for v in run.result["cosines"][arm])
+        red, along = (np.array(v, float) for v in run.result["cosines"][arm])
         title, colours = f"Dimension 0 by redness: {arm}", grid_colours(6)
         panels.append(
-            cloud(run, title, "cosine, first seed", *both, colours, f"cos-{arm}", ["redness"])
+            cloud(
+                run, title, "cosine, first seed", (red, along), colours, f"cos-{arm}", ["redness"]
+            )
         )
     caption = (
         "Medians over seeds, bands from the least to the largest. A cliff is a deletion of the word "
@@ -256,14 +247,16 @@ def _doses(run: Run, concept: str, shown: Sequence[str]) -> list[Panel]:
     every = np.concatenate([t.ravel() for tables in found.values() for t in tables.values()])
     low, high = min(every.min(), 0.0), max(every.max(), 0.0)
     room = 0.05 * (high - low or 1.0)
-    return [
-        chart(
-            run, f"{concept}: {kind}", "bits more", {w: ([0, *alphas], t) for w, t in tables.items()},
-            f"{concept}-{kind}", "α", marker="o",
-            also=lambda ax: ax.set_ylim(low - room, high + room),
-        )
-        for kind, tables in found.items()
-    ]  # fmt: skip
+
+    def scale(ax: Axes) -> None:
+        ax.set_ylim(low - room, high + room)
+
+    panels = []
+    for kind, tables in found.items():
+        curves = {what: ([0, *alphas], table) for what, table in tables.items()}
+        title, key = f"{concept}: {kind}", f"{concept}-{kind}"
+        panels.append(chart(run, title, "bits more", curves, key, "α", marker="o", also=scale))
+    return panels
 
 
 def _relearning(run: Run, title: str, what: str) -> Panel:

@@ -86,7 +86,8 @@ def find(name: str) -> Experiment:
     made["labels"] = {n: NoisyLabel(*v) for n, v in given.get("labels", {}).items()}
     made["cuts"] = {n: _cut(c) for n, c in given.get("cuts", {}).items()}
     made["scores"] = tuple(Score(*s) for s in given.get("scores", ()))
-    return Experiment(name, **made | {"terms": terms})
+    made["terms"] = terms
+    return Experiment(name, **made)
 
 
 def _term(name: str, given: Mapping[str, Any]) -> Term:
@@ -98,6 +99,7 @@ def _term(name: str, given: Mapping[str, Any]) -> Term:
 
 def _cut(given: Mapping[str, Any]) -> Cut:
     """Its kind, and the falloff (start, end, power), or the angle at which a mapper ends."""
+    kind: Any
     kind, shape = next(iter(given.items()))
     made: dict[str, Any] = {"axes": tuple(given.get("axes", (0,)))}
     if kind == "suppress":
