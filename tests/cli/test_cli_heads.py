@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from helpers_study import rows, trimtab, write_lines
-from trimtab import cache, models
-from trimtab.cache import Store
+from trimtab import models
 from trimtab.dials import Dial, LogitsDial, RewardDial
+from trimtab.store import Store
 
 FAST = ("--train.pairs-per-step", "4", "--train.epochs", "2")
 
@@ -50,7 +50,7 @@ def test_cached_ahead(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(files) == 1
     again = trimtab(*words)
     assert again.out == done.out
-    monkeypatch.setattr("trimtab.cache._read_shard", None)
+    monkeypatch.setattr("trimtab.readings._read_shard", None)
     fit = trimtab(*fit_words(here, "iav", tmp_path / "iav"), "--store", tmp_path / "store", *FAST)
     assert fit.code == 0, fit.err
     assert "from stored hidden states" in fit.err

@@ -17,12 +17,12 @@ import yaml
 from helpers_study import rows, trimtab, write_lines
 from trimtab import models
 from trimtab.batching import encode
-from trimtab.cache import collect
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, StudyError
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
+from trimtab.readings import collect
 from trimtab.report.heads_figures import ABLATED
 from trimtab.studies.heads import study as compare_heads
 from trimtab.studies.heads.settings import HeadComparison

@@ -33,9 +33,10 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="cache", about=about)
     from trimtab import models
     from trimtab.batching import encode
-    from trimtab.cache import Store, features
+    from trimtab.models.heads import head_site
+    from trimtab.readings import features
     from trimtab.sites import parse_sites
-    from trimtab.states import head_site
+    from trimtab.store import Store
 
     progress = args.progress
     args.check_model()

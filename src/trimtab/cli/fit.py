@@ -87,8 +87,8 @@ def main(words: list[str]) -> None:
     named = method(words[0])
     args = _parse(named, words[1:])
     count = _processes(args, named)
-    from trimtab.cache import Store
     from trimtab.progress import Progress
+    from trimtab.store import Store
     from trimtab.training import fit
 
     others = int(os.environ.get("RANK", 0)) > 0

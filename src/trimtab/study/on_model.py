@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from trimtab import models
 from trimtab.batching import Encoded, encode
-from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial
 from trimtab.pairs import PairSet
 from trimtab.provenance import commit
+from trimtab.readings import Features, features
+from trimtab.store import Store
 from trimtab.study.cells import Host, values_of
 from trimtab.study.forecast import Load, load_of
 from trimtab.study.made import VERSIONS, made_with

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, layout_for, plan_batches
-from trimtab.cache import Features
 from trimtab.dials import Dial
 from trimtab.evaluation.decoding import Decoder, args_rewards
 from trimtab.evaluation.items import item_scores
+from trimtab.models.heads import after_head, head_site
 from trimtab.objectives.heads import told_apart
-from trimtab.states import Readings, head_site, read_tokens
-from trimtab.training.heads import after_head
+from trimtab.readings import Features
+from trimtab.states import Readings, read_tokens
 
 Lean = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(answers, states, bare logits, alpha) to logits."""

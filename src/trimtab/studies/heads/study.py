@@ -20,9 +20,9 @@ from trimtab.dials import Dial, LogitsDial
 from trimtab.evaluation.decoding import decode, generate_args, generate_genarm
 from trimtab.evaluation.generation import Sampling, end_ids
 from trimtab.evaluation.rewards import token_rewards
+from trimtab.models.heads import head_site
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.states import head_site
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.studies.heads.reading import Test
 from trimtab.studies.heads.settings import HeadComparison

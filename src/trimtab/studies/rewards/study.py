@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from trimtab.batching import Encoded, answer_spans
-from trimtab.cache import reference
 from trimtab.dials import RewardDial
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import reference
 from trimtab.studies.rewards.settings import RewardComparison
 from trimtab.study.cells import Cell, Host
 from trimtab.study.forecast import Load
@@ -28,8 +28,8 @@ from trimtab.study.on_model import OnModel, split_of
 from trimtab.study.results import ALPHA_1, BASE, Difference, Run
 from trimtab.study.study import run
 from trimtab.training import Method, method
-from trimtab.training.heads import aggregate_all
 from trimtab.training.recipes import ORPORecipe, TrainSettings
+from trimtab.training.reward_head import aggregate_all
 from trimtab.training.run import recipe_digest
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"

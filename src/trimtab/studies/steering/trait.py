@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from trimtab.batching import Encoded
-from trimtab.cache import Store, collect
 from trimtab.dials import Dial
 from trimtab.errors import StudyError
 from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, generate
@@ -22,7 +21,9 @@ from trimtab.evaluation.dose import LogRatios, log_ratios, valid_answers
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
+from trimtab.readings import collect
 from trimtab.rendering import lead_ids
+from trimtab.store import Store
 from trimtab.studies.steering import tables
 from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Dosing, Way, common_of, ways
 from trimtab.study.cells import Cell, Host
