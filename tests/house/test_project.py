@@ -45,7 +45,7 @@ LINES_OF_ROOM = {
     "objectives": 1750,
     "pairs": 5470,
     "rendering": 1450,
-    "report": 4750,
+    "report": 4800,
     "serve": 1650,
     "statistics": 650,
     "studies": 8300,
