@@ -49,7 +49,7 @@ LINES_OF_ROOM = {
     "serve": 1650,
     "statistics": 650,
     "studies": 8300,
-    "study": 3300,
+    "study": 3400,
     "training": 4050,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
