@@ -82,8 +82,9 @@ FLOORS = {
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
+    5.3: ("report",),
     5.5: ("studies",),
-    6: ("report", "serve"),
+    6: ("serve",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
