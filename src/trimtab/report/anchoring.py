@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
-from trimtab.report import render, wording
+from trimtab.report import wording
 from trimtab.report.anchoring_canvas import Run
 from trimtab.report.anchoring_published import NAMED
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, code, listed, plain
+from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
 Gate = Any
@@ -61,11 +61,6 @@ def read_run(folder: Path) -> Run:
     return Run(folder.name, result, arrays)
 
 
-def write_anchoring_page(folder: Path, gates: Sequence[Gate]) -> Path:
-    """Write a run's page, `report.html` in its folder; gives its path."""
-    return render.write(page(read_run(folder), gates), folder / "report.html", On.HTML)
-
-
 def page(run: Run, gates: Sequence[Gate]) -> Page:
     """A run, with every drawing for which its files are kept."""
     blocks: list[Block] = [
@@ -89,14 +84,6 @@ def page(run: Run, gates: Sequence[Gate]) -> Page:
     blocks.append(Section("What was run", [listed(ran)]))
     title = f"{run.name}: {run.result['title']}"
     return Page(plain(title), blocks, "anchoring", _swatches(run))
-
-
-def write_anchoring(
-    root: Path, names: Sequence[str], gates: Mapping[str, Sequence[Gate]], out: Path
-) -> Path:
-    """Write the Markdown page over all runs, with one figure beside it; gives its path."""
-    runs = [read_run(root / name) for name in names]
-    return render.write(overview([(run, gates[run.name]) for run in runs]), out)
 
 
 def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
