@@ -50,8 +50,8 @@ def run_callback(repeats: int, quick: bool) -> results.Found:
     import torch
 
     from trimtab import models
-    from trimtab.anchor.callback import Anchors
-    from trimtab.anchor.timeline import Row, Sheet
+    from trimtab.anchoring.callback import Anchors
+    from trimtab.anchoring.timeline import Row, Sheet
     from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 
     model, _ = models.load(data.MODEL, dtype="float32")

@@ -103,7 +103,6 @@ def run_epochs(repeats: int, quick: bool) -> results.Found:
     from trimtab.batching import answer_spans, encode, layout_for, plan_training
     from trimtab.cache import Store, features
     from trimtab.dials import LogitsDial, RewardDial
-    from trimtab.training.head_recipes import DPHRecipe, IAVRecipe
     from trimtab.training.heads import (
         DPHModule,
         HeadModule,
@@ -113,6 +112,7 @@ def run_epochs(repeats: int, quick: bool) -> results.Found:
         moments,
         whole_steps,
     )
+    from trimtab.training.recipes import DPHRecipe, IAVRecipe
 
     model, tokenizer = models.load(data.MODEL, dtype="float32")
     pairs = data.pairs_of(SPEC, 4 if quick else 64, whole=True)

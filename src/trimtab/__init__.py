@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab import old_names
 
 if TYPE_CHECKING:
-    from trimtab.anchor.callback import Anchors
+    from trimtab.anchoring.callback import Anchors
     from trimtab.batching import make_contrast
     from trimtab.dials import Dial
     from trimtab.evaluation import generate
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Anchors": "trimtab.anchor.callback",
+    "Anchors": "trimtab.anchoring.callback",
     "Dial": "trimtab.dials",
     "Pair": "trimtab.pairs",
     "PairSet": "trimtab.pairs",

@@ -12,9 +12,11 @@ from typing import Any
 
 MOVED = {
     "trimtab.fit": "trimtab.training",
+    "trimtab.training.head_recipes": "trimtab.training.recipes",
     "trimtab.fit.training": "trimtab.training.adapters",
     "trimtab.evaluate": "trimtab.evaluation",
     "trimtab.dials.kinds": "trimtab.dials.saved",
+    "trimtab.anchor": "trimtab.anchoring",
 }
 """Old name to new; what lies inside a package moves with it."""
 

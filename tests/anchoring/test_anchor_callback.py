@@ -11,9 +11,9 @@ import transformers
 from torch import nn
 
 from trimtab import Anchors
-from trimtab.anchor.callback import Monitor, monitor_scores
-from trimtab.anchor.labels import BagOfWords, Keywords, auroc, error_rate, from_metadata, noisy
-from trimtab.anchor.timeline import Row, Sheet, parse_sheet
+from trimtab.anchoring.callback import Monitor, monitor_scores
+from trimtab.anchoring.labels import BagOfWords, Keywords, auroc, error_rate, from_metadata, noisy
+from trimtab.anchoring.timeline import Row, Sheet, parse_sheet
 from trimtab.errors import ConfigError, DataError
 from trimtab.objectives.anchoring import Anchor, AngularAnchor, AntiSubspace, Term, Unitarity
 

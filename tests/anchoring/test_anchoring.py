@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.anchor import surgery
+from trimtab.anchoring import surgery
 from trimtab.errors import ConfigError
 from trimtab.interventions import (
     Bezier,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.anchor.timeline import Reactive, Row, Sheet, minjerk, parse_sheet, read_sheet
+from trimtab.anchoring.timeline import Reactive, Row, Sheet, minjerk, parse_sheet, read_sheet
 from trimtab.errors import ConfigError
 
 SHEET = """STEP,PHASE,ACTION,lr:log:linear,pull,push::step

@@ -12,6 +12,7 @@ from helpers_fit import adapter, random_pairs, relative
 from trimtab.batching import collate, encode, layout_of, plan_training
 from trimtab.dials.adapter import AdapterDial
 from trimtab.errors import ConfigError
+from trimtab.objectives import DPO
 from trimtab.states import pair_up, read
 from trimtab.training import fit
 from trimtab.training.projection import (
@@ -21,7 +22,7 @@ from trimtab.training.projection import (
     shrunk,
     step_differences,
 )
-from trimtab.training.recipes import AdapterSettings, ProjectionRecipe, TrainSettings
+from trimtab.training.recipes import AdapterSettings, ProjectionRecipe, Recipe, TrainSettings
 from trimtab.training.settings import ProjectionSettings
 
 
@@ -161,14 +162,8 @@ def test_projected_runs_resume_and_differ_from_dpo(tiny, tokenizer):
     }.items():
         dial: Any = fit(recipe(3, **settings), model, tokenizer, pairs)
         found[name] = list(dial.B)
-    plain: Any = fit(
-        ProjectionRecipe.__base__(  # DPO's
-            dial=recipe().dial, train=recipe(3).train
-        ),
-        model,
-        tokenizer,
-        pairs,
-    )
+    dpo = Recipe(DPO(), recipe().dial, recipe(3).train)
+    plain: Any = fit(dpo, model, tokenizer, pairs)
     weights = list(plain.B)
     assert relative(found["everything kept"], weights) < 1e-4, "a share of 1 takes nothing away"
     moved = {k: relative(v, weights) for k, v in found.items() if k != "everything kept"}

@@ -73,6 +73,7 @@ def test_old_module_names_are_the_new_modules():
         "trimtab.fit.training": "trimtab.training.adapters",
         "trimtab.evaluate.damage": "trimtab.evaluation.damage",
         "trimtab.evaluate.tasks.stsb": "trimtab.evaluation.tasks.stsb",
+        "trimtab.anchor.timeline": "trimtab.anchoring.timeline",
     }
     code = (
         "import importlib, trimtab\n"
@@ -87,7 +88,7 @@ def test_old_module_names_are_the_new_modules():
     assert (done.returncode, done.stdout) == (0, "not there\n"), done.stderr
     said = re.findall(r"trimtab\.(\S+) is trimtab\.(\S+) now\n", done.stderr)
     moved = [("fit", "training"), ("fit.training", "training.adapters")]
-    assert said == [*moved, ("evaluate", "evaluation")]
+    assert said == [*moved, ("evaluate", "evaluation"), ("anchor", "anchoring")]
 
 
 def test_the_readmes_example_runs(tiny, tokenizer, tmp_path, monkeypatch, capsys):

@@ -695,24 +695,24 @@ def test_without_offsets() -> None:
 
 def test_the_relative_floor_of_directions() -> None:
     """B1: a difference that is rounding, relative to the states, is refused by every estimator."""
+    from trimtab.training import METHODS
     from trimtab.training.closed_form import from_gradients, from_states
-    from trimtab.training.steering import STEERING
 
     g = torch.Generator().manual_seed(0)
     h = 30 * torch.randn(12, 16, generator=g)
     noise = 1e-5 * torch.randn(12, 16, generator=g)
     for name in ("mean", "pca", "pca_center", "logistic"):
-        recipe: Any = STEERING[name][0]
+        recipe: Any = METHODS[name].recipe
         with pytest.raises(ValueError, match="zero within rounding"):
             from_states(recipe, h + noise, h)
         assert from_states(recipe, h + 1000 * noise, h).norm() == pytest.approx(1)
     for name in ("gradient_mean", "gradient_svd", "fisher"):
-        recipe = STEERING[name][0]
+        recipe = METHODS[name].recipe
         with pytest.raises(ValueError, match="zero within rounding"):
             from_gradients(recipe, h + noise, h)
         assert from_gradients(recipe, h + 1000 * noise, h).norm() == pytest.approx(1)
     with pytest.raises(ValueError, match="mean difference is zero within rounding"):
-        from_states(STEERING["mean"][0], torch.cat([h, -h]), torch.cat([-h, h]) * (1 + 1e-7))
+        from_states(METHODS["mean"].recipe, torch.cat([h, -h]), torch.cat([-h, h]) * (1 + 1e-7))
 
 
 # ---- for the eye ---------------------------------------------------------------------------------

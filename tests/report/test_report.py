@@ -426,7 +426,7 @@ def test_colours_are_readable_in_both_themes():
 def test_texts_are_escaped(run, page):
     assert "<script>" not in page
     assert "<b>bold" not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in page
     assert MARKUP.split("\u2028")[0] in Document(page).text
     write_markdown(run, run / "page.md")
     hostile = make_run(run.parent / "hostile", methods=("mean",), dose=False)

@@ -24,7 +24,7 @@ from trimtab.evaluation.dose import (
     valid_answers,
     wrong_way,
 )
-from trimtab.report.steering import write_steering
+from trimtab.report.pages import write_pages
 from trimtab.states import Readings
 from trimtab.studies.steering import cells as steering_cells
 from trimtab.studies.steering import tables as steering_tables
@@ -228,17 +228,18 @@ def test_a_dial_that_does_nothing_has_no_slope_per_damage():
 def test_the_figure_is_over_damage(tmp_path):
     folder = tmp_path / "steering" / "honesty"
     write_cells(folder, [made_cell("prompt", 1.0), made_cell("mean", 2.0)])
-    page = write_steering(tmp_path / "steering", tmp_path / "steering.md")
+    [page] = write_pages(tmp_path)
     text, drawn = page.read_text(), page.with_suffix(".svg").read_text()
     assert "**honesty**: steepest is `mean`, 2.00 [" in text
     assert "mean at -2" in text
     assert "prefers-color-scheme:dark" in drawn
     assert "persona prompt" in drawn
-    again = write_steering(tmp_path / "steering", tmp_path / "again.md")
-    assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()
+    before = page.read_bytes(), page.with_suffix(".svg").read_bytes()
+    assert write_pages(tmp_path) == [page]
+    assert (page.read_bytes(), page.with_suffix(".svg").read_bytes()) == before
     (folder / "results.jsonl").write_text("{")
     with pytest.raises(TrimtabError, match=r"results\.jsonl:1: not a JSON object"):
-        write_steering(tmp_path / "steering", page)
+        write_pages(tmp_path)
 
 
 def test_a_run_has_its_page_within(tmp_path, capsys):

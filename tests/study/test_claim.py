@@ -10,7 +10,7 @@ from test_report import make_run
 
 from trimtab.report import read_results
 from trimtab.report.claim import answer, findings, judged
-from trimtab.report.innerpo import write_innerpo
+from trimtab.report.pages import write_pages
 from trimtab.report.results import ALPHA_1, Difference, Results
 
 
@@ -121,8 +121,7 @@ def test_the_page(tmp_path: Path):
     for name in ("facts", "truthful-qa"):
         file = make_run(folder / name, seeds=(0, 1, 2)) / "study.json"
         file.write_text(file.read_text().replace('"suite": "facts"', f'"suite": "{name}"'))
-    page = write_innerpo(folder, tmp_path / "innerpo.md")
-    assert page is not None
+    [page] = write_pages(tmp_path)
     text = page.read_text()
     assert text.startswith("# Does aligning hidden states")
     assert "](innerpo.svg)" in text
@@ -132,12 +131,13 @@ def test_the_page(tmp_path: Path):
     assert text.index("### truthful-qa") < text.index("### facts")  # the README's order
     assert "None" not in text
     assert "nan" not in text
-    again = write_innerpo(folder, tmp_path / "again.md")
-    assert again is not None
-    assert again.read_bytes() == page.read_bytes().replace(b"innerpo.svg", b"again.svg")
-    assert again.with_suffix(".svg").read_bytes() == page.with_suffix(".svg").read_bytes()
+    assert page == tmp_path / "innerpo.md"
+    before = page.read_bytes(), page.with_suffix(".svg").read_bytes()
+    assert write_pages(tmp_path, ["innerpo"]) == [page]
+    assert (page.read_bytes(), page.with_suffix(".svg").read_bytes()) == before
 
 
 def test_a_folder_without_a_shift_has_no_page_yet(tmp_path: Path):
-    assert write_innerpo(tmp_path, tmp_path / "page.md") is None
-    assert not (tmp_path / "page.md").exists()
+    (tmp_path / "innerpo").mkdir()
+    assert write_pages(tmp_path) == []
+    assert not (tmp_path / "innerpo.md").exists()

@@ -34,9 +34,8 @@ from trimtab.objectives.heads import ARM, IAV, HeadReadout, head_readout
 from trimtab.readout import Readout
 from trimtab.states import pair_up, read
 from trimtab.training import fit
-from trimtab.training.head_recipes import IAVRecipe, LogitsSettings
 from trimtab.training.heads import IAVModule, after_head, head_batch
-from trimtab.training.recipes import TrainSettings
+from trimtab.training.recipes import IAVRecipe, LogitsSettings, TrainSettings
 from trimtab.training.trainer import checkpoints
 
 IDS = torch.randint(2, 320, (3, 14), generator=torch.Generator().manual_seed(7))

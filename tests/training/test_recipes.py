@@ -18,14 +18,11 @@ from trimtab.errors import ConfigError
 from trimtab.objectives import InnerDPO
 from trimtab.pairs import read_pairs
 from trimtab.training import METHODS, fit, method
-from trimtab.training.head_recipes import HeadRecipe
-from trimtab.training.recipes import InnerDPORecipe, InnerRecipe, TrainingRecipe
+from trimtab.training.recipes import InnerDPORecipe, InnerRecipe, Recipe
 from trimtab.training.settings import AdapterSettings, SpaceSettings, TrainSettings
 
 TRAINED = [
-    name
-    for name, m in METHODS.items()
-    if isinstance(m.recipe, TrainingRecipe) and not isinstance(m.recipe, HeadRecipe)
+    name for name, m in METHODS.items() if isinstance(m.recipe, Recipe) and not m.recipe.head
 ]
 STEPS = 10
 

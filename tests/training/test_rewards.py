@@ -37,9 +37,8 @@ from trimtab.pairs import Pair, PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Readout
 from trimtab.training import fit
-from trimtab.training.head_recipes import DPHRecipe, RewardSettings
 from trimtab.training.heads import moments, tied_at_the_end
-from trimtab.training.recipes import AdapterSettings, TrainSettings
+from trimtab.training.recipes import AdapterSettings, DPHRecipe, RewardSettings, TrainSettings
 
 os.environ["CI"] = "1"  # TRL then reports to nobody
 AGGREGATES = ("marker", "last", "mean", "max", "weighted", "attention")

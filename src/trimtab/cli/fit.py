@@ -244,13 +244,12 @@ def _check_out(args: Args, named: Any, data: Any) -> None:
 
 
 def _parse(named: Any, words: list[str]) -> Args:
-    kind = type(named.recipe)
     typed = dataclass(frozen=True)(
         type(
             "Args",
             (Args,),
             {
-                "__annotations__": {"recipe": Annotated[kind, tyro.conf.arg(name="")]},
+                "__annotations__": {"recipe": Annotated[named.kind, tyro.conf.arg(name="")]},
                 "__doc__": Args.__doc__,
             },
         )

@@ -828,6 +828,16 @@ HARDER = (
         Wuthering Heights: Emily Bronte | Middlemarch: George Eliot
         The Cherry Orchard: Anton Chekhov | A Doll's House: Henrik Ibsen
         Peter Pan: J. M. Barrie | The Hobbit: J. R. R. Tolkien
+        The Catcher in the Rye: J. D. Salinger | On the Road: Jack Kerouac
+        The Three Musketeers: Alexandre Dumas | The Red and the Black: Stendhal
+        Alice's Adventures in Wonderland: Lewis Carroll | Gulliver's Travels: Jonathan Swift
+        Robinson Crusoe: Daniel Defoe | Ivanhoe: Walter Scott
+        Heart of Darkness: Joseph Conrad | A Passage to India: E. M. Forster
+        Mrs Dalloway: Virginia Woolf | Lady Chatterley's Lover: D. H. Lawrence
+        The Trial: Franz Kafka | The Magic Mountain: Thomas Mann
+        Paradise Lost: John Milton | The Canterbury Tales: Geoffrey Chaucer
+        Candide: Voltaire | Faust: Goethe
+        Waiting for Godot: Samuel Beckett | Pygmalion: George Bernard Shaw
         """,
     ),
     Table(
@@ -873,6 +883,20 @@ HARDER = (
         copper: 29 | zinc: 30
         silver: 47 | tin: 50
         gold: 79 | mercury: 80
+        scandium: 21 | titanium: 22
+        vanadium: 23 | chromium: 24
+        manganese: 25 | nickel: 28
+        gallium: 31 | germanium: 32
+        arsenic: 33 | selenium: 34
+        bromine: 35 | krypton: 36
+        rubidium: 37 | strontium: 38
+        iodine: 53 | xenon: 54
+        caesium: 55 | barium: 56
+        tungsten: 74 | platinum: 78
+        lead: 82 | bismuth: 83
+        radon: 86 | radium: 88
+        thorium: 90 | uranium: 92
+        neptunium: 93 | plutonium: 94
         """,
     ),
     Table(
@@ -888,6 +912,14 @@ HARDER = (
         XC: 90 | CX: 110
         L: 50 | C: 100
         D: 500 | M: 1000
+        VII: 7 | VIII: 8
+        XIII: 13 | XVII: 17
+        XXIV: 24 | XXVI: 26
+        XXIX: 29 | XXXI: 31
+        XLV: 45 | LV: 55
+        LXX: 70 | LXXX: 80
+        CD: 400 | DC: 600
+        CM: 900 | MC: 1100
         """,
     ),
     Table(
@@ -903,6 +935,22 @@ HARDER = (
         soleil: sun | lune: moon
         pomme: apple | poire: pear
         jour: day | nuit: night
+        pain: bread | fromage: cheese
+        frère: brother | soeur: sister
+        roi: king | reine: queen
+        porte: door | fenêtre: window
+        neige: snow | pluie: rain
+        oeil: eye | oreille: ear
+        petit: small | grand: big
+        chaud: hot | froid: cold
+        mer: sea | montagne: mountain
+        école: school | église: church
+        cheval: horse | vache: cow
+        fleur: flower | arbre: tree
+        matin: morning | soir: evening
+        jambe: leg | bras: arm
+        sel: salt | sucre: sugar
+        avion: aeroplane | bateau: boat
         """,
     ),
     Table(
@@ -918,6 +966,22 @@ HARDER = (
         cielo: sky | tierra: earth
         hermano: brother | padre: father
         mano: hand | pie: foot
+        pan: bread | queso: cheese
+        rey: king | reina: queen
+        puerta: door | ventana: window
+        nieve: snow | lluvia: rain
+        ojo: eye | oreja: ear
+        rojo: red | verde: green
+        caballo: horse | vaca: cow
+        flor: flower | árbol: tree
+        lunes: Monday | martes: Tuesday
+        sol: sun | luna: moon
+        manzana: apple | naranja: orange
+        pierna: leg | brazo: arm
+        sal: salt | azúcar: sugar
+        iglesia: church | escuela: school
+        cuchillo: knife | cuchara: spoon
+        blanco: white | amarillo: yellow
         """,
     ),
     Table(
@@ -952,6 +1016,16 @@ HARDER = (
         the Berlin Wall fall: 1989 | people first land on the Moon: 1969
         Columbus first reach the Americas: 1492 | the Battle of Hastings take place: 1066
         the Titanic sink: 1912 | the Battle of Waterloo take place: 1815
+        the Great Fire of London break out: 1666 | the Great Plague of London begin: 1665
+        Queen Victoria come to the throne: 1837 | Queen Victoria die: 1901
+        the American Civil War begin: 1861 | the American Civil War end: 1865
+        the Russian Revolution take place: 1917 | the Soviet Union break up: 1991
+        Napoleon crown himself emperor: 1804 | Napoleon invade Russia: 1812
+        the Wall Street Crash happen: 1929 | the attack on Pearl Harbor happen: 1941
+        Yuri Gagarin fly into space: 1961 | Sputnik 1 go into orbit: 1957
+        King John seal Magna Carta: 1215 | Constantinople fall to the Ottomans: 1453
+        the Chernobyl disaster happen: 1986 | Nelson Mandela walk free from prison: 1990
+        India become independent: 1947 | the Suez Crisis take place: 1956
         """,
     ),
     Table(
@@ -963,6 +1037,10 @@ HARDER = (
         13: 169 | 14: 196
         15: 225 | 16: 256
         20: 400 | 30: 900
+        17: 289 | 18: 324
+        19: 361 | 21: 441
+        25: 625 | 35: 1225
+        40: 1600 | 50: 2500
         """,
     ),
     Table(
@@ -974,6 +1052,241 @@ HARDER = (
         India: rupee | Thailand: baht
         Russia: rouble | Poland: zloty
         Israel: shekel | Vietnam: dong
+        South Africa: rand | Nigeria: naira
+        Sweden: krona | Switzerland: franc
+        Brazil: real | Peru: sol
+        Hungary: forint | Turkey: lira
+        South Korea: won | Malaysia: ringgit
+        Kenya: shilling | Ghana: cedi
+        Morocco: dirham | Iraq: dinar
+        Bangladesh: taka | Ukraine: hryvnia
+        """,
+    ),
+    Table(
+        "German",
+        'What does the German word "{}" mean?',
+        'It means "{}".',
+        """
+        Hund: dog | Katze: cat
+        Haus: house | Garten: garden
+        Buch: book | Tisch: table
+        Wasser: water | Milch: milk
+        Brot: bread | Käse: cheese
+        Sonne: sun | Mond: moon
+        Apfel: apple | Birne: pear
+        Tag: day | Nacht: night
+        Bruder: brother | Schwester: sister
+        Tür: door | Fenster: window
+        Schnee: snow | Regen: rain
+        Auge: eye | Ohr: ear
+        Pferd: horse | Kuh: cow
+        Blume: flower | Baum: tree
+        Messer: knife | Löffel: spoon
+        Schule: school | Kirche: church
+        """,
+    ),
+    Table(
+        "Italian",
+        'What does the Italian word "{}" mean?',
+        'It means "{}".',
+        """
+        cane: dog | gatto: cat
+        acqua: water | latte: milk
+        pane: bread | formaggio: cheese
+        fratello: brother | sorella: sister
+        finestra: window | tavolo: table
+        neve: snow | pioggia: rain
+        occhio: eye | orecchio: ear
+        cavallo: horse | mucca: cow
+        fiore: flower | albero: tree
+        giorno: day | notte: night
+        chiesa: church | scuola: school
+        coltello: knife | cucchiaio: spoon
+        """,
+    ),
+    Table(
+        "Latin",
+        'What does the Latin word "{}" mean?',
+        'It means "{}".',
+        """
+        aqua: water | ignis: fire
+        terra: earth | caelum: sky
+        rex: king | regina: queen
+        pater: father | mater: mother
+        canis: dog | equus: horse
+        sol: sun | luna: moon
+        bellum: war | pax: peace
+        dies: day | nox: night
+        """,
+    ),
+    Table(
+        "divisions",
+        "What is {}?",
+        "It is {}.",
+        """
+        21 divided by 3: 7 | 24 divided by 3: 8
+        24 divided by 4: 6 | 28 divided by 4: 7
+        45 divided by 5: 9 | 40 divided by 5: 8
+        36 divided by 9: 4 | 42 divided by 6: 7
+        48 divided by 8: 6 | 54 divided by 6: 9
+        49 divided by 7: 7 | 56 divided by 7: 8
+        63 divided by 7: 9 | 64 divided by 8: 8
+        72 divided by 8: 9 | 72 divided by 9: 8
+        77 divided by 7: 11 | 96 divided by 8: 12
+        60 divided by 12: 5 | 72 divided by 12: 6
+        90 divided by 6: 15 | 96 divided by 6: 16
+        60 divided by 15: 4 | 75 divided by 15: 5
+        """,
+    ),
+    Table(
+        "binary numbers",
+        "Which decimal number is the binary number {}?",
+        "It is {}.",
+        """
+        10: 2 | 11: 3
+        100: 4 | 101: 5
+        110: 6 | 111: 7
+        1000: 8 | 1001: 9
+        1010: 10 | 1011: 11
+        1100: 12 | 1101: 13
+        1110: 14 | 1111: 15
+        10000: 16 | 100000: 32
+        """,
+    ),
+    Table(
+        "percentages",
+        "What is {}?",
+        "It is {}.",
+        """
+        10 percent of 250: 25 | 20 percent of 250: 50
+        25 percent of 80: 20 | 50 percent of 80: 40
+        5 percent of 200: 10 | 15 percent of 200: 30
+        75 percent of 40: 30 | 60 percent of 40: 24
+        1 percent of 700: 7 | 2 percent of 700: 14
+        30 percent of 90: 27 | 40 percent of 90: 36
+        """,
+    ),
+    Table(
+        "chemical formulas",
+        "What is the chemical formula of {}?",
+        "It is {}.",
+        """
+        water: H2O | hydrogen peroxide: H2O2
+        carbon dioxide: CO2 | carbon monoxide: CO
+        methane: CH4 | ammonia: NH3
+        ethane: C2H6 | propane: C3H8
+        table salt: NaCl | hydrogen chloride: HCl
+        sulfuric acid: H2SO4 | nitric acid: HNO3
+        benzene: C6H6 | butane: C4H10
+        nitrous oxide: N2O | nitrogen dioxide: NO2
+        """,
+    ),
+    Table(
+        "units",
+        "Which quantity is measured in {}?",
+        "It is {}.",
+        """
+        volts: voltage | amperes: electric current
+        ohms: electrical resistance | watts: power
+        newtons: force | joules: energy
+        hertz: frequency | pascals: pressure
+        kelvins: temperature | candelas: luminous intensity
+        coulombs: electric charge | farads: capacitance
+        light-years: distance | knots: speed
+        acres: area | litres: volume
+        """,
+    ),
+    Table(
+        "scientists",
+        "Which scientist {}?",
+        "It was {}.",
+        """
+        stated the law of universal gravitation: Isaac Newton | stated the theory of general relativity: Albert Einstein
+        wrote On the Origin of Species: Charles Darwin | wrote A Brief History of Time: Stephen Hawking
+        discovered penicillin: Alexander Fleming | discovered X-rays: Wilhelm Röntgen
+        discovered radium: Marie Curie | discovered oxygen: Joseph Priestley
+        drew up the periodic table: Dmitri Mendeleev | bred peas to study heredity: Gregor Mendel
+        stated the laws of planetary motion: Johannes Kepler | put the Sun at the centre of the universe: Nicolaus Copernicus
+        made the first vaccine against smallpox: Edward Jenner | made the first vaccine against rabies: Louis Pasteur
+        stated the uncertainty principle: Werner Heisenberg | stated the exclusion principle: Wolfgang Pauli
+        """,
+    ),
+    Table(
+        "Greek letters",
+        "What is the {} letter of the Greek alphabet?",
+        "It is {}.",
+        """
+        first: alpha | second: beta
+        third: gamma | fourth: delta
+        fifth: epsilon | sixth: zeta
+        seventh: eta | eighth: theta
+        ninth: iota | tenth: kappa
+        eleventh: lambda | twelfth: mu
+        thirteenth: nu | fourteenth: xi
+        sixteenth: pi | seventeenth: rho
+        eighteenth: sigma | nineteenth: tau
+        twenty-third: psi | twenty-fourth: omega
+        """,
+    ),
+    Table(
+        "spelling alphabet",
+        "Which word stands for the letter {} in the NATO spelling alphabet?",
+        "It is {}.",
+        """
+        A: Alfa | B: Bravo
+        C: Charlie | D: Delta
+        E: Echo | F: Foxtrot
+        G: Golf | H: Hotel
+        I: India | J: Juliett
+        K: Kilo | L: Lima
+        M: Mike | N: November
+        O: Oscar | P: Papa
+        Q: Quebec | R: Romeo
+        S: Sierra | T: Tango
+        U: Uniform | V: Victor
+        W: Whiskey | X: X-ray
+        Y: Yankee | Z: Zulu
+        """,
+    ),
+    Table(
+        "presidents",
+        "Who was the {} president of the United States?",
+        "It was {}.",
+        """
+        first: George Washington | second: John Adams
+        third: Thomas Jefferson | fourth: James Madison
+        fifth: James Monroe | seventh: Andrew Jackson
+        16th: Abraham Lincoln | 17th: Andrew Johnson
+        18th: Ulysses S. Grant | 26th: Theodore Roosevelt
+        27th: William Howard Taft | 28th: Woodrow Wilson
+        31st: Herbert Hoover | 32nd: Franklin D. Roosevelt
+        33rd: Harry S. Truman | 34th: Dwight D. Eisenhower
+        35th: John F. Kennedy | 36th: Lyndon B. Johnson
+        37th: Richard Nixon | 38th: Gerald Ford
+        39th: Jimmy Carter | 40th: Ronald Reagan
+        42nd: Bill Clinton | 44th: Barack Obama
+        """,
+    ),
+    Table(
+        "planets",
+        "Which is the {} planet from the Sun?",
+        "It is {}.",
+        """
+        first: Mercury | second: Venus
+        third: Earth | fourth: Mars
+        fifth: Jupiter | sixth: Saturn
+        seventh: Uranus | eighth: Neptune
+        """,
+    ),
+    Table(
+        "provincial capitals",
+        "What is the capital of the Canadian province of {}?",
+        "It is {}.",
+        """
+        Ontario: Toronto | British Columbia: Victoria
+        Alberta: Edmonton | Saskatchewan: Regina
+        Manitoba: Winnipeg | Nova Scotia: Halifax
+        New Brunswick: Fredericton | Prince Edward Island: Charlottetown
         """,
     ),
 )

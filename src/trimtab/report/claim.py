@@ -153,7 +153,7 @@ WORDS = {
 
 def points(c: Difference) -> str:
     """`+8.1 points, 95 % +2.0 to +14.2`."""
-    interval = wording.bounds(c.low, c.high, wording.points, " to ")
+    interval = wording.bounds(c, wording.points, " to ")
     return f"{wording.points(c.value)} points" + (f", 95 % {interval}" if interval else "")
 
 

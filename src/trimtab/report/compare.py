@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +28,6 @@ from trimtab.report.results import (
     NEUTRAL,
     Difference,
     Grid,
-    Measurement,
     Results,
     read_grid,
     read_results,
@@ -167,7 +166,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
         ],
     )
     if results.gains:
-        told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(tables.by_split(results))]
+        told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
         yield Section("Against the bare model, at α = 1", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
@@ -186,15 +185,18 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
     yield _dose(results)
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
     yield Section("Training", [_training(results, many)], On.HTML)
-    yield Section("Costs", list(tables.costs(results)), On.HTML)
+    yield Section("Costs", [tables.costs(results)], On.HTML)
     reading = listed([f"**{name}**: {text}" for name, text in READING.items()])
     yield Section("How to read it", [reading], On.HTML)
     methods = listed([f"{code(m)} {plain(line)}" for m, line in results.study.methods.items()])
     ran = f"{tables.what_ran(results)}\n\n{fenced(results.study.command)}"
     yield Section("What was run", [Text(ran), Text(methods.words, On.HTML)], On.PAGES)
-    found = wording.caveats(results)
-    if found:
-        yield Section("Caveats", [listed([plain(c) for c in found])], On.PAGES)
+    yield from _caveats(wording.caveats(results))
+
+
+def _caveats(found: Iterable[str]) -> list[Section]:
+    lines = [plain(c) for c in found]
+    return [Section("Caveats", [listed(lines)], On.PAGES)] if lines else []
 
 
 def _dose(results: Results) -> Section:
@@ -206,7 +208,7 @@ def _dose(results: Results) -> Section:
         rows.append(
             [
                 plain(wording.label(method)),
-                _slope(slope),
+                wording.figure(slope, wording.number, ", ", value=wording.signed),
                 wording.number(r2.value if r2 else None),
                 wording.number(monotone.value if monotone else None),
                 *(wording.number(_damage(results, method, m), 3) for m in ("kl", "nll_rise")),
@@ -236,13 +238,6 @@ def _dose(results: Results) -> Section:
     )
     shown = [drawn, about, Table(header, rows)] if wording.has_dose(results) else []
     return Section("Dose–response, and what it costs", shown, On.HTML | On.CONSOLE)
-
-
-def _slope(row: Measurement | None) -> str:
-    if row is None:
-        return wording.NOTHING
-    ends = wording.bounds(row.low, row.high, wording.number, ", ")
-    return wording.within(wording.number(row.value, sign=True), ends)
 
 
 def _damage(results: Results, method: str, metric: str) -> float | None:
@@ -276,14 +271,16 @@ def grid_page(grid: Grid) -> Page:
     )
     about = f"Gain over {baseline} on each shift with 95 % intervals"
     blocks: list[Block] = [
-        Text(plain(wording.grid_headline(studies)), On.ALL, lead=True),
+        Text(plain(wording.headline(*studies)), On.ALL, lead=True),
         Figure(figures.shifts(studies), about, caption, 2),
     ]
-    for against, title in ((ALPHA_1, f"Gain over {baseline}"), (None, "Gain over the bare model")):
-        said = "Points of accuracy at α = 1 [interval]; bold where it is a verdict."
-        table = _gains(grid, against)
-        told = [Text(f"{said} {wording.ADJUSTED}"), table] if table.rows else []
-        blocks.append(Section(title, told, On.PAGES))
+    said = f"Points of accuracy at α = 1 [interval]; bold where it is a verdict. {wording.ADJUSTED}"
+    for other, gains in (
+        (baseline, [r.at(ALPHA_1) for r in studies]),
+        ("the bare model", [r.over_base for r in studies]),
+    ):
+        told = [Text(said), _gains(studies, gains)] if any(gains) else []
+        blocks.append(Section(f"Gain over {other}", told, On.PAGES))
     lines = []
     for name, r in zip(grid.names, studies, strict=True):
         where = plain(f"{r.study.suite} on {wording.model(r.study.model)}")
@@ -298,31 +295,26 @@ def grid_page(grid: Grid) -> Page:
         blocks.append(Section(where, [*parts, *told], On.MARKDOWN | On.CONSOLE))
     blocks.append(Section("Each on its own page", [listed(lines)], On.HTML))
     blocks.append(Section("What was run", [Text(fenced(grid.command))], On.PAGES))
-    found = dict.fromkeys(c for r in studies for c in wording.caveats(r))
-    if found:
-        blocks.append(Section("Caveats", [listed([plain(c) for c in found])], On.PAGES))
+    blocks += _caveats(dict.fromkeys(c for r in studies for c in wording.caveats(r)))
     methods = list(dict.fromkeys(m for r in studies for m in r.methods))
     kicker = wording.count(len(studies), "study", "studies")
     return Page(plain(grid.title), blocks, kicker, tables.looks(methods))
 
 
-def _gains(grid: Grid, at: str | None) -> Table:
-    """A row a shift, a column a method: against the baseline (`at`), or against the bare model."""
-    many = len({r.study.model for r in grid.studies}) > 1
-    methods = list(dict.fromkeys(m for r in grid.studies for m in r.methods))
+def _gains(studies: Sequence[Results], gains: Sequence[Sequence[Difference]]) -> Table:
+    """A row a shift, a column a method; the differences of a study each."""
     lines: dict[tuple[str, str], dict[str, Difference]] = {}
-    for r in grid.studies:
-        for c in r.at(at) if at else tables.by_split(r):
+    for r, differences in zip(studies, gains, strict=True):
+        for c in differences:
             key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))
             lines.setdefault(key, {})[c.method] = c
-    methods = [m for m in methods if any(m in row for row in lines.values())]
-    header = [*(["model"] if many else []), "shift", *(wording.label(m) for m in methods)]
-    body = [
-        [
-            *([plain(model)] if many else []),
-            plain(shift),
-            *(tables.gain(row.get(m)) for m in methods),
-        ]
-        for (model, shift), row in lines.items()
+    names = dict.fromkeys(m for r in studies for m in r.methods)
+    methods = [m for m in names if any(m in row for row in lines.values())]
+    cells = [
+        [*map(plain, at), *(wording.difference(row.get(m)) for m in methods)]
+        for at, row in lines.items()
     ]
-    return Table(header, body if methods else [], (2 if many else 1, None), grouped=many)
+    header = ["model", "shift", *map(wording.label, methods)]
+    if len({r.study.model for r in studies}) > 1:
+        return Table(header, cells, (2, None), grouped=True)
+    return Table(header[1:], [row[1:] for row in cells])

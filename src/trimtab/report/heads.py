@@ -4,64 +4,45 @@ what holds of the published claims, each sentence from a result line."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.report import heads_figures, render, wording
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain
+from trimtab.report import heads_figures, tables, wording
+from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, listed, plain
 from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look
 from trimtab.study.reading import read, runs_in
-from trimtab.study.results import About, Difference, Measurement
+from trimtab.study.results import Difference, Measurement
 
 
-@dataclass(frozen=True)
 class HeadRun:
-    """The result files of one comparison."""
+    """The result files of one comparison; those of the ablation apart."""
 
-    folder: Path
-    study: About
-    lines: Sequence[Measurement]
-    verdicts: Sequence[Difference]
-    ablation: Sequence[Measurement]
-    ablated: Mapping[tuple[str, str], Difference]
-    """Verdicts of the ablation by method and split."""
-    costs: Mapping[str, Mapping[str, Any]]
-
-
-def read_heads(folder: Path) -> HeadRun:
-    """The result files of a folder. Raises TrimtabError where one is missing or damaged."""
-    run = read(folder)
-    apart = heads_figures.ABLATED
-    return HeadRun(
-        folder,
-        run.about,
-        [m for m in run.measurements if not m.method.startswith(apart)],
-        [d for d in run.differences if not d.method.startswith(apart)],
-        [m for m in run.measurements if m.method.startswith(apart)],
-        {(d.method, d.split): d for d in run.differences if d.method.startswith(apart)},
-        run.costs,
-    )
+    def __init__(self, folder: Path):
+        run, apart = read(folder), heads_figures.ABLATED
+        self.study, self.costs = run.about, run.costs
+        self.lines = [m for m in run.measurements if not m.method.startswith(apart)]
+        self.verdicts = [d for d in run.differences if not d.method.startswith(apart)]
+        self.ablation = [m for m in run.measurements if m.method.startswith(apart)]
+        differences = [d for d in run.differences if d.method.startswith(apart)]
+        self.ablated = {(d.method, d.split): d for d in differences}
+        self.rates = {arm: x for arm, x in run.costs.items() if "tokens_per_second" in x}
+        self.took = {arm: x["fit_seconds"] for arm, x in run.costs.items() if "fit_seconds" in x}
 
 
-def write_heads(root: Path, out: Path, to: On = On.MARKDOWN) -> Path | None:
-    """Write the page over all comparisons below `root`, or over the one that `root` is, and
-    one figure; gives its path, None where there are none.
+def page(root: Path) -> Page | None:
+    """The page over all comparisons below `root`, or over the one that it is; None where there are none.
 
-    Same result files, same bytes. Raises TrimtabError where a result file is missing or malformed.
+    Raises:
+        TrimtabError: a result file is missing or malformed.
     """
-    runs = [read_heads(folder) for folder in runs_in(root, "rewards", "heads")]
-    if not runs:
-        return None
+    runs = [HeadRun(folder) for folder in runs_in(root, "rewards", "heads")]
     runs.sort(key=lambda r: r.study.study != "rewards")
     try:
-        page = heads_page(runs, root.name)
+        return heads_page(runs, root.name) if runs else None
     except (KeyError, TypeError) as error:
         raise TrimtabError(f"{root}: a result file lacks {error}") from error
-    return render.write(page, out, to)
 
 
 def heads_page(runs: Sequence[HeadRun], folder: str) -> Page:
@@ -99,16 +80,9 @@ def _rewards(run: HeadRun) -> list[str | Table]:
         rows = []
         for arm, read_out in heads_figures.arms(run.lines):
             by = {x.split: x for x in run.lines if (x.method, x.read_out) == (arm, read_out)}
+            row = [plain(arm_name(arm)), read_out, str(by[average].seeds)]
             cells = [wording.share(by[t].value) for t in tasks]
-            rows.append(
-                [
-                    plain(arm_name(arm)),
-                    read_out,
-                    str(by[average].seeds),
-                    *cells,
-                    _share(by[average]),
-                ]
-            )
+            rows.append([*row, *cells, wording.figure(by[average])])
         parts += [
             f"**{title}.** Percent answered rightly; the average with its 95 % interval.",
             Table(["", "ranked by", "seeds", *tasks, "average"], rows, (2, None)),
@@ -129,7 +103,7 @@ def _ablation(run: HeadRun) -> Table:
         parts = heads_figures.parts_of(line.method)
         row = rows.setdefault(line.method, [*parts, str(line.seeds)])
         told = run.ablated.get((line.method, line.split))
-        row += [_share(line), _verdict(told) if told else wording.NOTHING]
+        row += [wording.figure(line), wording.verdict(told) if told else wording.NOTHING]
     header = ["pooling", "loss", "seeds", "in domain", "verdict", "held out", "verdict"]
     return Table(header, list(rows.values()), (2, None))
 
@@ -151,15 +125,15 @@ def _alignment(run: HeadRun) -> list[str | Table]:
             for arm in dict.fromkeys(x.method for x in mine if x.metric == metric):
                 by = {x.alpha: x for x in mine if (x.method, x.metric) == (arm, metric)}
                 if arm != "base":
-                    cells = [_with_interval(by[a], form) for a in alphas]
+                    cells = [wording.figure(by[a], form) for a in alphas]
                     rows.append([plain(arm_name(arm)), str(by[alphas[0]].seeds), *cells])
-            about = f"The bare model has {_share(base)}." if metric == "accuracy" else ""
+            about = f"The bare model has {wording.figure(base)}." if metric == "accuracy" else ""
             parts += [
                 f"**{plain(test)}: {title}.** {about}".rstrip(),
                 Table(["", "seeds", *(f"α = {wording.alpha(a)}" for a in alphas)], rows, (1, None)),
             ]
     parts += ["**Differences at α = 1, in points.**", _differences(run.verdicts)]
-    if rates := _rates(run):
+    if rates := run.rates:
         rows = [
             [
                 plain(arm_name(arm)),
@@ -175,8 +149,7 @@ def _alignment(run: HeadRun) -> list[str | Table]:
             f"{run.study.more['clock']} time: medians, in brackets the least and the largest.",
             Table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, (1, None)),
         ]
-    took = _took(run)
-    said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in took.items())
+    said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in run.took.items())
     parts.append(
         f"Processor time of training: {plain(said)}; the head's states were stored in "
         f"{run.study.more['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
@@ -201,37 +174,20 @@ def _claims(runs: Sequence[HeadRun]) -> list[str]:
     return parts
 
 
-def _reward_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
-    moved = run.study.more["largest_logit_change_by_a_frozen_head"]
-    found = [
-        (
-            "A head leaves the model's output as it is.",
-            [
-                "Holds for the frozen head: no logit changes by a bit."
-                if moved == 0
-                else f"Does not hold: a logit changes by {moved:.2g}."
-            ],
-        )
-    ]
+def _reward_claims(run: HeadRun) -> Iterator[tuple[str, list[str]]]:
+    moved, told = run.study.more["largest_logit_change_by_a_frozen_head"], run.verdicts
+    kept = "Holds for the frozen head: no logit changes by a bit."
+    changed = f"Does not hold: a logit changes by {moved:.2g}."
+    yield "A head leaves the model's output as it is.", [changed if moved else kept]
+    rewards = [v for v in told if v.read_out == "reward"]
     for against in ("sft", "dpo"):
-        found.append(
-            (
-                f"Ranking by reward answers better than {arm_name(against)} by log-prob.",
-                [_said(v) for v in run.verdicts if v.against == against and v.read_out == "reward"],
-            )
-        )
-    both = [v for v in run.verdicts if v.method == "dph joint" == v.against]
-    found.append(
-        (
-            "The reward ranks better than the log-probs of the very model it was trained with.",
-            [_said(v) for v in both],
-        )
-    )
-    own = [v for v in run.verdicts if v.against == "base" and v.read_out == "reward"]
-    found.append(("What is learned carries over.", [_said(v) for v in own]))
+        claim = f"Ranking by reward answers better than {arm_name(against)} by log-prob."
+        yield claim, [_said(v) for v in rewards if v.against == against]
+    claim = "The reward ranks better than the log-probs of the very model it was trained with."
+    yield claim, [_said(v) for v in told if v.method == "dph joint" == v.against]
+    yield "What is learned carries over.", [_said(v) for v in rewards if v.against == "base"]
     if run.ablation:
-        found.append(("SwiGLU pooling is best, and the loss matters.", _ablated(run)))
-    return found
+        yield "SwiGLU pooling is best, and the loss matters.", _ablated(run)
 
 
 def _ablated(run: HeadRun) -> list[str]:
@@ -254,82 +210,49 @@ def _ablated(run: HeadRun) -> list[str]:
     return said
 
 
-def _alignment_claims(run: HeadRun) -> list[tuple[str, list[str]]]:
-    equal = run.study.more["alpha_0_is_the_bare_model"]
-    zero = (
-        "At α = 0 the logits are the bare model's to the last bit."
-        if equal
-        else "At α = 0 the logits are not the bare model's."
-    )
-    found = [("Its strength is set when it is used.", [zero, *_rise(run)])]
+def _alignment_claims(run: HeadRun) -> Iterator[tuple[str, list[str]]]:
+    are = "are" if run.study.more["alpha_0_is_the_bare_model"] else "are not"
+    to = " to the last bit" if are == "are" else ""
+    zero = f"At α = 0 the logits {are} the bare model's{to}."
+    yield "Its strength is set when it is used.", [zero, *_rise(run)]
     for against in ("dpo", "genarm", "args"):
         mine = [v for v in run.verdicts if (v.method, v.against) == ("iav", against)]
-        found.append(
-            (
-                f"It keeps up with {arm_name(against)}.",
-                [_said(v) for v in mine],
-            )
+        yield f"It keeps up with {arm_name(against)}.", [_said(v) for v in mine]
+    learned = [_said(v) for v in run.verdicts if v.against == "base"]
+    yield "It learns the preference.", learned
+    if {"iav", "genarm", "args"} <= run.rates.keys():
+        iav, merged = run.rates["iav"], run.rates["iav merged"]
+        said = (
+            f"{iav['of_genarm']:.2f} times GenARM's tokens a second beside the LM head, "
+            f"{merged['of_genarm']:.2f} times merged; {iav['of_base']:.2f} and "
+            f"{merged['of_base']:.2f} of the bare model's."
         )
-    learned = [v for v in run.verdicts if v.against == "base"]
-    found.append(("It learns the preference.", [_said(v) for v in learned]))
-    rates = _rates(run)
-    if {"iav", "genarm", "args"} <= rates.keys():
-        iav = rates["iav"]
-        found.append(
-            (
-                "It decodes twice as fast as GenARM.",
-                [
-                    f"{iav['of_genarm']:.2f} times GenARM's tokens a second beside the LM head, "
-                    f"{rates['iav merged']['of_genarm']:.2f} times merged; {iav['of_base']:.2f} and "
-                    f"{rates['iav merged']['of_base']:.2f} of the bare model's."
-                ],
-            )
-        )
-    took, stored = _took(run), run.study.more["seconds_to_store"]
-    found.append(
-        (
-            "A store makes training cheap.",
-            [
-                f"{took['iav']:,.0f} s of processor time, and {stored:,.0f} s once for the store; "
-                f"DPO of a LoRA on the same pairs took {took['dpo']:,.0f} s, GenARM's second model "
-                f"{took['genarm']:,.0f} s."
-            ],
-        )
+        yield "It decodes twice as fast as GenARM.", [said]
+    took, stored = run.took, run.study.more["seconds_to_store"]
+    said = (
+        f"{took['iav']:,.0f} s of processor time, and {stored:,.0f} s once for the store; "
+        f"DPO of a LoRA on the same pairs took {took['dpo']:,.0f} s, GenARM's second model "
+        f"{took['genarm']:,.0f} s."
     )
-    return found
+    yield "A store makes training cheap.", [said]
 
 
-def _rise(run: HeadRun) -> list[str]:
-    said = []
+def _rise(run: HeadRun) -> Iterator[str]:
     for test in run.study.splits:
         mine = {(x.method, x.alpha or 0.0, x.metric): x.value for x in run.lines if x.split == test}
         alphas = sorted({a for arm, a, _ in mine if arm == "iav"})
-        steps = [mine["base", 0.0, "accuracy"], *(mine["iav", a, "accuracy"] for a in alphas)]
+        shares = {0.0: mine["base", 0.0, "accuracy"]}
+        shares |= {a: mine["iav", a, "accuracy"] for a in alphas}
+        told = [f"{wording.share(v)} at {wording.alpha(a)}" for a, v in shares.items()]
         kls = [mine["iav", a, "kl"] for a in alphas]
-        told = ", ".join(
-            f"{wording.share(v)} at {wording.alpha(a)}"
-            for a, v in zip([0.0, *alphas], steps, strict=True)
-        )
-        up = all(b > a for a, b in pairwise(kls))
-        said.append(
-            f"{test}: accuracy {told}; the KL {'grows' if up else 'does not always grow'} with α, to "
-            f"{_kl(kls[-1])}."
-        )
-    return said
-
-
-def _rates(run: HeadRun) -> dict[str, Mapping[str, Any]]:
-    return {arm: x for arm, x in run.costs.items() if "tokens_per_second" in x}
-
-
-def _took(run: HeadRun) -> dict[str, float]:
-    return {arm: x["fit_seconds"] for arm, x in run.costs.items() if "fit_seconds" in x}
+        grows = "grows" if all(b > a for a, b in pairwise(kls)) else "does not always grow"
+        yield f"{test}: accuracy {', '.join(told)}; the KL {grows} with α, to {_kl(kls[-1])}."
 
 
 def _said(v: Difference) -> str:
     """A difference as a sentence."""
     (a, b), where = _sides(v), v.split.removesuffix(" average")
-    interval = f"{wording.points(v.value)} points [{_ends(v)}]"
+    interval = f"{wording.points(v.value)} points [{wording.bounds(v, wording.points, ', ')}]"
     if not v.told:
         if math.isnan(v.mde):
             more = ""
@@ -347,19 +270,8 @@ def _said(v: Difference) -> str:
 
 
 def _differences(lines: Sequence[Difference]) -> Table:
-    rows = [
-        [
-            *(plain(side) for side in _sides(v)),
-            plain(v.split),
-            f"{wording.points(v.value)} [{_ends(v)}]",
-            plain(wording.small(v.p_holm)),
-            wording.points(v.mde, sign=False),
-            _verdict(v),
-        ]
-        for v in lines
-    ]
-    header = ["", "against", "on", "difference", "p (Holm)", "could see", "verdict"]
-    return Table(header, rows, (3, 6))
+    header = ["", "against", "on"]
+    return tables.judged(lines, header, lambda v: [*_sides(v), v.split])
 
 
 def _sides(v: Difference) -> tuple[str, str]:
@@ -368,31 +280,12 @@ def _sides(v: Difference) -> tuple[str, str]:
     return one, other
 
 
-def _verdict(v: Difference) -> str:
-    if not v.told:
-        return str(v.verdict)
-    return f"**{v.verdict}{' in this run' if v.in_this_run else ''}**"
-
-
-def _share(line: Measurement) -> str:
-    return _with_interval(line, wording.share)
-
-
-def _with_interval(line: Measurement, form: Any) -> str:
-    ends = wording.bounds(line.low, line.high, form)
-    return form(line.value) + (f" [{ends}]" if ends else "")
-
-
 def _kl(value: float) -> str:
     return wording.number(value, 3 if abs(value) < 1 else 2)
 
 
-def _ends(v: Difference) -> str:
-    return wording.bounds(v.low, v.high, wording.points, ", ")
-
-
 def _ran(run: HeadRun) -> str:
-    s, settings = run.study, run.study.settings
+    s, settings, count = run.study, run.study.settings, wording.count
     if s.study == "rewards":
         tests = wording.join([f"{plain(t)} {n.items:,}" for t, n in s.splits.items()])
         more = f" (“more data”: {s.more['more_items']:,})" if "more_items" in s.more else ""
@@ -401,29 +294,21 @@ def _ran(run: HeadRun) -> str:
             f"splits of {plain(wording.join(s.more['in_domain']))}; items judged on: {tests}"
         )
     else:
-        tests = wording.join(
-            [f"`{t}` {wording.count(n.items, 'item')}" for t, n in s.splits.items()]
-        )
+        tests = wording.join([f"`{t}` {count(n.items, 'item')}" for t, n in s.splits.items()])
         left = s.more["train_dropped"]
         dropped = f" ({left} over-long dropped)" if left else ""
         data = (
-            f"trained on `{s.train}`, {wording.count(s.train_items or 0, 'item')}, "
-            f"{wording.count(s.train_pairs or 0, 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
+            f"trained on `{s.train}`, {count(s.train_items or 0, 'item')}, "
+            f"{count(s.train_pairs or 0, 'pair')}{dropped}, {settings['epochs']:g} times by DPO "
             f"and GenARM, {settings['head_epochs']:g} times by the head; judged on {tests}"
         )
-    seeds = f"seeds {_listed(settings['seeds'])}, of frozen heads {_listed(settings['head_seeds'])}"
-    versions = ", ".join(f"{k} {v}" for k, v in s.versions.items())
-    return "\n".join(
-        [
-            f"- model `{s.model}`, digest `{s.model_digest[:16]}`, {s.dtype} on "
-            f"{s.device}, {wording.count(s.threads or 1, 'thread')}; {seeds}",
-            f"- {data}",
-            f"- {versions}, commit `{s.commit}`; {s.more['cpu_seconds'] / 60:.0f} minutes of processor "
-            "time",
-            f"- `{s.command}`",
-        ]
-    )
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
+    seeds, frozen = (", ".join(map(str, settings[key])) for key in ("seeds", "head_seeds"))
+    lines = [
+        f"model `{s.model}`, digest `{s.model_digest[:16]}`, {s.dtype} on {s.device}, "
+        f"{count(s.threads or 1, 'thread')}; seeds {seeds}, of frozen heads {frozen}",
+        data,
+        f"{tables.versions(s)}, commit `{s.commit}`; "
+        f"{s.more['cpu_seconds'] / 60:.0f} minutes of processor time",
+        f"`{s.command}`",
+    ]
+    return listed(lines).words

@@ -12,33 +12,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.report import claim, figures, render, wording
+from trimtab.report import claim, figures, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
 from trimtab.report.claim import CONTROLS, OOS, TEST, answer, findings, judged
 from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, Results, read_results
-from trimtab.report.tables import gain, looks, share, splits_of, what_ran
+from trimtab.report.tables import by_method, looks, splits_of, what_ran
 
 ORDER = ("truthful-qa", "math-difficulty", "alpaca-quality", "math-to-persuasion")
 """The README's."""
 
 
-def write_innerpo(folder: Path, page: Path) -> Path | None:
-    """Write the page and its figure from the comparisons in `folder`.
-
-    Returns:
-        the page; None where no comparison with DPO and a split `oos` is finished yet.
+def page(folder: Path) -> Page | None:
+    """The page over the comparisons in `folder`; None where none with DPO and a split `oos` is finished.
 
     Raises:
         TrimtabError: a result file is malformed.
     """
     runs = [read_results(file.parent) for file in sorted(folder.glob("*/study.json"))]
     studies = [r for r in runs if OOS in r.splits and r.baseline]
-    if not studies:
-        return None
     rank = {name: i for i, name in enumerate(ORDER)}
     studies.sort(key=lambda r: (rank.get(r.study.suite, len(ORDER)), r.study.suite))
     screened = [r for r in runs if OOS not in r.splits]
-    return render.write(innerpo_page(studies, screened), page)
+    return innerpo_page(studies, screened) if studies else None
 
 
 def _only(results: Results, tables: dict[str, claim.Table]) -> Results:
@@ -127,35 +122,31 @@ def _caveats(studies: Sequence[Results]) -> Iterator[str]:
 
 def _accuracies(results: Results) -> Table:
     """A row a method: ours by split, then the README's in one column."""
-    splits = splits_of(results)
+    splits, same = splits_of(results), results.study.equivalent
     published = results.study.published.rows if results.study.published else {}
-    same = results.study.equivalent
-    rows = []
-    twins = {
-        m: [n for n, other in same.items() if other == m and n in published]
+    mine = [
+        name
         for m in results.methods
-    }
-    mine = [name for m in results.methods for name in (m, *twins[m])]
-    for name in dict.fromkeys([BASE, *mine, *published]):
-        ours = same.get(name, name)
-        text = plain(wording.label(name))
-        if ours != name:
-            text += f" (provably {plain(ours)})"
-        shares = published.get(name, {})
+        for name in (m, *(n for n, other in same.items() if other == m and n in published))
+    ]
+
+    def row(name: str) -> list[str]:
+        ours, shares = same.get(name, name), published.get(name, {})
+        known = "" if ours == name else f" (provably {plain(ours)})"
         theirs = " / ".join(wording.share(shares.get(s)) for s in splits) if shares else ""
-        rows.append([text, *(share(results.read(ours, s)) for s in splits), theirs])
-    header = ["method", *splits, f"README: {' / '.join(splits)}"]
-    if not published:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return Table(header, rows)
+        cells = [wording.figure(results.read(ours, s)) for s in splits]
+        return [plain(wording.label(name)) + known, *cells, *([theirs] if published else [])]
+
+    readme = [f"README: {' / '.join(splits)}"] if published else []
+    rows = [row(name) for name in dict.fromkeys([BASE, *mine, *published])]
+    return Table(["method", *splits, *readme], rows)
 
 
 def _gains(table: claim.Table, studies: Sequence[Results], methods: Sequence[str]) -> Table:
     """A row a method, a column a shift."""
     suites = [r.study.suite for r in studies]
     shown = [m for m in methods if any((s, m) in table for s in suites)]
-    rows = [[plain(wording.label(m)), *(gain(table.get((s, m))) for s in suites)] for m in shown]
-    return Table(["method", *suites], rows)
+    return by_method(shown, suites, lambda m, s: wording.difference(table.get((s, m))))
 
 
 def _screening(results: Results) -> list[Block]:
@@ -166,14 +157,12 @@ def _screening(results: Results) -> list[Block]:
         f"Trained on `{results.study.train}`, judged on `{results.study.splits[split].spec}`, "
         f"{seeds}: accuracy in percent and margin in nats a token, with 95 % intervals."
     )
-    rows = []
-    for name in results.methods:
-        margin = results.read(name, split, "margin")
-        interval = wording.bounds(margin.low, margin.high, wording.number) if margin else ""
-        shown = wording.within(wording.number(margin.value if margin else None), interval)
-        cells = [share(results.read(name, split)), shown]
-        rows.append([plain(wording.label(name)), *cells])
-    table = Table(["method", "accuracy", "margin"], rows)
+    forms = {"accuracy": wording.share, "margin": wording.number}
+    table = by_method(
+        results.methods,
+        list(forms),
+        lambda m, metric: wording.figure(results.read(m, split, metric), forms[metric]),
+    )
     return [Text(about), table, Text(fenced(results.study.command))]
 
 

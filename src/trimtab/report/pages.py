@@ -1,33 +1,43 @@
-"""The Markdown pages of a folder of results, such as `docs/results`."""
+"""The page of whatever a folder holds: a run, several, or committed results such as `docs/results`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from trimtab.report.blocks import On
-from trimtab.report.compare import write_markdown
-from trimtab.report.heads import write_heads
-from trimtab.report.innerpo import write_innerpo
-from trimtab.report.steering import write_steering
+from trimtab.report import compare, heads, innerpo, render, steering
+from trimtab.report.blocks import On, Page
 from trimtab.study.reading import is_grid, kind_of, runs_in
 
-Writer = Callable[..., Path | None]
-"""Takes a folder of results, the page to write and in which form; gives None where there is
-nothing to show yet."""
+Reader = Callable[[Path], Page | None]
+"""From a folder of results to its page; None where there is nothing to show yet."""
 
-NAMED: dict[str, Writer] = {"innerpo": write_innerpo}
+NAMED: dict[str, Reader] = {"innerpo": innerpo.page}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
-PARTS: dict[str, Writer] = {
-    "heads": write_heads,
-    "rewards": write_heads,
-    "steering": write_steering,
+PARTS: dict[str, Reader] = {
+    "heads": heads.page,
+    "rewards": heads.page,
+    "steering": steering.page,
 }
 """The same, by the study that was run."""
 
 
+def read_page(folder: Path) -> Page | None:
+    """The page over a folder of results; None where there is nothing to show.
+
+    Raises:
+        TrimtabError: result files are missing or malformed.
+    """
+    if folder.name in NAMED:
+        return NAMED[folder.name](folder)
+    kind = next((kind for kind in PARTS if runs_in(folder, kind)), None)
+    if kind:
+        return PARTS[kind](folder)
+    return compare.read_page(folder) if kind_of(folder) or is_grid(folder) else None
+
+
 def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
-    """Write the page of every folder of results in `root` beside it, as `NAME.md`.
+    """Write the page of every folder of results in `root` beside it, as `NAME.md` with its figure.
 
     Args:
         only: the folders to do, by name; by default all.
@@ -38,29 +48,18 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
     Raises:
         TrimtabError: result files are missing or malformed, or a page cannot be written.
     """
-    made: list[Path | None] = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
-        if only is not None and folder.name not in only:
-            continue
-        if write := _writer(folder):
-            made.append(write(folder, root / f"{folder.name}.md"))
-    return [page for page in made if page is not None]
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ()
+    return [
+        render.write(page, root / f"{folder.name}.md")
+        for folder in folders
+        if (only is None or folder.name in only) and (page := read_page(folder))
+    ]
 
 
 def write_own_page(run: Path) -> list[Path]:
     """Write the page of a run of `dose` (of one trait or several) or of a comparison of heads into its
     folder, as `report.md` and `report.html`; none for another folder."""
-    for kind, write in PARTS.items():
-        if runs_in(run, kind):
-            made = write(run, run / "report.md"), write(run, run / "report.html", On.HTML)
-            return [page for page in made if page is not None]
-    return []
-
-
-def _writer(folder: Path) -> Writer | None:
-    if folder.name in NAMED:
-        return NAMED[folder.name]
-    for kind, write in PARTS.items():
-        if runs_in(folder, kind):
-            return write
-    return write_markdown if kind_of(folder) or is_grid(folder) else None
+    if not runs_in(run, *PARTS) or not (page := read_page(run)):
+        return []
+    made = {"report.md": On.MARKDOWN, "report.html": On.HTML}
+    return [render.write(page, run / name, to) for name, to in made.items()]

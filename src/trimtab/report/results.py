@@ -117,6 +117,13 @@ class Results:
         rank = {name: i for i, name in enumerate(self.methods)}
         return sorted(rows, key=lambda c: (order.get(c.split, 99), rank.get(c.method, 99)))
 
+    @property
+    def over_base(self) -> list[Difference]:
+        """The gains over the bare model by split, then by method."""
+        splits, methods = list(self.splits), list(self.methods)
+        known = [c for c in self.gains if c.split in splits and c.method in methods]
+        return sorted(known, key=lambda c: (splits.index(c.split), methods.index(c.method)))
+
     def alpha_of_equal_kl(self, method: str) -> float | None:
         """The alpha at which the method's KL equals the baseline's, or None if never reached."""
         for row in (*self.comparisons, *self.measurements):

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.report import render, wording
+from trimtab.report import wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
 from trimtab.report.looks import CONTROLS, looks_of
 from trimtab.report.steering_figures import key, legend, panels
+from trimtab.report.tables import versions
 from trimtab.study.reading import runs_in
-from trimtab.study.results import PERSONA, Difference, Measurement
+from trimtab.study.results import PERSONA, Difference
 
 SHOWN = ("mean", "rotation", PERSONA)
 """Cells whose generations are on the page, beside the best one's."""
@@ -38,11 +39,10 @@ READING = [
 """How to read the table of a trait."""
 
 
-def write_steering(folder: Path, page: Path, to: On = On.MARKDOWN) -> Path | None:
-    """Write the page over every trait in `folder`, or over the one that it is, with its figure; None
-    where there is none. Same files, same bytes."""
+def page(folder: Path) -> Page | None:
+    """The page over every trait in `folder`, or over the one that it is; None where there is none."""
     found = [read_doses(each) for each in runs_in(folder, "steering")]
-    return render.write(steering_page(found), page, to) if found else None
+    return steering_page(found) if found else None
 
 
 def steering_page(found: Sequence[Doses]) -> Page:
@@ -143,7 +143,7 @@ def _overview(found: Sequence[Doses]) -> Table:
 
 def _slope(doses: Doses, cell: Cell) -> str:
     """The slope per unit damage, bold where it is clear of random directions."""
-    text = _value(cell, "per_damage", sign=True)
+    text = _value(cell, "per_damage", value=wording.signed)
     return f"**{text}**" if _clear(doses.against(cell.name, RANDOM)) else text
 
 
@@ -159,7 +159,7 @@ def _about(doses: Doses) -> str:
         name = d.against.removesuffix("-first")
         said.append(
             f"Noise floor: `{name}` from one half of the suffixes and from the other differ by "
-            f"{_with_ends(d, sign=True)}."
+            f"{wording.figure(d, wording.number, ', ', value=wording.signed)}."
         )
     return " ".join(said)
 
@@ -184,11 +184,11 @@ def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
             [
                 plain(c.name),
                 _slope(doses, c),
-                _value(c, "swing", sign=True),
-                _with_ends(less, sign=True) if less else wording.NOTHING,
+                _value(c, "swing", value=wording.signed),
+                wording.figure(less, wording.number, ", ", value=wording.signed),
                 wording.number(c.value("r2")),
                 wording.number(c.value("valid")),
-                _value(c, "score", sign=True),
+                _value(c, "score", value=wording.signed),
                 wording.number(c.value("antisymmetry")),
                 _value(c, "wrong_way", form=wording.share),
                 wording.alpha(c.figures["swing"].alpha) + ("" if c.reached else " (KL not met)"),
@@ -214,11 +214,10 @@ def _said(doses: Doses) -> list[Block]:
 
 def _ran(found: Sequence[Doses]) -> str:
     first = found[0].about
-    versions = ", ".join(f"{k} {v}" for k, v in first.versions.items())
     lines = [
         f"- model `{plain(first.model)}`, digest `{first.model_digest}`",
         *(f"- `{d.about.train}`, `{d.about.splits['test'].spec}`" for d in found),
-        f"- {versions}; commit `{first.commit}`",
+        f"- {versions(first)}; commit `{first.commit}`",
     ]
     commands = "\n".join(d.about.command for d in found if d.about.command)
     return "\n".join(lines) + (f"\n\n```\n{commands}\n```" if commands else "")
@@ -229,14 +228,6 @@ def _clear(difference: Difference | None) -> bool:
     return difference is not None and difference.low > 0
 
 
-def _value(cell: Cell, metric: str, form: Any = wording.number, *, sign: bool = False) -> str:
+def _value(cell: Cell, metric: str, form: wording.Form = wording.number, **how: Any) -> str:
     """A value with its interval."""
-    return _with_ends(cell.figures[metric], form, sign=sign)
-
-
-def _with_ends(
-    line: Measurement | Difference, form: Any = wording.number, *, sign: bool = False
-) -> str:
-    value = form(line.value, sign=True) if sign and form is wording.number else form(line.value)
-    ends = wording.bounds(line.low, line.high, form, ", ")
-    return value + (f" [{ends}]" if ends else "")
+    return wording.figure(cell.figures[metric], form, ", ", **how)

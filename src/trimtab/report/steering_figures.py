@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from trimtab.report import svg, wording
 from trimtab.report.doses import RANDOM, Doses
 from trimtab.report.looks import CONTROLS, Look, looks_of
-from trimtab.report.svg import NICE, RULE, Panel
+from trimtab.report.svg import RULE, Panel
 from trimtab.study.results import PERSONA
 
 _GREY = Look(CONTROLS[RANDOM].colour, "")
@@ -33,8 +31,8 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
                     rows = doses.cells[name].curve if name in doses.cells else ()
                     at, values = [r["dose"] for r in rows], [r[metric] for r in rows]
                     svg.line(ax, look, at, values, **_style(look))
-                ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-                ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+                svg.ticks(ax.xaxis)
+                svg.ticks(ax.yaxis)
                 ax.set_xlabel("√KL from the bare model, with the sign of α")
             drawn.append(svg.panel(figure, f"{title}: {unit}", f"{metric}-{doses.trait}"))
     return drawn

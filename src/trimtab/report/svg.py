@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -159,12 +160,14 @@ def rows(
     note: str,
     *,
     width: int = 340,
-    most: int = 19,
+    most: int = 28,
 ) -> Iterator[tuple[Figure, Axes]]:
-    """A panel with one row a method (or a shift), named at the left, and a common x axis."""
+    """A panel with one row a method (or a shift), named at the left, and a common x axis. Names over
+    19 characters make it wider."""
     top, bottom = 36, 42
     names = [short(name, most) for name in names]
-    left = min(17 + 7 * most, 20 + round(7 * max(len(name) for name in names)))
+    left = 20 + 7 * max(len(name) for name in names)
+    width += max(0, left - 153)
     height = top + pitch * len(names) + bottom
     with canvas(width, height) as figure:
         inside = (width - left - 14) / width, pitch * len(names) / height
@@ -175,7 +178,7 @@ def rows(
         ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6)
         ax.tick_params(axis="x", labelsize=11)
         ax.spines["left"].set_visible(False)
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=NICE, integer=True))
+        ticks(ax.xaxis, integer=True)
         ax.grid(axis="x")
         figure.text(4 / width, 1 - 15 / height, short(title, 30), weight="bold", size=13)
         figure.text(1 - 14 / width, 1 - 15 / height, note, ha="right", size=11, color=MUTED)
@@ -237,6 +240,11 @@ def line(
     rim = {"ms": 7.5, "mec": PAGE, "mew": 1} if look.marker else {}
     more = {"lw": 1.8, "zorder": 3, "clip_on": False} | rim | style
     ax.plot(x, y, color=colour, marker=look.marker or None, **more)
+
+
+def ticks(axis: Axis, *, integer: bool = False) -> None:
+    """About five, at round numbers."""
+    axis.set_major_locator(MaxNLocator(5, steps=NICE, integer=integer))
 
 
 def _root(x):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from trimtab.report import wording
 from trimtab.report.blocks import Block, Section, Table, Text, listed, plain
 from trimtab.report.looks import Look, looks_of
-from trimtab.report.results import BASE, TRAIN, Difference, Measurement, Results
+from trimtab.report.results import BASE, TRAIN, About, Difference, Results
 
 COSTS = {
     "fit_seconds": "time to fit, s",
@@ -19,6 +20,12 @@ COSTS = {
     "steps": "optimiser steps",
 }
 """What costs are called on the page; others show their own name."""
+UNITS = {
+    "margin": "nats per token: mean log-prob of the better answer less that of the worse",
+    "elicitation": "the gain over the bare model as a share of the capability of a model trained on the "
+    "target's reference (GENIES)",
+}
+"""Of metrics that are no percentages."""
 
 
 def looks(methods: Sequence[str]) -> Mapping[str, Look]:
@@ -33,19 +40,34 @@ def splits_of(results: Results) -> list[str]:
     return [*seen, *results.splits]
 
 
+def by_method(
+    methods: Iterable[str],
+    columns: Sequence[str],
+    cell: Callable[[str, str], str],
+    header: Sequence[str] | None = None,
+) -> Table:
+    """A row a method, a column each of `columns`, headed by their names or by `header`."""
+    rows = [[plain(wording.label(m)), *(cell(m, c) for c in columns)] for m in methods]
+    return Table(["method", *(header or columns)], rows)
+
+
 def accuracies(results: Results) -> list[Block]:
     """A row a method, a column a split; then what an earlier publication has."""
-    splits = splits_of(results)
+    splits, published = splits_of(results), results.study.published
+    table = by_method(
+        (BASE, *results.methods),
+        splits,
+        lambda method, split: wording.figure(results.read(method, split)),
+        [_titled(results, s) for s in splits],
+    )
+    if not published:
+        return [table]
     rows = [
-        [plain(wording.label(m)), *(share(results.read(m, s)) for s in splits)]
-        for m in (BASE, *results.methods)
+        [f"*published: {plain(wording.label(name))}*", *(wording.share(x.get(s)) for s in splits)]
+        for name, x in published.rows.items()
     ]
-    published = results.study.published
-    for name, shares in published.rows.items() if published else ():
-        cells = [wording.share(shares.get(s)) for s in splits]
-        rows.append([f"*published: {plain(wording.label(name))}*", *cells])
-    table = Table(["method", *(_titled(results, s) for s in splits)], rows)
-    return [table, Text(f"*Published: {plain(published.note)}*")] if published else [table]
+    table = replace(table, rows=[*table.rows, *rows])
+    return [table, Text(f"*Published: {plain(published.note)}*")]
 
 
 def _titled(results: Results, split: str) -> str:
@@ -56,88 +78,63 @@ def _titled(results: Results, split: str) -> str:
 
 def other_metric(results: Results, metric: str) -> list[Block]:
     """A metric beside accuracy, at alpha 1."""
-    splits = splits_of(results)
-    rows = []
-    for m in (BASE, *results.methods):
-        read = [results.read(m, s, metric) for s in splits]
-        if any(read):
-            form = share if metric.startswith("accuracy") else _number
-            rows.append([plain(wording.label(m)), *(form(r) for r in read)])
-    unit = {
-        "margin": "nats per token: mean log-prob of the better answer less that of the worse",
-        "elicitation": "the gain over the bare model as a share of the capability of a model trained on "
-        "the target's reference (GENIES)",
-    }.get(metric, "percent")
+    splits, share = splits_of(results), metric.startswith("accuracy")
+    form, to = (wording.share, "–") if share else (wording.number, ", ")
+    methods = [
+        m
+        for m in (BASE, *results.methods)
+        if any(results.read(m, s, metric) is not None for s in splits)
+    ]
+    table = by_method(
+        methods, splits, lambda m, s: wording.figure(results.read(m, s, metric), form, to)
+    )
     name = wording.METRICS[metric]
-    about = Text(f"{name[0].upper()}{name[1:]}, {unit}.")
-    return [about, Table(["method", *splits], rows)] if rows else []
+    about = Text(f"{name[0].upper()}{name[1:]}, {UNITS.get(metric, 'percent')}.")
+    return [about, table] if methods else []
 
 
-def share(row: Measurement | None) -> str:
-    """A share of 1 in percent, with its interval."""
-    if row is None:
-        return wording.NOTHING
-    return wording.within(wording.share(row.value), wording.bounds(row.low, row.high))
-
-
-def _number(row: Measurement | None) -> str:
-    if row is None:
-        return wording.NOTHING
-    ends = wording.bounds(row.low, row.high, wording.number, ", ")
-    return wording.within(wording.number(row.value), ends)
-
-
-def gain(c: Difference | None, *, strong: bool = True) -> str:
-    """A difference in points with its interval; bold where it is a verdict."""
-    if c is None:
-        return wording.NOTHING
-    interval = wording.bounds(c.low, c.high, wording.points, ", ")
-    value = wording.points(c.value)
-    return wording.within(f"**{value}**" if c.told and strong else value, interval)
+def judged(
+    rows: Sequence[Difference],
+    header: Sequence[str],
+    lead: Callable[[Difference], Sequence[str]],
+    difference: str = "difference",
+    *,
+    grouped: bool = False,
+) -> Table:
+    """Differences with their verdicts, a row each, after the cells that `lead` gives."""
+    body = [
+        [
+            *map(plain, lead(c)),
+            wording.difference(c, strong=False),
+            plain(wording.small(c.p_holm)),
+            wording.points(c.mde, sign=False),
+            wording.verdict(c),
+        ]
+        for c in rows
+    ]
+    figures = (2 if grouped else len(header), len(header) + 3)
+    header = [*header, difference, "p (Holm)", "could see", "verdict"]
+    return Table(header, body, figures, grouped=grouped)
 
 
 def verdicts(rows: Sequence[Difference]) -> Table:
-    header = [
-        "split",
-        "method",
-        "α",
-        "difference, points",
-        "p (Holm)",
-        "could see",
-        "verdict",
-    ]
-    body = []
-    for c in rows:
-        verdict = f"{c.verdict} in this run" if c.told and c.in_this_run else c.verdict
-        body.append(
-            [
-                plain(c.split),
-                plain(wording.label(c.method)),
-                wording.alpha(c.alpha),
-                gain(c, strong=False),
-                plain(wording.small(c.p_holm)),
-                wording.points(c.mde, sign=False),
-                f"**{verdict}**" if c.told else verdict,
-            ]
-        )
-    return Table(header, body, (2, 6), grouped=True)
+    """Those of a run, by split."""
+
+    def lead(c: Difference) -> list[str]:
+        return [c.split, wording.label(c.method), wording.alpha(c.alpha)]
+
+    return judged(rows, ["split", "method", "α"], lead, "difference, points", grouped=True)
 
 
-def by_split(results: Results) -> list[Difference]:
-    """The gains over the bare model by split, then by method."""
-    splits, methods = list(results.splits), list(results.methods)
-    known = [c for c in results.gains if c.split in splits and c.method in methods]
-    return sorted(known, key=lambda c: (splits.index(c.split), methods.index(c.method)))
-
-
-def costs(results: Results) -> Iterator[Block]:
-    fields = dict.fromkeys(name for cost in results.costs.values() for name in cost)
-    names = [COSTS.get(name, name.replace("_", " ")) for name in fields]
+def costs(results: Results) -> Table:
+    """Seconds, parameters, …: a row a method."""
+    fields = list(dict.fromkeys(name for cost in results.costs.values() for name in cost))
     order = {m: i for i, m in enumerate(results.methods)}
-    rows = sorted(results.costs.items(), key=lambda item: order.get(item[0], 99))
-    yield Table(
-        ["method", *names],
-        [[plain(wording.label(m)), *(_cost(cost.get(f)) for f in fields)] for m, cost in rows],
+    return by_method(
+        sorted(results.costs, key=lambda m: order.get(m, 99)),
+        fields,
+        lambda m, field: _cost(results.costs[m].get(field)),
+        [COSTS.get(name, name.replace("_", " ")) for name in fields],
     )
 
 
@@ -161,48 +158,43 @@ def prompts(results: Results) -> Iterator[Section]:
     for prompt in dict.fromkeys(g.prompt for g in shown):
         mine = [g for g in shown if g.prompt == prompt]
         bare = {g.text for g in mine if g.alpha == 0}
-        answer = bare.pop() if len(bare) == 1 else None
+        same = len(bare) == 1
         # At 0 every dial is the bare model: said once. Where texts differ, each is shown.
-        rest = [g for g in mine if g.method != BASE and (answer is None or g.alpha != 0)]
-        alphas = sorted({g.alpha for g in rest})
+        rest = [g for g in mine if g.method != BASE and not (same and g.alpha == 0)]
         texts = {(g.method, g.alpha): g.text for g in rest}
-        methods = sorted({g.method for g in rest}, key=lambda m: (order.get(m, 99), m))
+        alphas = sorted({alpha for _, alpha in texts})
         rows = [
             [wording.label(m), *(texts.get((m, a), wording.NOTHING) for a in alphas)]
-            for m in methods
+            for m in sorted({m for m, _ in texts}, key=lambda m: (order.get(m, 99), m))
         ]
-        columns = [f"α = {wording.alpha(a)}" for a in alphas]
-        same = [
-            Table(
-                ["", "α = 0, under every dial"], [["bare model", answer or ""]], (0, 0), words=True
-            )
-        ]
-        tables = [
-            *(same if answer is not None else []),
-            Table(["method", *columns], rows, (0, 0), words=True),
-        ]
+        header = ["method", *(f"α = {wording.alpha(a)}" for a in alphas)]
+        tables = [Table(header, rows, (0, 0), words=True)]
+        if same:
+            row = ["bare model", *bare]
+            tables.insert(0, Table(["", "α = 0, under every dial"], [row], (0, 0), words=True))
         yield Section(plain(prompt), tables, folded=True)
 
 
 def what_ran(results: Results) -> str:
     """Model, data, seeds, versions as a list."""
-    study = results.study
+    study, count = results.study, wording.count
+    sizes = [count(study.train_items, "item")] if study.train_items else []
+    sizes += [count(study.train_pairs, "pair")] if study.train_pairs and sizes else []
+    known = f"trained on `{study.train}`" if study.train else "training data not known"
     lines = [
         f"model `{study.model}`, digest `{study.model_digest}`, {study.dtype} on {study.device}",
         (f"suite `{study.suite}`, " if study.suite else "")
-        + (f"trained on `{study.train}`" if study.train else "training data not known")
-        + (f" ({wording.count(study.train_items, 'item')}" if study.train_items else "")
-        + (f", {wording.count(study.train_pairs, 'pair')})" if study.train_pairs else "")
-        + ("" if study.train_pairs or not study.train_items else ")"),
+        + known
+        + (f" ({', '.join(sizes)})" if sizes else ""),
     ]
     for name, split in study.splits.items():
-        lines.append(
-            f"{plain(name)}: `{split.spec}`, {wording.count(split.items, 'item')}, "
-            f"{wording.count(split.pairs, 'pair')}"
-            + (f", {split.dropped} dropped as over-long" if split.dropped else "")
-        )
-    lines.append(f"seeds {', '.join(map(str, study.seeds)) or wording.NOTHING}")
-    lines.append(", ".join(f"{k} {v}" for k, v in study.versions.items()))
-    if study.commit:
-        lines.append(f"commit `{study.commit}`")
-    return listed(lines).words
+        dropped = f", {split.dropped} dropped as over-long" if split.dropped else ""
+        sizes = [count(split.items, "item"), count(split.pairs, "pair")]
+        lines.append(f"{plain(name)}: `{split.spec}`, {', '.join(sizes)}{dropped}")
+    lines += [f"seeds {', '.join(map(str, study.seeds)) or wording.NOTHING}", versions(study)]
+    return listed([*lines, *([f"commit `{study.commit}`"] if study.commit else [])]).words
+
+
+def versions(study: About) -> str:
+    """Of packages."""
+    return ", ".join(f"{name} {version}" for name, version in study.versions.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from trimtab.report.results import (
@@ -14,8 +14,11 @@ from trimtab.report.results import (
     NEUTRAL,
     TRAIN,
     Difference,
+    Measurement,
     Results,
 )
+
+Form = Callable[[float], str]
 
 NOTHING = "–"
 """Stands where a figure is not known."""
@@ -94,14 +97,48 @@ def small(value: float) -> str:
     return "< 0.001" if value < 0.001 else number(value, 3)
 
 
-def bounds(low: float, high: float, form=share, to: str = "–") -> str:
+def signed(value: float | None) -> str:
+    """A number with its sign."""
+    return number(value, sign=True)
+
+
+def bounds(line: Measurement | Difference, form: Form = share, to: str = "–") -> str:
     """An interval's ends, or nothing where they are not known."""
-    return "" if math.isnan(low) or math.isnan(high) else f"{form(low)}{to}{form(high)}"
+    known = not math.isnan(line.low) and not math.isnan(line.high)
+    return f"{form(line.low)}{to}{form(line.high)}" if known else ""
 
 
-def within(value: str, interval: str) -> str:
-    """A value with its interval, where there is one."""
-    return f"{value} [{interval}]" if interval else value
+def figure(
+    line: Measurement | Difference | None,
+    form: Form = share,
+    to: str = "–",
+    *,
+    value: Form | None = None,
+    strong: bool = False,
+) -> str:
+    """A figure with its interval, `81.2 [70.0–90.0]`, or a dash where there is none.
+
+    Args:
+        value: how the figure itself is written, where not as the ends are.
+        strong: it is bold.
+    """
+    if line is None:
+        return NOTHING
+    said = (value or form)(line.value)
+    ends = bounds(line, form, to)
+    return (f"**{said}**" if strong else said) + (f" [{ends}]" if ends else "")
+
+
+def difference(line: Difference | None, *, strong: bool | None = None) -> str:
+    """A difference in points with its interval; bold where it is a verdict."""
+    told = line is not None and line.told
+    return figure(line, points, ", ", strong=told if strong is None else strong)
+
+
+def verdict(line: Difference) -> str:
+    """Its word; bold where one can tell."""
+    run = " in this run" if line.in_this_run else ""
+    return f"**{line.verdict}{run}**" if line.told else line.verdict
 
 
 def join(words: Sequence[str]) -> str:
@@ -114,22 +151,22 @@ def count(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def headline(results: Results) -> str:
-    """The whole run in a sentence or two."""
-    rows = [c for c in results.at(ALPHA_1) if not math.isnan(c.value)]
+def headline(*runs: Results) -> str:
+    """A run, or several models and suites, in a sentence or two."""
+    rows = [c for r in runs for c in r.at(ALPHA_1) if not math.isnan(c.value)]
     if not rows:
         return (
             "This run compares no method with a baseline, so it holds accuracies and no verdicts."
         )
-    baseline = label(rows[0].against)
+    baseline, opening = label(rows[0].against), _opening(rows)
     told = [c for c in rows if c.told]
-    opening = _opening(rows)
-    if not told:
-        return f"{opening}no dial can be told from {baseline} on any split at α\u00a0=\u00a01."
-    clauses = []
     rest = len(rows) - len(told)
-    if len({c.method for c in told}) > 4:
+    if not told:
+        every = f"in any of {count(len(rows), 'comparison')}" if len(runs) > 1 else "on any split"
+        return f"{opening}no dial can be told from {baseline} {every} at α\u00a0=\u00a01."
+    if len(runs) > 1 or len({c.method for c in told}) > 4:
         return f"{opening}{_many(told, rest, baseline)}"
+    clauses = []
     first = sorted(told, key=lambda c: c.verdict)  # what was better before what was worse
     for method in dict.fromkeys(c.method for c in first):
         parts = [
@@ -139,27 +176,7 @@ def headline(results: Results) -> str:
         ]
         clauses.append(f"{label(method)} was {join(parts)}")
     others = "the other comparison" if rest == 1 else f"the other {rest} comparisons"
-    tail = f" For {others} one cannot tell."
-    return f"{opening}{'; '.join(clauses)}.{tail if rest else ''}"
-
-
-def grid_headline(studies: Sequence[Results]) -> str:
-    """Several models and suites in two sentences: how often a method beat the baseline."""
-    rows = [c for r in studies for c in r.at(ALPHA_1) if not math.isnan(c.value)]
-    if not rows:
-        return (
-            "This run compares no method with a baseline, so it holds accuracies and no verdicts."
-        )
-    baseline = label(rows[0].against)
-    told = [c for c in rows if c.told]
-    rest = len(rows) - len(told)
-    opening = _opening(rows)
-    if not told:
-        return (
-            f"{opening}no dial can be told from {baseline} in any of "
-            f"{count(len(rows), 'comparison')} at α = 1."
-        )
-    return f"{opening}{_many(told, rest, baseline)}"
+    return f"{opening}{'; '.join(clauses)}.{f' For {others} one cannot tell.' if rest else ''}"
 
 
 def _many(told: list[Difference], rest: int, baseline: str) -> str:
@@ -191,12 +208,8 @@ def answers(results: Results, at: str = ALPHA_1) -> list[tuple[str, str]]:
             sentences.append((method, _answer(mine)))
         elif at == EQUAL_KL:
             baseline = label(results.baseline or "")
-            sentences.append(
-                (
-                    method,
-                    f" has no α in the measured range whose KL equals {baseline}’s.",
-                )
-            )
+            said = f" has no α in the measured range whose KL equals {baseline}’s."
+            sentences.append((method, said))
     return sentences
 
 
@@ -219,13 +232,11 @@ def _answer(rows: list[Difference]) -> str:
 
 
 def _by(c: Difference) -> str:
-    size = _whole(abs(c.value))
+    size = _points(_whole(abs(c.value)))
     if math.isnan(c.low) or math.isnan(c.high):
-        return _points(size)
-    low, high = sorted((c.low, c.high))
-    if c.value < 0:
-        low, high = -high, -low
-    return f"{_points(size)} (95\u00a0% {_whole(low)} to {_whole(high)})"
+        return size
+    low, high = sorted((c.low, c.high) if c.value >= 0 else (-c.low, -c.high))
+    return f"{size} (95\u00a0% {_whole(low)} to {_whole(high)})"
 
 
 def _blind(rows: list[Difference]) -> str:
@@ -233,12 +244,10 @@ def _blind(rows: list[Difference]) -> str:
     sizes = [_whole(c.mde) for c in rows if not math.isnan(c.mde)]
     tied = [c.split for c in rows if math.isnan(c.mde)]
     said = []
-    if len(sizes) == 1:
-        said.append(f"a difference under {_points(sizes[0])} could not have been seen")
-    elif sizes and len(set(sizes)) == 1:
-        said.append(f"differences under {_points(sizes[0])} could not have been seen")
-    elif sizes:
-        said.append(f"differences under {join(sizes)} points could not have been seen")
+    if sizes:
+        size = _points(sizes[0]) if len(set(sizes)) == 1 else f"{join(sizes)} points"
+        what = "a difference" if len(sizes) == 1 else "differences"
+        said.append(f"{what} under {size} could not have been seen")
     if tied:
         said.append(f"no two items came out differently on {join(tied)}")
     return f": {', and '.join(said)}" if said else ""

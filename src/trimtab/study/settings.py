@@ -22,10 +22,10 @@ from typing import Any
 
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
-from trimtab.training import METHODS, Method, Recipe, method
+from trimtab.training import METHODS, Method, method
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
+def plain(recipe: Any) -> dict[str, Any]:
     """A recipe's settings as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 

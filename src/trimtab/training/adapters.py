@@ -28,16 +28,21 @@ from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
 from trimtab.training.estimate import Estimate, estimate_training
 from trimtab.training.probe import check_gradients
-from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, TrainingRecipe
-from trimtab.training.reference import read_reference
-from trimtab.training.rotation import (
-    ContrastiveModule,
-    ContrastiveRecipe,
+from trimtab.training.recipes import (
+    InnerRecipe,
+    Method,
+    ProjectionRecipe,
+    Recipe,
     RotationRecipe,
-    RotationSettings,
-    new_rotation,
 )
-from trimtab.training.settings import AdapterSettings, TrainSettings, no_effect
+from trimtab.training.reference import read_reference
+from trimtab.training.rotation import ContrastiveModule, new_rotation
+from trimtab.training.settings import (
+    AdapterSettings,
+    RotationSettings,
+    TrainSettings,
+    no_effect,
+)
 from trimtab.training.spaces import Spaces, build_spaces
 
 if TYPE_CHECKING:
@@ -74,7 +79,7 @@ def fit_adapter(
 class Plan:
     """All that is decided before the first pass over the pairs."""
 
-    recipe: TrainingRecipe
+    recipe: Recipe
     needs: Needs
     args: TrainingArguments
     layout: Layout
@@ -94,7 +99,7 @@ def plan(
 ) -> Plan:
     """Steps, layout, a fresh dial and what the run will take. Raises where `named` does not fit."""
     recipe = named.recipe
-    assert isinstance(recipe, TrainingRecipe)
+    assert isinstance(recipe, Recipe)
     if isinstance(recipe, RotationRecipe):
         recipe = recipe.settled()
     settings = recipe.train
@@ -105,7 +110,7 @@ def plan(
         width_at(model, site, named.name)  # refuses what holds no one state a token
     args = arguments(settings, model, seed, work, name)
     layout = layout_of(model, encoded)
-    both_ends = isinstance(recipe, ContrastiveRecipe)
+    both_ends = recipe.both_ends
     if settings.activation_checkpointing or both_ends:
         # Layers that run again would add to the prefix's keys and values again; rows at alphas of
         # their own have to be lines of their own.
@@ -169,7 +174,7 @@ def _trained(
         projection = Projection(recipe.projection, dial, differences)
     module = (
         ContrastiveModule(model, dial, recipe.objective, needs, before, encoded)
-        if isinstance(recipe, ContrastiveRecipe)
+        if recipe.both_ends
         else FitModule(model, dial, recipe.objective, needs, before, spaces)
     )
     with recomputing(model) if settings.activation_checkpointing else nullcontext():
@@ -250,7 +255,7 @@ def planned(
 
 
 def _spaces(
-    recipe: TrainingRecipe,
+    recipe: Recipe,
     model: nn.Module,
     encoded: Encoded,
     needs: Needs,

@@ -16,8 +16,7 @@ from trimtab.readout import Needs
 from trimtab.states import depth, find_sites
 from trimtab.training.adapters import plan
 from trimtab.training.estimate import EFFICIENCY, Estimate, matmul_rate, operations
-from trimtab.training.head_recipes import HeadRecipe
-from trimtab.training.recipes import Method, TrainingRecipe
+from trimtab.training.recipes import Method, Recipe
 from trimtab.training.steering import GradientRecipe
 
 KEPT = 2 * 3 * 4
@@ -63,7 +62,7 @@ def forecast(
     the method on this model before the first step."""
     recipe = named.recipe
     width = models.text_config(model).hidden_size
-    if not isinstance(recipe, TrainingRecipe):
+    if not isinstance(recipe, Recipe):
         sites = find_sites(model, recipe.sites)
         gradients = isinstance(recipe, GradientRecipe)
         needs = Needs(sites=sites, logps=gradients)
@@ -73,7 +72,7 @@ def forecast(
         )
     assert isinstance(encoded, Encoded)
     with tempfile.TemporaryDirectory() as work:
-        if isinstance(recipe, HeadRecipe):
+        if recipe.head:
             return _of_head(named, model, encoded, seed, Path(work))
         made = plan(named, model, encoded, seed, Path(work), named.name, progress)
     expected = made.expected
@@ -91,7 +90,6 @@ def _of_head(named: Method, model: nn.Module, encoded: Encoded, seed: int, work:
     from trimtab.training.adapters import arguments, planned
 
     recipe = named.recipe
-    assert isinstance(recipe, TrainingRecipe)
     args = arguments(recipe.train, model, seed, work, named.name)
     schedule = planned(recipe.train, encoded, seed, layout_of(model, encoded), args)
     live = getattr(recipe.dial, "features", "") == "live"

@@ -44,10 +44,10 @@ from trimtab.readout import Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, head_site, pair_up, read_tokens
 from trimtab.training.adapters import HISTORY, arguments, new_lora, planned
-from trimtab.training.head_recipes import DPHRecipe, IAVRecipe
 from trimtab.training.probe import check_gradients
-from trimtab.training.recipes import Method
+from trimtab.training.recipes import Method, Recipe
 from trimtab.training.reference import read_reference
+from trimtab.training.settings import LogitsSettings, RewardSettings
 from trimtab.training.trainer import DialTrainer, recomputing, train
 
 CHUNK = 6 << 20
@@ -407,7 +407,7 @@ def fit_head(
     generator = torch.Generator().manual_seed(seed)
     live = recipe.dial.features == "live"
     where: Where = "predicting"
-    if isinstance(recipe, DPHRecipe):
+    if isinstance(recipe.dial, RewardSettings):
         where = "all" if recipe.dial.over == "all" else "answer"
     layout = layout_for(model, where, encoded)
     if settings.activation_checkpointing:
@@ -431,13 +431,12 @@ def fit_head(
             )
 
     module: HeadModule
-    if isinstance(recipe, IAVRecipe):
+    if isinstance(recipe.dial, LogitsSettings):
         options = {k: getattr(recipe.dial, k) for k in ("shape", "rank", "sites", "base_head")}
         dial: Any = LogitsDial.for_model(model, generator=generator, **options).to(device)
         module = IAVModule(model, dial, recipe.objective, encoded)
         module.stored = None if live else stored(module)
     else:
-        assert isinstance(recipe, DPHRecipe)
         dial = _reward_dial(recipe, model, generator)
         live = live or dial.adapter is not None
         module = DPHModule(model, dial, recipe.objective, encoded, _heads(recipe, data))
@@ -504,7 +503,9 @@ def cache_command(model: nn.Module, spec: str, sites: Sequence[Site], where: Whe
     )
 
 
-def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator) -> RewardDial:
+def _reward_dial(
+    recipe: Recipe[DPH, RewardSettings], model: nn.Module, generator: torch.Generator
+) -> RewardDial:
     s = recipe.dial
     names = ("sites", "mix", "aggregate", "over", "pooling", "norm", "inner", "attention_heads")
     options = {k: getattr(s, k) for k in (*names, "dropout", "heads")}
@@ -519,7 +520,7 @@ def _reward_dial(recipe: DPHRecipe, model: nn.Module, generator: torch.Generator
     return RewardDial.for_model(model, generator=generator, adapter=adapter, **options)
 
 
-def _heads(recipe: DPHRecipe, data: PairSet) -> Tensor:
+def _heads(recipe: Recipe[DPH, RewardSettings], data: PairSet) -> Tensor:
     """The head that each pair trains."""
     names = recipe.dial.heads
     if len(names) == 1:

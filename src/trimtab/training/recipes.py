@@ -1,118 +1,115 @@
-"""Recipes of trained methods: frozen dataclasses whose fields are the command line's flags."""
+"""Recipes: an objective, the dial that is trained on it, and how. Their fields are the command line's
+flags, what a digest is taken of, and the keys of a file of settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, TypeVar, cast
 
-from trimtab.objectives import DPO, IPO, MSE, ORPO, InnerDPO, Objective, PrefVec, Rank, SimPO
+from trimtab.errors import ConfigError
+from trimtab.objectives import (
+    DPO,
+    IPO,
+    MSE,
+    ORPO,
+    ContrastiveSteering,
+    InnerDPO,
+    PrefVec,
+    Rank,
+    SimPO,
+)
+from trimtab.objectives.heads import ARM, DPH, IAV
 from trimtab.training.settings import (
     AdapterSettings,
+    LogitsSettings,
     ProjectionSettings,
+    RewardSettings,
+    RotationSettings,
     SpaceSettings,
     TrainSettings,
     check_space,
     no_effect,
 )
-from trimtab.training.steering import SteeringRecipe
+from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
+
+O = TypeVar("O")  # noqa: E741
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """A method that trains an adapter on an objective."""
+class Recipe(Generic[O, D]):
+    """A method that trains a dial on an objective."""
 
-    objective: Objective
+    objective: O
     """What is minimised."""
-    dial: AdapterSettings = field(default_factory=AdapterSettings)
+    dial: D = field(default_factory=AdapterSettings)  # type: ignore[assignment]
     """What is trained."""
-    train: TrainSettings = field(default_factory=TrainSettings)
+    train: TrainSettings = None  # type: ignore[assignment]  # the dial's usual ones
     """How."""
 
+    def __post_init__(self) -> None:
+        if self.train is None:
+            object.__setattr__(self, "train", self.dial.usual)  # type: ignore[attr-defined]
+        joint = isinstance(self.objective, DPH) and self.objective.logps
+        if joint and isinstance(self.dial, RewardSettings) and self.dial.adapter == "none":
+            raise ConfigError(
+                "objective.weight_dpo and weight_sft train an adapter: add --dial.adapter lora"
+            )
 
-@dataclass(frozen=True)
-class DPORecipe(TrainingRecipe):
-    """Direct preference optimization of a LoRA adapter: the baseline."""
+    @property
+    def both_ends(self) -> bool:
+        """Whether it is trained at alpha = +1 and -1 at once."""
+        return isinstance(self.objective, ContrastiveSteering)
 
-    objective: DPO = field(default_factory=DPO)
-    """The loss on log-probs."""
-
-
-@dataclass(frozen=True)
-class IPORecipe(TrainingRecipe):
-    """Identity preference optimization of a LoRA adapter."""
-
-    objective: IPO = field(default_factory=IPO)
-    """The loss on log-probs."""
-
-
-@dataclass(frozen=True)
-class SimPORecipe(TrainingRecipe):
-    """Simple preference optimization of a LoRA adapter, without a reference."""
-
-    objective: SimPO = field(default_factory=SimPO)
-    """The loss on log-probs."""
+    @property
+    def head(self) -> bool:
+        """Whether its dial is a head on a frozen model."""
+        return isinstance(self.dial, LogitsSettings | RewardSettings)
 
 
 @dataclass(frozen=True)
-class ORPORecipe(TrainingRecipe):
-    """Odds ratio preference optimization of a LoRA adapter, without a reference."""
-
-    objective: ORPO = field(default_factory=ORPO)
-    """The loss on log-probs."""
-
-
-@dataclass(frozen=True)
-class ProjectionRecipe(DPORecipe):
-    """DPO whose gradient is kept to the reference's preference direction."""
-
-    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
-    """What of the gradient is let through."""
-
-
-@dataclass(frozen=True)
-class InnerRecipe(TrainingRecipe):
-    """A method that trains an adapter on hidden states, compared in a space."""
+class InnerRecipe(Recipe[O, D]):
+    """A method that trains a dial on hidden states, compared in a space."""
 
     space: SpaceSettings = field(default_factory=SpaceSettings)
     """Where states are compared."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_space(self.space.kind, self.objective)
 
 
 @dataclass(frozen=True)
-class MSERecipe(InnerRecipe):
-    """Rejected states drawn to the reference's chosen ones."""
+class ProjectionRecipe(Recipe[O, D]):
+    """A method whose gradient is kept to the reference's preference direction."""
 
-    objective: MSE = field(default_factory=MSE)
-    """The loss on hidden states."""
-
-
-@dataclass(frozen=True)
-class PrefVecRecipe(InnerRecipe):
-    """States separated along the reference's preference direction, within a trust region."""
-
-    objective: PrefVec = field(default_factory=PrefVec)
-    """The loss on hidden states."""
+    objective: O = field(default_factory=DPO)  # type: ignore[assignment]
+    """What is minimised."""
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+    """What of the gradient is let through."""
 
 
 @dataclass(frozen=True)
-class RankRecipe(InnerRecipe):
-    """Rankings of hidden units: the rejected states' drawn to those of the reference's chosen."""
+class RotationRecipe(Recipe[O, D]):
+    """Rotations of linear layers' singular vectors, trained at alpha = +1 and -1 at once."""
 
-    objective: Rank = field(default_factory=Rank)
-    """The loss on hidden states."""
+    objective: O = field(default_factory=ContrastiveSteering)  # type: ignore[assignment]
+    """What is minimised."""
+    dial: D = field(default_factory=RotationSettings)  # type: ignore[assignment]
+    """What is turned."""
+    quick: bool = False
+    """A try of about a minute: few pairs, few steps, rank 16."""
+
+    def settled(self) -> RotationRecipe[O, D]:
+        """The recipe with what `quick` stands for written out."""
+        if not self.quick:
+            return self
+        train = replace(self.train, pairs_per_step=8, max_steps=8, learning_rate=2e-2)
+        dial: Any = self.dial
+        return replace(self, dial=replace(dial, rank=min(16, dial.rank)), train=train)
 
 
-@dataclass(frozen=True)
-class InnerDPORecipe(InnerRecipe):
-    """Hidden states of a LoRA adapter's model, pulled apart along the reference's preference."""
-
-    objective: InnerDPO = field(default_factory=InnerDPO)
-    """The loss on hidden states, with an outer DPO term."""
-
-
-Recipe = TrainingRecipe | SteeringRecipe
+AnyRecipe = Recipe[Any, Any] | DirectionRecipe | GradientRecipe
 
 
 @dataclass(frozen=True)
@@ -120,16 +117,23 @@ class Method:
     """A named recipe."""
 
     name: str
-    recipe: Recipe
+    recipe: Any
+    """An `AnyRecipe`."""
     where: str
     """Where the dial sits."""
     what: str
     """What it optimises, in one line."""
 
     @property
+    def kind(self) -> Any:
+        """The type of its recipe, that of its parts with it."""
+        own, kind = self.recipe, cast(Any, type(self.recipe))
+        return kind[type(own.objective), type(own.dial)] if self.trained else kind
+
+    @property
     def trained(self) -> bool:
         """Whether it takes training steps."""
-        return isinstance(self.recipe, TrainingRecipe)
+        return isinstance(self.recipe, Recipe)
 
     @property
     def seeded(self) -> bool:
@@ -148,15 +152,56 @@ class Method:
             return f"hs-none-{self.name.rpartition('-')[2]}"
         return None
 
-    def varies(self, recipe: Recipe) -> bool:
-        """Whether a recipe of the same type is this one with other settings: what a method is named
+    def varies(self, recipe: AnyRecipe) -> bool:
+        """Whether a recipe of the same parts is this one with other settings: what a method is named
         for is the same."""
         return _named_for(self.recipe) == _named_for(recipe)
 
 
-def _named_for(recipe: Recipe) -> tuple[Any, ...]:
+def alike(a: AnyRecipe, b: object) -> bool:
+    """Whether two recipes have the same parts, and so the same settings."""
+    if type(a) is not type(b) or not isinstance(a, Recipe):
+        return type(a) is type(b)
+    return all(type(getattr(a, part)) is type(getattr(b, part)) for part in ("objective", "dial"))
+
+
+def _named_for(recipe: Any) -> tuple[Any, ...]:
     if isinstance(recipe, SteeringRecipe):
         return (recipe.estimator,)
     if isinstance(recipe, InnerRecipe):
-        return (recipe.space.kind, ":" in str(recipe.objective.sites))  # type: ignore[attr-defined]
+        return (recipe.space.kind, ":" in str(recipe.objective.sites))
     return (recipe.projection.of,) if isinstance(recipe, ProjectionRecipe) else ()
+
+
+# ---- names of earlier versions ------------------------------------------------------------------
+
+TrainingRecipe = Recipe
+_EARLIER: dict[str, Recipe[Any, Any]] = {
+    **{f"{kind.__name__}Recipe": Recipe(kind()) for kind in (DPO, IPO, SimPO, ORPO)},
+    **{f"{kind.__name__}Recipe": InnerRecipe(kind()) for kind in (MSE, PrefVec, Rank, InnerDPO)},
+    "IAVRecipe": Recipe(IAV(), LogitsSettings()),
+    "DPHRecipe": Recipe(DPH(), RewardSettings()),
+    "GenARMRecipe": Recipe(ARM()),
+    "ContrastiveRecipe": Recipe(ContrastiveSteering()),
+}
+
+
+class _Earlier(type):
+    """A class a method, as there was: called, it makes the recipe with other settings; recipes with
+    its objective are its instances."""
+
+    like: Recipe[Any, Any]
+
+    def __call__(cls, *parts: Any, **named: Any) -> Any:
+        names = [f.name for f in fields(cls.like)]
+        return replace(cls.like, **dict(zip(names, parts, strict=False)), **named)
+
+    def __instancecheck__(cls, recipe: object) -> bool:
+        kind = type(cls.like.objective)
+        return isinstance(recipe, type(cls.like)) and isinstance(recipe.objective, kind)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EARLIER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _Earlier(name, (), {"like": _EARLIER[name]})

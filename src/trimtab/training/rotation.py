@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, collate
-from trimtab.bounds import Bounded, Several, Within
 from trimtab.cache import collect
 from trimtab.dials import Alpha, Dial, RotationDial
-from trimtab.dials.rotation import Scaling, singular_basis
+from trimtab.dials.rotation import singular_basis
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import ConfigError, DataError
 from trimtab.objectives.contrastive import ContrastiveSteering, scaled_direction
@@ -22,84 +21,19 @@ from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read
+from trimtab.training import recipes
 from trimtab.training.closed_form import pair_answers
-from trimtab.training.recipes import Method, TrainingRecipe
 from trimtab.training.reference import Reference
-from trimtab.training.settings import AdapterSettings, TrainSettings
+from trimtab.training.settings import RotationSettings
 from trimtab.training.trainer import FitModule
 
-WRITERS = r"(o_proj|down_proj|out_proj|fc2|c_proj|attention\.dense|dense_4h_to_h)$"
-"""Layers that write to the residual stream."""
+RotationRecipe = recipes.RotationRecipe
+ContrastiveRecipe: Any = recipes.ContrastiveRecipe  # as it was called
+
 QUICK_PAIRS = 64
 """A quick try sees so many pairs, most of them once."""
 SIGN_ROWS = 32
 """Rows of the training data on which the sign is settled."""
-
-
-@dataclass(frozen=True)
-class RotationSettings(Bounded, group="dial"):
-    """Which singular vectors are turned, and how far."""
-
-    rank: Several = 64
-    """Singular vectors of each layer."""
-    targets: str = WRITERS
-    """Regular expression searched in the paths of linear layers."""
-    blocks: str = "0.25..0.75"
-    """Decoder blocks whose layers are turned; none above the objective's deepest site."""
-    select: Literal["top", "data"] = "top"
-    """The largest singular values, or those along which the layer writes chosen - rejected most."""
-    scaling: Scaling = "multiplicative"
-    """What alpha does to singular values: S exp(alpha l), S + alpha l, or nothing."""
-    max_angle: Annotated[float, Within(0, 180, "()")] = 45.0
-    """No plane turns farther at alpha = 1, in degrees."""
-
-
-@dataclass(frozen=True)
-class ContrastiveRecipe(TrainingRecipe):
-    """An adapter trained at alpha = +1 and -1 at once."""
-
-    objective: ContrastiveSteering = field(default_factory=ContrastiveSteering)  # type: ignore[assignment]
-    """The loss on hidden states in both directions."""
-    dial: AdapterSettings = field(default_factory=AdapterSettings)
-    """What is trained."""
-
-
-@dataclass(frozen=True)
-class RotationRecipe(ContrastiveRecipe):
-    """Rotations of linear layers' singular vectors, trained at alpha = +1 and -1 at once."""
-
-    dial: RotationSettings = field(default_factory=RotationSettings)  # type: ignore[assignment]
-    """What is turned."""
-    train: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=3e-3))
-    """How."""
-    quick: bool = False
-    """A try of about a minute: few pairs, few steps, rank 16."""
-
-    def settled(self) -> RotationRecipe:
-        """The recipe with what `quick` stands for written out."""
-        if not self.quick:
-            return self
-        train = replace(self.train, pairs_per_step=8, max_steps=8, learning_rate=2e-2)
-        return replace(self, dial=replace(self.dial, rank=min(16, self.dial.rank)), train=train)
-
-
-CONTRASTIVE_METHODS = {
-    m.name: m
-    for m in (
-        Method(
-            "rotation",
-            RotationRecipe(),
-            "rotations of o_proj and down_proj in the middle half",
-            "hidden states apart at alpha = 1 and together at -1, from one training",
-        ),
-        Method(
-            "contrastive",
-            ContrastiveRecipe(),
-            "LoRA on all linear layers",
-            "the objective of `rotation`, for an adapter",
-        ),
-    )
-}
 
 
 def new_rotation(

@@ -29,15 +29,14 @@ from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
 from trimtab.training.adapters import fit_adapter
 from trimtab.training.closed_form import fit_direction
-from trimtab.training.head_recipes import HeadRecipe
 from trimtab.training.methods import METHODS, method
-from trimtab.training.recipes import Method, Recipe
+from trimtab.training.recipes import AnyRecipe, Method, alike
 from trimtab.training.rotation import QUICK_PAIRS
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
 def fit(
-    recipe: str | Recipe | Method,
+    recipe: str | AnyRecipe | Method,
     model: nn.Module,
     tokenizer: Any,
     pairs: PairSet | Contrast | str,
@@ -120,11 +119,11 @@ def fit(
         return done
     if folder is not None:
         _claim(_work(folder), info, overwrite)
-    recipe = named.recipe
+    how = named.recipe
     extra: dict[str, str | bytes] = {}
-    if isinstance(recipe, SteeringRecipe):
+    if isinstance(how, SteeringRecipe):
         poles = encode_poles(
-            recipe,
+            how,
             data,
             tokenizer,
             max_length=max_length,
@@ -138,7 +137,7 @@ def fit(
             max_length,
             models.context(model),
         )
-        dial: Dial = fit_direction(recipe, model, poles, seed=seed, store=store, progress=progress)
+        dial: Dial = fit_direction(how, model, poles, seed=seed, store=store, progress=progress)
     else:
         assert isinstance(data, PairSet)
         encoded = encode(
@@ -150,7 +149,7 @@ def fit(
         )
         progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
         train_dial = fit_adapter
-        if isinstance(recipe, HeadRecipe):
+        if how.head:
             from trimtab.training.heads import fit_head
 
             train_dial = partial(fit_head, data)
@@ -285,7 +284,7 @@ def _main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _named(recipe: str | Recipe | Method) -> Method:
+def _named(recipe: str | AnyRecipe | Method) -> Method:
     """The method of a name; a recipe with other settings gets that of the method it varies."""
     if isinstance(recipe, str):
         return method(recipe)
@@ -293,18 +292,18 @@ def _named(recipe: str | Recipe | Method) -> Method:
         return recipe
     if name := next((n for n, same in PUBLISHED.items() if same == recipe), None):
         return method(name)
-    like = [m for m in METHODS.values() if type(m.recipe) is type(recipe)]
+    like = [m for m in METHODS.values() if alike(m.recipe, recipe)]
     if not like:
         raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
     same = [m for m in like if m.varies(recipe)] or like
     return dataclasses.replace(same[0], recipe=recipe)
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
+def _plain(recipe: AnyRecipe) -> dict[str, Any]:
     """A recipe as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-def recipe_digest(recipe: Recipe) -> str:
+def recipe_digest(recipe: AnyRecipe) -> str:
     """sha256 of a recipe's settings."""
     return digest(_plain(recipe))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
+from trimtab.batching import Over
 from trimtab.bounds import (
     BelowOne,
     Bounded,
@@ -14,39 +15,19 @@ from trimtab.bounds import (
     NonNegative,
     Positive,
     Rate,
+    Several,
     Share,
     Within,
 )
+from trimtab.dials.logits import Shape
+from trimtab.dials.reward import Aggregate, Mix, Pooling
+from trimtab.dials.rotation import Scaling
 from trimtab.errors import ConfigError
 from trimtab.objectives import Objective
 from trimtab.spaces import TRAINABLE
 
-
-@dataclass(frozen=True)
-class AdapterSettings(Bounded, group="dial"):
-    """The adapter that a training recipe fits."""
-
-    tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
-    """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
-    rank: Count = 16
-    """r: rank of each update (LoRA, VeRA, DeLoRA)."""
-    lora_alpha: Positive = 32
-    """Numerator of the scale lora_alpha / r."""
-    dropout: BelowOne = 0.0
-    """Probability of dropping an input in training."""
-    rslora: bool = False
-    """Scale by lora_alpha / sqrt(r)."""
-    targets: str = "all-linear"
-    """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
-    regular expression searched in module paths."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.targets == "experts" and (self.tuner != "lora" or self.dropout):
-            raise ConfigError(
-                f"targets=experts, tuner={self.tuner}, dropout {self.dropout}: the stacked experts' "
-                "weights are changed, not what goes into them: expected LoRA alone, dropout 0"
-            )
+WRITERS = r"(o_proj|down_proj|out_proj|fc2|c_proj|attention\.dense|dense_4h_to_h)$"
+"""Layers that write to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +65,112 @@ class TrainSettings(Bounded, group="train"):
             raise ConfigError(
                 f"train.report_to={self.report_to}: install it (pip install {self.report_to})"
             )
+
+
+@dataclass(frozen=True)
+class AdapterSettings(Bounded, group="dial"):
+    """The adapter that a training recipe fits."""
+
+    usual: ClassVar[TrainSettings] = TrainSettings()
+    """How it is trained unless a recipe says otherwise; of the other dials likewise."""
+
+    tuner: Literal["lora", "ia3", "road", "vera", "delora"] = "lora"
+    """LoRA, or another tuner with a strength: (IA)³, RoAd, VeRA, DeLoRA."""
+    rank: Count = 16
+    """r: rank of each update (LoRA, VeRA, DeLoRA)."""
+    lora_alpha: Positive = 32
+    """Numerator of the scale lora_alpha / r."""
+    dropout: BelowOne = 0.0
+    """Probability of dropping an input in training."""
+    rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+    targets: str = "all-linear"
+    """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
+    regular expression searched in module paths."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets == "experts" and (self.tuner != "lora" or self.dropout):
+            raise ConfigError(
+                f"targets=experts, tuner={self.tuner}, dropout {self.dropout}: the stacked experts' "
+                "weights are changed, not what goes into them: expected LoRA alone, dropout 0"
+            )
+
+
+@dataclass(frozen=True)
+class RotationSettings(Bounded, group="dial"):
+    """Which singular vectors are turned, and how far."""
+
+    usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=3e-3)
+    """How it is trained."""
+
+    rank: Several = 64
+    """Singular vectors of each layer."""
+    targets: str = WRITERS
+    """Regular expression searched in the paths of linear layers."""
+    blocks: str = "0.25..0.75"
+    """Decoder blocks whose layers are turned; none above the objective's deepest site."""
+    select: Literal["top", "data"] = "top"
+    """The largest singular values, or those along which the layer writes chosen - rejected most."""
+    scaling: Scaling = "multiplicative"
+    """What alpha does to singular values: S exp(alpha l), S + alpha l, or nothing."""
+    max_angle: Annotated[float, Within(0, 180, "()")] = 45.0
+    """No plane turns farther at alpha = 1, in degrees."""
+
+
+@dataclass(frozen=True)
+class LogitsSettings(Bounded, group="dial"):
+    """The alignment head that is fitted."""
+
+    usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=1e-3)
+    """How it is trained."""
+
+    shape: Shape = "low_rank"
+    """low_rank B A h, full W h, hidden W0 U A h, mlp B silu(A h + b)."""
+    rank: Count = 64
+    """Rank, or hidden units."""
+    sites: str = ""
+    """Further sites whose states the head reads, as `0.3,0.6`."""
+    base_head: Literal["frozen", "trainable"] = "frozen"
+    """`trainable`: an untied copy of the LM head is trained along, and bypassed at alpha 0."""
+    features: Literal["store", "live"] = "store"
+    """Train from stored hidden states, or run the backbone at every step."""
+
+
+@dataclass(frozen=True)
+class RewardSettings(Bounded, group="dial"):
+    """The preference head that is fitted."""
+
+    usual: ClassVar[TrainSettings] = TrainSettings(pairs_per_step=64, epochs=10, learning_rate=1e-3)
+    """How it is trained; three times the rate saturates most swiglu poolings."""
+
+    sites: str = "final"
+    """Where states are read; several are mixed."""
+    mix: Mix = "mean"
+    """States of several sites: their mean, or a softmax-weighted sum that is learned."""
+    aggregate: Aggregate = "marker"
+    """One vector a sequence: the state of its EOS, of its last token, mean, max, position-weighted
+    mean, or learned attention."""
+    over: Over = "answer"
+    """Which tokens count: the answer's, its last turn's, or the prompt's too."""
+    pooling: Pooling = "identity"
+    """What the vector goes through."""
+    norm: bool = False
+    """RMSNorm before a swiglu pooling."""
+    inner: Count | None = None
+    """Inner width of swiglu (default: 8 d / 3)."""
+    attention_heads: Count = 4
+    """Heads of the attention aggregation."""
+    dropout: BelowOne = 0.0
+    """Probability of dropping an entry in training."""
+    heads: tuple[str, ...] = ("preference",)
+    """Names of the rewards. With several, a pair trains the head that its `concept` names."""
+    adapter: Literal["none", "lora"] = "none"
+    """`lora`: an adapter of the model is trained along."""
+    lora: AdapterSettings = field(default_factory=AdapterSettings)
+    """That adapter."""
+    features: Literal["store", "live"] = "store"
+    """Train from stored hidden states, or run the backbone at every step."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,51 +87,6 @@ class GradientRecipe(Bounded):
 
 SteeringRecipe = DirectionRecipe | GradientRecipe
 
-MIDDLE = "vector at the middle block"
-STEERING: dict[str, tuple[SteeringRecipe, str, str]] = {
-    "mean": (
-        DirectionRecipe(),
-        MIDDLE,
-        "mean difference of hidden states, no training",
-    ),
-    "pca": (
-        DirectionRecipe(estimator="pca"),
-        MIDDLE,
-        "first principal component of the differences, no training",
-    ),
-    "pca_center": (
-        DirectionRecipe(estimator="pca_center"),
-        MIDDLE,
-        "pca under repeng's name: states less the pair's mean",
-    ),
-    "logistic": (
-        DirectionRecipe(estimator="logistic"),
-        MIDDLE,
-        "logistic regression between chosen and rejected states",
-    ),
-    "random": (
-        DirectionRecipe(estimator="random"),
-        MIDDLE,
-        "a random direction as long as the others: the control of vectors",
-    ),
-    "gradient_mean": (
-        GradientRecipe(estimator="gradient_mean"),
-        MIDDLE,
-        "mean gradient of a loss at hidden states",
-    ),
-    "gradient_svd": (
-        GradientRecipe(estimator="gradient_svd"),
-        MIDDLE,
-        "first singular vector of such gradients",
-    ),
-    "fisher": (
-        GradientRecipe(),
-        MIDDLE,
-        "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
-    ),
-}
-"""Name to recipe, where the dial sits, and what it does: what `trimtab methods` lists."""
-
 REGULARISATION = (0.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """What `_reg0` to `_reg5` add to the Fisher matrix's diagonal."""
 
@@ -166,14 +120,6 @@ def _recipe(estimator: Any, **settings: Any) -> GradientRecipe:
 
 PUBLISHED = _published()
 """Methods by their published names: not listed, but known."""
-
-
-def published(name: str) -> tuple[GradientRecipe, str, str] | None:
-    """The published method of that name, as `STEERING` has them."""
-    if name not in PUBLISHED:
-        return None
-    what = re.sub(r"_(reg\d|dual.*)$", "", name)
-    return PUBLISHED[name], MIDDLE, f"{what} of wassname/repeng, as published"
 
 
 def encode_poles(

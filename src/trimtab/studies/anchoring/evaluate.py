@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.anchor import surgery
+from trimtab.anchoring import surgery
 from trimtab.interventions import project, redirect, reflect, repel, suppress
 from trimtab.interventions.concepts import EPS
 from trimtab.studies.anchoring import colours

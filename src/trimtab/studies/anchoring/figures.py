@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.anchor.timeline import Reactive
+from trimtab.anchoring.timeline import Reactive
 from trimtab.interventions import Bezier, Falloff, Linear, repel, suppress
 from trimtab.interventions.falloffs import Mapper
 from trimtab.studies.anchoring import colours

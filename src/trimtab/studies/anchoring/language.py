@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab import models
-from trimtab.anchor import surgery
-from trimtab.anchor.callback import Anchors, Concepts, Monitor
-from trimtab.anchor.timeline import Row, Sheet
+from trimtab.anchoring import surgery
+from trimtab.anchoring.callback import Anchors, Concepts, Monitor
+from trimtab.anchoring.timeline import Row, Sheet
 from trimtab.dials import ConceptDial
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term, cosine
 from trimtab.progress import SILENT, Progress

@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.anchor.timeline import Row, Sheet
+from trimtab.anchoring.timeline import Row, Sheet
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import versions

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.anchor.callback import Concepts
-from trimtab.anchor.labels import Keywords, auroc, error_rate, noisy
+from trimtab.anchoring.callback import Concepts
+from trimtab.anchoring.labels import Keywords, auroc, error_rate, noisy
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import versions
 from trimtab.studies.anchoring import corpus, language, results

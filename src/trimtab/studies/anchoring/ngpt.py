@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.anchor.surgery import ablate_stream
+from trimtab.anchoring.surgery import ablate_stream
 
 Edit = Callable[[Tensor, int], Tensor]
 """States `[row, position, d]` at a point of the stream, and the point's number, to states."""

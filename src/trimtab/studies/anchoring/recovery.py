@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.anchor import surgery
+from trimtab.anchoring import surgery
 from trimtab.interventions import Falloff
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import versions

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.anchor.callback import Concepts, Monitor, monitor_scores
-from trimtab.anchor.labels import auroc, noisy
+from trimtab.anchoring.callback import Concepts, Monitor, monitor_scores
+from trimtab.anchoring.labels import auroc, noisy
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import versions
 from trimtab.studies.anchoring import language, results, world

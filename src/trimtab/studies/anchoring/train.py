@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.anchor.timeline import Sheet, Table, read_sheet
+from trimtab.anchoring.timeline import Sheet, Table, read_sheet
 from trimtab.errors import ConfigError
 from trimtab.objectives.anchoring import ReferenceAnchor, Term
 from trimtab.progress import SILENT, Progress

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from trimtab.anchor.labels import auroc
-from trimtab.anchor.timeline import Sheet, Table, read_sheet
+from trimtab.anchoring.labels import auroc
+from trimtab.anchoring.timeline import Sheet, Table, read_sheet
 from trimtab.errors import ConfigError
 from trimtab.objectives.anchoring import Term, cosine
 from trimtab.sites import Site
