@@ -87,6 +87,7 @@ def test_d1_architectures_that_llama_cpp_has_no_name_for(tiny: Any, kind: str, k
         ("peft", "cohere", ("lm_head",), True, False, "stops at an LM head"),
         ("peft", "deepseek_v3", ("model.layers.0.self_attn.q_a_proj",), False, False, "q_a, q_b"),
         ("peft", "deepseek_v2", ("layers.1.self_attn.kv_a_proj_with_mqa",), False, False, "kv_a"),
+        ("gguf-lora", "deepseek_v2", ("lm_head",), True, False, "q_a, q_b"),
         ("peft", "minicpm3", ("layers.1.self_attn.kv_b_proj",), False, False, "kv_b"),
         ("peft", "gpt2", ("h.0.attn.c_attn",), False, False, "refuses this architecture"),
         ("peft", "llama", ("model.layers.1.mlp.down_proj",), False, True, "refuses a LoRA bias"),

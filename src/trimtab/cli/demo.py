@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
         texts = [Text(visible(answer.text.strip())) for answer in answers if answer.alpha == alpha]
         table.add_row(f"{alpha:g}" if alpha else "0: the bare model", *texts, end_section=True)
     Console().print(table)
-    print(f"kept: {folder} (trimtab chat --dial {PERSONA}={folder} turns it)\n", flush=True)
+    print(f"kept: {folder}\n", flush=True)
     show(demo(args.out, quick=args.quick, command=command("demo", words), progress=progress))
 
 

@@ -22,7 +22,7 @@ class Args:
     dial: Annotated[str, Positional]
     """A dial's folder or Hub id; or a control vector file (.gguf), with `--to dial`."""
     to: str
-    """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
+    """gguf, gguf-lora, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
     alpha: Strength = 1.0
@@ -30,7 +30,8 @@ class Args:
     model: str = "smollm2-135m"
     """Hub id, folder, .gguf file, or smollm2-135m."""
     base_gguf: Path | None = None
-    """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's."""
+    """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's, and a LoRA
+    of llama.cpp's (gguf-lora) is made for it."""
     python: str | None = None
     """Interpreter that makes the check, where the tool lies in another environment (default: this one)."""
     load_in: Literal["4bit", "8bit"] | None = None

@@ -51,7 +51,8 @@ def export_gguf_lora(
     reader = gguf.GGUFReader(base_gguf)
     changes = changes_of(dial, model, alpha)
     head = next((p for p in changes if model.get_submodule(_owner(p)) is models.head(model)), None)
-    lines = told_on("gguf-lora", model, frozenset(changes), head=head is not None, bias=False)
+    paths = frozenset(map(_owner, changes))
+    lines = told_on("gguf-lora", model, paths, head=head is not None, bias=False)
     named = {t.name: t for t in reader.tensors if len(t.shape) > 1}
     rest = {name: t for name, t in named.items() if name != EMBEDDING}
     folder.mkdir(parents=True)
@@ -63,7 +64,10 @@ def export_gguf_lora(
     for path, change in changes.items():
         own = {HEAD: named.get(HEAD, named[EMBEDDING])} if path == head else rest
         for name, order in _places(path, change.weight, own):
-            A, B = change.A, change.B[:, order] * (change.A.shape[1] / rank)  # scaled by rank / its own
+            A, B = (
+                change.A,
+                change.B[:, order] * (change.A.shape[1] / rank),
+            )  # scaled by rank / its own
             if len(A) == 1:
                 A, B = A[0], B[0]
             writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(A.numpy()))
@@ -117,7 +121,7 @@ def changes_of(dial: Dial, model: nn.Module, alpha: float) -> dict[str, Change]:
     found: dict[str, Change] = {}
     for part, weight in members(dial):
         for path, change in _of_part(part, model, weight * alpha):
-            A, B = change.A.cpu().float(), change.B.cpu().float()
+            A, B = change.A.detach().cpu().float(), change.B.detach().cpu().float()
             if path in found:
                 A, B = torch.cat([found[path].A, A], 1), torch.cat([found[path].B, B], 2)
             found[path] = Change(change.weight, A, B)

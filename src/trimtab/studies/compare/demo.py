@@ -40,9 +40,9 @@ FULL = Comparison(
 )
 QUICK = replace(
     FULL,
-    limit=8,
-    train_limit=8,
-    measuring=replace(FULL.measuring, dose_items=4, train_items=4, passages=1, new_tokens=6),
+    limit=4,
+    train_limit=4,
+    measuring=replace(FULL.measuring, dose_items=2, train_items=2, passages=1, new_tokens=4),
 )
 PERSONA, ALPHAS = "happiness", (-2.0, -1.0, 0.0, 1.0, 2.0)
 QUESTIONS = ("How was your day?", "What do you think of Mondays?")
