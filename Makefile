@@ -38,7 +38,7 @@ play: install ## chat with a model while turning a dial, in a browser
 	@test -f $(PLAY)/dial.json || \
 		$(BIN)/trimtab fit mean --pairs personas:happiness --limit 48 --out $(PLAY)
 	@grep -q '"budget"' $(PLAY)/dial.json || \
-		$(BIN)/trimtab calibrate $(PLAY) --budget kl=0.3 --largest 4 --passages 3
+		$(BIN)/trimtab calibrate --dial $(PLAY) --budget kl=0.3 --largest 4 --passages 3
 	$(BIN)/trimtab serve --dial happiness=$(PLAY) --open $(ARGS)
 
 play-test: install ## drive the page in headless Chromium (Debian's package chromium); pictures in runs/play

@@ -101,18 +101,13 @@ def run_epochs(repeats: int, quick: bool) -> results.Found:
 
     from trimtab import models
     from trimtab.batching import answer_spans, encode, layout_for, plan_training
-    from trimtab.cache import Store, features
     from trimtab.dials import LogitsDial, RewardDial
-    from trimtab.training.heads import (
-        DPHModule,
-        HeadModule,
-        IAVModule,
-        aggregate_all,
-        head_batch,
-        moments,
-        whole_steps,
-    )
+    from trimtab.readings import features
+    from trimtab.store import Store
+    from trimtab.training.alignment_head import IAVModule
+    from trimtab.training.head import HeadModule, head_batch
     from trimtab.training.recipes import DPHRecipe, IAVRecipe
+    from trimtab.training.reward_head import DPHModule, aggregate_all, moments, whole_steps
 
     model, tokenizer = models.load(data.MODEL, dtype="float32")
     pairs = data.pairs_of(SPEC, 4 if quick else 64, whole=True)

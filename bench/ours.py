@@ -22,13 +22,14 @@ from bench.steering import PERSONAS, TEMPLATE
 from trimtab import models
 from trimtab.batching import encode, layout_of, make_contrast, plan_batches, plan_training
 from trimtab.batching.contrast import batches_of
-from trimtab.cache import Store, collect
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
 from trimtab.objectives import DPO
 from trimtab.pairs import Pair, PairSet
+from trimtab.readings import collect
 from trimtab.sites import Site
 from trimtab.states import depth
+from trimtab.store import Store
 from trimtab.training import METHODS
 from trimtab.training.closed_form import pair_answers
 from trimtab.training.reference import read_reference

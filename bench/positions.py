@@ -60,8 +60,8 @@ def run_forwards(spec: str = "genies:truthful_qa/train[:24]") -> results.Found:
     has been fitted to the same data."""
     from trimtab import models
     from trimtab.batching import encode, layout_of
-    from trimtab.cache import Store
     from trimtab.pairs import read_pairs
+    from trimtab.store import Store
     from trimtab.training.methods import method
     from trimtab.training.recipes import TrainingRecipe
     from trimtab.training.reference import read_reference

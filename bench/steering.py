@@ -235,9 +235,9 @@ def run_rotation(repeats: int, quick: bool) -> results.Found:
     from bench.naive_rotation import Naive
     from trimtab import models
     from trimtab.batching import collate, encode, layout_of
-    from trimtab.cache import Store
     from trimtab.dials import RotationDial
     from trimtab.pairs import read_pairs
+    from trimtab.store import Store
     from trimtab.training.methods import method
     from trimtab.training.reference import read_reference
     from trimtab.training.rotation import ContrastiveModule, new_rotation

@@ -19,11 +19,11 @@ from torch import nn
 from conftest import _tokenizer, build
 from trimtab import models
 from trimtab.batching import Encoded, collate, layout_of, plan_batches
-from trimtab.cache import Store
 from trimtab.dials import AdapterDial, Dial
 from trimtab.dials.adapter import linear_modules
 from trimtab.objectives import DPO, Objective
 from trimtab.pairs import Pair, PairSet
+from trimtab.store import Store
 from trimtab.training.methods import METHODS
 from trimtab.training.recipes import AdapterSettings, DPORecipe, TrainSettings
 from trimtab.training.reference import read_reference

@@ -29,9 +29,9 @@ RESULT_FILES = (
 """Files of a run that are the same bytes whenever the same is run."""
 
 SMALL = (
-    *("--measuring.alphas", "-1", "0", "1", "--measuring.dose-items", "4"),
+    *("--measuring.alpha", "-1", "0", "1", "--measuring.dose-items", "4"),
     *("--measuring.train-items", "4", "--measuring.passages", "1", "--measuring.prompts", "1"),
-    *("--measuring.generate-alphas", "0", "1", "--measuring.new-tokens", "4"),
+    *("--measuring.generate-alphas", "0", "1", "--measuring.max-new-tokens", "4"),
     "--controls",
 )
 """Flags that measure a comparison on very little, without controls."""
@@ -231,8 +231,8 @@ def _count_writes(under: str, signal_at: Sequence[float] | None) -> list[str]:
 def _serve() -> None:
     # No autograd may run here: its threads do not survive a fork.
     import transformers.trainer  # noqa: F401
-
     import trimtab.cli.compare
+
     import trimtab.report
     import trimtab.study  # noqa: F401
 

@@ -140,3 +140,17 @@ class _FromStates(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors
         (grad,) = grads
         return (grad[:, None] * slopes), None, None, None
+
+
+gathered: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+"""Rows and positions at which an LM head is had to compute, while it runs."""
+
+
+def at_head(
+    model: nn.Module, h: Float[Tensor, "B T d"], like: Float[Tensor, "B t e"]
+) -> Float[Tensor, "B t d"]:
+    """States of another site, in the same pass, at the positions that the LM head computes (`like`
+    is its input): all of them, the last ones, or those that predict a scored token."""
+    if (places := gathered.get(models.head(model))) is not None:
+        return h[places][None]
+    return h[:, -like.shape[1] :]

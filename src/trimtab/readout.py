@@ -7,8 +7,9 @@ model, `objectives/` turn it into a loss, and neither knows the other.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -59,6 +60,21 @@ class Needs:
     reference_states: bool = False
     confidence: bool = False
     kl: bool = False
+
+    def asked(self) -> Asked:
+        """What a pass of the policy reads of these."""
+        return {name: getattr(self, name) for name in Asked.__annotations__}  # type: ignore[return-value]
+
+
+class Asked(TypedDict, total=False):
+    """What is asked of one pass, as keywords: see `Needs`."""
+
+    logps: bool
+    sites: Sequence[Site]
+    pool: Pool
+    sinks: bool
+    token_map: TokenMap
+    confidence: bool
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from trimtab import models
-from trimtab.batching import Batch, Where, forward, run_prefix, token_positions
+from trimtab.batching import (
+    Batch,
+    Positions,
+    Where,
+    forward,
+    pooled_tokens,
+    run_prefix,
+    token_positions,
+)
 from trimtab.batching.spans import one_line
-from trimtab.errors import ConfigError, DataError
-from trimtab.logprobs import has_plain_head, head_logps, token_logps
+from trimtab.errors import ConfigError
+from trimtab.logprobs import at_head, gathered, has_plain_head, head_logps, token_logps
+from trimtab.models.heads import head_site
 from trimtab.models.places import (
     available_layers,
     depth,
@@ -30,8 +39,9 @@ from trimtab.models.places import (
     find_sites,
     input_of,
     module_at,
+    seeing,
 )
-from trimtab.readout import Pool, Readout, TokenMap, last_tokens
+from trimtab.readout import Asked, Needs, Readout, TokenMap
 from trimtab.sites import Site
 
 __all__ = [
@@ -88,65 +98,48 @@ def read(
     model: nn.Module,
     batch: Batch,
     *,
-    logps: bool = False,
-    sites: Sequence[Site] = (),
-    pool: Pool = "completion",
-    sinks: bool = True,
-    token_map: TokenMap = "none",
     spaces: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
-    confidence: bool = False,
     keep_logits: bool = False,
     against: Tensor | None = None,
+    **asked: Unpack[Asked],
 ) -> Readings:
     """One pass over a batch, as deep as is asked for.
 
     Args:
-        logps: read log-probs, which takes every block and the LM head.
-        sites: where to read hidden states.
-        pool: the answer positions to average.
-        sinks: average attention sinks, too.
-        token_map: a map of each token's state before averaging.
-        spaces: maps of each token's state before that one, by site.
-        confidence: along with log-probs, how sure the model was.
+        spaces: maps of each token's state before `token_map`, by site.
         keep_logits: along with log-probs, the logits of the scored tokens.
         against: another model's such logits, to take the KL divergence from.
+        asked: what is read, see `Needs`: log-probs, which take every block and the LM head; hidden
+            states at sites.
 
     Raises:
         DataError: an answer has no token at the pooled positions.
         ConfigError: a site that the model does not have, or does not compute.
     """
     if batch.layout == "alone" and len(batch.input_ids) > 1:
-        return _line_by_line(
-            batch,
-            against,
-            lambda line, other: read(
-                model,
-                line,
-                logps=logps,
-                sites=sites,
-                pool=pool,
-                sinks=sinks,
-                token_map=token_map,
-                spaces=spaces,
-                confidence=confidence,
-                keep_logits=keep_logits,
-                against=other,
-            ),
-        )
+        lines, parts = batch.token_row[batch.token_scored], []
+        same: Any = {"spaces": spaces, "keep_logits": keep_logits, **asked}
+        for n, line in _each_line(batch):
+            other = None if against is None else against[lines == n]
+            parts.append(read(model, line, against=other, **same))
+        return _joined(parts, batch)
+    needs = Needs(**asked)  # type: ignore[arg-type]
+    logps, sites = needs.logps, needs.sites
     found = Readings()
     count = models.n_layers(model)
     deepest = count if logps else max((depth(model, s) for s in sites), default=-1)
     past = _prefix_of(model, batch, min(deepest, count - 1))
     with ExitStack() as stack:
         if sites:
-            where = pooled_tokens(batch, pool)
+            where = pooled_tokens(batch, needs.pool)
             for site in sites:
-                change = _token_change(token_map, spaces.get(site) if spaces else None)
-                stack.enter_context(_tap(model, site, batch, where, sinks, change, found))
+                space = spaces.get(site) if spaces else None
+                tap = partial(_pool, site, batch, where, needs, space, found)
+                stack.enter_context(seeing(model, site, tap))
         if logps:
-            whole = confidence or keep_logits or against is not None
+            whole = needs.confidence or keep_logits or against is not None
             token, found.logits = _at_scored(model, batch, past, whole=whole)
-            _score(batch, token, found.logits, found, confidence, against)
+            _score(batch, token, found.logits, found, needs.confidence, against)
             found.logits = found.logits if keep_logits else None
         elif sites:
             stack.enter_context(_stop_after(model, deepest))
@@ -170,10 +163,8 @@ def read_tokens(
         ConfigError: a site that the model does not have, or does not compute.
     """
     if batch.layout == "alone" and len(batch.input_ids) > 1:
-        parts = []
-        for n in range(len(batch.input_ids)):
-            with one_line(n, len(batch.input_ids)):
-                parts.append(read_tokens(model, batch.line(n), sites, where, logps=logps))
+        lines = _each_line(batch)
+        parts = [read_tokens(model, line, sites, where, logps=logps) for _, line in lines]
         states, counts, parts_read = zip(*parts, strict=True)
         return torch.cat(states), torch.cat(counts), _joined(parts_read, batch)
     tokens = token_positions(batch, where)
@@ -200,13 +191,6 @@ def read_tokens(
     return torch.stack([found[site] for site in sites], 1), tokens.count, readings
 
 
-def head_site(model: nn.Module) -> str:
-    """The input of the LM head, as a site."""
-    head = models.head(model)
-    modules = models.unwrapped(model).named_modules()
-    return next(name for name, module in modules if module is head) + ":in"
-
-
 def pair_up(
     readings: Readings,
     batch: Batch,
@@ -214,36 +198,22 @@ def pair_up(
     direction: dict[Site, Tensor] | None = None,
 ) -> Readout:
     """Readings of a batch's answers (C) as a readout of its pairs (P)."""
-    c, r = batch.pair_chosen, batch.pair_rejected
-    return Readout(
-        chosen_logps=None if readings.logps is None else readings.logps[c],
-        rejected_logps=None if readings.logps is None else readings.logps[r],
-        chosen_tokens=None if readings.tokens is None else readings.tokens[c],
-        rejected_tokens=None if readings.tokens is None else readings.tokens[r],
-        chosen={s: h[c] for s, h in readings.states.items()},
-        rejected={s: h[r] for s, h in readings.states.items()},
-        floor=floor or {},
-        direction=direction or {},
-        chosen_confidence=None if readings.confidence is None else readings.confidence[c],
-        rejected_confidence=None if readings.confidence is None else readings.confidence[r],
-        chosen_kl=None if readings.kl is None else readings.kl[c],
-        rejected_kl=None if readings.kl is None else readings.kl[r],
-    )
+    poles = {"chosen": batch.pair_chosen, "rejected": batch.pair_rejected}
+    each: dict[str, Any] = {
+        f"{pole}_{name}": None if (value := getattr(readings, name)) is None else value[answers]
+        for pole, answers in poles.items()
+        for name in ("logps", "tokens", "confidence", "kl")
+    }
+    for pole, answers in poles.items():
+        each[pole] = {site: h[answers] for site, h in readings.states.items()}
+    return Readout(**each, floor=floor or {}, direction=direction or {})
 
 
-def _line_by_line(
-    batch: Batch,
-    against: Tensor | None,
-    read_line: Callable[[Batch, Tensor | None], Readings],
-) -> Readings:
-    """Readings of a batch whose lines must not run together, as if they had."""
-    lines = batch.token_row[batch.token_scored]
-    parts = []
+def _each_line(batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """Lines that must not run together, each as a batch that is alone meanwhile."""
     for n in range(len(batch.input_ids)):
         with one_line(n, len(batch.input_ids)):
-            other = None if against is None else against[lines == n]
-            parts.append(read_line(batch.line(n), other))
-    return _joined(parts, batch)
+            yield n, batch.line(n)
 
 
 def _joined(parts: Sequence[Readings], batch: Batch) -> Readings:
@@ -289,15 +259,10 @@ def _stop_after(model: nn.Module, block: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _Stop
 
-    if block >= models.n_layers(model):
-        handle = models.head(model).register_forward_pre_hook(stop)
-    else:
-        stack = models.layers(model)
-        handle = (
-            stack[block].register_forward_hook(stop)
-            if block >= 0
-            else stack[0].register_forward_pre_hook(stop)
-        )
+    stack = models.layers(model)
+    before = not 0 <= block < len(stack)  # the first block, or the head
+    module = models.head(model) if block >= len(stack) else stack[max(block, 0)]
+    handle = (module.register_forward_pre_hook if before else module.register_forward_hook)(stop)
     try:
         yield
     finally:
@@ -325,31 +290,17 @@ def _at_scored(
         return (states[0][None], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
-    _gathered[head] = (row, at)
+    gathered[head] = (row, at)
     try:
         with suppress(_Stop):
             logits = forward(model, batch, past).logits[0]  # M V
     finally:
         handle.remove()
-        del _gathered[head]
+        del gathered[head]
     if alone:
         return head_logps(head, states[0], ids), None  # type: ignore[arg-type]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return token_logps(logits, ids), logits if whole else None
-
-
-_gathered: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
-"""Rows and positions at which `_at_scored` has an LM head compute."""
-
-
-def at_head(
-    model: nn.Module, h: Float[Tensor, "B T d"], like: Float[Tensor, "B t e"]
-) -> Float[Tensor, "B t d"]:
-    """States of another site, in the same pass, at the positions that the LM head computes (`like`
-    is its input): all of them, the last ones, or those that predict a scored token."""
-    if (gathered := _gathered.get(models.head(model))) is not None:
-        return h[gathered][None]
-    return h[:, -like.shape[1] :]
 
 
 def _score(
@@ -377,95 +328,31 @@ def _score(
         found.kl = total((own.exp() * (own - other)).sum(-1)) / found.tokens.clamp(min=1)
 
 
-@dataclass
-class PooledTokens:
-    """Positions to average: T of them, each belonging to an answer."""
-
-    row: Tensor
-    at: Tensor
-    answer: Tensor
-    count: Tensor  # per answer
-
-
-def pooled_tokens(batch: Batch, pool: Pool) -> PooledTokens:
-    """The positions that `pool` averages. Raises DataError where an answer has none."""
-    keep = batch.token_marker if pool == "marker" else batch.token_body
-    at = batch.token_at
-    if pool == "predicting":
-        keep, at = keep & batch.token_scored, batch.token_from
-    elif k := last_tokens(pool):
-        after = torch.zeros_like(keep)  # the k-th kept token from here belongs to the same answer
-        kept = keep.nonzero()[:, 0]
-        after[kept[:-k]] = batch.token_answer[kept[:-k]] == batch.token_answer[kept[k:]]
-        keep = keep & ~after
-    answer = batch.token_answer[keep]
-    count = torch.bincount(answer, minlength=batch.n_answers)
-    if (count == 0).any():
-        bare = batch.items[int((count == 0).nonzero()[0, 0])]
-        raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
-    return PooledTokens(batch.token_row[keep], at[keep], answer, count)
-
-
-def _token_change(
-    token_map: TokenMap, space: Callable[[Tensor], Tensor] | None
-) -> Callable[[Tensor], Tensor]:
-    """What is done to each token's state before averaging: a space, then the map."""
-
-    def change(tokens: Tensor) -> Tensor:  # T d
-        tokens = tokens if space is None else space(tokens)
-        if token_map == "l2":
-            return nn.functional.normalize(tokens, dim=-1)
-        if token_map == "softmax":
-            return tokens.softmax(-1)
-        return tokens.log_softmax(-1) if token_map == "log_softmax" else tokens
-
-    return change
-
-
-@contextmanager
-def _tap(
-    model: nn.Module,
+def _pool(
     site: Site,
     batch: Batch,
-    where: PooledTokens,
-    sinks: bool,
-    change: Callable[[Tensor], Tensor],
+    where: Positions,
+    needs: Needs,
+    space: Callable[[Tensor], Tensor] | None,
     found: Readings,
-) -> Iterator[None]:
+    h: Tensor,
+) -> None:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
-
-    def pool(h: Tensor) -> None:
-        tokens = by_row(h, batch, site)[where.row, where.at]  # T d
-        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-        length = tokens.detach().norm(dim=-1)
-        ordinary = length <= SINK_RATIO * _median(length, where)
-        found.norms[site] = _mean(length, where, ordinary)
-        found.states[site] = _mean(change(tokens), where, None if sinks else ordinary)
-
-    with seeing(model, site, pool):
-        yield
+    tokens = by_row(h, batch, site)[where.row, where.at]  # T d
+    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+    length = tokens.detach().norm(dim=-1)
+    ordinary = length <= SINK_RATIO * _median(length, where)
+    found.norms[site] = _mean(length, where, ordinary)
+    tokens = _MAPS[needs.token_map](tokens if space is None else space(tokens))
+    found.states[site] = _mean(tokens, where, None if needs.sinks else ordinary)
 
 
-@contextmanager
-def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the hidden states `[B, T, d]` that pass a site, in every forward pass."""
-    module, is_input = module_at(model, site)
-
-    def at_input(_: nn.Module, args: Any, kwargs: Any) -> None:
-        see(input_of(args, kwargs))
-
-    def at_output(_: nn.Module, __: Any, out: Any) -> None:
-        see(out[0] if isinstance(out, tuple | list) else out)
-
-    if is_input:
-        handle = module.register_forward_pre_hook(at_input, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(at_output)
-    try:
-        with models.uncompiled():
-            yield
-    finally:
-        handle.remove()
+_MAPS: dict[TokenMap, Callable[[Tensor], Tensor]] = {
+    "none": lambda h: h,
+    "l2": lambda h: nn.functional.normalize(h, dim=-1),
+    "softmax": lambda h: h.softmax(-1),
+    "log_softmax": lambda h: h.log_softmax(-1),
+}
 
 
 def by_row(h: Tensor, batch: Batch, site: Site) -> Float[Tensor, "B T d"]:
@@ -485,7 +372,7 @@ def by_row(h: Tensor, batch: Batch, site: Site) -> Float[Tensor, "B T d"]:
     return h
 
 
-def _median(length: Tensor, where: PooledTokens) -> Tensor:
+def _median(length: Tensor, where: Positions) -> Tensor:
     """For every token the (lower) median length of its answer's tokens."""
     order = length.argsort()
     order = order[where.answer[order].argsort(stable=True)]  # by answer, within it by length
@@ -493,7 +380,7 @@ def _median(length: Tensor, where: PooledTokens) -> Tensor:
     return length[order[first + (where.count - 1) // 2]][where.answer]
 
 
-def _mean(values: Tensor, where: PooledTokens, keep: Tensor | None = None) -> Tensor:
+def _mean(values: Tensor, where: Positions, keep: Tensor | None = None) -> Tensor:
     """Mean per answer of values per token (over all tokens of an answer where none is kept)."""
     total = values.new_zeros(len(where.count), *values.shape[1:])
     shape = (-1, *[1] * (values.ndim - 1))

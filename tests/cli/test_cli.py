@@ -417,6 +417,7 @@ def test_generate(here, fitted):
     words = ["generate", "--model", here / "model", "--dial", fitted[0], "--max-new-tokens", 4]
     done = trimtab(*words, "--alpha", "-1", "0", "1", "--prompt", "The sky is", "--prompt", "Two")
     told = "prompts go in as plain text, as the dial dpo was fitted (--prompt-style to change)\n"
+    told += f"loading {here}/model\n"
     assert (done.code, done.err) == (0, told)
     assert re.findall(r"^alpha (\S+):", done.out, re.MULTILINE) == ["-1", "0", "1"] * 2
     lines = [line for line in done.out.splitlines() if line in ("The sky is", "Two")]

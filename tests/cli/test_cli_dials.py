@@ -13,7 +13,7 @@ import torch
 from helpers_study import rows, trimtab, write_lines
 from trimtab import models
 from trimtab.dials import Dial, RotationDial, VectorDial
-from trimtab.export import check, read_control_vector, write_control_vector
+from trimtab.export import read_control_vector, write_control_vector
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
 
 
 def words(here: Path, verb: str, dial: str, *more: object) -> list[Any]:
-    return [verb, here / dial, "--model", here / "model", *more]
+    return [verb, "--dial", here / dial, "--model", here / "model", *more]
 
 
 def test_calibrate_writes_the_range_into_the_dial(here):
@@ -59,13 +59,7 @@ def test_calibrate_on_a_text_file(here, tmp_path):
     assert "the budget is not met up to 0.01" in done.out
 
 
-def test_export_to_gguf_and_back(here, tmp_path, monkeypatch):
-    def checked_here(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
-        receipt = check.compare(spec)
-        (stage / "receipt.json").write_text(json.dumps(receipt))
-        return receipt
-
-    monkeypatch.setattr("trimtab.export.run._run_check", checked_here)
+def test_export_to_gguf_and_back(here, tmp_path, checked_here):
     out = tmp_path / "v.gguf"
     done = trimtab(*words(here, "export", "dial", "--to", "gguf", "--alpha", -2, "--out", out))
     assert done.code == 0, done.err
@@ -77,7 +71,7 @@ def test_export_to_gguf_and_back(here, tmp_path, monkeypatch):
     receipt = json.loads((tmp_path / "v.gguf.receipt.json").read_text())
     assert receipt["dial"]["method"] == "mean"
     back = trimtab(
-        "export", out, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
+        "export", "--dial", out, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
     )
     assert back.code == 0, back.err
     again = Dial.from_pretrained(tmp_path / "d")
@@ -154,7 +148,7 @@ def test_a_damaged_control_vector_is_refused_before_a_model_is_loaded(here, monk
     file.write_bytes(file.read_bytes()[:-8])
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     done = trimtab(
-        "export", file, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
+        "export", "--dial", file, "--to", "dial", "--model", here / "model", "--out", tmp_path / "d"
     )
     assert done.code == 2
     assert "v.gguf: not a readable control vector: truncated" in done.err

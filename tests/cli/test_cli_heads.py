@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from helpers_study import rows, trimtab, write_lines
-from trimtab import cache, models
-from trimtab.cache import Store
+from trimtab import models
 from trimtab.dials import Dial, LogitsDial, RewardDial
+from trimtab.store import Store
 
 FAST = ("--train.pairs-per-step", "4", "--train.epochs", "2")
 
@@ -50,7 +50,7 @@ def test_cached_ahead(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(files) == 1
     again = trimtab(*words)
     assert again.out == done.out
-    monkeypatch.setattr("trimtab.cache._read_shard", None)
+    monkeypatch.setattr("trimtab.readings._read_shard", None)
     fit = trimtab(*fit_words(here, "iav", tmp_path / "iav"), "--store", tmp_path / "store", *FAST)
     assert fit.code == 0, fit.err
     assert "from stored hidden states" in fit.err
@@ -79,7 +79,7 @@ def test_generate_shows_the_difference(here: Path) -> None:
     chat = trimtab(*words, "--max-new-tokens", "5")
     same = ["--dial", here / "iav", "--alpha", "0", "--prompt-style", "auto"]
     told = trimtab(*words, *same, "--max-new-tokens", "5")
-    assert (told.out, told.err) == (chat.out, ""), "told otherwise"
+    assert (told.out, told.err) == (chat.out, f"loading {here}/model\n"), "told otherwise"
     assert chat.out != bare.out
 
 
@@ -129,7 +129,7 @@ def test_candidates(here: Path) -> None:
 def test_explained(here: Path) -> None:
     done = trimtab(
         *("explain", "--model", here / "model", "--dial", here / "iav", "--prompt", "The sky"),
-        *("--alpha", "strong", "--steps", "2", "--top", "2"),
+        *("--alpha", "strong", "--max-new-tokens", "2", "--top", "2"),
     )
     assert done.code == 0, done.err
     assert "alpha 1.5" in done.out
@@ -181,14 +181,14 @@ def test_what_is_refused(here: Path, refused, tmp_path: Path) -> None:
     answers = tmp_path / "answers.json"
     answers.write_text('[{"instruction": "a", "output": "b"}]')
     for words, message in (
-        ([*generate, "--alpha", "lite"], "none, light, standard, strong, maximum, at least one"),
-        ([*generate, "--alpha", "inf"], "alpha: expected finite numbers"),
+        ([*generate, "--alpha", "lite"], "or none, light, standard, strong, maximum"),
+        ([*generate, "--alpha", "inf"], "--alpha: expected finite numbers"),
         ([*generate, "--dial", here / "dph"], "give it as --reward"),
         ([*generate, "--reward", here / "iav"], "a logits dial; expected a reward dial"),
         ([*generate, "--reward", here / "dph"], "add --temperature 1"),
         ([*generate, "--decoder", "genarm"], "give one --dial"),
         ([*generate, "--decoder", "args"], "give --reward"),
-        ([*generate, "--n", "0"], "expected 1 or more"),
+        ([*generate, "--limit", "0"], "expected 1 or more"),
         ([*generate, "--drawing.keep", "2"], "keep is 2"),
         (["generate", *model], "give --prompt TEXT, --prompts FILE or --pairs SPEC"),
         (

@@ -22,10 +22,11 @@ from trimtab.batching import (
     tree_mask,
 )
 from trimtab.batching.contrast import grow
-from trimtab.cache import Store, collect, reference
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.pairs import Pair, PairSet, read_pairs
+from trimtab.readings import collect, reference
 from trimtab.states import read
+from trimtab.store import Store
 
 TEMPLATE = "Pretend you are {persona}."
 

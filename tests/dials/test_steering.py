@@ -624,7 +624,7 @@ def test_gradient_methods_take_ordinary_pairs(tiny, tokenizer, store, few_pairs)
 
 @pytest.mark.parametrize("loss", ["dpo", "nll"])
 def test_a_step_along_a_gradient_direction_lowers_the_loss(tiny, tokenizer, store, few_pairs, loss):
-    from trimtab.cache import collect
+    from trimtab.readings import collect
     from trimtab.training.closed_form import pair_answers
 
     model = tiny("llama", dtype=torch.float64)
@@ -695,7 +695,7 @@ def test_trap_the_last_token_whatever_the_padding(tiny, tokenizer, store, side):
 
 
 def test_trap_the_last_block_is_read_before_the_final_norm(tiny):
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     model, c = tiny("llama"), contrast()
     found = collect(model, c, sites=(3, "final"))
@@ -706,7 +706,7 @@ def test_trap_the_last_block_is_read_before_the_final_norm(tiny):
 
 def test_trap_a_dial_that_is_on_while_extracting_is_seen_and_leaves_nothing(tiny, tokenizer, store):
     """Extraction goes through the same hooks, and afterwards reads the bare model again."""
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     model, c = tiny("llama"), contrast()
     dial = fit("mean", model, tokenizer, people(), store=store)
@@ -719,7 +719,7 @@ def test_trap_a_dial_that_is_on_while_extracting_is_seen_and_leaves_nothing(tiny
 
 def test_trap_modules_that_give_tuples_are_read_and_differentiated_like_others(tiny):
     """Attention gives (states, weights); its first part is read, and probed without a change in place."""
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     model, c = tiny("llama"), contrast(n=2)
     site = "model.layers.1.self_attn:out"
@@ -759,7 +759,7 @@ def test_trap_hooks_are_gone_after_an_error(tiny):
 
 
 def test_trap_sums_over_half_precision_states_are_float32(tiny, tokenizer, store):
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     found = collect(tiny("llama", dtype=torch.bfloat16), contrast(), sites=(1,))
     assert found.states[1].dtype == torch.float32
@@ -769,7 +769,7 @@ def test_trap_sums_over_half_precision_states_are_float32(tiny, tokenizer, store
 
 def test_trap_strength_is_a_share_of_the_state_of_each_layer(tiny, tokenizer, store):
     """Gemma's residuals are long; alpha = 1 is the same share everywhere."""
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     model = tiny("gemma3")
     c = make_contrast("You are {persona}.", ["good"], ["bad"], SKY, tokenizer)

@@ -20,11 +20,11 @@ from torch import nn
 from helpers_fit import random_pairs
 from trimtab import models
 from trimtab.batching import collate, encode, make_contrast, plan_training
-from trimtab.cache import Store
 from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import read_pairs
+from trimtab.store import Store
 from trimtab.training.methods import method
 from trimtab.training.reference import read_reference
 from trimtab.training.rotation import ContrastiveModule, new_rotation

@@ -22,19 +22,8 @@ PACKAGE = ROOT / "src" / "trimtab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 STILL_LONGER = {
-    # cache
-    "cache.py",
-    # compat
-    "compat/repeng.py",
-    # pairs
-    "pairs/shapes.py",
-    "pairs/trl.py",
-    # rendering
-    "rendering/template.py",
     # serve
     "serve/engine.py",
-    # states
-    "states.py",
     # statistics
     "statistics/intervals.py",
     # studies
@@ -47,33 +36,28 @@ STILL_LONGER = {
     "studies/rewards/comparison.py",
     # study
     "study/tune.py",
-    # training
-    "training/heads.py",
-    "training/trainer.py",
 }
 """Files over `MAX_LINES`, at most `LONGEST`: whoever splits one deletes its line."""
 LONGEST = 600
 
 LINES_OF_ROOM = {
     "anchoring": 1100,
-    "batching": 2400,
-    "cache": 600,
-    "cli": 3600,
+    "batching": 2450,  # which tokens are pooled, from states.py
+    "cli": 3400,
     "compat": 550,
     "dials": 4900,
     "evaluation": 2900,
     "export": 2150,  # llama.cpp's LoRAs with their check
-    "models": 3250,
+    "models": 3350,  # the head as a site and what comes after it, from training/
     "objectives": 1750,
-    "pairs": 5460,
+    "pairs": 5470,
     "rendering": 1450,
     "report": 4750,
     "serve": 1650,
-    "states": 550,
     "statistics": 650,
     "studies": 8300,
     "study": 2950,
-    "training": 4100,
+    "training": 4050,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
@@ -99,8 +83,8 @@ FLOORS = {
     1.0: ("logprobs", "proofs"),
     1.05: ("rendering",),
     1.1: ("batching",),
-    1.2: ("states",),
-    1.3: ("cache",),
+    1.2: ("states", "store"),
+    1.3: ("readings",),
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchoring"),
@@ -115,7 +99,7 @@ FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}
 NOT_FOR_TENSORS = {"transformers", "tokenizers", "peft", "pathlib", "json"}
-ROOMS_NOT_FOR_TENSORS = {"models", "batching", "states", "cache", "pairs"}
+ROOMS_NOT_FOR_TENSORS = {"models", "batching", "states", "store", "readings", "pairs"}
 NOT_FOR_REPORTS = {"torch", "transformers"}
 BRING_TORCH = {"torch", "transformers", "peft", "accelerate"}
 
@@ -262,7 +246,7 @@ def test_imports_follow_the_floors():
             "import trimtab\ntrimtab.report.page()",
             ":2: 'training' (floor 4) imports 'rep",
         ),
-        ("states.py", "import_module('trimtab.cache')", ":1: 'states' (floor 1.2) imports 'cache'"),
+        ("states.py", "import_module('trimtab.readings')", ":1: 'states' (floor 1.2) imports 'rea"),
         ("spaces/a.py", "import json", ":1: 'spaces' knows tensors alone, but imports 'json'"),
         ("spaces/a.py", "from trimtab.states import x", "tensors alone, but imports 'states'"),
         ("report/a.py", "import torch.nn as nn", ":1: 'report' reads results and runs no model"),

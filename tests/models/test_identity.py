@@ -20,7 +20,6 @@ from torch import nn
 from conftest import CONFIGS, build
 from trimtab import fit, models
 from trimtab.batching import encode
-from trimtab.cache import reference
 from trimtab.errors import DialError, ModelError
 from trimtab.evaluation import NeutralText
 from trimtab.models import digests
@@ -28,6 +27,7 @@ from trimtab.models.config import read_of
 from trimtab.models.tensors import mark
 from trimtab.models.tokenizer import template_digest, tokenizer_digest
 from trimtab.progress import Notice
+from trimtab.readings import reference
 from trimtab.study import evaluate
 
 AUTO = transformers.AutoModelForCausalLM
@@ -569,7 +569,7 @@ def test_a_change_in_memory_is_seen_at_the_next_use(
     assert after.readings != before.readings
     assert after.config == before.config
     now = reference(model, rows, logps=True, store=store).logps
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     assert torch.equal(now, collect(model, rows, logps=True).logps)
     with pytest.raises(DialError, match="another weights"), dial(model, 1.0):
@@ -656,9 +656,9 @@ def test_a_model_in_train_mode_is_read_without_dropout_and_put_back(
     tiny, tokenizer, few_pairs, store
 ):
     """A6: gpt2's dropouts are at 0.1."""
-    from trimtab.cache import collect, features
     from trimtab.evaluation import generate
     from trimtab.evaluation.decoding import decode
+    from trimtab.readings import collect, features
 
     quiet = tiny("gpt2")
     model = tiny("gpt2", fresh=True).train()
@@ -707,9 +707,9 @@ def test_training_a_dial_puts_the_model_back_too(tiny, tokenizer, few_pairs):
 
 
 def test_a_dial_in_train_mode_is_read_without_its_dropout(tiny, tokenizer, few_pairs):
-    from trimtab.cache import collect
     from trimtab.dials import AdapterDial
     from trimtab.dials.adapter import linear_modules
+    from trimtab.readings import collect
 
     model, draw = tiny("llama"), torch.Generator().manual_seed(0)
     dial = AdapterDial(linear_modules(model), rank=2, dropout=0.5, generator=draw)
@@ -798,7 +798,7 @@ STATES = [
 def test_what_acts_in_a_forward_pass_is_seen_wherever_it_stands(
     saved_model, tokenizer, few_pairs, store, change
 ):
-    from trimtab.cache import collect, features
+    from trimtab.readings import collect, features
 
     model = loaded(saved_model(dtype=torch.bfloat16))
     model.to(torch.float32)
@@ -822,7 +822,7 @@ def test_what_acts_in_a_forward_pass_is_seen_wherever_it_stands(
 
 
 def test_a_hook_that_changes_what_it_does_is_read_anew(saved_model, tokenizer, few_pairs, store):
-    from trimtab.cache import collect
+    from trimtab.readings import collect
 
     model, by = loaded(saved_model()), [1.0]
     model.model.layers[0].register_forward_hook(lambda m, x, y: y * by[0])

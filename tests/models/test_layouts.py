@@ -26,9 +26,9 @@ from trimtab.batching import (
     proof,
 )
 from trimtab.batching.spans import one_line
-from trimtab.cache import collect
 from trimtab.dials import VectorDial
 from trimtab.errors import DataError, ModelError
+from trimtab.readings import collect
 from trimtab.states import pair_up, read
 
 MIXED = ((14, (5, 9, 3)), (2, (4, 1)), (21, (7, 6)), (60, (7, 6)), (24, (4, 20)), (50, (3, 5)))

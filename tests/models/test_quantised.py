@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, layout_of
-from trimtab.cache import collect
 from trimtab.cli import main
 from trimtab.dials import AdapterDial, Dial, LogitsDial, VectorDial
 from trimtab.dials.targets import linear_modules
 from trimtab.errors import DialError, ModelError, TrainingError
 from trimtab.export import check, export, run
 from trimtab.pairs import PairSet
+from trimtab.readings import collect
 from trimtab.states import read
 from trimtab.training import fit
 from trimtab.training.methods import method
@@ -688,7 +688,7 @@ def test_exports_of_dials_on_quantised_bases(
 
 
 def test_verbs_take_load_in(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], checked_here: None
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     lines = [
@@ -711,7 +711,7 @@ def test_verbs_take_load_in(
             str(tmp_path / "eval"),
             *base,
         ],
-        ["export", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
+        ["export", "--dial", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
         [
             "generate",
             "--prompt",

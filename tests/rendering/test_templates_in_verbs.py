@@ -18,7 +18,6 @@ from test_rewards import drawn
 from helpers_study import trimtab, write_lines
 from templates import CASES, SPECIAL, Case, ids, tokenizer, user
 from trimtab.batching.spans import BARE
-from trimtab.cache import Store, collect
 from trimtab.compat.repeng import ControlVector, make_dataset
 from trimtab.dials import VectorDial
 from trimtab.evaluation import Sampling, generate
@@ -29,7 +28,9 @@ from trimtab.evaluation.judge import compare_answers, reward_judge
 from trimtab.evaluation.rewards import Drawing, draw, score_candidates
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.prompts import Prompt
+from trimtab.readings import collect
 from trimtab.rendering import Rendering
+from trimtab.store import Store
 from trimtab.studies.steering import cells as steering_cells
 from trimtab.studies.steering.cells import Stage
 from trimtab.studies.steering.plan import Dosing

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-import trimtab.cache
+import trimtab.readings
+import trimtab.store
 from conftest import count_calls
 from helpers_fit import random_pairs, recipe
 from trimtab import models
 from trimtab.batching import Encoded, layout_of
-from trimtab.cache import Store, collect, reference
 from trimtab.errors import CacheError
 from trimtab.objectives import InnerDPO
+from trimtab.readings import collect, reference
+from trimtab.store import Store
 from trimtab.training import fit
 
 WHAT = {"model": "m", "read": "logps"}
@@ -64,7 +66,7 @@ def test_many_shards(
     tiny: Any, rows: Encoded, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut small, an entry is joined again."""
-    monkeypatch.setattr(trimtab.cache, "SHARD_BYTES", 300)
+    monkeypatch.setattr(trimtab.store, "SHARD_BYTES", 300)
     model = tiny("llama")
     written = reference(model, rows, sites=(0,), store=store)
     found = reference(model, rows, sites=(0,), store=store)
@@ -122,13 +124,13 @@ def test_a_second_method_runs_no_reference(
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     model, pairs = tiny("llama"), random_pairs(8)
     forwards: list[int] = []
-    real = trimtab.cache.collect
+    real = trimtab.readings.collect
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         forwards.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(trimtab.cache, "collect", counted)
+    monkeypatch.setattr(trimtab.readings, "collect", counted)
     fit(recipe(InnerDPO(sites="0..1"), max_steps=1), model, tokenizer, pairs)
     assert forwards == [1]
     runs, done = count_calls(model)
@@ -297,7 +299,7 @@ def test_full_disk(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         full()
 
     if when == "shard":
-        monkeypatch.setattr(trimtab.cache, "save_file", half)
+        monkeypatch.setattr(trimtab.store, "save_file", half)
     else:
         monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(CacheError, match="No space left") as error:

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-import trimtab.cache
+import trimtab.readings
+import trimtab.store
 from conftest import TINY, _tokenizer, build, random_rows
 from helpers_fit import files_of, random_pairs
 from trimtab import models
 from trimtab.batching import Encoded, Where, answer_spans, collate, encode, layout_for
-from trimtab.cache import Store, _packed, _unpacked, features
 from trimtab.errors import CacheError
-from trimtab.states import head_site, read_tokens
+from trimtab.models.heads import head_site
+from trimtab.readings import _packed, _unpacked, features
+from trimtab.states import read_tokens
+from trimtab.store import Store
 
 
 def alone(model: Any, encoded: Encoded, site: Any, where: Where) -> list[torch.Tensor]:
@@ -99,7 +102,7 @@ def test_bytes_a_token(tiny: Any, store: Store, monkeypatch: pytest.MonkeyPatch)
         states, counts, readings = real(*args, **kwargs)
         return states.repeat(1, 1, 18), counts, readings  # 32 to 576
 
-    monkeypatch.setattr(trimtab.cache, "read_tokens", wide)
+    monkeypatch.setattr(trimtab.readings, "read_tokens", wide)
     rows = random_rows(shapes=tuple((4, (40, 40)) for _ in range(60)))
     kept = features(tiny("llama"), rows, ("final",), "predicting", store=store)
     size = sum(p.stat().st_size for p in store.root.rglob("*") if p.is_file())
@@ -116,7 +119,7 @@ def test_need_is_announced_and_a_full_disk_refused(
     features(tiny("llama"), rows, ("final",), "answer", store=store, say=said.append)
     assert len(said) == 1  # what is there needs nothing
     usage = type("usage", (), {"free": 100})
-    monkeypatch.setattr(trimtab.cache.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(trimtab.store.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CacheError, match=r"the disk has 0\.0 MiB free; name another folder"):
         features(tiny("llama"), rows, (1,), "answer", store=store)
 
@@ -192,8 +195,8 @@ def test_spans(tiny: Any, tokenizer: Any) -> None:
 
 def _fill(root: str, pause: float) -> None:
     torch.set_num_threads(1)
-    trimtab.cache.SHARD_BYTES = 2000
-    real = trimtab.cache._write
+    trimtab.readings.SHARD_BYTES = 2000
+    real = trimtab.store._write
 
     def slowly(tensors: Any, file: Path) -> None:
         aside = file.with_suffix(".writing")
@@ -201,7 +204,7 @@ def _fill(root: str, pause: float) -> None:
         time.sleep(pause)
         real(tensors, file)
 
-    trimtab.cache._write = slowly
+    trimtab.store._write = slowly
     rows = encode(random_pairs(24), _tokenizer())
     features(build("llama"), rows, ("final",), "answer", store=Store(root))
 
@@ -227,12 +230,12 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert not list((tmp_path / "killed").glob("*/manifest.json"))
     assert kept >= 4
     made: list[Any] = []
-    real = trimtab.cache._read_shard
+    real = trimtab.readings._read_shard
     try:
-        trimtab.cache._read_shard = lambda *a: made.append(1) or real(*a)
+        trimtab.readings._read_shard = lambda *a: made.append(1) or real(*a)
         _fill(str(tmp_path / "killed"), 0)
     finally:
-        trimtab.cache._read_shard = real
+        trimtab.readings._read_shard = real
     files = {k: v for k, v in files_of(tmp_path / "killed").items() if ".locks" not in k}
     assert files == whole
     assert len(made) == sum(k.endswith("safetensors") for k in whole) - kept
@@ -240,8 +243,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trimtab.cache, "SHARD_BYTES", trimtab.cache.SHARD_BYTES)
-    monkeypatch.setattr(trimtab.cache, "_write", trimtab.cache._write)
+    monkeypatch.setattr(trimtab.readings, "SHARD_BYTES", trimtab.readings.SHARD_BYTES)
+    monkeypatch.setattr(trimtab.store, "_write", trimtab.store._write)
 
 
 def test_collated_order(tiny: Any, rows: Encoded) -> None:

@@ -328,7 +328,7 @@ def write_cells(folder, cells):
 
 TINY = (
     *("--traits", "honesty", "--limit", "6", "--items", "3", "--passages", "2"),
-    *("--new-tokens", "2", "--steps", "1", "--random-seeds", "0", "--kl", "0.001"),
+    *("--max-new-tokens", "2", "--steps", "1", "--random-seeds", "0", "--kl", "0.001"),
 )
 
 

@@ -17,12 +17,12 @@ import yaml
 from helpers_study import rows, trimtab, write_lines
 from trimtab import models
 from trimtab.batching import encode
-from trimtab.cache import collect
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, StudyError
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
+from trimtab.readings import collect
 from trimtab.report.heads_figures import ABLATED
 from trimtab.studies.heads import comparison as compare_heads
 from trimtab.studies.heads.comparison import HeadComparison
@@ -77,7 +77,7 @@ def ranked(here: Path) -> Path:
     """A finished comparison of rewards."""
     out = here / "rewards"
     words = ["compare-rewards", "--model", here / "model", "--data-root", here, "--out", out]
-    words += ["--tasks", "a", "b", "--held-out", "c", "--train-items", "8", "--test-items", "5"]
+    words += ["--tasks", "a", "b", "--held-out", "c", "--train-limit", "8", "--test-limit", "5"]
     words += ["--head-seeds", "0", "1", "--more-items", "12", "--quiet"]
     done = trimtab(*words)
     assert done.code == 0, done.err

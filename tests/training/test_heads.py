@@ -23,18 +23,21 @@ from helpers_fit import files_of, random_pairs
 from helpers_zygote import Zygote
 from trimtab import models
 from trimtab.batching import collate, encode, layout_of
-from trimtab.cache import Store, collect, features
 from trimtab.dials import Dial, LogitsDial, VectorDial
 from trimtab.dials.attach import PRESETS
 from trimtab.errors import ConfigError, DialError
 from trimtab.evaluation import Sampling, generate
 from trimtab.evaluation.explain import explain
+from trimtab.models.heads import after_head
 from trimtab.objectives import DPO
 from trimtab.objectives.heads import ARM, IAV, HeadReadout, head_readout
+from trimtab.readings import collect, features
 from trimtab.readout import Readout
 from trimtab.states import pair_up, read
+from trimtab.store import Store
 from trimtab.training import fit
-from trimtab.training.heads import IAVModule, after_head, head_batch
+from trimtab.training.alignment_head import IAVModule
+from trimtab.training.head import head_batch
 from trimtab.training.recipes import IAVRecipe, LogitsSettings, TrainSettings
 from trimtab.training.trainer import checkpoints
 
@@ -303,7 +306,7 @@ def test_chunks_change_no_gradient(
     tiny: Any, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits of a few tokens at a time, kept or computed again in the backward pass."""
-    import trimtab.training.heads as heads
+    import trimtab.training.alignment_head as heads
 
     model, rows = tiny("llama"), random_rows()
     found = []

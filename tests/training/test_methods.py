@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from helpers_fit import random_pairs
 from trimtab.cli.fit import _parse
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.objectives import DPO
+from trimtab.objectives import DPO, MSE
 from trimtab.study.settings import as_json, from_json, read_settings
 from trimtab.study.tune import parameters_of
 from trimtab.training import METHODS, fit, method
 from trimtab.training.recipes import Recipe
 from trimtab.training.run import recipe_digest
-from trimtab.training.settings import TrainSettings
+from trimtab.training.settings import AdapterSettings, TrainSettings
 from trimtab.training.steering import PUBLISHED
 
 
@@ -56,7 +55,8 @@ from trimtab.training.recipes import Method, Recipe
 def hinge(monkeypatch, tmp_path):
     """The method of CONTRIBUTING.md's two blocks: the class in a module, the row in the table."""
     text = Path(__file__).parents[2].joinpath("CONTRIBUTING.md").read_text()
-    loss, row = (textwrap.dedent(b) for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    loss, row = (block for block in blocks if "Hinge" in block)
     file = tmp_path / "hinge.py"
     file.write_text(f"{HEADER}{loss}\nROW = {row.strip()}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -117,3 +117,11 @@ def test_classes_of_earlier_versions_make_the_same_recipes():
     assert not isinstance(METHODS["ipo"].recipe, DPORecipe)
     assert isinstance(METHODS["hs-svd-innerdpo"].recipe, InnerDPORecipe)
     assert isinstance(PrefVecRecipe(), TrainingRecipe)
+
+
+def test_a_combination_without_a_row_is_named_for_its_objective(tiny, tokenizer):
+    recipe = Recipe(MSE(sites="1"), AdapterSettings("ia3"), TrainSettings(max_steps=1))
+    dial = fit(recipe, tiny("llama"), tokenizer, random_pairs(4))
+    assert (dial.info.method, dial.kind) == ("mse", "ia3")
+    with pytest.raises(ConfigError, match="expected a Recipe"):
+        fit(AdapterSettings(), tiny("llama"), tokenizer, random_pairs(4))  # type: ignore[arg-type]

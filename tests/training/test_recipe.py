@@ -13,7 +13,7 @@ from trimtab.cli import recipe as verb
 from trimtab.cli.recipe import Recipe
 
 MEASURING = {
-    "alphas": [0, 1],
+    "alpha": [0, 1],
     "dose_items": 2,
     "train_items": 2,
     "passages": 1,
@@ -132,18 +132,17 @@ def test_one_folder_is_not_for_two(here, tmp_path):
 def test_words_after_two_dashes_go_to_the_verb(here, tmp_path, monkeypatch):
     file = write(tmp_path / "x.yaml", **comparing(here, tmp_path / "run"))
     seen = []
-    load = verb._verb
+    load = verb.main_of
 
-    class Spy:
-        def __init__(self, name):
-            self.name = name
-
-        def main(self, words):
+    def spy(name):
+        def run(words):
             seen.append(words)
             if len(seen) == 1:  # the check
-                load(self.name).main(words)
+                load(name)(words)
 
-    monkeypatch.setattr(verb, "_verb", Spy)
+        return run
+
+    monkeypatch.setattr(verb, "main_of", spy)
     assert trimtab("recipe", file, "--quiet", "--", "--jobs", "2").code == 0
     assert seen == [["--config", str(file), "--jobs", "2", "--quiet"]] * 2
 

@@ -18,7 +18,6 @@ from conftest import TINY, random_rows
 from helpers_fit import adapter, files_of, random_pairs
 from trimtab import models
 from trimtab.batching import answer_spans, encode
-from trimtab.cache import Store, features
 from trimtab.dials import Dial, LogitsDial, RewardDial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.evaluation import Sampling, score
@@ -35,10 +34,12 @@ from trimtab.evaluation.rewards import (
 from trimtab.objectives.heads import DPH
 from trimtab.pairs import Pair, PairSet
 from trimtab.progress import Progress
+from trimtab.readings import features
 from trimtab.readout import Readout
+from trimtab.store import Store
 from trimtab.training import fit
-from trimtab.training.heads import moments, tied_at_the_end
 from trimtab.training.recipes import AdapterSettings, DPHRecipe, RewardSettings, TrainSettings
+from trimtab.training.reward_head import moments, tied_at_the_end
 
 os.environ["CI"] = "1"  # TRL then reports to nobody
 AGGREGATES = ("marker", "last", "mean", "max", "weighted", "attention")

@@ -25,12 +25,12 @@ from helpers_fit import (
 )
 from trimtab import models
 from trimtab.batching import Encoded, encode, layout_of, plan_training
-from trimtab.cache import Store
 from trimtab.errors import TrainingError
 from trimtab.objectives import DPO, InnerDPO
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs, Readout
+from trimtab.store import Store
 from trimtab.training import adapters, fit
 from trimtab.training.trainer import DialTrainer, FitModule, checkpoints, recomputing
 

@@ -16,10 +16,10 @@ import torch
 
 from helpers_fit import adapter, fit_module, gradients, relative
 from trimtab.batching import encode
-from trimtab.cache import Store
 from trimtab.dials import AdapterDial
 from trimtab.objectives import DPO
 from trimtab.pairs import PairSet, read_pairs
+from trimtab.store import Store
 
 os.environ["CI"] = "1"  # TRL then reports to nobody
 trl = pytest.importorskip("trl")

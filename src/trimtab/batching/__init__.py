@@ -39,7 +39,13 @@ from trimtab.batching.forward import forward, run_prefix
 from trimtab.batching.layouts import Arrangement, Layout, unshared
 from trimtab.batching.masks import attention_mask, packed_mask, sliding_window, tree_mask
 from trimtab.batching.poles import encode_contrast, is_contrast, make_contrast
-from trimtab.batching.positions import Positions, Where, layout_for, token_positions
+from trimtab.batching.positions import (
+    Positions,
+    Where,
+    layout_for,
+    pooled_tokens,
+    token_positions,
+)
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
 from trimtab.batching.tokens import Encoded, Row, encode, encode_answers
@@ -80,6 +86,7 @@ __all__ = [
     "packing_proof",
     "plan_batches",
     "plan_training",
+    "pooled_tokens",
     "row_cost",
     "row_length",
     "run_prefix",

@@ -1,4 +1,4 @@
-"""Which token positions of a batch's answers are read one by one, and in which layout."""
+"""Which token positions of a batch's answers are read, one by one or averaged, and in which layout."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from trimtab.batching.contrast import Contrast
 from trimtab.batching.layouts import Layout, unshared
 from trimtab.batching.proof import layout_of
 from trimtab.batching.tokens import Encoded
+from trimtab.errors import DataError
+from trimtab.readout import Pool, last_tokens
 
 Where = Literal["predicting", "answer", "all"]
 """Which token positions of an answer: those that predict its scored tokens; its own tokens, EOS
@@ -22,7 +24,8 @@ included; the prompt's and its own."""
 
 @dataclass(frozen=True)
 class Positions:
-    """T positions of a batch, each belonging to an answer, grouped by it."""
+    """T positions of a batch, each belonging to an answer; those of `token_positions` are grouped by
+    it."""
 
     row: Int[Tensor, "T"]
     at: Int[Tensor, "T"]
@@ -48,6 +51,25 @@ def token_positions(batch: Batch, where: Where) -> Positions:
         row = torch.cat([lines.repeat_interleave(prompt), row])[order]
         at, answer = torch.cat([place, at])[order], torch.cat([before, answer])[order]
     return Positions(row, at, answer, torch.bincount(answer, minlength=batch.n_answers))
+
+
+def pooled_tokens(batch: Batch, pool: Pool) -> Positions:
+    """The positions that `pool` averages. Raises DataError where an answer has none."""
+    keep = batch.token_marker if pool == "marker" else batch.token_body
+    at = batch.token_at
+    if pool == "predicting":
+        keep, at = keep & batch.token_scored, batch.token_from
+    elif k := last_tokens(pool):
+        after = torch.zeros_like(keep)  # the k-th kept token from here belongs to the same answer
+        kept = keep.nonzero()[:, 0]
+        after[kept[:-k]] = batch.token_answer[kept[:-k]] == batch.token_answer[kept[k:]]
+        keep = keep & ~after
+    answer = batch.token_answer[keep]
+    count = torch.bincount(answer, minlength=batch.n_answers)
+    if (count == 0).any():
+        bare = batch.items[int((count == 0).nonzero()[0, 0])]
+        raise DataError(f"item {bare}: an answer has no token to pool at {pool!r} positions")
+    return Positions(batch.token_row[keep], at[keep], answer, count)
 
 
 def layout_for(model: nn.Module, where: Where, rows: Encoded | Contrast | None = None) -> Layout:

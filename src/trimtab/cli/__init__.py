@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TextIO
 
 from trimtab.cli import help
@@ -91,9 +92,15 @@ def _show(
         )
 
 
-def module_of(verb: str) -> str:
-    """The module of a verb; `import` is no name for one."""
-    return f"trimtab.cli.{'import_dial' if verb == 'import' else verb.replace('-', '_')}"
+OF_CELLS = ("compare", "compare-heads", "compare-rewards", "dose")
+"""Verbs that are one module."""
+
+
+def main_of(verb: str) -> Callable[[list[str]], None]:
+    """What runs a verb with its words; `import` is no name for a module."""
+    name = {"import": "import_dial", **dict.fromkeys(OF_CELLS, "studies")}.get(verb, verb)
+    run = importlib.import_module(f"trimtab.cli.{name.replace('-', '_')}").main
+    return partial(run, verb=verb) if verb in OF_CELLS else run
 
 
 def _run(verb: str, words: list[str]) -> int:
@@ -112,7 +119,7 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        importlib.import_module(module_of(verb)).main(words)
+        main_of(verb)(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, Whole
+from trimtab.cli.flags import Alpha, OnModel, WithDials, together
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import alpha_of, check_model, read_dials
 from trimtab.errors import ConfigError
 from trimtab.rendering.settings import USUAL, Rendering
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithDials, OnModel):
     """Flags."""
 
     tasks: tuple[str, ...]
     """The harness's names, `glue`, `race_middle`, choices:NAME/SPLIT for a local file, or a task's own
     .yaml file; several words, or one with commas."""
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    dial: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """A dial's folder or Hub id that leans the model; repeat to use several at once."""
-    alpha: str = "1"
+    alpha: Alpha = 1.0
     """Strength: a number, or none, light, standard, strong, maximum."""
     reward: str | None = None
     """A reward dial's folder."""
@@ -48,16 +43,8 @@ class Args:
     """Rows of a batch. At 1, the harness's default, no row depends on others."""
     out: Path | None = None
     """A JSON file for the metrics."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
     data_root: str | None = None
     """Folder of local data sources (default: TRIMTAB_DATA)."""
-    force: bool = False
-    """Go on although a dial was made for another base model."""
 
 
 def main(words: list[str]) -> None:
@@ -68,50 +55,35 @@ def main(words: list[str]) -> None:
     from trimtab.evaluation.harness import bench_tasks
 
     tasks = [name.strip() for word in args.tasks for name in word.split(",") if name.strip()]
-    alpha = alpha_of(args.alpha)
     read_out: ReadOut = args.read_out or ("logprob" if args.reward is None else "reward")
     if (args.reward is None) != (read_out == "logprob"):
         raise ConfigError("--read-out reward and sum take --reward DIR, logprob takes none")
     known = check_tasks(tasks, args.data_root)
-    check_model(args.model, args.dtype, args.device, args.load_in)
-    dials = read_dials(args.dial, args.model, args.force)
-    reward = read_dials([args.reward], args.model, args.force)[0] if args.reward else None
+    args.check_model()
+    dial = together(list(args.named_dials().values()))
+    reward = args.read_reward(args.reward)
     load_tasks(known, read_out)
     import json
 
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab import models
-    from trimtab.dials import RewardDial
-    from trimtab.dials.dial import Composed
     from trimtab.files import write_text
-    from trimtab.progress import Progress
     from trimtab.rendering import record_of
 
-    if reward is not None and not isinstance(reward, RewardDial):
-        raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
-    dial = None
-    if dials:
-        dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])
-    for part in (dial, reward):
-        if part is not None:
-            part.to(next(model.parameters()).device)
+    model, tokenizer = args.load(dial, reward)
     notes: list[str] = []
 
     def say(line: str) -> None:
         notes.append(line)
-        Progress().say(line)
+        args.progress.say(line)
 
     found = bench_tasks(
         model,
         tokenizer,
         known,
         dial=dial,
-        alpha=alpha,
+        alpha=args.alpha,
         reward=reward,
         read_out=read_out,
         limit=args.limit,
@@ -136,7 +108,7 @@ def main(words: list[str]) -> None:
         note = {
             "model": args.model,
             "read_out": read_out,
-            "alpha": alpha,
+            "alpha": args.alpha,
             "fewshot": args.fewshot,
             "apply_chat_template": args.apply_chat_template,
             **({"rendering": record} if (record := record_of(tokenizer, args.rendering)) else {}),

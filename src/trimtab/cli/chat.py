@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, NonNegative
+from trimtab.cli.flags import OnModel, WithDials, alpha_of
 from trimtab.cli.parse import parse
 from trimtab.cli.serve import begin
 from trimtab.errors import ConfigError, TrimtabError
@@ -25,34 +26,20 @@ HELP = """\
 /reset            begin anew          /quit             leave (or Ctrl-D)"""
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithDials, OnModel):
     """Flags."""
 
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    dial: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """NAME=DIR: a dial's folder or Hub id, and what it is called; repeat for several."""
     alpha: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """NAME=1.5: how a dial is turned at first (0)."""
+    """NAME=1.5, or 1.5 for all: how a dial is turned at first (0)."""
     system: str | None = None
     """A system message."""
-    max_tokens: Count = 256
+    max_new_tokens: Count = 256
     """Tokens of the longest answer."""
     temperature: NonNegative = 0.0
     """0 takes the likeliest token each time; above, tokens are drawn."""
     context: Count = 2048
     """Tokens of the longest chat."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    force: bool = False
-    """Go on although a dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -62,7 +49,9 @@ def main(words: list[str]) -> None:
     with engine:
         chat = Chat(engine, shelf, args)
         for text in args.alpha:
-            print(chat.turn(*text.partition("=")[::2]))
+            name, equals, value = text.rpartition("=")
+            for each in [name] if equals else shelf.dials:
+                print(chat.turn(each, value))
         _talk(chat)
 
 
@@ -125,7 +114,7 @@ class Chat:
         """Turn a dial. Raises ConfigError where there is none, or the strength is none."""
         if not name or not alpha:
             raise ConfigError("expected a dial's name and a strength, as in honesty 1.5")
-        found = self.shelf.alphas(self.shelf.model, {name: alpha})
+        found = self.shelf.alphas(self.shelf.model, {name: alpha_of(alpha)})
         self.alphas |= found
         return "\n".join([self._turned(), *self.shelf.warnings(found, "chat")])
 
@@ -148,7 +137,7 @@ class Chat:
             prompt = "\n\n".join(m["content"] for m in prompt)
         ids = form.ids(self.engine.tokenizer, prompt)
         ends = ends_of(self.engine.model, self.engine.tokenizer, form, [prompt])
-        most = max(1, min(self.args.max_tokens, self.engine.context - len(ids)))
+        most = max(1, min(self.args.max_new_tokens, self.engine.context - len(ids)))
         asked = Request(ids, self.alphas, frozenset(ends), most, self.args.temperature)
         said = ""
         try:

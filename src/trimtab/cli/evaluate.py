@@ -4,78 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
 from tyro.conf import UseAppendAction
 
-from trimtab.bounds import Count, Strength
 from trimtab.cli.demo import show
+from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPairs, place_of
 from trimtab.cli.parse import command, parse
-from trimtab.cli.ready import (
-    AS_IT_IS,
-    OwnTable,
-    check_model,
-    read_condition,
-    read_dials,
-    read_pairs,
-    under,
-)
 from trimtab.errors import ConfigError
-from trimtab.rendering.settings import USUAL, Rendering
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithCondition, WithPairs, OnModel):
     """Flags."""
 
     out: Path
     """Folder for the result files and the page."""
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    dial: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """A dial's folder or Hub id; repeat for several, each is evaluated on its own."""
-    condition: Path | None = None
-    """A condition (`fit-condition`), in whose prompts alone the vector dials are to act."""
     suite: str | None = None
     """A built-in suite or a YAML file, whose evaluation splits are used."""
     pairs: Annotated[tuple[str, ...], UseAppendAction] = ()
     """name=SPEC; repeat for several splits."""
-    alpha: tuple[Strength, ...] = (1.0,)
-    """Strengths; 0, the bare model, is always measured."""
-    limit: Count | None = None
-    """The first so many items of every split."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
-    max_length: Count = 1024
-    """Pairs longer than this many tokens are dropped and counted."""
-    prompt_style: Literal["plain", "chat"] = "plain"
-    """`chat` wraps plain prompts in the model's chat template."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
-    force: bool = False
-    """Go on although a dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
+    alpha: tuple[Alpha, ...] = (1.0,)
+    """Strengths: numbers, or none, light, standard, strong, maximum; 0, the bare model, is always
+    measured."""
 
 
 def main(words: list[str]) -> None:
     """Measure, write the files, show the tables."""
-    args = parse(
-        Args, words, verb="evaluate", about="Accuracy and damage of dials, beside the bare model."
-    )
-    from trimtab import models
+    about = "Accuracy and damage of dials, each on its own, beside the bare model."
+    args = parse(Args, words, verb="evaluate", about=about)
     from trimtab.evaluation.items import check_alphas
-    from trimtab.progress import Progress
+    from trimtab.pairs import read_pairs
     from trimtab.report import write_page
     from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
@@ -86,28 +48,21 @@ def main(words: list[str]) -> None:
     for name, spec in map(_named, args.pairs):
         if name in specs:
             raise ConfigError(f"--pairs {name}={spec}: there is a split {name!r} already")
-        specs[name] = args.table.spec(spec)
+        specs[name] = args.spec(spec)
     if not specs:
         raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC")
     check_names(specs)
     check_alphas(args.alpha)
     out = free_folder(args.out, "study.json")
-    sets = {name: read_pairs(spec, args.data_root, args.limit) for name, spec in specs.items()}
-    check_model(args.model, args.dtype, args.device, args.load_in)
+    sets = {n: read_pairs(spec, args.data_root, limit=args.limit) for n, spec in specs.items()}
+    args.check_model()
     dials: dict[str, Dial] = {}
-    given = read_dials(args.dial, args.model, args.force)
-    under(given, read_condition(args.condition, args.model, args.force))
-    for dial in given:
-        method = dial.info.method or dial.kind
+    for text, dial in zip(args.dial, args.conditioned(), strict=True):
+        name, place = place_of(text)
+        method = name if place != text else dial.info.method or dial.kind
         count = sum(n.partition("-")[0] == method for n in dials)
         dials[method if not count else f"{method}-{count + 1}"] = dial
-    progress = Progress(args.quiet)
-    progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
-    for dial in dials.values():
-        dial.to(next(model.parameters()).device)
+    model, tokenizer = args.load(*dials.values())
     lines = evaluate(
         model,
         tokenizer,
@@ -118,12 +73,10 @@ def main(words: list[str]) -> None:
         suite=suite.name if suite else "",
         suite_digest=suite.digest if suite else "",
         limit=args.limit,
-        max_length=args.max_length,
-        prompt_style=args.prompt_style,
-        rendering=args.rendering,
+        **args.how,
         command=command("evaluate", words),
         force=args.force,
-        progress=progress,
+        progress=args.progress,
     )
     if dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
         _print_alphas(lines, list(specs))

@@ -1,49 +1,35 @@
-"""`trimtab export DIAL --to FORMAT`."""
+"""`trimtab export --dial DIAL --to FORMAT`."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from tyro.conf import Positional
-
-from trimtab.bounds import Strength
+from trimtab.cli.flags import Alpha, Forced, InFloat32
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError, near
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Forced, InFloat32):
     """Flags."""
 
-    dial: Annotated[str, Positional]
+    dial: str
     """A dial's folder or Hub id; or a control vector file (.gguf), with `--to dial`."""
     to: str
     """gguf, gguf-lora, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
-    alpha: Strength = 1.0
+    alpha: Alpha = 1.0
     """The strength that the export is made at."""
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
     base_gguf: Path | None = None
     """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's, and a LoRA
     of llama.cpp's (gguf-lora) is made for it."""
     python: str | None = None
     """Interpreter that makes the check, where the tool lies in another environment (default: this one)."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "cpu"
-    """A torch device, or auto."""
     overwrite: bool = False
     """Replace an export that lies at --out."""
-    force: bool = False
-    """Go on although the dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -53,7 +39,6 @@ def main(words: list[str]) -> None:
     from trimtab.evaluation.items import check_alphas
     from trimtab.export import FORMATS, REFUSED, control_vector_dial, export, read_control_vector
     from trimtab.export.run import check_base_gguf
-    from trimtab.progress import Progress
 
     taken_in = args.dial.endswith(".gguf")
     if taken_in != (args.to == "dial"):
@@ -73,21 +58,14 @@ def main(words: list[str]) -> None:
         raise ConfigError("--to dial --base-gguf: nothing is checked there; leave it out")
     if not taken_in:
         check_base_gguf(args.to, args.base_gguf)
-    check_model(args.model, "float32", args.device, args.load_in)
-    progress = Progress(args.quiet)
+    args.check_model()
     if taken_in:
         read_control_vector(args.dial)  # fails before the model is loaded
-        progress.say(f"loading {args.model}")
-        model, _ = models.load(args.model, dtype="float32", device=args.device)
-        dial = control_vector_dial(args.dial, model)
+        dial = control_vector_dial(args.dial, args.load()[0])
         print(f"saved: {dial.save_pretrained(args.out)} ({len(dial.sites)} sites)")
         return
-    (dial,) = read_dials([args.dial], args.model, args.force)
-    progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype="float32", device=args.device, load_in=args.load_in
-    )
-    dial.to(next(model.parameters()).device)
+    (dial,) = args.read_dials(args.dial)
+    model, tokenizer = args.load(dial)
     receipt = export(
         dial,
         model,
@@ -100,7 +78,7 @@ def main(words: list[str]) -> None:
         python=args.python or sys.executable,
         overwrite=args.overwrite,
         force=args.force,
-        progress=progress,
+        progress=args.progress,
     )
     difference = receipt["largest_logit_difference"]
     change = receipt["largest_logit_change_by_the_dial"]

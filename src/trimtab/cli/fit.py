@@ -8,28 +8,53 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
+from tyro.conf import UseAppendAction
 
-from trimtab.bounds import Count, Seed, Within
-from trimtab.cli.parse import parse
-from trimtab.cli.ready import (
-    AS_IT_IS,
-    NO_PERSONAS,
-    OwnTable,
-    Personas,
-    check_model,
-    read_condition,
-    read_pairs,
-    under,
-)
+from trimtab.bounds import Seed, Within
+from trimtab.cli.flags import OnModel, WithPairs
+from trimtab.cli.parse import parse, with_settings
+from trimtab.cli.ready import read_condition, under
 from trimtab.errors import ConfigError
-from trimtab.rendering.settings import USUAL, Rendering
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Personas:
+    """A contrast of one's own."""
+
+    persona_positive: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """A persona that has the trait ("a pirate"), in place of --pairs; repeat for several."""
+    persona_negative: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Its opposite ("a clerk"), one for each."""
+    persona_template: str = "Act as if you were {persona}."
+    """What the user asks of either."""
+
+    def contrast(self) -> Any:
+        """The personas before the built-in beginnings of answers; None without any.
+
+        Raises:
+            DataError: one without its opposite, or a template without a place for them.
+        """
+        if not self.persona_positive and not self.persona_negative:
+            return None
+        from trimtab.pairs import persona_pairs
+        from trimtab.pairs.personas import suffixes
+
+        couples = zip(self.persona_positive, self.persona_negative, strict=False)
+        name = "; ".join(f"{a} | {b}" for a, b in couples)
+        return persona_pairs(
+            self.persona_template,
+            self.persona_positive,
+            self.persona_negative,
+            suffixes(),
+            f"personas: {self.persona_template} {name}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Personas, WithPairs, OnModel):
     """Flags."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
@@ -39,39 +64,18 @@ class Args:
     """Spec of the training pairs."""
     holdout: Annotated[float | None, Within(0, 1, "()")] = None
     """Keep this share of the items, such as 0.2, out of training, for `evaluate`."""
-    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
-    personas: Annotated[Personas, tyro.conf.arg(name="")] = NO_PERSONAS
     condition: Path | None = None
     """A condition (`fit-condition`), in whose prompts alone the vector is to act."""
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
     seed: Seed = 0
     """Initialisation, data order, dropout."""
-    limit: Count | None = None
-    """The first so many items."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto: the first GPU, else the CPU."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
     store: Path | None = None
     """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
-    max_length: Count = 1024
-    """Pairs longer than this many tokens are dropped and counted."""
-    prompt_style: Literal["plain", "chat"] = "plain"
-    """`chat` wraps plain prompts in the model's chat template."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
     overwrite: bool = False
     """Replace what lies in --out."""
     processes: str = "auto"
     """Processes to train in, through `accelerate launch`; auto: one a GPU."""
     dry_run: bool = False
     """Say what it would take (steps, minutes, memory, disk), and stop; nothing is written."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -83,14 +87,13 @@ def main(words: list[str]) -> None:
     named = method(words[0])
     args = _parse(named, words[1:])
     count = _processes(args, named)
-    from trimtab import models
-    from trimtab.cache import Store
     from trimtab.progress import Progress
+    from trimtab.store import Store
     from trimtab.training import fit
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
-    check_model(args.model, args.dtype, args.device, args.load_in)
+    args.check_model()
     data, held = _pairs(args)
     condition = read_condition(args.condition, args.model, False)
     progress.left_out(data.name, data.left_out)
@@ -100,10 +103,7 @@ def main(words: list[str]) -> None:
         store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
     if count > 1 and not args.dry_run:
         _launch(count, words)
-    progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
+    model, tokenizer = replace(args, quiet=progress.quiet).load()
     if args.dry_run:
         print(_forecast(args, replace(named, recipe=args.recipe), model, tokenizer, data, progress))
         return
@@ -115,9 +115,7 @@ def main(words: list[str]) -> None:
         out=args.out,
         seed=args.seed,
         limit=args.limit,
-        max_length=args.max_length,
-        prompt_style=args.prompt_style,
-        rendering=args.rendering,
+        **args.how,
         overwrite=args.overwrite,
         store=store,
         progress=progress,
@@ -143,22 +141,24 @@ def main(words: list[str]) -> None:
 
 def _pairs(args: Args) -> tuple[Any, str]:
     """What to train on, and the spec of what is held out."""
-    if (contrast := args.personas.pairs()) is not None:
+    if (contrast := args.contrast()) is not None:
         return contrast.limit(args.limit), ""
-    spec, held = args.table.spec(args.pairs), ""
+    from trimtab.pairs import read_pairs
+
+    spec, held = args.spec(args.pairs), ""
     if args.holdout is not None:
         spec, held = (f"{spec}[{which} {args.holdout:g}]" for which in ("without", "holdout"))
-    return read_pairs(spec, args.data_root, args.limit), held
+    return read_pairs(spec, args.data_root, limit=args.limit), held
 
 
 def _agree(args: Args) -> None:
     """Raise ConfigError where there are no pairs, or pairs and personas."""
-    personas = args.personas.persona_positive or args.personas.persona_negative
+    personas = args.persona_positive or args.persona_negative
     if bool(args.pairs) == bool(personas):
         raise ConfigError(
             "fit: give --pairs SPEC, or --persona-positive TEXT and --persona-negative TEXT"
         )
-    if personas and (args.holdout is not None or args.table != AS_IT_IS):
+    if personas and (args.holdout is not None or args.columns or args.skip_bad):
         raise ConfigError("fit: --holdout, --columns and --skip-bad go with --pairs")
 
 
@@ -180,19 +180,14 @@ def _forecast(args: Args, named: Any, model: Any, tokenizer: Any, data: Any, pro
     from trimtab.training.forecast import forecast
     from trimtab.training.steering import encode_poles
 
-    how: dict[str, Any] = {
-        "max_length": args.max_length,
-        "prompt_style": args.prompt_style,
-        "rendering": args.rendering,
-    }
     with tempfile.TemporaryDirectory() as aside, models.reading(model):
         before = os.environ.get("TRIMTAB_CACHE")
         os.environ["TRIMTAB_CACHE"] = aside
         try:
             if named.trained:
-                encoded: Any = encode(data, tokenizer, **how)
+                encoded: Any = encode(data, tokenizer, **args.how)
             else:
-                encoded = encode_poles(named.recipe, data, tokenizer, **how)
+                encoded = encode_poles(named.recipe, data, tokenizer, **args.how)
             return str(forecast(named, model, encoded, seed=args.seed, progress=progress))
         finally:
             if before is None:
@@ -244,16 +239,7 @@ def _check_out(args: Args, named: Any, data: Any) -> None:
 
 
 def _parse(named: Any, words: list[str]) -> Args:
-    typed = dataclass(frozen=True)(
-        type(
-            "Args",
-            (Args,),
-            {
-                "__annotations__": {"recipe": Annotated[named.kind, tyro.conf.arg(name="")]},
-                "__doc__": Args.__doc__,
-            },
-        )
-    )
+    typed = with_settings(Args, recipe=named.kind)
     default = typed(recipe=named.recipe, out=tyro.MISSING)
     return parse(
         typed, words, verb=f"fit {named.name}", about=named.what, default=default, agree=_agree

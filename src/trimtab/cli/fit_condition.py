@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from trimtab.cli.flags import OnModel, WithTable
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_pairs
 from trimtab.errors import ConfigError
 from trimtab.rendering.settings import USUAL, Rendering
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from trimtab.pairs.prompts import Prompt
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithTable, OnModel):
     """Flags."""
 
     acting: str
@@ -29,8 +29,6 @@ class Args:
     """Prompts in which it is to rest."""
     out: Path
     """Folder to save the condition in, for `--condition` of `fit`, `generate` and `evaluate`."""
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
     sites: str = "0.1..0.5"
     """Where it may read; the best of them is taken. It must come before where the dial acts."""
     over: Literal["prompt", "last"] = "prompt"
@@ -38,16 +36,6 @@ class Args:
     prompt_style: Literal["auto", "plain", "chat"] = "auto"
     """`chat` wraps plain prompts in the model's chat template; `auto` does where there is one."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -57,18 +45,14 @@ def main(words: list[str]) -> None:
     from trimtab import models
     from trimtab.dials import DialInfo
     from trimtab.dials.conditions import NOTE, SavedCondition, save_condition
-    from trimtab.progress import Progress
     from trimtab.provenance import versions
     from trimtab.training.condition import fit_condition
 
-    acting, resting = (_prompts(name, args.data_root) for name in (args.acting, args.resting))
+    acting, resting = (_prompts(args, name) for name in (args.acting, args.resting))
     if args.out.exists() and not (args.out / NOTE).is_file():
         raise ConfigError(f"{args.out}: exists and is no saved condition; choose another --out")
-    check_model(args.model, args.dtype, args.device, args.load_in)
-    Progress(args.quiet).say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
+    args.check_model()
+    model, tokenizer = args.load()
     auto = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
     found = fit_condition(
         model,
@@ -93,28 +77,18 @@ def main(words: list[str]) -> None:
     print(f'Next:\n  trimtab generate {use} --prompt "..."')
 
 
-def _prompts(name: str, data_root: str | None) -> list[Prompt]:
+def _prompts(args: Args, name: str) -> list[Prompt]:
     """Prompts of a file or of the pairs of a spec, each once."""
     from trimtab.errors import DataError
-    from trimtab.pairs.prompts import read_prompts
+    from trimtab.pairs.prompts import prompts_of, read_prompts
     from trimtab.pairs.spec import parse_spec
 
     if Path(name).is_file():
         try:
             return read_prompts(Path(name))
-        except DataError:
+        except DataError as error:
             try:
                 parse_spec(name)
             except DataError:
-                pass
-            else:
-                return _of_pairs(name, data_root)
-            raise
-    return _of_pairs(name, data_root)
-
-
-def _of_pairs(name: str, data_root: str | None) -> list[Prompt]:
-    from trimtab.pairs.prompts import Prompt
-
-    pairs = read_pairs(name, data_root, None)
-    return list({(repr(p.prompt), p.setting): Prompt.of(p) for p in pairs}.values())
+                raise error from None
+    return prompts_of(args.read_pairs(name))

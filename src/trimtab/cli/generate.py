@@ -1,239 +1,165 @@
 """`trimtab generate`."""
 
+from __future__ import annotations
+
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count
+from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPrompts, WithTable, together
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import (
-    AS_IT_IS,
-    OwnTable,
-    alpha_of,
-    check_model,
-    read_condition,
-    read_dials,
-    read_pairs,
-    under,
-    warn_range,
-)
+from trimtab.cli.ready import warn_range
 from trimtab.errors import ConfigError, DataError
+from trimtab.evaluation.generation import Generation, Sampling
+from trimtab.evaluation.items import check_alphas
+from trimtab.evaluation.rewards import Drawing
 
-if TYPE_CHECKING:
-    from trimtab.evaluation.generation import Generation
+GENERATIONS = "generations.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(WithCondition, WithPrompts, WithTable, OnModel):
+    """Flags."""
+
+    alpha: tuple[Alpha, ...] = (0.0, 1.0)
+    """Strengths: numbers, or none, light, standard, strong, maximum; 0 is the bare model."""
+    prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """A prompt; repeat for several."""
+    prompts: Path | None = None
+    """A text file with a prompt a line, or JSON (lines) with `prompt`, `instruction`, …, as texts
+    or chats."""
+    pairs: str | None = None
+    """A spec of pairs, whose prompts are continued."""
+    limit: Count | None = None
+    """The first so many prompts."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    reward: str | None = None
+    """A reward dial's folder: --best-of candidates are drawn a prompt, and one is taken."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """How one of them is taken, and when the others are given up."""
+    decoder: Literal["plain", "genarm", "args"] = "plain"
+    """`genarm`: --dial is a second model (`fit genarm`) beside the bare one; `args`: --reward
+    scores the likeliest next tokens. Both to compare with."""
+    out: Path | None = None
+    """Folder for evaluation files: AlpacaEval and Arena-Hard, one of each a strength."""
+    name: str | None = None
+    """The generator's name in them (default: model and dial)."""
 
 
 def main(words: list[str]) -> None:
     """Continue prompts at several alphas; print them, or write them as evaluation files."""
-    from trimtab.evaluation.generation import Sampling
-    from trimtab.evaluation.items import check_alphas
-    from trimtab.evaluation.rewards import Drawing
-    from trimtab.rendering import Rendering
-
-    @dataclass(frozen=True)
-    class Args:
-        """Flags."""
-
-        model: str = "smollm2-135m"
-        """Hub id, folder, .gguf file, or smollm2-135m."""
-        dial: Annotated[tuple[str, ...], UseAppendAction] = ()
-        """A dial's folder or Hub id; repeat to use several at once."""
-        condition: Path | None = None
-        """A condition (`fit-condition`), in whose prompts alone the vector dials are to act."""
-        alpha: tuple[str, ...] = ("0", "1")
-        """Strengths: numbers, or none, light, standard, strong, maximum; 0 is the bare model."""
-        prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
-        """A prompt; repeat for several."""
-        prompts: Path | None = None
-        """A text file with a prompt a line, or JSON (lines) with `prompt`, `instruction`, …, as texts
-        or chats."""
-        pairs: str | None = None
-        """A spec of pairs, whose prompts are continued."""
-        n: int | None = None
-        """The first so many prompts."""
-        system: str | None = None
-        """A system text before prompts that have none of their own."""
-        prompt_style: Literal["auto", "plain", "chat"] | None = None
-        """`chat`: in the model's chat template; `auto`: where there is one. By default as the dial
-        was fitted, `auto` without one."""
-        rendering: Annotated[Rendering, tyro.conf.arg(name="")] = field(default_factory=Rendering)
-        sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-        reward: str | None = None
-        """A reward dial's folder: --best-of candidates are drawn a prompt, and one is taken."""
-        best_of: int = 8
-        """Candidates a prompt, with --reward."""
-        drawing: Drawing = field(default_factory=Drawing)
-        """How one of them is taken, and when the others are given up."""
-        decoder: Literal["plain", "genarm", "args"] = "plain"
-        """`genarm`: --dial is a second model (`fit genarm`) beside the bare one; `args`: --reward
-        scores the likeliest next tokens. Both to compare with."""
-        out: Path | None = None
-        """Folder for evaluation files: AlpacaEval and Arena-Hard, one of each a strength."""
-        name: str | None = None
-        """The generator's name in them (default: model and dial)."""
-        dtype: str = "auto"
-        """float32, bfloat16, float16, or auto."""
-        load_in: Literal["4bit", "8bit"] | None = None
-        """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-        device: str = "auto"
-        """A torch device, or auto."""
-        data_root: str | None = None
-        """Folder of local data sources (default: TRIMTAB_DATA)."""
-        table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
-        force: bool = False
-        """Go on although a dial was made for another base model."""
-        quiet: bool = False
-        """No progress."""
-
-    args: Any = parse(
-        Args, words, verb="generate", about="Continue prompts at several strengths of a dial."
-    )
+    about = "Continue prompts at several strengths of a dial."
+    args = parse(Args, words, verb="generate", about=about)
     prompts = _prompts(args)
-    alphas = [alpha_of(text) for text in args.alpha]
-    check_alphas(alphas)
+    check_alphas(args.alpha)
     if args.out is not None and (args.out / GENERATIONS).exists():
         raise ConfigError(f"{args.out}: holds generations already; choose another --out")
     if args.decoder == "genarm" and len(args.dial) != 1:
         raise ConfigError("--decoder genarm: give one --dial, the second model")
     if args.decoder == "args" and args.reward is None:
         raise ConfigError("--decoder args: give --reward DIR")
-    check_model(args.model, args.dtype, args.device, args.load_in)
-    dials = read_dials(args.dial, args.model, args.force)
-    under(dials, read_condition(args.condition, args.model, args.force))
+    args.check_model()
+    dials = args.conditioned()
     if ranks := [n for n, d in zip(args.dial, dials, strict=True) if d.kind == "reward"]:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
-    reward = _reward(args)
-    from trimtab import models
-    from trimtab.dials import Composed, conflicts
-    from trimtab.evaluation.formats import format_for
-    from trimtab.progress import Progress
+    reward = args.read_reward(args.reward)
+    several = reward is not None and args.decoder == "plain" and args.drawing.n > 1
+    if several and args.sampling.temperature == 0:
+        raise ConfigError(
+            "--best-of: candidates at temperature 0 would all be the same; add --temperature 1"
+        )
+    from trimtab.dials import conflicts
 
-    progress = Progress(args.quiet)
+    progress = args.progress
     for found in conflicts(dials):
         first, second = args.dial[found.first], args.dial[found.second]
         print(f"{first} and {second}: {found}", file=sys.stderr)
-    warn_range(dials, alphas, progress.say)
-    dial = None
-    if dials:
-        dial = dials[0] if len(dials) == 1 else Composed([(d, 1.0) for d in dials])
-    rendering = args.rendering if args.rendering != Rendering() else None
-    form = format_for([dial, reward], args.prompt_style, rendering)
-    if form.said:
-        progress.say(form.said)
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
-    for part in (dial, reward):
-        if part is not None:
-            part.to(next(model.parameters()).device)
-    common = {"sampling": args.sampling, "prompt_style": args.prompt_style, "force": args.force}
-    common["rendering"] = rendering
-    done = _generated(args, model, tokenizer, prompts, dial, reward, alphas, progress, common)
+    warn_range(dials, args.alpha, progress.say)
+    dial = together(dials)
+    args.form([dial, reward], progress)
+    model, tokenizer = args.load(dial, reward)
+    draws = _draws(args, model, tokenizer, dial, reward)
+    with progress.bar("generating", len(prompts) * len(args.alpha), "answers") as update:
+        done = draws(prompts, update)
     if args.out is None:
         _show(done)
     else:
         dial_name = "+".join(d.info.method or d.kind for d in dials)
         name = args.name or "-".join(filter(None, (args.model, dial_name)))
-        uids = [prompt.uid or "" for prompt in prompts for _ in alphas]
+        uids = [prompt.uid or "" for prompt in prompts for _ in args.alpha]
         _write(args.out, name, done, uids, tokenizer)
 
 
-GENERATIONS = "generations.jsonl"
-
-
-def _prompts(args: Any) -> list[Any]:
-    from trimtab.pairs.prompts import Prompt, read_prompts
+def _prompts(args: Args) -> list[Any]:
+    from trimtab.pairs.prompts import Prompt, prompts_of, read_prompts
 
     prompts = [Prompt(text) for text in args.prompt]
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
     if args.pairs is not None:
-        pairs = read_pairs(args.pairs, args.data_root, None, args.table)
-        prompts += {(repr(p.prompt), p.setting): Prompt.of(p) for p in pairs}.values()
+        prompts += prompts_of(args.read_pairs(args.pairs))
     if not prompts:
         raise ConfigError("generate: give --prompt TEXT, --prompts FILE or --pairs SPEC")
     if not all(p.text.strip() if isinstance(p.text, str) else p.text for p in prompts):
         raise DataError("a prompt is empty")
-    prompts = [p.with_system(args.system) for p in prompts]
-    if args.n is not None and args.n < 1:
-        raise ConfigError(f"--n {args.n}: expected 1 or more")
-    return prompts[: args.n]
+    return [p.with_system(args.system) for p in prompts][: args.limit]
 
 
-def _reward(args: Any) -> Any:
-    if args.reward is None:
-        return None
-    (reward,) = read_dials([args.reward], args.model, args.force)
-    if reward.kind != "reward":
-        raise ConfigError(f"--reward {args.reward}: a {reward.kind} dial; expected a reward dial")
-    if args.decoder == "plain" and args.best_of > 1 and args.sampling.temperature == 0:
-        raise ConfigError(
-            "--best-of: candidates at temperature 0 would all be the same; add --temperature 1"
-        )
-    return reward
-
-
-def _generated(
-    args: Any,
-    model: Any,
-    tokenizer: Any,
-    prompts: list[Any],
-    dial: Any,
-    reward: Any,
-    alphas: list[float],
-    progress: Any,
-    common: dict[str, Any],
-) -> "list[Generation]":
-    """Generations, prompts in order, strengths in order within each."""
-    from trimtab.evaluation.decoding import generate_args, generate_genarm
-    from trimtab.evaluation.generation import generate
-
-    with progress.bar("generating", len(prompts) * len(alphas), "answers") as update:
-        if args.decoder == "plain" and reward is None:
-            return generate(model, tokenizer, prompts, dial, alphas, progress=update, **common)
-        done = []
-        for prompt in prompts:
-            for alpha in alphas:
-                if args.decoder == "genarm":
-                    done += generate_genarm(model, tokenizer, [prompt], dial, alpha, **common)
-                elif args.decoder == "args":
-                    done += generate_args(model, tokenizer, [prompt], reward, alpha, **common)
-                else:
-                    done.append(_best(args, model, tokenizer, prompt, dial, reward, alpha, common))
-                update(len(done), len(prompts) * len(alphas))
-        return done
-
-
-def _best(
-    args: Any,
-    model: Any,
-    tokenizer: Any,
-    prompt: Any,
-    dial: Any,
-    reward: Any,
-    alpha: float,
-    common: Any,
-) -> "Generation":
-    """One of several candidates; alpha is that of the dial, or of the reward where there is none."""
-    from dataclasses import replace
-
+def _draws(
+    args: Args, model: Any, tokenizer: Any, dial: Any, reward: Any
+) -> Callable[[list[Any], Any], list[Generation]]:
+    """What makes generations of prompts, the prompts in order, strengths in order within each."""
     import torch
 
-    from trimtab.evaluation.generation import Generation
+    from trimtab.evaluation.decoding import generate_args, generate_genarm
+    from trimtab.evaluation.generation import generate
     from trimtab.evaluation.rewards import draw, pick
 
-    drawing = replace(args.drawing, n=args.best_of)
-    if dial is None and drawing.pick == "sample":
-        drawing = replace(drawing, alpha=alpha)
-    found = draw(model, tokenizer, prompt, reward, drawing, dial=dial, alpha=alpha, **common)
-    generator = torch.Generator().manual_seed(args.sampling.seed)
-    return Generation(prompt.shown, alpha, pick(found, drawing, generator).text)
+    common: dict[str, Any] = {
+        "sampling": args.sampling,
+        "prompt_style": args.prompt_style,
+        "rendering": args.asked,
+        "force": args.force,
+    }
+
+    def best(prompt: Any, alpha: float) -> Generation:
+        """One of several candidates; alpha is the dial's, or the reward's where there is none."""
+        drawing = args.drawing
+        if dial is None and drawing.pick == "sample":
+            drawing = replace(drawing, alpha=alpha)
+        found = draw(model, tokenizer, prompt, reward, drawing, dial=dial, alpha=alpha, **common)
+        generator = torch.Generator().manual_seed(args.sampling.seed)
+        return Generation(prompt.shown, alpha, pick(found, drawing, generator).text)
+
+    def one(prompt: Any, alpha: float) -> Generation:
+        if args.decoder == "plain":
+            return best(prompt, alpha)
+        other, leads = (
+            (generate_genarm, dial) if args.decoder == "genarm" else (generate_args, reward)
+        )
+        return other(model, tokenizer, [prompt], leads, alpha, **common)[0]
+
+    def each(prompts: list[Any], update: Any) -> list[Generation]:
+        done: list[Generation] = []
+        for prompt in prompts:
+            for alpha in args.alpha:
+                done.append(one(prompt, alpha))
+                update(len(done), len(prompts) * len(args.alpha))
+        return done
+
+    def batched(prompts: list[Any], update: Any) -> list[Generation]:
+        return generate(model, tokenizer, prompts, dial, args.alpha, progress=update, **common)
+
+    return batched if args.decoder == "plain" and reward is None else each
 
 
-def _show(done: "list[Generation]") -> None:
+def _show(done: list[Generation]) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -246,7 +172,7 @@ def _show(done: "list[Generation]") -> None:
         console.print(Text.assemble((f"alpha {g.alpha:g}: ", "dim"), g.text.strip()))
 
 
-def _write(out: Path, name: str, done: "list[Generation]", uids: list[str], tokenizer: Any) -> None:
+def _write(out: Path, name: str, done: list[Generation], uids: list[str], tokenizer: Any) -> None:
     """The evaluation files of each strength, and all generations in one."""
     import json
 

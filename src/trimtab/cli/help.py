@@ -21,8 +21,36 @@ WIDE = 28
 GRID = re.compile(r"(hs)-(\w+)-(\w+)|(side-none)-(\w+)")
 """Methods that differ in a space and a loss alone."""
 
-FIRST = ("needed", "positional", "flags")
-"""Groups of flags that stand before those of dataclasses in a verb's own."""
+TOPICS = {
+    "needed": ("pairs", "dial", "to", "out"),
+    "positional": (),
+    "flags": (),
+    "pairs": (
+        *("pairs", "persona-positive", "persona-negative", "persona-template", "suite", "suites"),
+        *("holdout", "limit", "train-limit", "test-limit", "data-root"),
+        *("columns", "skip-bad", "max-length", "skip-missing"),
+    ),
+    "dials": ("dial", "alpha", "condition", "force"),
+    "": (),
+    "prompts": (
+        *("prompt", "prompts", "system", "prompt-style", "system-role", "template-kwargs", "date"),
+    ),
+    "model": ("model", "models", "dtype", "load-in", "device", "trust-remote-code"),
+    "running": (
+        *("out", "overwrite", "store", "jobs", "ray", "threads", "processes", "dry-run", "title"),
+        *("config", "quiet"),
+    ),
+}
+"""Groups of flags in order, and flags that go there; at "" stand those of dataclasses in a verb's own."""
+
+BESIDE = {
+    "config": ("--config FILE", "A YAML file with the same keys; flags go before it."),
+    "trust-remote-code": (
+        "--trust-remote-code",
+        "Run the Python code that a model's folder brings.",
+    ),
+}
+"""Flags that are no fields: taken before the others are read."""
 
 Entry = dict[str, Any]
 """What a verb says of itself: `about`, and `groups` of a title, a text and (flag, help)."""
@@ -144,8 +172,8 @@ def describe(kind: Any, about: str, **given: Any) -> Entry:
         warnings.simplefilter("ignore", DeprecationWarning)
         parser = tyro.extras.get_parser(kind, **given)
     groups: dict[str, tuple[str, str, list[tuple[str, str]]]] = {}
-    for title in FIRST:
-        groups[title] = (title, "", [])
+    topic_of = {flag: title for title, flags in TOPICS.items() for flag in flags}
+    found: list[tuple[str, str, tuple[str, str]]] = []
     for group in parser._action_groups:
         for action in group._group_actions:
             if action.default == "==SUPPRESS==":  # --help
@@ -153,10 +181,31 @@ def describe(kind: Any, about: str, **given: Any) -> Entry:
             text = re.sub(
                 r" *\(default: (None|False|''|)\)", "", " ".join((action.help or "").split())
             )
-            title = (group.title or "").partition(" ")[0]
-            title = "needed" if "(required)" in text else title.replace("options", "flags")
-            said = "" if title in FIRST else " ".join((group.description or "").split())
+            title = (group.title or "").partition(" ")[0].replace("options", "flags")
+            said = "" if title in TOPICS else " ".join((group.description or "").split())
+            if title == "flags":
+                title = topic_of.get(action.option_strings[0][2:], title)
+            title = "needed" if "(required)" in text else title
             value = f" {action.metavar}" if action.metavar else ""
-            flag = ", ".join(action.option_strings) + value
-            groups.setdefault(title, (title, said, []))[2].append((flag.strip(), text))
-    return {"about": about, "groups": [group for group in groups.values() if group[2]]}
+            names = action.option_strings
+            if value == "" and len(names) == 2:  # a switch: what is not so by itself
+                names = names[action.default is True :][:1]
+                text = text.replace(" (default: True)", "")
+            flag = ", ".join(names) + value
+            found.append((title, said, (flag.strip(), text)))
+    given_flags = {flag.split()[0].strip(",") for _, _, (flag, _) in found}
+    if given_flags & {"--model", "--models"}:
+        found.append(("model", "", BESIDE["trust-remote-code"]))
+    found.append(("running", "", BESIDE["config"]))
+    order = [*TOPICS]
+    within = [flag for flags in TOPICS.values() for flag in flags]
+
+    def place(item: tuple[str, str, tuple[str, str]]) -> tuple[int, int]:
+        flag = item[2][0].split()[0][2:]
+        shown = within.index(flag) if item[0] in TOPICS and flag in within else len(within)
+        return order.index(item[0] if item[0] in order else ""), shown
+
+    found.sort(key=place)
+    for title, said, flag in found:
+        groups.setdefault(title, (title, said, []))[2].append(flag)
+    return {"about": about, "groups": [*groups.values()]}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trimtab.cli import VERBS, module_of
+from trimtab.cli import VERBS, main_of
 from trimtab.cli.help import FILE
 from trimtab.cli.parse import Described, describing
 
@@ -31,7 +30,7 @@ def collect() -> dict[str, Any]:
     for verb, *words in lines():
         try:
             with describing():
-                importlib.import_module(module_of(verb)).main(words)
+                main_of(verb)(words)
         except Described as found:
             keys = []
             for group in found.entry["groups"]:

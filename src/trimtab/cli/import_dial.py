@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from trimtab.cli.flags import InFloat32
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model
 from trimtab.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(InFloat32):
     """Flags."""
 
     path: Annotated[Path, Positional]
@@ -22,20 +22,12 @@ class Args:
     .csv), a folder of steering-vectors' layer activations, or a PEFT folder."""
     out: Path
     """Folder to save the dial in."""
-    model: str = "smollm2-135m"
-    """The model that it is for: hub id, folder, .gguf file, or smollm2-135m."""
     layer: int | None = None
     """Of a single direction, the block after which it is added (negative from the end)."""
     first: Literal[0, 1] = 0
     """What the file calls the first block: 1 where it counts as hidden_states does."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "cpu"
-    """A torch device, or auto."""
     overwrite: bool = False
     """Replace the dial that lies at --out."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -47,15 +39,10 @@ def main(words: list[str]) -> None:
     taken = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
     if taken and not (args.overwrite and (args.out / "dial.json").is_file()):
         raise ConfigError(f"{args.out}: exists; choose another --out, or --overwrite a dial")
-    check_model(args.model, "float32", args.device, args.load_in)
-    from trimtab import models
+    args.check_model()
     from trimtab.export.importing import import_dial
-    from trimtab.progress import Progress
 
-    Progress(args.quiet).say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype="float32", device=args.device, load_in=args.load_in
-    )
+    model, tokenizer = args.load()
     found = import_dial(args.path, model, tokenizer, layer=args.layer, first=args.first)
     print(f"saved: {found.dial.save_pretrained(args.out)}")
     for line in found.said:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
 from tyro.conf import Positional
 
-from trimtab.bounds import Count
+from trimtab.cli.flags import OnModel, WithPairs
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import AS_IT_IS, OwnTable
 from trimtab.errors import TrimtabError
-from trimtab.rendering.settings import USUAL, Rendering
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +20,8 @@ if TYPE_CHECKING:
     from trimtab.pairs import Pair, PairSet
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithPairs, OnModel):
     """Flags."""
 
     what: Annotated[str, Positional]
@@ -33,18 +30,6 @@ class Args:
     """Another spec, to count what both share."""
     bare: bool = False
     """Run the model on the pairs: one that has them all right leaves a dial nothing to gain."""
-    model: str = "smollm2-135m"
-    """Whose tokenizer counts tokens and renders the pair that is shown."""
-    max_length: Count = 1024
-    """Longer pairs are counted as truncated."""
-    limit: Count | None = None
-    """The first so many items."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-    table: Annotated[OwnTable, tyro.conf.arg(name="")] = AS_IT_IS
-    prompt_style: Literal["plain", "chat"] = "plain"
-    """`chat` wraps plain prompts in the model's chat template."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 def main(words: list[str]) -> None:
@@ -64,7 +49,7 @@ def main(words: list[str]) -> None:
     from trimtab.rendering.show import rendered_pair
     from trimtab.terminal import visible
 
-    pairs = read_pairs(args.table.spec(args.what), args.data_root, limit=args.limit)
+    pairs = args.read_pairs(args.what, args.limit)
     other = read_pairs(args.other, args.data_root) if args.other else None
     tokenizer = models.load_tokenizer(args.model)
     found = inspect_pairs(pairs, tokenizer, max_length=args.max_length, other=other)
@@ -85,19 +70,12 @@ def main(words: list[str]) -> None:
 
 def _bare(args: Args, pairs: PairSet) -> str:
     """What the bare model makes of the pairs."""
-    from trimtab import models
     from trimtab.batching import encode
     from trimtab.evaluation import score
     from trimtab.pairs.inspect import ceiling
 
-    model, tokenizer = models.load(args.model)
-    encoded = encode(
-        pairs,
-        tokenizer,
-        max_length=args.max_length,
-        prompt_style=args.prompt_style,
-        rendering=args.rendering,
-    )
+    model, tokenizer = args.load()
+    encoded = encode(pairs, tokenizer, **args.how)
     found = score(model, encoded)
     return ceiling(float(found.accuracy.mean()), len(found.items))
 

@@ -10,13 +10,13 @@ from typing import Literal
 from tyro.conf import Positional
 
 from trimtab.bounds import Count
+from trimtab.cli.flags import Forced, OnModel
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Forced, OnModel):
     """Flags."""
 
     first: Positional[Path]
@@ -31,25 +31,13 @@ class Args:
     """Environment variable that holds the endpoint's key."""
     reward: str | None = None
     """A reward dial's folder: the judge instead of an endpoint."""
-    model: str = "smollm2-135m"
-    """The reward dial's model."""
-    chat: bool | None = None
-    """The reward dial reads prompt and answer in the chat template (--chat), or as plain text
-    (--no-chat); by default as it was fitted."""
-    n: Count | None = None
+    prompt_style: Literal["plain", "chat"] | None = None
+    """The reward dial reads prompt and answer in the chat template, or as plain text; by default as
+    it was fitted."""
+    limit: Count | None = None
     """The first so many prompts."""
     out: Path | None = None
     """A file for the judgements, a JSON line a prompt."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    force: bool = False
-    """Go on although the reward dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -62,33 +50,24 @@ def main(words: list[str]) -> None:
     from trimtab.evaluation.answers import read_answers
     from trimtab.evaluation.judge import compare_answers, endpoint_judge, reward_judge, win_rate
     from trimtab.files import write_text
-    from trimtab.progress import Progress
 
-    progress = Progress(args.quiet)
+    progress = args.progress
     first, second = read_answers(args.first), read_answers(args.second)
-    if args.n is not None:
-        first = first[: args.n]
+    first = first[: args.limit]
     if args.endpoint is not None:
         key = os.environ.get(args.key, "")
         judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
     else:
-        assert args.reward is not None
-        check_model(args.model, args.dtype, args.device, args.load_in)
-        (dial,) = read_dials([args.reward], args.model, args.force)
-        from trimtab import models
-        from trimtab.dials import RewardDial
+        args.check_model()
+        dial = args.read_reward(args.reward)
         from trimtab.evaluation.formats import format_for
 
-        if not isinstance(dial, RewardDial):
-            raise ConfigError(f"--reward {args.reward}: a {dial.kind} dial; expected a reward dial")
-        model, tokenizer = models.load(
-            args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-        )
-        dial.to(next(model.parameters()).device)
-        form = format_for([dial])
-        if args.chat is None and form.said:
-            progress.say(form.said.replace("--prompt-style", "--chat, --no-chat"))
-        judge = reward_judge(model, tokenizer, dial, chat=args.chat)
+        model, tokenizer = args.load(dial)
+        form = format_for([dial], args.prompt_style)
+        if form.said:
+            progress.say(form.said)
+        chat = None if args.prompt_style is None else args.prompt_style == "chat"
+        judge = reward_judge(model, tokenizer, dial, chat=chat)
     with progress.bar("judging", len(first), "prompts") as update:
         found = compare_answers(first, second, judge, update)
     if args.out is not None:

@@ -10,11 +10,12 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -22,11 +23,25 @@ from trimtab.bounds import check, described, hints
 from trimtab.cli import help
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
+from trimtab.progress import warn
 
 T = TypeVar("T")
 
-FLAT = ("recipe", "comparison", "sampling", "search", "rendering")
-"""Fields whose own fields are shown, and written in a file, without a prefix."""
+OLD = {
+    "alphas": "alpha",
+    "chat": "prompt_style",
+    "drawing.n": "best_of",
+    "max_tokens": "max_new_tokens",
+    "n": "limit",
+    "new_tokens": "max_new_tokens",
+    "steps": "max_new_tokens",
+    "test_items": "test_limit",
+    "train_items": "train_limit",
+}
+"""What flags of earlier versions are called now, where a verb has no flag of the old name."""
+
+PLACES = {"calibrate": "dial", "export": "dial"}
+"""Verbs whose one word without a flag was what this flag is."""
 
 _checking: ContextVar[bool] = ContextVar("checking", default=False)
 _describing: ContextVar[bool] = ContextVar("describing", default=False)
@@ -85,7 +100,8 @@ def parse(
             missing, or has a value of the wrong kind.
     """
     words, file = _config_flag(list(words))
-    about, words = _trust(kind, default, about, words)
+    known = dict(_flags(kind, default))
+    words = _spelled_now(verb, _trust(known, words), known)
     given: dict[str, Any] = {"registry": _RANGES, "config": (tyro.conf.DisallowNone,)}
     if default is not None:
         given["default"] = default
@@ -96,7 +112,7 @@ def parse(
         print(help.page(verb, entry))
         sys.exit(0)
     if file is not None:
-        words = [*_words_of(file, kind, default, words, beside), *words]
+        words = [*_words_of(file, known, words, beside), *words]
     with _one_line(f"trimtab {verb}"):
         found = tyro.cli(kind, prog=f"trimtab {verb}", args=words, **given)
     check(found, "--{}")
@@ -105,6 +121,13 @@ def parse(
     if _checking.get():
         raise Checked
     return found
+
+
+def with_settings(base: type[T], **kinds: type) -> type[T]:
+    """A dataclass of flags whose fields hold settings of these kinds, flags without a prefix."""
+    notes = {name: Annotated[kind, tyro.conf.arg(name="")] for name, kind in kinds.items()}
+    made: Any = type("Args", (base,), {"__annotations__": notes, "__doc__": base.__doc__})
+    return dataclass(frozen=True, kw_only=True)(made)
 
 
 _RANGES = tyro.constructors.ConstructorRegistry()
@@ -141,16 +164,16 @@ def _with_ranges(
 TRUST = "--trust-remote-code"
 
 
-def _trust(kind: type, default: Any, about: str, words: list[str]) -> tuple[str, list[str]]:
+def _trust(known: Iterable[str], words: list[str]) -> list[str]:
     """Take the flag that lets a model's own Python code run from the words of any verb that loads one.
     It is no key of a file: whoever hands over a file is not to be able to ask for it. Processes that
     this one starts inherit it."""
-    if not {"model", "models"} & {flag for flag, _ in _flags(kind, default)}:
-        return about, words
+    if not {"model", "models"} & set(known):
+        return words
     kept = [word for word in words if word.replace("_", "-") != TRUST]
     if len(kept) < len(words):
         os.environ["TRIMTAB_TRUST_REMOTE_CODE"] = "1"
-    return f"{about}\n\n{TRUST}: run the Python code that a model's folder brings.", kept
+    return kept
 
 
 def command(verb: str, words: Sequence[str]) -> str:
@@ -178,18 +201,17 @@ def _config_flag(words: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _words_of(
-    file: Path, kind: type, default: Any, typed: Sequence[str], beside: Sequence[str] = ()
+    file: Path, known: Mapping[str, Any], typed: Sequence[str], beside: Sequence[str]
 ) -> list[str]:
     """A file's keys and values as flags, without those that were also typed."""
     values = read_yaml(file, "expected keys and values, as in `seed: 1`", empty=True)
     if is_recipe(values):
         values = {**(values.get("flags") or {}), "out": values["out"]}
     values = {key: value for key, value in values.items() if key not in beside}
-    known = dict(_flags(kind, default))
     names = {_plain(word.partition("=")[0]) for word in typed if word.startswith("--")}
     words: list[str] = []
     for key, value in _leaves(values):
-        flag = key.replace("-", "_")
+        flag = _now(key.replace("-", "_"), known)
         if flag not in known:
             inner = [k for k in known if k.startswith(f"{flag}.")]
             hint = f"; it has {', '.join(inner)}" if inner else near(flag, known)
@@ -238,11 +260,55 @@ def _flags(kind: type, value: Any, prefix: str = "") -> Iterator[tuple[str, tupl
         inner = getattr(value, field.name, dataclasses.MISSING)
         if inner is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             inner = field.default_factory()
+        markers = getattr(hints.get(field.name), "__metadata__", ())
+        said = next((m for m in markers if isinstance(m, type(_NAMED))), _NAMED)
+        name = field.name if said.name is None else said.name
+        name = name if said.prefix_name is False else f"{prefix}{name}"
         if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
-            under = prefix if field.name in FLAT else f"{prefix}{field.name}."
-            yield from _flags(type(inner), inner, under)
+            yield from _flags(type(inner), inner, f"{name}." if said.name != "" else prefix)
         else:
-            yield f"{prefix}{field.name}", getattr(hints.get(field.name), "__metadata__", ())
+            yield name, (hints.get(field.name), *markers)
+
+
+_NAMED: Any = tyro.conf.arg()
+
+
+# ---- earlier spellings --------------------------------------------------------------------------
+
+
+def _now(flag: str, known: Container[str]) -> str:
+    """What a flag is called now, which is said where it is given by an earlier name."""
+    group, dot, name = flag.rpartition(".")
+    found = OLD.get(flag) or f"{group}{dot}{OLD.get(name, name)}"
+    if flag in known or found not in known:
+        return flag
+    warn(f"--{flag.replace('_', '-')} is --{found.replace('_', '-')} now")
+    return found
+
+
+def _spelled_now(verb: str, words: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Words with flags as they are called now."""
+    found: list[str] = []
+    value = False
+    for word in words:
+        if word.startswith("--"):
+            typed, equals, given = word.partition("=")
+            flag = _now(_plain(typed), known)
+            if flag == "prompt_style" and _plain(typed) == "chat":
+                typed, equals, given = "--prompt-style", "=", "plain" if "no-" in word else "chat"
+            elif flag != _plain(typed):
+                typed = f"--{flag}"
+            word, value = (
+                f"{typed}{equals}{given}",
+                not equals and known.get(flag, " ")[0] is not bool,
+            )
+        elif verb in PLACES and not value and not word.startswith("-"):
+            warn(f"trimtab {verb} {word}: the dial is --{PLACES[verb]} {word} now")
+            found.append(f"--{PLACES[verb]}")
+        else:
+            value = False
+        found.append(word)
+    return found
 
 
 def _plain(flag: str) -> str:

@@ -3,73 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import UseAppendAction
-
-from trimtab.errors import ConfigError, DialError, ModelError, near
+from trimtab.errors import ConfigError, DialError, ModelError
 
 if TYPE_CHECKING:
     from trimtab.dials import Dial
-
-
-@dataclass(frozen=True)
-class OwnTable:
-    """How tables of one's own are read."""
-
-    columns: str = ""
-    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
-    skip_bad: bool = False
-    """Leave out rows of it that cannot be read, count and list them."""
-
-    def spec(self, spec: str) -> str:
-        """A spec of pairs that says so itself."""
-        from trimtab.pairs.spec import spec_with
-
-        return spec_with(spec, self.columns, self.skip_bad)
-
-
-AS_IT_IS = OwnTable()
-
-
-@dataclass(frozen=True)
-class Personas:
-    """A contrast of one's own."""
-
-    persona_positive: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """A persona that has the trait ("a pirate"), in place of --pairs; repeat for several."""
-    persona_negative: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """Its opposite ("a clerk"), one for each."""
-    persona_template: str = "Act as if you were {persona}."
-    """What the user asks of either."""
-
-    def pairs(self) -> Any:
-        """The personas before the built-in beginnings of answers; None without any.
-
-        Raises:
-            DataError: one without its opposite, or a template without a place for them.
-        """
-        if not self.persona_positive and not self.persona_negative:
-            return None
-        from trimtab.pairs import persona_pairs
-        from trimtab.pairs.personas import suffixes
-
-        couples = zip(self.persona_positive, self.persona_negative, strict=False)
-        name = "; ".join(f"{a} | {b}" for a, b in couples)
-        return persona_pairs(
-            self.persona_template,
-            self.persona_positive,
-            self.persona_negative,
-            suffixes(),
-            f"personas: {self.persona_template} {name}",
-        )
-
-
-NO_PERSONAS = Personas()
 
 
 def check_model(model: str, dtype: str, device: str, load_in: str | None = None) -> None:
@@ -105,26 +46,6 @@ def read_dials(names: Sequence[str], model: str, force: bool) -> list[Dial]:
     return dials
 
 
-def alpha_of(text: str) -> float:
-    """A strength by number or name.
-
-    Raises:
-        ConfigError: neither.
-    """
-    from trimtab.dials.attach import PRESETS
-
-    try:
-        value = PRESETS[text] if text in PRESETS else float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(
-            f"alpha: expected finite numbers, or {', '.join(PRESETS)}, at least one, "
-            f"given {text}{near(text, PRESETS)}"
-        )
-    return value
-
-
 def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[str], None]) -> None:
     """A line for each dial that has been measured, and is to be used beyond that."""
     for dial in dials:
@@ -137,17 +58,6 @@ def warn_range(dials: Sequence[Dial], alphas: Sequence[float], say: Callable[[st
                 f"which the {dial.info.method or dial.kind} dial was measured "
                 f"({low:g} to {high:g})"
             )
-
-
-def read_pairs(
-    spec: str, data_root: str | None, limit: int | None, table: OwnTable = AS_IT_IS
-) -> Any:
-    """The pairs of a spec; a dial's folder in its place is told apart."""
-    from trimtab import pairs
-
-    if Path(spec).is_dir():
-        raise ConfigError(f"{spec}: a folder; expected a spec of pairs, such as facts:train")
-    return pairs.read_pairs(table.spec(spec), data_root, limit=limit)
 
 
 def read_condition(name: Path | None, model: str, force: bool) -> Any:

@@ -11,7 +11,6 @@ The page is that of the folder in `out` whose name the file's begins with (`inne
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from trimtab.cli import module_of
+from trimtab.cli import main_of
 from trimtab.cli.parse import Checked, checking, parse
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
@@ -80,7 +79,7 @@ def main(words: list[str]) -> None:
     for recipe in () if args.render_only else recipes:
         if not args.quiet:
             print(f"\n{recipe.file}: trimtab {recipe.verb} {shlex.join(recipe.words)}", flush=True)
-        _verb(recipe.verb).main(list(recipe.words))
+        main_of(recipe.verb)(list(recipe.words))
     from trimtab.report.pages import write_pages
 
     made = [
@@ -129,7 +128,7 @@ def read_recipe(file: Path, more: list[str]) -> Recipe:
     )
     try:
         with checking():
-            _verb(verb).main(list(recipe.words))
+            main_of(verb)(list(recipe.words))
     except Checked:
         return recipe
     except ConfigError as error:
@@ -144,10 +143,6 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
         return words, []
     at = words.index("--")
     return words[:at], words[at + 1 :]
-
-
-def _verb(name: str) -> Any:
-    return importlib.import_module(module_of(name))
 
 
 def _list(values: dict[Any, Any]) -> str:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import UseAppendAction
+from typing import TYPE_CHECKING, Any
 
 from trimtab.bounds import Count, Whole
+from trimtab.cli.flags import OnModel, WithDials, last_part
 from trimtab.cli.parse import parse
-from trimtab.cli.ready import check_model, read_dials
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
     from trimtab.serve import Engine, Shelf
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(WithDials, OnModel):
     """Flags."""
 
-    model: str = "smollm2-135m"
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    dial: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """NAME=DIR: a dial's folder or Hub id, and what requests call it; repeat for several."""
     name: str | None = None
     """What requests call the model (default: the last part of --model)."""
     host: str = "127.0.0.1"
@@ -40,22 +34,12 @@ class Args:
     """Requests that may wait; more are refused."""
     context: Count = 2048
     """Tokens of the longest request, prompt and answer together."""
-    max_tokens: Count = 512
+    max_new_tokens: Count = 512
     """Tokens of the longest answer."""
     max_body: Count = 1 << 20
     """Bytes of the largest request."""
     open: bool = False
     """Open the page in a browser."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto."""
-    load_in: Literal["4bit", "8bit"] | None = None
-    """Quantise the model with bitsandbytes as it is loaded (extra `quant`)."""
-    device: str = "auto"
-    """A torch device, or auto."""
-    force: bool = False
-    """Go on although a dial was made for another base model."""
-    quiet: bool = False
-    """No progress."""
 
 
 def main(words: list[str]) -> None:
@@ -83,7 +67,7 @@ def main(words: list[str]) -> None:
         engine,
         shelf,
         key=key,
-        max_tokens=args.max_tokens,
+        max_tokens=args.max_new_tokens,
         max_body=args.max_body,
         hosts=(*LOOPBACK, args.host) if here else (),
     )
@@ -96,39 +80,17 @@ def begin(args: Any) -> tuple[Engine, Shelf]:
     Raises:
         ConfigError: FastAPI or uvicorn is missing (`serve`); a dial without a name, or one twice.
     """
-    named = [_named(text) for text in args.dial]
-    names = [name for name, _ in named]
-    if again := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"--dial: two are called {again[0]}; give names, as in NAME=DIR")
-    check_model(args.model, args.dtype, args.device, args.load_in)
+    args.check_model()
     if hasattr(args, "port"):
         try:
             import fastapi  # noqa: F401
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise ConfigError(f"serve needs {error.name}: pip install 'trimtab[serve]'") from error
-    dials = dict(
-        zip(names, read_dials([place for _, place in named], args.model, args.force), strict=True)
-    )
-    from trimtab import models
-    from trimtab.progress import Progress
+    dials = args.named_dials()
     from trimtab.serve import Engine, Shelf
 
-    shelf = Shelf(getattr(args, "name", None) or _last(args.model), dials)
-    progress = Progress(args.quiet)
-    progress.say(f"loading {args.model}")
-    model, tokenizer = models.load(
-        args.model, dtype=args.dtype, device=args.device, load_in=args.load_in
-    )
+    shelf = Shelf(getattr(args, "name", None) or last_part(args.model), dials)
+    model, tokenizer = args.load()
     limits = {"rows": args.rows, "queue": args.queue} if hasattr(args, "port") else {}
     return Engine(model, tokenizer, dials, context=args.context, force=args.force, **limits), shelf
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    return (name, place) if equals else (_last(text), text)
-
-
-def _last(place: str) -> str:
-    """The last part of a path or Hub id."""
-    return place.rstrip("/").rpartition("/")[2].removesuffix(".gguf")

@@ -11,8 +11,8 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import Encoded, Row
-from trimtab.cache import collect
 from trimtab.errors import ConfigError, DataError
+from trimtab.readings import collect
 from trimtab.rendering import prompt_ids
 from trimtab.sites import Site
 from trimtab.training.closed_form import from_states

@@ -18,8 +18,9 @@ from trimtab.dials.contexts import check_bare
 from trimtab.dials.dial import Dial
 from trimtab.dials.merging import verify
 from trimtab.errors import ConfigError, DialError, ModelError
+from trimtab.models.heads import head_site
 from trimtab.sites import Site, parse_sites
-from trimtab.states import at_head, head_site
+from trimtab.states import at_head
 
 HEAD, LISTEN = 20, -10
 """Orders: the head adds to its logits after all other edits, states are listened to before any."""

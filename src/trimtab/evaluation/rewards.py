@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -164,8 +165,8 @@ def token_rewards(
 class Drawing(Bounded):
     """How many candidates are drawn, and what becomes of them."""
 
-    n: Count = 8
-    """Candidates a prompt."""
+    n: Annotated[Count, tyro.conf.arg(name="best_of", prefix_name=False)] = 8
+    """Candidates a prompt, with --reward."""
     pick: Literal["best", "sample"] = "best"
     """`best`: the highest reward; `sample`: with weights softmax(alpha r), so that alpha 0 is a
     plain sample."""

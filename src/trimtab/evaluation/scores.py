@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from torch import nn
 
 from trimtab.batching import Encoded
-from trimtab.cache import Progress, Store, collect, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.evaluation.items import ItemScores, item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
+from trimtab.readings import Progress, collect, reference
+from trimtab.store import Store
 
 
 def score(

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded, Row
-from trimtab.cache import collect
 from trimtab.dials import AdapterDial, Dial, DialInfo, VectorDial
 from trimtab.dials.numbers import length
 from trimtab.errors import DialError
@@ -29,6 +28,7 @@ from trimtab.export.gguf import read_control_vector
 from trimtab.export.steering_vectors import FILE
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.provenance import versions
+from trimtab.readings import collect
 from trimtab.rendering import prompt_ids
 from trimtab.sites import Site, block_index
 

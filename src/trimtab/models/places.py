@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from trimtab.errors import ConfigError, near
+from trimtab.models.compiled import uncompiled
 from trimtab.models.parts import embed, final_norm, layer_paths, layers, n_layers
 from trimtab.sites import Site, block_index, parse_sites
 
@@ -175,3 +177,25 @@ def depth(model: nn.Module, site: Site) -> int:
         if module == path or module.startswith(path + "."):
             return k
     return n_layers(model)
+
+
+@contextmanager
+def seeing(model: nn.Module, site: Site, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see` with the hidden states `[B, T, d]` that pass a site, in every forward pass."""
+    module, is_input = module_at(model, site)
+
+    def at_input(_: nn.Module, args: Any, kwargs: Any) -> None:
+        see(input_of(args, kwargs))
+
+    def at_output(_: nn.Module, __: Any, out: Any) -> None:
+        see(out[0] if isinstance(out, tuple | list) else out)
+
+    if is_input:
+        handle = module.register_forward_pre_hook(at_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(at_output)
+    try:
+        with uncompiled():
+            yield
+    finally:
+        handle.remove()

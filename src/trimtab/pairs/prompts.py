@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class Prompt:
         if len(self.text) == 1:
             return self.text[0]["content"]
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.text)
+
+
+def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
+    """The prompts of pairs, each once."""
+    return list({(repr(p.prompt), p.setting): Prompt.of(p) for p in pairs}.values())
 
 
 def read_prompts(file: Path) -> list[Prompt]:

@@ -27,7 +27,6 @@ import yaml
 from trimtab import models
 from trimtab.batching import PromptStyle, encode
 from trimtab.bounds import Bounded, Count, Seed, Several
-from trimtab.cache import Store
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluation import score
 from trimtab.files import write_json, write_lines, write_text
@@ -35,6 +34,7 @@ from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
+from trimtab.store import Store
 from trimtab.study.cells import threads
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies

@@ -1,13 +1,9 @@
-"""Training a dial: the plan, the reference, the spaces and the Trainer put together."""
+"""Training adapters and rotations: the plan, the reference, the spaces and the Trainer put together."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Set
-from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Encoded, Layout, Schedule, layout_of, plan_training, unshared
-from trimtab.cache import Store
+from trimtab.batching import Layout, Schedule, layout_of
 from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
 from trimtab.dials.experts import stacked
 from trimtab.dials.low_rank import column_norms
@@ -27,59 +22,33 @@ from trimtab.progress import Progress
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
 from trimtab.training.estimate import Estimate, estimate_training
+from trimtab.training.plan import SPACE, Made, Run
 from trimtab.training.probe import check_gradients
-from trimtab.training.recipes import (
-    InnerRecipe,
-    Method,
-    ProjectionRecipe,
-    Recipe,
-    RotationRecipe,
-)
+from trimtab.training.recipes import InnerRecipe, ProjectionRecipe
 from trimtab.training.reference import read_reference
 from trimtab.training.rotation import ContrastiveModule, new_rotation
-from trimtab.training.settings import (
-    AdapterSettings,
-    RotationSettings,
-    TrainSettings,
-    no_effect,
-)
+from trimtab.training.settings import AdapterSettings, RotationSettings, no_effect
 from trimtab.training.spaces import Spaces, build_spaces
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-HISTORY, SPACE = "training.jsonl", "space.safetensors"
-"""Files of a trained run beside its dial: the training curve, and the spaces it was trained in."""
 
-
-def fit_adapter(
-    named: Method,
-    model: nn.Module,
-    encoded: Encoded,
-    seed: int,
-    work: Path,
-    out: Path | None,
-    store: Store | None,
-    progress: Progress,
-) -> tuple[Dial, dict[str, str | bytes]]:
-    """The trained dial, and the files that are saved beside it.
-
-    Args:
-        work: where checkpoints lie while it is trained.
-        out: where it will be saved, for names alone.
-    """
-    if models.rows_depend(model):  # what is stored was read with inputs rounded, training's are not
-        store = None
-    check_gradients(model)
-    with models.differentiable(model):
-        return _trained(named, model, encoded, seed, work, out, store, progress)
+def fit_adapter(run: Run) -> Made:
+    """Train an adapter or a rotation; raises where the method does not fit, or the base is unsound."""
+    if models.rows_depend(
+        run.model
+    ):  # stored values were read with inputs rounded, training's are not
+        run = replace(run, store=None)
+    check_gradients(run.model)
+    with models.differentiable(run.model):
+        return _trained(run)
 
 
 @dataclass
 class Plan:
     """All that is decided before the first pass over the pairs."""
 
-    recipe: Recipe
     needs: Needs
     args: TrainingArguments
     layout: Layout
@@ -88,77 +57,37 @@ class Plan:
     expected: Estimate
 
 
-def plan(
-    named: Method,
-    model: nn.Module,
-    encoded: Encoded,
-    seed: int,
-    work: Path,
-    name: str,
-    progress: Progress,
-) -> Plan:
-    """Steps, layout, a fresh dial and what the run will take. Raises where `named` does not fit."""
-    recipe = named.recipe
-    assert isinstance(recipe, Recipe)
-    if isinstance(recipe, RotationRecipe):
-        recipe = recipe.settled()
-    settings = recipe.train
+def plan(run: Run) -> Plan:
+    """Steps, layout, a fresh dial and what the run will take. Raises where the method does not fit."""
+    recipe, model, encoded = run.recipe, run.model, run.encoded
     count = models.n_layers(model)
     needs = recipe.objective.needs(count)
-    needs = dataclasses.replace(needs, sites=expand_sites(model, needs.sites))
+    needs = replace(needs, sites=expand_sites(model, needs.sites))
     for site in needs.sites:
-        width_at(model, site, named.name)  # refuses what holds no one state a token
-    args = arguments(settings, model, seed, work, name)
-    layout = layout_of(model, encoded)
-    both_ends = recipe.both_ends
-    if settings.activation_checkpointing or both_ends:
-        # Layers that run again would add to the prefix's keys and values again; rows at alphas of
-        # their own have to be lines of their own.
-        layout = unshared(layout)
-    schedule = planned(settings, encoded, seed, layout, args)
+        width_at(model, site, run.named.name)  # refuses what holds no one state a token
+    args = run.arguments()
+    layout = run.layout(layout_of(model, encoded))
+    schedule = run.schedule(layout, args)
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
     if blocks is not None and len(blocks) < count:
-        progress.say(
+        run.progress.say(
             f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
         )
-    dial = _new_dial(recipe.dial, model, encoded, needs, blocks, seed, progress).to(args.device)
+    dial = _new_dial(run, needs, blocks).to(args.device)
     expected = estimate_training(model, needs, encoded, schedule, layout)
-    if both_ends:  # every row is run at +1 and at -1
-        expected = dataclasses.replace(
-            expected,
-            seconds=2 * expected.seconds,
-            positions=2 * expected.positions,
-            operations=2 * expected.operations,
-        )
-    return Plan(recipe, needs, args, layout, schedule, dial, expected)
+    return Plan(needs, args, layout, schedule, dial, expected.times(2 if recipe.both_ends else 1))
 
 
-def _trained(
-    named: Method,
-    model: nn.Module,
-    encoded: Encoded,
-    seed: int,
-    work: Path,
-    out: Path | None,
-    store: Store | None,
-    progress: Progress,
-) -> tuple[Dial, dict[str, str | bytes]]:
+def _trained(run: Run) -> Made:
     from trimtab.training.projection import Projection, step_differences
-    from trimtab.training.trainer import FitModule, recomputing, train
+    from trimtab.training.trainer import FitModule, train_run
 
-    made = plan(named, model, encoded, seed, work, out.name if out else named.name, progress)
-    recipe, needs, args, layout = made.recipe, made.needs, made.args, made.layout
-    schedule, dial, settings = made.schedule, made.dial, made.recipe.train
-    progress.say(
-        f"{named.name}: {encoded.n_pairs} pairs of {encoded.n_items} items, {schedule.steps} steps "
-        f"of {schedule.pairs_per_step} pairs, "
-        f"{sum(p.numel() for p in dial.parameters()):,} parameters; "
-        f"{made.expected}"
-    )
-    with args.main_process_first(local=False, desc="reading the reference"):
-        spaces = _spaces(recipe, model, encoded, needs, seed, store, progress)
+    made, recipe, model, encoded = plan(run), run.recipe, run.model, run.encoded
+    needs, dial, layout, schedule = made.needs, made.dial, made.layout, made.schedule
+    with made.args.main_process_first(local=False, desc="reading the reference"):
+        spaces = _spaces(run, needs)
         before = read_reference(
-            model, encoded, needs, store, progress, spaces=spaces, schedule=schedule
+            model, encoded, needs, run.store, run.progress, spaces=spaces, schedule=schedule
         )
     projection = None
     if isinstance(recipe, ProjectionRecipe):
@@ -169,7 +98,7 @@ def _trained(
                 "expected lora, all-linear"
             )
         differences = step_differences(
-            model, encoded, schedule, dial.paths, layout, progress=progress
+            model, encoded, schedule, dial.paths, layout, progress=run.progress
         )
         projection = Projection(recipe.projection, dial, differences)
     module = (
@@ -177,116 +106,35 @@ def _trained(
         if recipe.both_ends
         else FitModule(model, dial, recipe.objective, needs, before, spaces)
     )
-    with recomputing(model) if settings.activation_checkpointing else nullcontext():
-        history = train(
-            module,
-            encoded,
-            schedule,
-            args,
-            layout=layout,
-            checkpoint_seconds=settings.checkpoint_seconds,
-            progress=progress,
-            label=f"training {named.name}",
-            board=out.parent / "tensorboard" / out.name if out else None,
-            projection=projection,
-        )
+    _, extra = train_run(
+        run, module, schedule, made.args, layout, said=made.expected, projection=projection
+    )
     if isinstance(module, ContrastiveModule):
         dial.eval()
         change = module.settle_sign(encoded, layout)
-        progress.say(f"from -1 to +1 the log-prob gap rises by {change:.3g} nats a token")
-    extra: dict[str, str | bytes] = {
-        HISTORY: "".join(json.dumps(record) + "\n" for record in history)
-    }
+        run.progress.say(f"from -1 to +1 the log-prob gap rises by {change:.3g} nats a token")
     if spaces is not None and (weights := spaces.state_dict()):
         extra[SPACE] = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
     return dial, extra
 
 
-def arguments(
-    settings: TrainSettings, model: nn.Module, seed: int, work: Path, name: str
-) -> TrainingArguments:
-    """The Trainer's arguments; the model goes to the run's device."""
-    from transformers import TrainingArguments
-
-    args = TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=1,
-        max_steps=1,  # set below, once the number of processes is known
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=10**9,  # by the clock instead, see Watch
-        save_total_limit=2,
-        report_to=settings.report_to,
-        run_name=name,
-        seed=seed,
-        remove_unused_columns=False,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never DataParallel
-    model.to(args.device)
-    return args
-
-
-def planned(
-    settings: TrainSettings, encoded: Encoded, seed: int, layout: Layout, args: TrainingArguments
-) -> Schedule:
-    """The microbatches of a run, and what the Trainer is to know of them."""
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=settings.pairs_per_step,
-        epochs=settings.epochs,
-        seed=seed,
-        budget=settings.microbatch_tokens,
-        layout=layout,
-        multiple_of=args.world_size,
-        max_steps=settings.max_steps,
-    )
-    args.max_steps = schedule.steps
-    args.gradient_accumulation_steps = schedule.per_step // args.world_size
-    args.warmup_steps = round(settings.warmup * schedule.steps)
-    return schedule
-
-
-def _spaces(
-    recipe: Recipe,
-    model: nn.Module,
-    encoded: Encoded,
-    needs: Needs,
-    seed: int,
-    store: Store | None,
-    progress: Progress,
-) -> Spaces | None:
+def _spaces(run: Run, needs: Needs) -> Spaces | None:
     """The spaces of a run; None where there are none, or where they could change nothing."""
+    recipe = run.recipe
     if not isinstance(recipe, InnerRecipe) or recipe.space.kind == "none":
         return None
     if reason := no_effect(recipe.space.kind, recipe.objective):
-        progress.say(reason)
+        run.progress.say(reason)
         return None
-    return build_spaces(
-        recipe.space, model, encoded, needs, seed=seed, store=store, progress=progress
-    )
+    return build_spaces(run, needs)
 
 
-def _new_dial(
-    settings: AdapterSettings | RotationSettings,
-    model: nn.Module,
-    encoded: Encoded,
-    needs: Needs,
-    blocks: range | None,
-    seed: int,
-    progress: Progress,
-) -> Dial:
+def _new_dial(run: Run, needs: Needs, blocks: range | None) -> Dial:
     """What a training recipe trains, drawn from a seed."""
+    settings, model, progress = run.recipe.dial, run.model, run.progress
     if isinstance(settings, RotationSettings):
-        return new_rotation(settings, model, encoded, needs, seed, progress)
-    generator = torch.Generator().manual_seed(seed)
+        return new_rotation(settings, model, run.encoded, needs, run.seed, progress)
+    generator = torch.Generator().manual_seed(run.seed)
     rank, dropout = settings.rank, settings.dropout
     if settings.tuner == "lora":
         dial = new_lora(settings, model, blocks, generator)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Contrast, Encoded
-from trimtab.cache import Store, collect, reference
 from trimtab.dials.trial import width_at
 from trimtab.dials.vector import STRENGTH, VectorDial
 from trimtab.directions import (
@@ -27,8 +26,10 @@ from trimtab.directions import (
 from trimtab.errors import ConfigError, DataError
 from trimtab.objectives import ReprPOMargin
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import collect, reference
 from trimtab.sites import Site
 from trimtab.states import find_sites
+from trimtab.store import Store
 from trimtab.training.gradients import Gradients, read_gradients
 from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, Row
-from trimtab.cache import collect
 from trimtab.dials import Condition
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import DataError
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
+from trimtab.readings import collect
 from trimtab.rendering import USUAL, Rendering, prompt_ids
 from trimtab.sites import Site, parse_sites
 

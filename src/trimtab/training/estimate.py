@@ -28,6 +28,10 @@ class Estimate:
     operations: float
     """Multiplications and additions of the whole run."""
 
+    def times(self, n: int) -> Estimate:
+        """Of a run in which every row is run so often."""
+        return Estimate(n * self.seconds, self.bytes, n * self.positions, n * self.operations)
+
     def __str__(self) -> str:
         time_ = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         return f"about {time_} and {self.bytes / 2**30:.1f} GiB ({self.positions:,} positions)"

@@ -16,6 +16,7 @@ from trimtab.readout import Needs
 from trimtab.states import depth, find_sites
 from trimtab.training.adapters import plan
 from trimtab.training.estimate import EFFICIENCY, Estimate, matmul_rate, operations
+from trimtab.training.plan import Run
 from trimtab.training.recipes import Method, Recipe
 from trimtab.training.steering import GradientRecipe
 
@@ -72,9 +73,10 @@ def forecast(
         )
     assert isinstance(encoded, Encoded)
     with tempfile.TemporaryDirectory() as work:
+        run = Run(named, model, encoded, seed, Path(work), progress=progress)
         if recipe.head:
-            return _of_head(named, model, encoded, seed, Path(work))
-        made = plan(named, model, encoded, seed, Path(work), named.name, progress)
+            return _of_head(run)
+        made = plan(run)
     expected = made.expected
     if made.needs.reference_logps or made.needs.reference_states:
         once = _passes(model, encoded, made.needs, backward=False)
@@ -85,20 +87,17 @@ def forecast(
     )
 
 
-def _of_head(named: Method, model: nn.Module, encoded: Encoded, seed: int, work: Path) -> Forecast:
+def _of_head(run: Run) -> Forecast:
     """States of all tokens are stored by one pass; the steps on them are cheap beside it."""
-    from trimtab.training.adapters import arguments, planned
-
-    recipe = named.recipe
-    args = arguments(recipe.train, model, seed, work, named.name)
-    schedule = planned(recipe.train, encoded, seed, layout_of(model, encoded), args)
-    live = getattr(recipe.dial, "features", "") == "live"
+    model, encoded, name = run.model, run.encoded, run.named.name
+    schedule = run.schedule(layout_of(model, encoded), run.arguments())
+    live = run.recipe.dial.features == "live"
     passes = schedule.steps * schedule.pairs_per_step / max(encoded.n_pairs, 1) if live else 1
     found = _passes(model, encoded, Needs(logps=True), backward=False)
     found = dataclasses.replace(found, seconds=found.seconds * passes)
     width = models.text_config(model).hidden_size
     disk = 0 if live else 2 * width * sum(len(a) for row in encoded.rows for a in row.answers)
-    return Forecast(named.name, schedule.steps, encoded.n_pairs, 0, found, disk)
+    return Forecast(name, schedule.steps, encoded.n_pairs, 0, found, disk)
 
 
 def _passes(

@@ -25,9 +25,9 @@ from trimtab.batching import (
     unshared,
 )
 from trimtab.batching.spans import the_line
-from trimtab.cache import Progress
 from trimtab.errors import ConfigError, DataError
 from trimtab.objectives import Objective
+from trimtab.readings import Progress
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
 from trimtab.states import by_row, depth, input_of, module_at, pair_up, pooled_tokens, read

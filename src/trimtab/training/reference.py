@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded, Schedule
-from trimtab.cache import Store, reference
 from trimtab.dials.trial import axes_at, is_one_state
 from trimtab.errors import ConfigError
 from trimtab.objectives.inner import Inner
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import reference
 from trimtab.readout import Needs
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings
+from trimtab.store import Store
 from trimtab.training.closed_form import pair_answers
 from trimtab.training.spaces import Spaces
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, collate
-from trimtab.cache import collect
 from trimtab.dials import Alpha, Dial, RotationDial
 from trimtab.dials.rotation import singular_basis
 from trimtab.dials.targets import linear_modules
@@ -18,6 +17,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.objectives.contrastive import ContrastiveSteering, scaled_direction
 from trimtab.objectives.output import preference
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import collect
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import Contrast, PromptStyle, encode
-from trimtab.cache import Store
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
@@ -27,11 +26,16 @@ from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
+from trimtab.store import Store
 from trimtab.training.adapters import fit_adapter
+from trimtab.training.alignment_head import fit_alignment_head
 from trimtab.training.closed_form import fit_direction
 from trimtab.training.methods import METHODS, method
-from trimtab.training.recipes import AnyRecipe, Method, alike
+from trimtab.training.plan import Made, Run
+from trimtab.training.recipes import AnyRecipe, Method, Recipe, alike
+from trimtab.training.reward_head import fit_reward_head
 from trimtab.training.rotation import QUICK_PAIRS
+from trimtab.training.settings import LogitsSettings, RewardSettings
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
@@ -148,18 +152,12 @@ def fit(
             rendering=rendering,
         )
         progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
-        train_dial = fit_adapter
-        if how.head:
-            from trimtab.training.heads import fit_head
-
-            train_dial = partial(fit_head, data)
         with (
             models.reading(model),  # training puts the model in eval mode
             tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
         ):
-            dial, extra = train_dial(
-                named, model, encoded, seed, Path(work), folder, store, progress
-            )
+            run = Run(named, model, encoded, seed, Path(work), data, folder, store, progress)
+            dial, extra = _trainer_of(how)(run)
     dial.info = dataclasses.replace(info, measured=dial.info.measured)
     dial.eval()
     if folder is not None:
@@ -168,6 +166,13 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def _trainer_of(recipe: Recipe[Any, Any]) -> Callable[[Run], Made]:
+    """What trains a recipe's dial."""
+    if isinstance(recipe.dial, LogitsSettings):
+        return fit_alignment_head
+    return fit_reward_head if isinstance(recipe.dial, RewardSettings) else fit_adapter
 
 
 def _has_chat(data: PairSet | Contrast) -> bool:
@@ -285,7 +290,8 @@ def _main_process() -> bool:
 
 
 def _named(recipe: str | AnyRecipe | Method) -> Method:
-    """The method of a name; a recipe with other settings gets that of the method it varies."""
+    """The method of a name; a recipe with other settings gets that of the method it varies, one that
+    combines what no method does the name of its objective."""
     if isinstance(recipe, str):
         return method(recipe)
     if isinstance(recipe, Method):
@@ -293,8 +299,12 @@ def _named(recipe: str | AnyRecipe | Method) -> Method:
     if name := next((n for n, same in PUBLISHED.items() if same == recipe), None):
         return method(name)
     like = [m for m in METHODS.values() if alike(m.recipe, recipe)]
+    if not like and isinstance(recipe, Recipe):
+        return Method(type(recipe.objective).__name__.lower(), recipe, "", "")
     if not like:
-        raise ConfigError(f"{type(recipe).__name__} is no recipe of a known method")
+        raise ConfigError(
+            f"{type(recipe).__name__} is no recipe: expected a Recipe, or a method's name"
+        )
     same = [m for m in like if m.varies(recipe)] or like
     return dataclasses.replace(same[0], recipe=recipe)
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import Encoded
-from trimtab.cache import Store, reference
 from trimtab.dials.adapter import linear_shape
 from trimtab.errors import ConfigError
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import reference
 from trimtab.readout import Needs
 from trimtab.sites import Site
 from trimtab.spaces import (
@@ -22,6 +22,8 @@ from trimtab.spaces import (
     leading_directions,
     span_of,
 )
+from trimtab.store import Store
+from trimtab.training.plan import Run
 from trimtab.training.settings import SpaceSettings
 
 SAMPLE = 256
@@ -52,16 +54,7 @@ class Spaces(nn.Module):
         return self.settings.weight_norm * torch.stack(found).mean() if found else None
 
 
-def build_spaces(
-    settings: SpaceSettings,
-    model: nn.Module,
-    encoded: Encoded,
-    needs: Needs,
-    *,
-    seed: int,
-    store: Store | None = None,
-    progress: Progress = SILENT,
-) -> Spaces:
+def build_spaces(run: Run, needs: Needs) -> Spaces:
     """The spaces of a run, in float32 on the model's device.
 
     `svd` and `suppressed` are the same at every site: what is left when the top directions of
@@ -71,8 +64,9 @@ def build_spaces(
     Raises:
         ConfigError: a site whose states have another width than a space made from the LM head.
     """
+    model, settings = run.model, run.recipe.space  # type: ignore[attr-defined]
     widths = site_widths(model, needs.sites)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(run.seed)
     device = next(model.parameters()).device
     if settings.kind in TRAINABLE:
         extra = {"rank": settings.rank} if settings.kind == "hra" and settings.rank else {}
@@ -98,7 +92,7 @@ def build_spaces(
         )
     else:
         tokens = suppressed_tokens(
-            model, encoded, settings.rank or 64, store=store, progress=progress
+            model, run.encoded, settings.rank or 64, store=run.store, progress=run.progress
         )
         projector = Projector(span_of(head, tokens).float())
     return Spaces(dict.fromkeys(widths, projector), settings).to(device)

@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from trimtab import models
 from trimtab.batching import PromptStyle
@@ -34,11 +35,14 @@ OLD_INSTRUCTION = "prompt"
 SUMMARY, COSTS = "summary.json", "costs.json"
 
 
+_Strengths = Annotated[tuple[Strength, ...], tyro.conf.arg(name="alpha")]
+
+
 @dataclass(frozen=True)
 class Measuring(Bounded, group="measuring"):
     """How every cell of a comparison is measured."""
 
-    alphas: tuple[Strength, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    alphas: _Strengths = (-2.0, -1.0, 0.0, 1.0, 2.0)
     """Alphas of the dose–response curve."""
     dose_items: Count = 60
     """Items of the dose–response curve: the first of the suite's `dose` pairs."""
@@ -50,7 +54,7 @@ class Measuring(Bounded, group="measuring"):
     """Prompts that are continued; 0 generates nothing."""
     generate_alphas: tuple[Strength, ...] = (-1.0, 0.0, 1.0)
     """Alphas of the generations."""
-    new_tokens: Count = 40
+    new_tokens: Annotated[Count, tyro.conf.arg(name="max_new_tokens")] = 40
     """Longest continuation, in tokens."""
     max_length: Count = 1024
     """Pairs longer than this many tokens are dropped and counted."""

@@ -10,7 +10,6 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import PromptStyle, encode
-from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText, score
@@ -20,6 +19,7 @@ from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
+from trimtab.store import Store
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
 from trimtab.study.files import Rows, free_folder, write_rows

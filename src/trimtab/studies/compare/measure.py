@@ -13,7 +13,6 @@ import numpy as np
 
 from trimtab import models
 from trimtab.batching import Encoded, encode
-from trimtab.cache import Store
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import (
@@ -29,6 +28,7 @@ from trimtab.files import write_json
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import versions
+from trimtab.store import Store
 from trimtab.studies.compare.cell import (
     COSTS,
     SUMMARY,
@@ -44,7 +44,7 @@ from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS
 from trimtab.study.settings import from_json
 from trimtab.training import fit
-from trimtab.training.adapters import HISTORY, SPACE
+from trimtab.training.plan import HISTORY, SPACE
 
 
 class Stage:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, collate, encode, layout_for, plan_batches
-from trimtab.cache import Features, Store, features
 from trimtab.dials import Dial, LogitsDial
 from trimtab.evaluation.decoding import (
     Decoder,
@@ -28,11 +27,14 @@ from trimtab.evaluation.decoding import (
 from trimtab.evaluation.generation import Sampling, end_ids
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import token_rewards
+from trimtab.models.heads import after_head, head_site
 from trimtab.objectives.heads import told_apart
 from trimtab.pairs import read_pairs
 from trimtab.progress import SILENT, Progress
-from trimtab.states import Readings, head_site, read_tokens
+from trimtab.readings import Features, features
+from trimtab.states import Readings, read_tokens
 from trimtab.statistics import POSITIVE, SHARE
+from trimtab.store import Store
 from trimtab.studies.heads.settings import HeadComparison
 from trimtab.study.about import described_by, sizes
 from trimtab.study.cells import Cell, Host, planned, setting_of
@@ -41,7 +43,6 @@ from trimtab.study.lines import Scores, compared, judged, measured
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
 from trimtab.study.workers import work_stage
 from trimtab.training import Method, fit, method
-from trimtab.training.heads import after_head
 from trimtab.training.run import recipe_digest
 
 Lean = Callable[[Tensor, Tensor, Tensor, float], Tensor]

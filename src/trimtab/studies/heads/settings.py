@@ -29,7 +29,7 @@ class HeadComparison(Bounded):
     """The first so many training items."""
     test_limit: Several | None = None
     """The first so many items of each test."""
-    alphas: tuple[Strength, ...] = (0.5, 1.0, 1.5, 2.0)
+    alphas: Annotated[tuple[Strength, ...], tyro.conf.arg(name="alpha")] = (0.5, 1.0, 1.5, 2.0)
     """Strengths, 1 among them."""
     kl_items: Several = 50
     """Items of each test on whose answers the KL is measured, the first ones."""
@@ -45,7 +45,7 @@ class HeadComparison(Bounded):
     """Seeds of what trains an adapter."""
     head_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what trains a head on the frozen model."""
-    new_tokens: Whole = 32
+    new_tokens: Annotated[Whole, tyro.conf.arg(name="max_new_tokens")] = 32
     """Tokens that are generated to take the time; 0 takes none."""
     rounds: Count = 5
     """How often each arm generates them, the arms in turn."""

@@ -8,14 +8,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from trimtab import models
 from trimtab.batching import Encoded, answer_spans, encode
 from trimtab.bounds import Bounded, Count, Several, Whole
-from trimtab.cache import Store, features, reference
 from trimtab.dials import Dial, RewardDial
 from trimtab.errors import ConfigError
 from trimtab.evaluation.items import item_scores
@@ -23,6 +23,8 @@ from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
+from trimtab.readings import features, reference
+from trimtab.store import Store
 from trimtab.study.about import described_by, sizes
 from trimtab.study.cells import Cell, Host, planned, setting_of
 from trimtab.study.files import free_folder
@@ -30,8 +32,8 @@ from trimtab.study.lines import Scores, averaged, check_seeds, compared, judged,
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run, Split, write
 from trimtab.study.workers import work_stage
 from trimtab.training import Method, fit, method
-from trimtab.training.heads import aggregate_all
 from trimtab.training.recipes import ORPORecipe, TrainSettings
+from trimtab.training.reward_head import aggregate_all
 from trimtab.training.run import recipe_digest
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
@@ -57,11 +59,11 @@ class RewardComparison(Bounded):
     """Tasks whose training split is trained on, and whose test split is in-domain."""
     held_out: tuple[str, ...] = ("piqa", "winogrande", "social_i_qa")
     """Tasks of which nothing is trained on."""
-    train_items: Count = 1500
+    train_items: Annotated[Count, tyro.conf.arg(name="train_limit")] = 1500
     """Items trained on, over all tasks, the first of each alike."""
     more_items: Whole = 0
     """Items for one more frozen head, whose training costs little; 0 for none."""
-    test_items: Several = 500
+    test_items: Annotated[Several, tyro.conf.arg(name="test_limit")] = 500
     """Items of each test split, the first ones."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of what trains an adapter."""

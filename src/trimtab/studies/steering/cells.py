@@ -16,7 +16,6 @@ import torch
 
 from trimtab import models
 from trimtab.batching import Encoded, encode
-from trimtab.cache import Store, collect
 from trimtab.dials import Dial
 from trimtab.errors import StudyError
 from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, generate
@@ -26,7 +25,9 @@ from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.personas_tables import PERSONAS
 from trimtab.provenance import versions
+from trimtab.readings import collect
 from trimtab.rendering import lead_ids
+from trimtab.store import Store
 from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Cell, Dosing, common_of, plan
 from trimtab.study.cells import Host, setting_of
 from trimtab.study.made import VERSIONS

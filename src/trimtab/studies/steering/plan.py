@@ -69,7 +69,7 @@ class Dosing(Bounded):
     """Neutral passages on which damage is measured."""
     prompts: Whole = 1
     """Questions that are answered freely at every dose; 0 generates nothing."""
-    new_tokens: Count = 24
+    new_tokens: Annotated[Count, tyro.conf.arg(name="max_new_tokens")] = 24
     """Longest answer, in tokens."""
     seed: Seed = 0
     """Of what is trained."""

@@ -1,30 +1,17 @@
-"""One content-addressed store of what was read from a frozen model.
-
-An entry's address is a digest of everything it depends on: the model's weights, config and
-quantisation, dtype and attention kernel, the token ids, and what was read. An entry is a folder of
-safetensors shards and a manifest with the digest of each. Shards are written aside and renamed, the
-folder becomes an entry only once complete, and a half-filled one is continued. A damaged entry is
-refused.
-"""
+"""Readings of a whole data set: log-probs and pooled states, and states of single tokens, through the
+store."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from filelock import FileLock
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trimtab import models
@@ -40,199 +27,27 @@ from trimtab.batching import (
     plan_batches,
 )
 from trimtab.errors import CacheError, ModelError
-from trimtab.readout import Pool, TokenMap
+from trimtab.readout import Asked, Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, read, read_tokens
+from trimtab.store import SHARD_BYTES, Store, cut
 
-FORMAT = 2
-SHARD_BYTES = 64 << 20
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
-
-
-class Store:
-    """A folder of entries. `root` defaults to the `readings` folder of the cache."""
-
-    def __init__(self, root: Path | str | None = None):
-        self.root = Path(root) if root is not None else models.cache_root() / "readings"
-
-    def folder(self, what: dict[str, Any]) -> Path:
-        """The folder of the entry that holds `what` (JSON values)."""
-        text = json.dumps({"format": FORMAT, **what}, sort_keys=True)
-        return self.root / hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def get(self, what: dict[str, Any]) -> dict[str, Tensor] | None:
-        """The tensors of an entry, shards joined along the first axis; None where there is none.
-
-        Raises:
-            CacheError: the entry is truncated, damaged, or of another format.
-        """
-        parts = self.open(what)
-        if parts is None:
-            return None
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
-
-    def open(self, what: dict[str, Any], command: str = "") -> list[dict[str, Tensor]] | None:
-        """The shards of an entry, each checked against its digest and mapped into memory: pages are
-        read when they are touched. None where there is none.
-
-        Args:
-            command: what makes the entry again, for error messages.
-
-        Raises:
-            CacheError: the entry is truncated, damaged, or of another format.
-        """
-        folder = self.folder(what)
-        if not (folder / "manifest.json").is_file():
-            return None
-        remedy = f"delete {folder} to have it made again" + (f" ({command})" if command else "")
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            if manifest["format"] != FORMAT:
-                raise CacheError(
-                    f"{folder}: format {manifest['format']}, expected {FORMAT}; {remedy}"
-                )
-            if manifest.pop("sha256") != _digest(manifest):
-                raise CacheError(f"{folder}/manifest.json: not as it was written; {remedy}")
-            if manifest["what"] != what:
-                raise CacheError(f"{folder}: made for other data or another model; {remedy}")
-            if not manifest["shards"]:
-                raise CacheError(f"{folder}/manifest.json: names no shards; {remedy}")
-            return [
-                _checked(folder / n, digest, remedy) for n, digest in manifest["shards"].items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-            raise CacheError(f"{folder}/manifest.json: damaged ({error!r}); {remedy}") from error
-
-    def check(self, command: str) -> None:
-        """Raise CacheError where the folder holds something else than a store of this format, with
-        the command that makes one."""
-        if not self.root.exists():
-            return
-        if not self.root.is_dir():
-            raise CacheError(f"{self.root}: a file; a store is a folder. Make one: {command}")
-        manifests = list(self.root.glob("[!.]*/manifest.json"))
-        for file in manifests:
-            try:
-                made = json.loads(file.read_text()).get("format")
-            except (ValueError, OSError, AttributeError) as error:
-                raise CacheError(
-                    f"{file}: damaged ({error}); delete {file.parent} and run: {command}"
-                ) from error
-            if made != FORMAT:
-                raise CacheError(
-                    f"{file}: format {made}, expected {FORMAT}; delete {file.parent} and run: {command}"
-                )
-        foreign = [p.name for p in self.root.iterdir() if not p.name.startswith(".")]
-        if foreign and not manifests:
-            raise CacheError(
-                f"{self.root}: holds {foreign[0]}, no store of trimtab's; choose another folder "
-                f"and run: {command}"
-            )
-
-    def put(self, what: dict[str, Any], shards: Sequence[Callable[[], dict[str, Tensor]]]) -> None:
-        """Write an entry, shard by shard. A shard that an interrupted run left complete is kept,
-        and so is an entry that another process wrote meanwhile.
-
-        Raises:
-            CacheError: the disk is full or cannot be written; complete shards stay for next time.
-        """
-        folder = self.folder(what)
-        aside = folder.with_name(f".{folder.name}.partial")
-        try:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            (self.root / ".locks").mkdir(exist_ok=True)
-            with FileLock(self.root / ".locks" / folder.name):  # one may take hours, others minutes
-                if (folder / "manifest.json").is_file():
-                    return
-                aside.mkdir(exist_ok=True)
-                digests: dict[str, str] = {}
-                for number, make in enumerate(shards):
-                    name = f"{number + 1:05d}-of-{len(shards):05d}.safetensors"
-                    if not (aside / name).is_file():
-                        _write(make(), aside / name)
-                    digests[name] = _sha(aside / name)
-                manifest: dict[str, Any] = {"format": FORMAT, "what": what, "shards": digests}
-                manifest["sha256"] = _digest(manifest)
-                (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(aside, folder)
-        except (OSError, SafetensorError) as error:
-            raise CacheError(
-                f"{aside}: cannot be written ({error}); free some space or set TRIMTAB_CACHE"
-            ) from error
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    """A shard that is there at all is whole."""
-    aside = file.with_suffix(".writing")
-    try:
-        save_file(tensors, aside)
-        with aside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _checked(file: Path, digest: str, remedy: str) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise CacheError(f"{file}: missing; {remedy}")
-    if _sha(file) != digest:
-        raise CacheError(f"{file}: its content is not what was written; {remedy}")
-    return _mapped(file)
-
-
-_KINDS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-}
-
-
-def _mapped(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory (safetensors' own reader copies them)."""
-    data = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
-    start = 8 + int.from_bytes(bytes(data[:8].tolist()), "little")
-    header = json.loads(bytes(data[8:start].tolist()))
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        low, high = entry["data_offsets"]
-        part = data[start + low : start + high]
-        found[name] = part.view(_KINDS[entry["dtype"]]).view(entry["shape"])
-    return found
-
-
-def _sha(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-# ---- readings of a whole data set ---------------------------------------------------------------
 
 
 def collect(
     model: nn.Module,
     encoded: Encoded | Contrast,
     *,
-    logps: bool = False,
-    sites: Sequence[Site] = (),
-    pool: Pool = "completion",
-    sinks: bool = True,
-    token_map: TokenMap = "none",
     budget: int = 2048,
     progress: Progress | None = None,
+    **asked: Unpack[Asked],
 ) -> Readings:
     """Read a whole encoded set, without gradients: entries in the order of its answers.
+
+    Args:
+        asked: log-probs, states at sites (see `Needs`).
 
     Raises:
         ModelError: a log-prob or a state is not finite.
@@ -245,17 +60,7 @@ def collect(
     with torch.no_grad():
         for batch in batches_of(encoded, budget, layout):
             batch = batch.to(device)
-            parts.append(
-                read(
-                    model,
-                    batch,
-                    logps=logps,
-                    sites=sites,
-                    pool=pool,
-                    sinks=sinks,
-                    token_map=token_map,
-                )
-            )
+            parts.append(read(model, batch, **asked))
             places.append(batch.answer_ids)
             done += batch.n_answers
             if progress:
@@ -266,10 +71,10 @@ def collect(
         return torch.cat(tensors)[back].cpu()
 
     found = Readings(
-        logps=join([p.logps for p in parts]) if logps else None,
-        tokens=join([p.tokens for p in parts]) if logps else None,
-        states={s: join([p.states[s] for p in parts]) for s in sites},
-        norms={s: join([p.norms[s] for p in parts]) for s in sites},
+        logps=join([p.logps for p in parts]) if parts[0].logps is not None else None,
+        tokens=join([p.tokens for p in parts]) if parts[0].tokens is not None else None,
+        states={s: join([p.states[s] for p in parts]) for s in parts[0].states},
+        norms={s: join([p.norms[s] for p in parts]) for s in parts[0].norms},
     )
     _check_finite(model, found)
     return found
@@ -294,14 +99,10 @@ def reference(
     model: nn.Module,
     encoded: Encoded | Contrast,
     *,
-    logps: bool = False,
-    sites: Sequence[Site] = (),
-    pool: Pool = "completion",
-    sinks: bool = True,
-    token_map: TokenMap = "none",
     store: Store | None = None,
     budget: int = 2048,
     progress: Progress | None = None,
+    **asked: Unpack[Asked],
 ) -> Readings:
     """`collect` through the store: log-probs and states of the bare model, read at most once.
 
@@ -309,32 +110,30 @@ def reference(
     share them; what is missing of both is read in one pass. Of a model in which code of others acts
     (`Source.lasting`) nothing is kept.
     """
-    settings: dict[str, Any] = {"pool": pool, "sinks": sinks, "token_map": token_map}
-    settings |= {"budget": budget, "progress": progress}
     source = models.source_of(model)
     if not source.lasting:
-        return collect(model, encoded, logps=logps, sites=sites, **settings)
-    store = store or Store()
+        return collect(model, encoded, budget=budget, progress=progress, **asked)
+    store, needs = store or Store(), Needs(**asked)  # type: ignore[arg-type]
     base = _base(model, source, encoded, budget)
     logps_key = {**base, "read": "logps"}
-    states_key = {**base, "read": "states", "pool": pool, "token_map": token_map}
-    if not sinks:
+    states_key = {**base, "read": "states", "pool": needs.pool, "token_map": needs.token_map}
+    if not needs.sinks:
         states_key["sinks"] = False
-    have = store.get(logps_key) if logps else None
-    stored = {site: store.get({**states_key, "site": site}) for site in sites}
+    have = store.get(logps_key) if needs.logps else None
+    stored = {site: store.get({**states_key, "site": site}) for site in needs.sites}
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
-    if (logps and have is None) or missing:
-        found = collect(model, encoded, logps=logps and have is None, sites=missing, **settings)
+    if (unread := needs.logps and have is None) or missing:
+        asked |= {"logps": unread, "sites": missing}
+        found = collect(model, encoded, budget=budget, progress=progress, **asked)
         if found.logps is not None and found.tokens is not None:
             have = {"logps": found.logps, "tokens": found.tokens}
-            store.put(logps_key, _shards(have))
+            store.put(logps_key, cut(have))
         for site in missing:
             tensors = {"states": found.states[site], "norms": found.norms[site]}
-            store.put({**states_key, "site": site}, _shards(tensors))
+            store.put({**states_key, "site": site}, cut(tensors))
             stored[site] = tensors
     return Readings(
-        logps=have["logps"] if have else None,
-        tokens=have["tokens"] if have else None,
+        **(have or {}),
         states={s: t["states"] for s, t in stored.items() if t},
         norms={s: t["norms"] for s, t in stored.items() if t},
     )
@@ -439,7 +238,7 @@ def features(
         width = models.text_config(model).hidden_size
         runs = _runs(encoded, counts, len(sites) * (2 * width + 1))
         need = int(counts.sum()) * len(sites) * (2 * width + 1) + 4 * len(counts) + 4096 * len(runs)
-        _room(store, need, say, f"{int(counts.sum()):,} token states of {encoded.name}")
+        store.room(need, f"{int(counts.sum()):,} token states of {encoded.name}", say)
         done = 0
 
         def make(run: range) -> dict[str, Tensor]:
@@ -524,33 +323,3 @@ def _packed(states: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unpacked(values: Tensor, powers: Tensor) -> Tensor:
     return torch.ldexp(values.float(), powers[..., None].int())
-
-
-def _room(store: Store, need: int, say: Callable[[str], None] | None, what: str) -> None:
-    """Announce a disk need; raise CacheError where the disk has no room."""
-    folder = store.root
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if say:
-        say(f"{what}: {_size(need)} in {store.root} ({_size(free)} free)")
-    if need > free:
-        raise CacheError(
-            f"{store.root}: {what} need {_size(need)}, the disk has {_size(free)} free; "
-            "name another folder (--store DIR, TRIMTAB_CACHE) or fewer pairs (--limit)"
-        )
-
-
-def _size(n: int) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
-
-
-def _shards(tensors: dict[str, Tensor]) -> list[Callable[[], dict[str, Tensor]]]:
-    """Cut tensors along the first axis into parts of at most SHARD_BYTES."""
-    n = len(next(iter(tensors.values())))
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    step = max(1, n * SHARD_BYTES // max(size, 1))
-    return [
-        lambda a=a: {k: t[a : a + step].contiguous() for k, t in tensors.items()}
-        for a in range(0, n, step)
-    ]
