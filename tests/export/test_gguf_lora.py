@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from test_experts import on_experts
-from test_export import checked_here, lora, rotation, vector  # noqa: F401
+from test_export import lora, rotation, vector
 from test_heads import head
 
 from conftest import _GQA, CONFIGS, build

@@ -43,7 +43,7 @@ def test_d1_a_control_vector_checked_by_plain_hooks_is_not_checked_in_llama_cpp(
     meant = vectors["checked_with"] == "steering-vectors"
     assert vectors["checked"].startswith("checked in") is meant
     assert check._checked("gguf", "llama.cpp", {"llama_cpp_python": "0.3.36"}) == (
-        "checked in llama.cpp 0.3.36"
+        "checked in llama.cpp (llama_cpp_python 0.3.36)"
     )
 
 
@@ -155,7 +155,7 @@ def test_d3_bases_that_are_none(tiny: Any, tokenizer: Any, tmp_path: Path, name:
     with pytest.raises(ConfigError, match=r"--base-gguf .*: no (such|GGUF) file"):
         export(vector(model), model, tokenizer, "gguf", tmp_path / "v", base_gguf=tmp_path / name)
     for to in ("peft", "merged", "steering-vectors"):
-        with pytest.raises(ConfigError, match="checks control vectors"):
+        with pytest.raises(ConfigError, match="llama.cpp checks gguf, gguf-lora and repeng"):
             export(lora(model), model, tokenizer, to, tmp_path / "v", base_gguf=tmp_path / name)
 
 
