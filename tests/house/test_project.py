@@ -52,11 +52,11 @@ LINES_OF_ROOM = {
     "objectives": 1750,
     "pairs": 5470,
     "rendering": 1450,
-    "report": 4750,
+    "report": 4800,
     "serve": 1650,
     "statistics": 650,
     "studies": 8330,  # the first look of the demo
-    "study": 2950,
+    "study": 3050,
     "training": 4050,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
