@@ -155,7 +155,7 @@ def test_d3_bases_that_are_none(tiny: Any, tokenizer: Any, tmp_path: Path, name:
     with pytest.raises(ConfigError, match=r"--base-gguf .*: no (such|GGUF) file"):
         export(vector(model), model, tokenizer, "gguf", tmp_path / "v", base_gguf=tmp_path / name)
     for to in ("peft", "merged", "steering-vectors"):
-        with pytest.raises(ConfigError, match="llama.cpp checks gguf, gguf-lora and repeng"):
+        with pytest.raises(ConfigError, match="checks gguf, gguf-lora and repeng"):
             export(lora(model), model, tokenizer, to, tmp_path / "v", base_gguf=tmp_path / name)
 
 
