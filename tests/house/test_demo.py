@@ -15,8 +15,8 @@ from trimtab import models
 from trimtab.dials import Dial
 from trimtab.errors import ModelError, TrimtabError
 from trimtab.report import read_results, write_markdown
-from trimtab.report.pages import write_pages
 from trimtab.studies.compare.demo import ALPHAS, FULL, QUICK
+from trimtab.studies.pages import write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.cli.parse import command, parse
+from trimtab.cli.study import show
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,3 @@ def main(words: list[str]) -> None:
     Console().print(table)
     print(f"kept: {folder}\n", flush=True)
     show(demo(args.out, quick=args.quick, command=command("demo", words), progress=progress))
-
-
-def show(out: Path) -> None:
-    """Print a run's tables, write its page, and say where it is."""
-    from rich.console import Console
-
-    from trimtab.report import console_tables, write_page
-
-    Console().print(console_tables(out))
-    print(f"page: {write_page(out)}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex
@@ -21,10 +21,8 @@ from trimtab.report.anchoring_published import NAMED
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
-if TYPE_CHECKING:
-    from trimtab.studies.anchoring.gates import Gate
-
-
+Gate = Any
+"""A bound and whether it was met: `studies.anchoring.gates`."""
 Titled = tuple[str, Text, Table]
 """A table with its title and what it says."""
 
