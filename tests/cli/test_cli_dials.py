@@ -64,7 +64,7 @@ def test_export_to_gguf_and_back(here, tmp_path, checked_here):
     done = trimtab(*words(here, "export", "dial", "--to", "gguf", "--alpha", -2, "--out", out))
     assert done.code == 0, done.err
     assert "logits differ by at most" in done.out
-    assert "not carried over: alpha: strength 1 is the dial at -2" in done.out
+    assert "not carried over:\n  alpha: strength 1 is the dial at -2" in done.out
     dial = Dial.from_pretrained(here / "dial")
     assert isinstance(dial, VectorDial)
     torch.testing.assert_close(read_control_vector(out).directions[1], -2 * dial.step(1))
