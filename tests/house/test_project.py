@@ -25,13 +25,6 @@ STILL_LONGER = {
     # serve
     "serve/engine.py",
     # studies
-    "studies/anchoring/catalogue.py",
-    "studies/anchoring/gates.py",
-    "studies/anchoring/language.py",
-    "studies/anchoring/mixing.py",
-    "studies/anchoring/natural.py",
-    "studies/heads/comparison.py",
-    "studies/rewards/comparison.py",
     # study
     "study/tune.py",
 }
@@ -54,7 +47,7 @@ LINES_OF_ROOM = {
     "serve": 1650,
     "statistics": 650,
     "studies": 8300,
-    "study": 3050,
+    "study": 3400,
     "training": 4050,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
@@ -87,8 +80,9 @@ FLOORS = {
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
+    5.3: ("report",),
     5.5: ("studies",),
-    6: ("report", "serve"),
+    6: ("serve",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

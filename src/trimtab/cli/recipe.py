@@ -82,7 +82,7 @@ def main(words: list[str]) -> None:
         if not args.quiet:
             print(f"\n{recipe.file}: trimtab {recipe.verb} {shlex.join(recipe.words)}", flush=True)
         main_of(recipe.verb)(list(recipe.words))
-    from trimtab.report.pages import write_pages
+    from trimtab.studies.pages import write_pages
     from trimtab.study.committed import thin
 
     for recipe in recipes if args.thin else ():

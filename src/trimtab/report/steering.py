@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from trimtab.report import render, wording
+from trimtab.report import wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of
 from trimtab.report.looks import CONTROLS, looks_of
@@ -85,15 +83,6 @@ def steering_page(found: Sequence[Doses]) -> Page:
     methods = looks_of(rows) | {n: CONTROLS[m] for n, m in rows.items() if m in CONTROLS}
     title = "Steering: every method, at the damage of a prompt"
     return Page(title, blocks, "dose", methods | names)
-
-
-def console(folder: Path) -> str:
-    """A trait's table as text, as wide as the terminal."""
-    doses, terminal = Doses(folder), Console()
-    title = Text(f"{doses.trait}, {wording.model(doses.about.model)}", On.CONSOLE, lead=True)
-    with terminal.capture() as said:
-        terminal.print(render.console(Page("", [title, _table(doses)])))
-    return f"{said.get()}{folder}"
 
 
 # ---- parts --------------------------------------------------------------------------------------
