@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -224,9 +225,9 @@ def _gguf_lora(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     """llama.cpp's own server, the adapter's scale in the request. It tells log-probs: what the adapter
     changes of them is held against what the dial does, after a third, two thirds and all of a text."""
     import torch
-    import xllamacpp as llama  # pyright: ignore[reportMissingImports]
     from safetensors.torch import load_file
 
+    llama: Any = import_module("xllamacpp")
     known = load_file(spec["tensors"])
     folder = Path(spec["export"])
     own = folder / "base.gguf"
