@@ -8,6 +8,7 @@ fixture that gives a function) is built once a session and must be left as it wa
 
 from __future__ import annotations
 
+import json
 import gc
 import math
 import os
@@ -344,3 +345,16 @@ def count_calls(*modules: nn.Module) -> tuple[list[int], Callable[[], None]]:
             handle.remove()
 
     return counts, done
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports checked in this process, not in one that cannot import trimtab, which takes seconds."""
+    from trimtab.export import check
+
+    def run(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
+        receipt = check.compare(spec)
+        (stage / "receipt.json").write_text(json.dumps(receipt))
+        return receipt
+
+    monkeypatch.setattr("trimtab.export.run._run_check", run)

@@ -231,9 +231,9 @@ def _count_writes(under: str, signal_at: Sequence[float] | None) -> list[str]:
 def _serve() -> None:
     # No autograd may run here: its threads do not survive a fork.
     import transformers.trainer  # noqa: F401
-    import trimtab.cli.compare
 
     import trimtab.report
+    import trimtab.studies.compare.comparison
     import trimtab.study  # noqa: F401
 
     print("ready", flush=True)

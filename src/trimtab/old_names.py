@@ -6,7 +6,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -23,9 +24,53 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "trimtab.cache": ("trimtab.store", "trimtab.readings"),
     "trimtab.dials.kinds": "trimtab.dials.saved",
     "trimtab.anchor": "trimtab.anchoring",
+    "trimtab.anchor.experiments": "trimtab.studies.anchoring",
+    "trimtab.report.page": "trimtab.report.compare",
+    "trimtab.report.markdown": "trimtab.report.compare",
+    "trimtab.report.table": "trimtab.report.compare",
+    "trimtab.study.compare": "trimtab.studies.compare.comparison",
+    "trimtab.study.compare_heads": "trimtab.studies.heads.comparison",
+    "trimtab.study.compare_rewards": "trimtab.studies.rewards.comparison",
+    "trimtab.study.cell": "trimtab.studies.compare.cell",
+    "trimtab.study.demo": "trimtab.studies.compare.demo",
+    "trimtab.study.evaluation": "trimtab.studies.compare.evaluation",
+    "trimtab.study.grid": "trimtab.studies.compare.grid",
+    "trimtab.study.measure": "trimtab.studies.compare.measure",
+    "trimtab.study.output": "trimtab.studies.compare.output",
+    "trimtab.study.steering": "trimtab.studies.steering.dose",
+    "trimtab.study.steering_cells": "trimtab.studies.steering.cells",
+    "trimtab.study.steering_plan": "trimtab.studies.steering.plan",
+    "trimtab.study.steering_tables": "trimtab.studies.steering.tables",
+    "trimtab.study.tables": "trimtab.studies.compare.tables",
 }
 """Old name to new, or to those that a module was parted into; what lies inside a package moves with
 it."""
+
+
+ELSEWHERE = {
+    "trimtab.dials.attach": {
+        "check_bare": "trimtab.dials.contexts",
+        "paused": "trimtab.dials.contexts",
+    },
+    "trimtab.dials.dial": {"card": "trimtab.dials.saved", "load_finite": "trimtab.dials.saved"},
+    "trimtab.dials.linear": {"linear_modules": "trimtab.dials.targets"},
+    "trimtab.dials.tuners": {
+        "DeloraDial": "trimtab.dials.low_rank",
+        "LowRankDial": "trimtab.dials.low_rank",
+        "VeraDial": "trimtab.dials.low_rank",
+    },
+    "trimtab.report.anchoring": {"Gate": "trimtab.studies.anchoring.gates"},
+    "trimtab.report.claim": {"holm": "trimtab.statistics"},
+    "trimtab.report.results": {
+        "Published": "trimtab.study.results",
+        "Split": "trimtab.study.results",
+        "is_grid": "trimtab.study.reading",
+    },
+    "trimtab.study.files": dict.fromkeys(
+        ("write_json", "write_lines", "write_text"), "trimtab.files"
+    ),
+}
+"""Names that have left a module which is still there, and where they are."""
 
 
 def new_names(name: str) -> list[str]:
@@ -50,6 +95,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in ELSEWHERE:
+            spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+            if spec is not None and spec.loader is not None:
+                vars(spec.loader)["exec_module"] = partial(_with_old, spec.loader.exec_module)
+            return spec
         if not fullname.startswith("trimtab.") or not new_names(fullname):
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=fullname in MOVED)
@@ -74,6 +124,23 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             from trimtab.progress import warn
 
             warn(f"{old} is {' and '.join(new)} now")
+
+
+def _with_old(run: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Run a module, which then knows where names went that have left it."""
+    run(module)
+
+    def moved(name: str) -> Any:
+        if name not in ELSEWHERE[module.__name__]:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        from trimtab.progress import warn
+
+        new = ELSEWHERE[module.__name__][name]
+        warn(f"{module.__name__}.{name} is {new}.{name} now")
+        found = vars(module)[name] = getattr(importlib.import_module(new), name)
+        return found
+
+    vars(module)["__getattr__"] = moved
 
 
 def install() -> None:

@@ -299,6 +299,14 @@ def test_a_wrong_command_line_is_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_command_line_is_one_line_where_no_box_can_be_drawn():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    done = process("demo", "--quik", env=env)
+    assert done.stderr == (
+        "error: Unrecognized options: --quik; did you mean --quick? (see trimtab demo --help)\n"
+    )
+
+
 def test_help_is_not_an_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         flags("--help")
@@ -567,11 +575,12 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "2/4" in said
 
 
-def test_main_returns_to_the_shell(here):
+def test_main_returns_to_the_shell():
     """The verbs run in this process in these tests; once through the installed command."""
-    done = process("inspect", str(here / "dpo"), env={**os.environ, "COLUMNS": "100"})
+    words = ["anchor", "list"]
+    done = process(*words, env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0
-    assert done.stdout == trimtab("inspect", here / "dpo").out
+    assert done.stdout.split() == trimtab(*words).out.split()
     with pytest.raises(SystemExit) as stopped:
-        main(["inspect", str(here / "dpo")])
+        main(words)
     assert stopped.value.code == 0

@@ -12,6 +12,7 @@ import torch
 
 from helpers_study import rows, trimtab, write_lines
 from trimtab import models
+from trimtab import store as disk
 from trimtab.dials import Dial, LogitsDial, RewardDial
 from trimtab.store import Store
 
@@ -263,14 +264,14 @@ def test_heads_that_do_not_fit(here: Path, tmp_path: Path) -> None:
 def test_a_disk_that_fills_up(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While states are stored: one line that names the folder; no entry, no dial, and with room again
     the same command ends."""
-    written = cache.save_file
+    written = disk.save_file
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = tmp_path / "store"
     words = [*fit_words(here, "iav", tmp_path / "out"), "--store", store, *FAST]
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr(disk, "save_file", full)
     done = trimtab(*words)
     assert done.code == 2
     assert "No space left on device" in done.err
@@ -278,7 +279,7 @@ def test_a_disk_that_fills_up(here: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(store.rglob("manifest.json"))
     assert not list(store.rglob("*.safetensors"))
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(cache, "save_file", written)
+    monkeypatch.setattr(disk, "save_file", written)
     assert trimtab(*words).code == 0
     a, b = (Dial.from_pretrained(p).state_dict() for p in (tmp_path / "out", here / "iav"))
     assert all(torch.equal(a[k], b[k]) for k in b)

@@ -15,7 +15,7 @@ import pytest
 from trimtab.cli.help import FILE
 from trimtab.cli.parse import _now, parse
 from trimtab.errors import ConfigError
-from trimtab.old_names import MOVED, new_name
+from trimtab.old_names import ELSEWHERE, MOVED, new_names
 from trimtab.progress import Notice
 
 HERE = Path(__file__).parent
@@ -107,10 +107,29 @@ def test_a_dial_without_its_flag(words):
         flags(*words, verb="evaluate")
 
 
+@pytest.mark.filterwarnings("ignore::trimtab.progress.Notice")
 @pytest.mark.parametrize("old", MOVED)
-def test_modules_of_the_first_version_are_found(old):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = importlib.import_module(old)
-        here = importlib.import_module(new_name(old) or "")
-    assert {k for k in vars(here) if not k.startswith("_")} <= set(vars(module))
+def test_modules_of_earlier_versions_are_found(old):
+    module = importlib.import_module(old)
+    for new in map(importlib.import_module, new_names(old)):
+        assert {k for k in vars(new) if not k.startswith("_")} <= set(vars(module))
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, ns in ELSEWHERE.items() for n in ns])
+def test_names_that_moved_are_found_and_say_so_once(module, name):
+    old, new = importlib.import_module(module), importlib.import_module(ELSEWHERE[module][name])
+    vars(old).pop(name, None)
+    with pytest.warns(Notice, match=f"{module}.{name} is {new.__name__}.{name} now"):
+        assert getattr(old, name) is getattr(new, name)
+    assert name in vars(old), "the next time it is there"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = old.nothing
+
+
+@pytest.mark.filterwarnings("ignore::trimtab.progress.Notice")
+def test_what_a_program_could_import_from_the_first_version_is_there():
+    """The names in `__all__` of the package and of its rooms."""
+    for line in (HERE / "old_names.txt").read_text("utf-8").splitlines():
+        module, _, names = line.partition(": ")
+        found = importlib.import_module(module)
+        assert [n for n in names.split() if not hasattr(found, n)] == [], module

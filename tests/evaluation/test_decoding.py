@@ -25,7 +25,6 @@ from trimtab.evaluation.answers import (
     write_arena_hard,
 )
 from trimtab.evaluation.decoding import Decoder, decode, generate_args, generate_genarm
-from trimtab.evaluation.generation import encode_prompt
 from trimtab.evaluation.judge import (
     Judgement,
     compare_answers,
@@ -34,6 +33,7 @@ from trimtab.evaluation.judge import (
     win_rate,
 )
 from trimtab.evaluation.rewards import Drawing, draw, score_candidates
+from trimtab.rendering import prompt_ids as rendered
 
 SHORT = Sampling(max_new_tokens=5)
 
@@ -69,7 +69,7 @@ def test_genarm(tiny: Any, tokenizer: Any) -> None:
     (bare,) = generate(model, tokenizer, prompt, sampling=SHORT)
     (zero,) = generate_genarm(model, tokenizer, prompt, arm, 0.0, sampling=SHORT)
     assert zero.text == bare.text
-    ids = encode_prompt(tokenizer, prompt)
+    ids = list(rendered(prompt, tokenizer))
     n = len(ids)
     for _ in range(5):
         whole = torch.tensor([ids])
@@ -94,7 +94,7 @@ def test_args(tiny: Any, tokenizer: Any) -> None:
     from trimtab.batching import Encoded, Row
     from trimtab.evaluation.rewards import rewards_of
 
-    prompt_ids = encode_prompt(tokenizer, prompt)
+    prompt_ids = list(rendered(prompt, tokenizer))
     taken: list[int] = []
     for _ in range(5):
         with torch.no_grad():

@@ -105,18 +105,6 @@ WHOLE = [
 ]
 
 
-@pytest.fixture
-def checked_here(monkeypatch) -> None:
-    """The check without its process, whose start takes seconds."""
-
-    def run(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
-        receipt = check.compare(spec)
-        (stage / "receipt.json").write_text(json.dumps(receipt))
-        return receipt
-
-    monkeypatch.setattr("trimtab.export.run._run_check", run)
-
-
 @pytest.mark.parametrize(
     ("to", "make", "alpha"),
     [pytest.param(*w, id=w[0], marks=[pytest.mark.slow] if w[0] != "peft" else []) for w in WHOLE],

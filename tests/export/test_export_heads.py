@@ -16,7 +16,7 @@ from test_heads import IDS, head, logits
 from trimtab import models
 from trimtab.dials import RewardDial
 from trimtab.errors import ConfigError, DialError
-from trimtab.export import check, export
+from trimtab.export import export
 
 SCRIPT = """
 import sys
@@ -36,64 +36,58 @@ try:
     raise SystemExit("trimtab could be imported")
 except ImportError:
     pass
-kind, base, export, file, merge = sys.argv[1:]
+file, *jobs = sys.argv[1:]
 ids = load_file(file)["ids"]
-model = AutoModelForCausalLM.from_pretrained(base if kind == "lora" else export).eval()
-embedding = model.get_input_embeddings().weight.clone()
-if kind == "lora":
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, export).eval()
-    if merge == "merge":
-        model = model.merge_and_unload()
-with torch.no_grad():
-    out = model(input_ids=ids, use_cache=False).logits
-assert torch.equal(model.get_input_embeddings().weight, embedding)
-save_file({"logits": out.contiguous()}, file + ".out")
+for number, (base, adapter, merge) in enumerate(zip(*[iter(jobs)] * 3)):
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    embedding = model.get_input_embeddings().weight.clone()
+    if adapter:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, adapter).eval()
+        if merge:
+            model = model.merge_and_unload()
+    with torch.no_grad():
+        out = model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    save_file({"logits": out.contiguous()}, f"{file}.{number}")
 """
 
 
-def elsewhere(tmp_path: Path, kind: str, base: Path, export: Path, merge: str = "") -> torch.Tensor:
+def elsewhere(tmp_path: Path, *jobs: tuple[Path, Path | str, str]) -> list[torch.Tensor]:
+    """Logits of each base, with its adapter, merged into it or not, in a process without trimtab."""
     file = tmp_path / "ids.safetensors"
     save_file({"ids": IDS}, file)
-    words = [sys.executable, "-I", "-c", SCRIPT, kind, str(base), str(export), str(file), merge]
+    words = [sys.executable, "-I", "-c", SCRIPT, str(file), *(str(w) for job in jobs for w in job)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    return load_file(f"{file}.out")["logits"]
+    return [load_file(f"{file}.{n}")["logits"] for n in range(len(jobs))]
 
 
-@pytest.fixture
-def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The receipt without its process: these tests start one of their own."""
-
-    def run(spec: dict[str, Any], stage: Path, python: Any) -> dict[str, Any]:
-        receipt = check.compare(spec)
-        (stage / "receipt.json").write_text(json.dumps(receipt))
-        return receipt
-
-    monkeypatch.setattr("trimtab.export.run._run_check", run)
-
-
-@pytest.mark.parametrize("name", ["gpt2"])  # it is tied
-def test_lora_in_plain_peft(
-    name: str, tiny: Any, tokenizer: Any, saved_model: Any, tmp_path: Path, checked_here: None
+def test_heads_in_plain_peft_and_transformers(
+    tiny: Any, tokenizer: Any, saved_model: Any, tmp_path: Path, checked_here: None
 ) -> None:
-    """Attached and merged, in a process that cannot import trimtab; the embedding stays."""
-    model, base, out = tiny(name), saved_model(name), tmp_path / "lora"
-    dial = head(model, "low_rank" if name == "llama" else "hidden")
+    """Of a tied model: attached and merged by PEFT, and as a checkpoint, in a process that cannot import
+    trimtab; the embedding stays."""
+    model, base, out = tiny("gpt2"), saved_model("gpt2"), tmp_path / "lora"
+    dial = head(model, "hidden")
     receipt = export(dial, model, tokenizer, "peft", out, alpha=1.5, base=base)
     assert receipt["within_tolerance"]
     assert receipt["dial"]["kind"] == "logits"
-    with dial(model, 1.5):
-        wanted = logits(model)
-    tied = name == "gpt2"
-    assert (out / "base").is_dir() is tied
-    assert any("tied base" in lost for lost in receipt["not_carried_over"]) is tied
+    assert any("tied base" in lost for lost in receipt["not_carried_over"])
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["target_modules"] == ["lm_head"]
-    assert (config["base_model_name_or_path"] == "./base") is tied
-    for merge in ("", "merge") if tied else ("",):
-        found = elsewhere(tmp_path, "lora", out / "base" if tied else base, out, merge)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert config["base_model_name_or_path"] == "./base"
+    full, whole = head(model, "full"), tmp_path / "merged"
+    assert export(full, model, tokenizer, "merged", whole, alpha=-1.0)["within_tolerance"]
+    with dial(model, 1.5):
+        wanted = logits(model)
+    with full(model, -1.0):
+        merged = logits(model)
+    found = elsewhere(
+        tmp_path, (out / "base", out, ""), (out / "base", out, "merge"), (whole, "", "")
+    )
+    for is_, to_be in zip(found, (wanted, wanted, merged), strict=True):
+        torch.testing.assert_close(is_, to_be, rtol=1e-4, atol=1e-4)
     assert (logits(model) - wanted).abs().max() > 0.1
 
 
@@ -109,17 +103,12 @@ def test_the_receipt_is_written_without_trimtab(tiny: Any, tokenizer: Any, tmp_p
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_merged_in_plain_transformers(
+def test_merged_checkpoints_say_whether_their_head_is_tied(
     name: str, tiny: Any, tokenizer: Any, tmp_path: Path, checked_here: None
 ) -> None:
     model, out = tiny(name), tmp_path / "merged"
     dial = head(model, "full")
     assert export(dial, model, tokenizer, "merged", out, alpha=-1.0)["within_tolerance"]
-    with dial(model, -1.0):
-        wanted = logits(model)
-    if name == "gpt2":
-        found = elsewhere(tmp_path, "merged", out, out)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert model.config.tie_word_embeddings is (name == "gpt2")
     saved = json.loads((out / "config.json").read_text())
     assert saved["tie_word_embeddings"] is False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_export import checked_here, close, logits, lora, vector  # noqa: F401
+from test_export import close, logits, lora, vector
 from test_heads import head
 
 from trimtab import models

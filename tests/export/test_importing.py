@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_export import checked_here, close, logits, lora, vector  # noqa: F401
+from test_export import close, logits, lora, vector
 from torch import Tensor
 
 from helpers_study import trimtab
@@ -141,7 +141,7 @@ def test_an_export_comes_back_as_it_was(
     tiny: Any,
     tokenizer: Any,
     tmp_path: Path,
-    checked_here: None,  # noqa: F811
+    checked_here: None,
 ) -> None:
     model = tiny("llama")
     dial = vector(model)

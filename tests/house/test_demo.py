@@ -14,8 +14,8 @@ from helpers_study import result_bytes, trimtab
 from trimtab import models
 from trimtab.errors import ModelError, TrimtabError
 from trimtab.report import read_results, write_markdown
-from trimtab.report.pages import write_pages
 from trimtab.studies.compare.demo import FULL, QUICK
+from trimtab.studies.pages import write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,25 +22,11 @@ PACKAGE = ROOT / "src" / "trimtab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 STILL_LONGER = {
-    # compat
-    "compat/repeng.py",
-    # pairs
-    "pairs/shapes.py",
-    "pairs/trl.py",
-    # rendering
-    "rendering/template.py",
     # serve
     "serve/engine.py",
     # statistics
     "statistics/intervals.py",
     # studies
-    "studies/anchoring/catalogue.py",
-    "studies/anchoring/gates.py",
-    "studies/anchoring/language.py",
-    "studies/anchoring/mixing.py",
-    "studies/anchoring/natural.py",
-    "studies/heads/comparison.py",
-    "studies/rewards/comparison.py",
     # study
     "study/tune.py",
 }
@@ -50,20 +36,20 @@ LONGEST = 600
 LINES_OF_ROOM = {
     "anchoring": 1100,
     "batching": 2450,  # which tokens are pooled, from states.py
-    "cli": 3600,
+    "cli": 3400,
     "compat": 550,
     "dials": 4900,
     "evaluation": 2900,
     "export": 1850,
     "models": 3350,  # the head as a site and what comes after it, from training/
     "objectives": 1750,
-    "pairs": 5460,
+    "pairs": 5470,
     "rendering": 1450,
-    "report": 4750,
+    "report": 4800,
     "serve": 1650,
     "statistics": 650,
     "studies": 8300,
-    "study": 2950,
+    "study": 3400,
     "training": 4050,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
@@ -96,8 +82,9 @@ FLOORS = {
     3: ("dials",),
     4: ("training", "evaluation", "export", "anchoring"),
     5: ("study", "compat"),
+    5.3: ("report",),
     5.5: ("studies",),
-    6: ("report", "serve"),
+    6: ("serve",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

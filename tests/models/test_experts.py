@@ -310,7 +310,7 @@ def test_what_experts_cannot_have():
         on_experts(kind("mixtral"), dropout=0.1)
 
 
-def test_exports_of_experts(tokenizer, tmp_path):
+def test_exports_of_experts(tokenizer, tmp_path, checked_here):
     model = kind("qwen3_moe")
     dial = on_experts(model)
     with pytest.raises(DialError, match=r"own folder loads in PEFT.*--to merged"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from helpers_study import trimtab
 from trimtab import models
 from trimtab.dials import Dial
 from trimtab.errors import DialError, ModelError
@@ -339,19 +339,16 @@ def with_code(saved_model, tmp_path):
     return folder, left
 
 
-def test_a_models_own_code_is_not_run_and_nothing_is_asked(with_code, tmp_path):
+def test_a_models_own_code_is_not_run_and_nothing_is_asked(with_code, monkeypatch):
     folder, left = with_code
     for ask in (models.load, models.identify):
         with pytest.raises(ModelError, match="--trust-remote-code") as caught:
             ask(str(folder))
         assert "\n" not in str(caught.value)
-    words = ["generate", "--model", str(folder), "--prompt", "Hi", "--quiet"]
-    code = f"from trimtab.cli import main; main({words!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="y\ny\ny\n", capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "--trust-remote-code" in done.stderr
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+    done = trimtab("generate", "--model", folder, "--prompt", "Hi", "--quiet")
+    assert done.code == 2
+    assert "--trust-remote-code" in done.err
     assert not left.exists()
 
 

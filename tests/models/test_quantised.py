@@ -688,7 +688,7 @@ def test_exports_of_dials_on_quantised_bases(
 
 
 def test_verbs_take_load_in(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], checked_here: None
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     lines = [
@@ -711,7 +711,7 @@ def test_verbs_take_load_in(
             str(tmp_path / "eval"),
             *base,
         ],
-        ["export", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
+        ["export", "--dial", made, "--to", "gguf", "--out", str(tmp_path / "gguf"), *base],
         [
             "generate",
             "--prompt",

@@ -31,9 +31,9 @@ from trimtab.pairs.prompts import Prompt
 from trimtab.readings import collect
 from trimtab.rendering import Rendering
 from trimtab.store import Store
-from trimtab.studies.steering import cells as steering_cells
-from trimtab.studies.steering.cells import Stage
+from trimtab.studies.steering import trait as steering_trait
 from trimtab.studies.steering.plan import Dosing
+from trimtab.studies.steering.trait import Trait
 from trimtab.study import evaluate
 from trimtab.study.cells import Host
 from trimtab.training import fit
@@ -319,20 +319,20 @@ LED = {
 def test_dose(name: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The persona as a prompt: questions, damage and answers stand behind one and the same rendering."""
     case, passages = CASES[name], ("The sky is blue.", "Water boils.")
-    monkeypatch.setattr(steering_cells, "NEUTRAL", passages)
+    monkeypatch.setattr(steering_trait, "NEUTRAL", passages)
     dosing = Dosing(rendering=Rendering(**case.settings), passages=2, prompts=1, new_tokens=2)
-    stage = Stage(replace(dosing, traits=("honesty",)), Path(), Host())
+    stage = Trait(replace(dosing, traits=("honesty",)), Path(), Host())
     stage.loaded = (model, case.tokenizer)
     stage.personas = {1.0: "Be brief.", -1.0: "Be long."}
     stage.test = PairSet([replace(p, prompt=p.prompt[1:]) for p in pairs_of(case)][:1], "f")
     stage.questions = [(user("Who?"),)]
     with reached(model) as seen:
-        found = steering_cells._prompt(stage)
+        found = stage._prompt()
     wanted: dict[float, list[tuple[int, ...]]] = {-1: [], 0: [], 1: []}
     for sign, system in ((-1, "Be long."), (0, ""), (1, "Be brief.")):
         led = LED[name].replace("Be brief.", system) if system else ""
         head = case.head.replace(LED[name], led)
-        request = head.replace("Why?", steering_cells.REQUEST)
+        request = head.replace("Why?", steering_trait.REQUEST["content"])
         wanted[sign] = [
             ids(head + case.scored + saying(case, "No.")),
             ids(head.replace("Why?", "Who?")),

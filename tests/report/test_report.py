@@ -41,6 +41,7 @@ from trimtab.statistics import (
     mean_interval,
     paired_difference,
 )
+from trimtab.study.committed import thin
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 SPLITS = {"test": 60, "oos": 60, "rnd": 60}
@@ -719,6 +720,33 @@ def test_the_report_imports_neither_torch_nor_scipy():
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == 0
+
+
+def test_thinned_results_make_the_same_pages(tmp_path):
+    """Lines of single seeds are left out where one over them says of how many; every figure stays."""
+    run = make_run(tmp_path / "run", seeds=(0, 1, 2))
+    before = read_results(run)
+    size = (run / "results.jsonl").stat().st_size
+
+    def pages() -> tuple[bytes, str]:
+        text = write_markdown(run, tmp_path / "page.md").read_bytes()
+        return text, Document(write_page(run).read_text()).text
+
+    shown = pages()
+    thin(tmp_path)
+    assert pages() == shown
+    after = read_results(run)
+    assert (run / "results.jsonl").stat().st_size < 0.7 * size
+    for m in SKILL:
+        for split in SPLITS:
+            old, new = before.read(m, split, "margin"), after.read(m, split, "margin")
+            assert old
+            assert new
+            assert (new.value, new.low) == pytest.approx((old.value, old.low), rel=1e-6)
+            assert new.seeds == (len(after.seeds(m, split)) if new.aggregate else old.seeds)
+    thinned = (run / "results.jsonl").read_bytes()
+    thin(tmp_path)
+    assert (run / "results.jsonl").read_bytes() == thinned
 
 
 # ---- names --------------------------------------------------------------------------------------

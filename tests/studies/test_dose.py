@@ -24,10 +24,10 @@ from trimtab.evaluation.dose import (
     valid_answers,
     wrong_way,
 )
-from trimtab.report.pages import write_pages
 from trimtab.states import Readings
-from trimtab.studies.steering import cells as steering_cells
+from trimtab.studies.pages import write_pages
 from trimtab.studies.steering import tables as steering_tables
+from trimtab.studies.steering.trait import Trait
 from trimtab.study.reading import read
 from trimtab.study.results import About, Generation, Run, Split, write
 
@@ -341,15 +341,15 @@ def test_the_study_is_resumed_cell_by_cell(saved_model, tokenizer, tmp_path, mon
     folder = tmp_path / "results" / "steering" / "honesty"
     words = dose_words(saved_model(), folder, "--methods", "mean", "contrastive")
     calls = []
-    whole = steering_cells._dial
+    whole = Trait._dial
 
-    def stopped(cell, *rest):
-        calls.append(cell.name)
-        if cell.name == "mean-second" and len(calls) < 5:
+    def stopped(self, name, target):
+        calls.append(name)
+        if name == "mean-second" and len(calls) < 5:
             raise KeyboardInterrupt
-        return whole(cell, *rest)
+        return whole(self, name, target)
 
-    monkeypatch.setattr(steering_cells, "_dial", stopped)
+    monkeypatch.setattr(Trait, "_dial", stopped)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
@@ -386,7 +386,8 @@ def test_measured_again_gives_the_same_bytes(saved_model, tmp_path, monkeypatch)
     for out in ("a", "b"):
         with pytest.raises(SystemExit):
             main(dose_words(folder, tmp_path / out, "--methods", "pca", "pca_center", "--halves"))
-        cells = [json.loads(f.read_text()) for f in (tmp_path / out / "cells").glob("pca*.json")]
+        files = (tmp_path / out / "cells").glob("pca*.json")
+        cells = [json.loads(f.read_text())["found"] for f in files]
         assert {c["name"] for c in cells} == {"pca", "pca_center"}
         assert cells[0]["ratio"] == cells[1]["ratio"]  # one direction, measured once
         names = ("results.jsonl", "verdicts.jsonl", "generations.jsonl")

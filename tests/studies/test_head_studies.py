@@ -24,10 +24,12 @@ from trimtab.evaluation.scores import score
 from trimtab.pairs import read_pairs
 from trimtab.readings import collect
 from trimtab.report.heads_figures import ABLATED
-from trimtab.studies.heads import comparison as compare_heads
-from trimtab.studies.heads.comparison import HeadComparison
-from trimtab.studies.rewards import comparison as compare_rewards
-from trimtab.studies.rewards.comparison import HELD_OUT, IN_DOMAIN, RewardComparison
+from trimtab.studies.heads import study as compare_heads
+from trimtab.studies.heads.settings import HeadComparison
+from trimtab.studies.rewards import study as compare_rewards
+from trimtab.studies.rewards.settings import RewardComparison
+from trimtab.studies.rewards.study import HELD_OUT, IN_DOMAIN
+from trimtab.study import on_model
 from trimtab.study.lines import averaged, compared, judged, measured
 from trimtab.study.reading import read
 
@@ -158,10 +160,8 @@ def test_nothing_is_run_twice(here: Path, ranked: Path, monkeypatch: pytest.Monk
     (gone,) = ranked.glob("cells/sft-s0-*")
     (gone / "cell.json").unlink()
     made: list[str] = []
-    fit = compare_rewards.fit
-    monkeypatch.setattr(
-        compare_rewards, "fit", lambda m, *a, **k: made.append(m.name) or fit(m, *a, **k)
-    )
+    fit = on_model.fit
+    monkeypatch.setattr(on_model, "fit", lambda m, *a, **k: made.append(m.name) or fit(m, *a, **k))
     compare_rewards.compare_rewards(settings, ranked)
     assert made == ["sft"]
     assert before == {name: (ranked / name).read_bytes() for name in before}
@@ -247,7 +247,7 @@ def test_log_probs_and_kl_are_those_of_whole_passes(arm: str, here: Path, leaned
 
 def test_heads_resumed(here: Path, leaned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in leaned.glob("*.jsonl")}
-    monkeypatch.setattr(compare_heads, "fit", None)
+    monkeypatch.setattr(on_model, "fit", None)
     compare_heads.compare_heads(head_settings(here), leaned)
     assert before == {p.name: p.read_bytes() for p in leaned.glob("*.jsonl")}
 
@@ -373,14 +373,14 @@ def test_jobs_and_a_kill_change_no_byte(here: Path, ranked: Path, leaned: Path) 
 def test_a_cell_that_fails_loses_no_other(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = compare_heads.fit
+    fit = on_model.fit
 
     def broken(named: Any, *rest: Any, **options: Any) -> Any:
         if named.name == "genarm":
             raise ConfigError("no second model")
         return fit(named, *rest, **options)
 
-    monkeypatch.setattr(compare_heads, "fit", broken)
+    monkeypatch.setattr(on_model, "fit", broken)
     settings = head_settings(here, new_tokens=0, head_seeds=(0,), head_epochs=1.0, epochs=1.0)
     with pytest.raises(StudyError, match=r"genarm-s0: no second model"):
         compare_heads.compare_heads(settings, tmp_path / "run")

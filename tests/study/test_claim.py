@@ -10,8 +10,8 @@ from test_report import make_run
 
 from trimtab.report import read_results
 from trimtab.report.claim import answer, findings, judged
-from trimtab.report.pages import write_pages
 from trimtab.report.results import ALPHA_1, Difference, Results
+from trimtab.studies.pages import write_pages
 
 
 def comparison(

@@ -511,7 +511,7 @@ def test_another_run_gives_the_same_bytes(run, here):
 def test_other_seeds_reuse_cells(run, here, monkeypatch):
     copy = here / "copy"
     shutil.copytree(run, copy)
-    import trimtab.studies.compare.measure as measure
+    from trimtab.study import on_model as measure
 
     fitted, fit = [], measure.fit
     monkeypatch.setattr(

@@ -508,8 +508,7 @@ def test_rewards_of_drawn_candidates(
     """Read while drawing, or in a pass of their own where the dial moves states: either way those of
     the finished texts, the end marker's state included, by the bare model."""
     from trimtab.batching import Encoded, Row
-    from trimtab.evaluation.generation import encode_prompt
-    from trimtab.rendering import end_ids
+    from trimtab.rendering import end_ids, prompt_ids
 
     model = tiny("llama")
     reward = drawn(aggregate=aggregate, over=over, sites=(2, "final"))
@@ -529,7 +528,7 @@ def test_rewards_of_drawn_candidates(
         assert eos not in c.tokens[:-1]
         assert len(c.tokens) <= 9
         assert c.finished is (len(c.tokens) <= 8)
-    prompt = tuple(encode_prompt(tokenizer, "The sky"))
+    prompt = tuple(prompt_ids("The sky", tokenizer))
     rows = [Row("a", prompt, (c.tokens,), (), ()) for c in found]
     alone = torch.cat([rewards_of(model, reward, Encoded((row,), 0, eos, "a"))[0] for row in rows])
     torch.testing.assert_close(torch.tensor([c.reward for c in found]), alone, rtol=1e-3, atol=1e-3)

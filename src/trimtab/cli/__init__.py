@@ -24,6 +24,7 @@ VERBS = {
     "compare-heads": "an alignment head beside DPO, GenARM and ARGS, over alpha; resumable",
     "compare-rewards": "preference heads beside SFT and DPO on multiple choice; resumable",
     "tune": "choose a method's settings by trials on held-out training items; resumable",
+    "study": "studies by name: list, run, check, report; resumable",
     "dose": "every way to steer towards a trait, at the damage of a persona prompt; resumable",
     "generate": "continue prompts at several alphas",
     "serve": "an OpenAI-compatible server where each request turns its dials, and a page with sliders",
@@ -40,6 +41,13 @@ VERBS = {
     "anchor": "experiments with concepts whose direction is chosen before training",
 }
 
+OF_STUDIES = {
+    "compare": "compare",
+    "compare-heads": "heads",
+    "compare-rewards": "rewards",
+    "dose": "steering",
+}
+"""Studies that have a verb of their own beside `study run NAME`."""
 CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes")
 """Loggers that warn of what concerns no user as soon as transformers is imported, which imports every
 quantiser that is installed."""
@@ -92,15 +100,11 @@ def _show(
         )
 
 
-OF_CELLS = ("compare", "compare-heads", "compare-rewards", "dose")
-"""Verbs that are one module."""
-
-
 def main_of(verb: str) -> Callable[[list[str]], None]:
     """What runs a verb with its words; `import` is no name for a module."""
-    name = {"import": "import_dial", **dict.fromkeys(OF_CELLS, "studies")}.get(verb, verb)
-    run = importlib.import_module(f"trimtab.cli.{name.replace('-', '_')}").main
-    return partial(run, verb=verb) if verb in OF_CELLS else run
+    name = "study" if verb in OF_STUDIES else verb.replace("-", "_")
+    module = importlib.import_module(f"trimtab.cli.{'import_dial' if verb == 'import' else name}")
+    return partial(module.run_study, OF_STUDIES[verb], verb) if verb in OF_STUDIES else module.main
 
 
 def _run(verb: str, words: list[str]) -> int:

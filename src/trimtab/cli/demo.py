@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.cli.parse import command, parse
+from trimtab.cli.study import show
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,3 @@ def main(words: list[str]) -> None:
         args.out, quick=args.quick, command=command("demo", words), progress=Progress(args.quiet)
     )
     show(out)
-
-
-def show(out: Path) -> None:
-    """Print a run's tables, write its page, and say where it is."""
-    from rich.console import Console
-
-    from trimtab.report import console_tables, write_page
-
-    Console().print(console_tables(out))
-    print(f"page: {write_page(out)}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
-from trimtab.cli.demo import show
 from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPairs, place_of
 from trimtab.cli.parse import command, parse
+from trimtab.cli.study import show
 from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:

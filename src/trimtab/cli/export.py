@@ -86,4 +86,4 @@ def main(words: list[str]) -> None:
         f"{receipt['checked']}; logits differ by at most {difference:.2g} "
         f"(the dial moves them by up to {change:.2g})"
     )
-    print("not carried over:", "; ".join(receipt["not_carried_over"]))
+    print("not carried over:", *receipt["not_carried_over"], sep="\n  ")

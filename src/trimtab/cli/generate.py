@@ -174,10 +174,8 @@ def _show(done: list[Generation]) -> None:
 
 def _write(out: Path, name: str, done: list[Generation], uids: list[str], tokenizer: Any) -> None:
     """The evaluation files of each strength, and all generations in one."""
-    import json
-
     from trimtab.evaluation.answers import Answer, write_alpaca_eval, write_arena_hard
-    from trimtab.files import write_text
+    from trimtab.files import write_lines
 
     for alpha in dict.fromkeys(g.alpha for g in done):
         generator = f"{name.replace('/', '_')}-alpha-{alpha:g}"
@@ -189,13 +187,8 @@ def _write(out: Path, name: str, done: list[Generation], uids: list[str], tokeni
         lengths = [len(tokenizer(a.text)["input_ids"]) for a in part]
         print(write_alpaca_eval(out / "alpaca_eval" / f"{generator}.json", part))
         print(write_arena_hard(out / "arena_hard" / f"{generator}.jsonl", part, lengths))
-    lines = [
+    rows = [
         {**({"uid": uid} if uid else {}), "prompt": g.prompt, "alpha": g.alpha, "text": g.text}
         for g, uid in zip(done, uids, strict=True)
     ]
-    print(
-        write_text(
-            out / GENERATIONS,
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-        )
-    )
+    print(write_lines(out / GENERATIONS, rows))

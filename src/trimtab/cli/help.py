@@ -66,7 +66,7 @@ def find(words: Sequence[str]) -> str | None:
     if list(words[:1]) == ["fit"] and words[1:2] and words[1] in ASKED:
         return methods_page()
     known = _read()
-    for n in (2, 1):
+    for n in (3, 2, 1):
         if (name := " ".join(words[:n])) in known["verbs"]:
             entry = known["verbs"][name]
             groups = [known["groups"][g] for g in entry["groups"]]

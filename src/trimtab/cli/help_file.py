@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trimtab.cli import VERBS, main_of
+from trimtab.cli import OF_STUDIES, VERBS, main_of
 from trimtab.cli.help import FILE
 from trimtab.cli.parse import Described, describing
 
@@ -22,6 +22,9 @@ def collect() -> dict[str, Any]:
                 yield from (["fit", name] for name in METHODS)
             elif verb == "anchor":
                 yield from (["anchor", word] for word in ("run", "check", "report"))
+            elif verb == "study":
+                yield from (["study", "run", name] for name in OF_STUDIES.values())
+                yield from (["study", word] for word in ("check", "report"))
             elif verb != "methods":
                 yield [verb]
 

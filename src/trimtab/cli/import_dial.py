@@ -44,6 +44,7 @@ def main(words: list[str]) -> None:
 
     model, tokenizer = args.load()
     found = import_dial(args.path, model, tokenizer, layer=args.layer, first=args.first)
-    print(f"saved: {found.dial.save_pretrained(args.out)}")
+    found.dial.save_pretrained(args.out)
+    print(f"saved: {args.out}")
     for line in found.said:
         print(f"  {line}")

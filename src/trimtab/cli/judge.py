@@ -45,11 +45,9 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="judge", about="Compare two files of answers, in both orders.")
     if (args.endpoint is None) == (args.reward is None):
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
-    import json
-
     from trimtab.evaluation.answers import read_answers
     from trimtab.evaluation.judge import compare_answers, endpoint_judge, reward_judge, win_rate
-    from trimtab.files import write_text
+    from trimtab.files import write_lines
 
     progress = args.progress
     first, second = read_answers(args.first), read_answers(args.second)
@@ -71,17 +69,14 @@ def main(words: list[str]) -> None:
     with progress.bar("judging", len(first), "prompts") as update:
         found = compare_answers(first, second, judge, update)
     if args.out is not None:
-        lines = [
-            {"prompt": j.prompt, "forward": j.forward, "backward": j.backward, "win": j.win}
-            for j in found
-        ]
-        write_text(args.out, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        keys = ("prompt", "forward", "backward", "win")
+        write_lines(args.out, [{key: getattr(j, key) for key in keys} for j in found])
     rate = win_rate(found)
     files = (args.first, args.second)
     names = [s[0].generator or file.stem for s, file in zip((first, second), files, strict=True)]
     interval = f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate.prompts > 1 else ""
     print(
         f"{names[0]} against {names[1]}: win rate {100 * rate.value:.1f} %{interval} on "
-        f"{rate.prompts} prompts, ties one half; "
+        f"{rate.prompts} prompt{'s' * (rate.prompts > 1)}, ties one half; "
         f"the same verdict in both orders on {100 * rate.consistency:.0f} %"
     )

@@ -339,11 +339,12 @@ def _one_line(prog: str) -> Iterator[None]:
 def _gist(box: str) -> str:
     """The text of a box down to its first rule, and the flags that it finds similar."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│").strip() for line in plain.splitlines() if line.startswith("│")]
-    end = next((i for i, line in enumerate(lines) if line and not line.strip("─")), len(lines))
+    # Below the box's title, which has a rule of hyphens of its own where no box can be drawn.
+    lines = [line.strip("│ ") for line in plain.splitlines()[1 if plain.startswith("╭") else 2 :]]
+    end = next((i for i, x in enumerate(lines) if x and not x.strip("─-╰╯")), len(lines))
     gist = " ".join(filter(None, lines[:end])) or " ".join(plain.split())
     gist = re.sub(r"no type matching .* Got errors: - <class '\w+'>: ", "", gist)
-    similar = [line.split()[0] for line in lines[end:] if line.startswith("--")]
+    similar = [x.split()[0].strip(",") for x in lines[end:] if x.startswith("--") and x.strip("-")]
     if "Unrecognized" in gist and similar:
         gist += f"; did you mean {', '.join(similar)}?"
     return gist

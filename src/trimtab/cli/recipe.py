@@ -37,6 +37,8 @@ class Args:
     with a flag for each: recipes/x-*.yaml -- --jobs 2."""
     render_only: Annotated[bool, FlagCreatePairsOff] = False
     """Run nothing; make the pages from what lies in the folders."""
+    thin: Annotated[bool, FlagCreatePairsOff] = False
+    """Leave out of the result files what no page reads, as for committed ones; the cells keep it."""
     quiet: bool = False
     """No progress."""
 
@@ -80,8 +82,11 @@ def main(words: list[str]) -> None:
         if not args.quiet:
             print(f"\n{recipe.file}: trimtab {recipe.verb} {shlex.join(recipe.words)}", flush=True)
         main_of(recipe.verb)(list(recipe.words))
-    from trimtab.report.pages import write_pages
+    from trimtab.studies.pages import write_pages
+    from trimtab.study.committed import thin
 
+    for recipe in recipes if args.thin else ():
+        thin(recipe.out)
     made = [
         page
         for folder in dict.fromkeys(recipe.page for recipe in recipes)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from trimtab.cli.demo import show
 from trimtab.cli.parse import parse
+from trimtab.cli.study import show
 from trimtab.errors import ConfigError
 
 
@@ -24,16 +24,21 @@ class Args:
 def main(words: list[str]) -> None:
     """Make the page of a run, or the Markdown pages of committed results."""
     args = parse(Args, words, verb="report", about="Make the page of a run from its result files.")
-    from trimtab.report.pages import PARTS, write_own_page, write_pages
+    from trimtab.report import render
+    from trimtab.report.blocks import On
+    from trimtab.studies.pages import COMPARED, page_of, write_pages
     from trimtab.study.reading import is_grid, kind_of
 
-    kind = kind_of(args.run)
-    if is_grid(args.run) or (kind and kind not in PARTS):
+    if is_grid(args.run) or kind_of(args.run) in COMPARED:
         show(args.run)
         return
     if not args.run.is_dir():
         raise ConfigError(f"{args.run}: no such folder; give the --out of a comparison")
-    made = write_own_page(args.run) or write_pages(args.run)
+    if page := page_of(args.run):
+        files = (("report.md", On.MARKDOWN), ("report.html", On.HTML))
+        made = [render.write(page, args.run / name, to) for name, to in files]
+    else:
+        made = write_pages(args.run)
     if not made:
         raise ConfigError(f"{args.run}: no study.json there, nor in a folder below: not a run")
     for page in made:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError
-from trimtab.files import write_text
+from trimtab.files import write_lines, write_text
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def write_arena_hard(file: Path, answers: Sequence[Answer], tokens: Sequence[int
                 "prompt": a.prompt,
             }
         )
-    return write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return write_lines(file, lines)
 
 
 def markdown_counts(text: str) -> dict[str, dict[str, int]]:

@@ -75,7 +75,7 @@ def format_for(
     name, fitted, made = next(iter(found), ("", None, USUAL))
     said = ""
     if fitted is not None and style is None:
-        what = "in the chat template" if fitted == "chat" else "as plain text"
+        what = "through the chat template" if fitted == "chat" else "as plain text"
         said = f"prompts go in {what}, as {name} was fitted (--prompt-style to change)"
         if other := [n for n, s, _ in found if s != fitted]:
             said += f"; {', '.join(other)} was fitted otherwise"

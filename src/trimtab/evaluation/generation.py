@@ -20,7 +20,7 @@ from trimtab.evaluation.formats import Format, Style, format_for
 from trimtab.evaluation.items import check_alphas, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
-from trimtab.rendering import USUAL, Rendering, prompt_ids
+from trimtab.rendering import USUAL, Rendering
 from trimtab.rendering import end_ids as template_ends
 
 
@@ -119,19 +119,6 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def encode_prompt(
-    tokenizer: Any, prompt: Text, style: Style = "auto", rendering: Rendering = USUAL
-) -> list[int]:
-    """Token ids of what is to be continued (see `rendering.prompt_ids`).
-
-    Raises:
-        DataError: the prompt is empty, or the chat template leaves a message out.
-        ModelError: `chat`, or a chat, where the tokenizer has no chat template, or it does not take
-            the messages.
-    """
-    return list(prompt_ids(prompt, tokenizer, style, rendering=rendering))
 
 
 def prompts_of(given: Text | Prompt | Sequence[Text | Prompt]) -> list[Prompt]:

@@ -292,9 +292,10 @@ def _said_of(dial: VectorDial, model: nn.Module, tokenizer: Any) -> list[str]:
     shares = {site: dial.scales[site] / found.norms[site].mean().item() for site in dial.sites}
     low, high = min(shares.values()), max(shares.values())
     span = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+    where = f"{len(shares)} site{'s' * (len(shares) > 1)} ({', '.join(map(str, dial.sites))})"
     said = [
-        f"a vector at {len(shares)} sites ({', '.join(map(str, dial.sites))}); alpha 1 adds it as it is: "
-        f"{span} of the mean length of the states there (dials of our own add 0.1)"
+        f"a vector at {where}; alpha 1 adds it as it is: {span} of the mean length of the states there "
+        "(dials of our own add 0.1)"
     ]
     if low < USUAL[0] or high > USUAL[1]:
         said.append(

@@ -12,18 +12,15 @@ SHP, PKU-SafeRLHF, AlpacaFarm, Chatbot Arena, MMLU and ARC.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError, near
+from ..errors import DataError
 from .column_names import (
     ANSWERS,
     ENDS,
-    KNOWN,
     LISTS,
-    OWN,
     PAIRS,
     PROMPTS,
     RIGHT,
@@ -34,7 +31,7 @@ from .column_names import (
     VERDICTS,
 )
 from .files import implicit_prompt, shown
-from .said import chat_of, key, text_of_parts, turns_of
+from .said import chat_of, text_of_parts, turns_of
 from .verdicts import better_of, index_of, mean_rating, number_of, truth_of
 
 Row = dict[str, Any]
@@ -52,14 +49,6 @@ class Scored:
     where: str
     answer: Any
     score: float
-
-
-@dataclass
-class Told:
-    """What reading a source has found out: notes by text, and counts of what makes no pair."""
-
-    notes: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -80,128 +69,6 @@ class Shape:
 def shortly(names: tuple[str, ...]) -> str:
     """A column's name, or the first few that will do."""
     return "/".join(names[:3])
-
-
-def to_rows(
-    given: Iterable[tuple[str, Mapping[str, object]]],
-    columns: Mapping[str, str],
-    told: Told,
-    bad: Callable[[DataError], None] | None = None,
-) -> list[tuple[str, Row]]:
-    """Rows of our own columns, in file order; several scored answers stand where the first stood.
-
-    Args:
-        given: `(where, row)`.
-        columns: our name of a column to the source's own.
-        told: is told what was taken for what.
-        bad: takes the error of a row that cannot be read; without it the first one is raised.
-
-    Raises:
-        DataError: a row fits no shape; the text says which is nearest and what is missing.
-    """
-    found: dict[Any, tuple[str, Row] | list[Scored]] = {}
-    for number, (where, raw) in enumerate(given):
-        try:
-            row = renamed(dict(raw), columns, where, told)
-            taken, said = take(row, where)
-        except Undecided as reason:
-            told.left_out[str(reason)] += 1
-            continue
-        except DataError as error:
-            if bad is None:
-                raise
-            bad(error)
-            continue
-        if said:
-            told.notes[said] += 1
-        if not isinstance(taken, list):
-            found[number] = where, taken
-        elif len(taken) > 1:
-            found[number] = taken
-        else:
-            for one in taken:
-                name = repr((one.row.get("prompt"), one.row.get("system")))
-                group = found.setdefault(name, [])
-                assert isinstance(group, list)
-                group.append(one)
-    rows: list[tuple[str, Row]] = []
-    for group in found.values():
-        rows += [group] if isinstance(group, tuple) else paired(group, told)
-    return rows
-
-
-def paired(group: list[Scored], told: Told) -> list[tuple[str, Row]]:
-    """The best answers of one prompt against each that is worse; every answer is in a pair."""
-    best = max(one.score for one in group)
-    tops = [one for one in group if one.score == best]
-    rest = [one for one in group if one.score < best and one.answer not in [t.answer for t in tops]]
-    told.left_out["answers whose prompt has no better or worse one"] += 0 if rest else len(group)
-    many = max(len(tops), len(rest)) if rest else 0
-    return [
-        (
-            tops[i % len(tops)].where,
-            {
-                **tops[i % len(tops)].row,
-                "chosen": tops[i % len(tops)].answer,
-                "rejected": rest[i % len(rest)].answer,
-            },
-        )
-        for i in range(many)
-    ]
-
-
-def renamed(row: Row, columns: Mapping[str, str], where: str, told: Told) -> Row:
-    """The row with its columns called as `columns` say, known ones in lower case."""
-    for ours, theirs in columns.items():
-        value: Any = row
-        for part in [theirs] if theirs in row else theirs.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                there = ", ".join(map(str, row))
-                raise DataError(
-                    f"{where}: --columns {ours}={theirs}: there is no column {theirs!r}"
-                    f"{near(theirs, map(str, row))} (the columns given are: {there})"
-                )
-            value = value[part]
-        row = {**{k: v for k, v in row.items() if k != theirs}, ours: value}
-    found, other = {}, {}
-    known = OWN if {"chosen", "rejected"} <= row.keys() else KNOWN
-    for name, value in row.items():
-        lower = key(name)
-        ours = lower if lower != name and lower in known and lower not in row else name
-        if ours in found:
-            ours = name
-        if ours != name:
-            other[name] = ours
-        found[ours] = value
-    if other:
-        told.notes["headers " + ", ".join(f"{a!r} read as {b}" for a, b in other.items())] += 1
-    return found
-
-
-def take(row: Row, where: str) -> tuple[Row | list[Scored], str]:
-    """A row as one of ours, or as scored answers; and what was taken for what."""
-    for shape in SHAPES:
-        if not shape.lacks(row):
-            assert shape.read is not None
-            return shape.read(row, where)
-    fewest = min(SHAPES, key=lambda s: (len(s.lacks(row)), -len(s.needs)))
-    if len(fewest.lacks(row)) == len(fewest.needs):
-        fewest = SHAPES[0]
-    missing = fewest.lacks(row)
-    what = f"column {missing[0]!r} is" if len(missing) == 1 else f"columns {_named(missing)} are"
-    there = ", ".join(map(str, row)) or "none"
-    raise DataError(
-        f"{where}: {what} missing; the columns given are: {there}. Nearest is the shape "
-        f"{fewest.name!r} ({', '.join(map(shortly, fewest.needs))}); --columns "
-        "prompt=…,chosen=…,rejected=… says which columns hold what"
-    )
-
-
-def _named(names: Iterable[str]) -> str:
-    return " and ".join(repr(name) for name in names)
-
-
-# ---- the shapes -----------------------------------------------------------------------------------
 
 
 def _ours(row: Row, where: str) -> tuple[Row, str]:

@@ -40,11 +40,8 @@ from .genies import read_genies
 from .hh import read_hh
 from .pair import Pair, PairSet
 from .personas import read_personas, read_traits
-from .trl import (
+from .tables import (
     AS_IT_IS,
-    COLUMNS,
-    CONTRAST,
-    SETTING,
     Reading,
     from_rows,
     numbered,
@@ -54,6 +51,7 @@ from .trl import (
     read_jsonl,
     read_parquet,
 )
+from .trl import COLUMNS, CONTRAST, SETTING
 
 READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "genies": read_genies,

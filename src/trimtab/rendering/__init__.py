@@ -9,8 +9,9 @@ found by rendering other contents through the template (`template.py`), there is
 
 from trimtab.rendering.answers import Written, write
 from trimtab.rendering.begin import begin_answer
+from trimtab.rendering.probes import Tags
 from trimtab.rendering.settings import PINNED, USUAL, PromptStyle, Rendering
-from trimtab.rendering.template import Message, Tags, Template, record_of, template_of
+from trimtab.rendering.template import Message, Template, record_of, template_of
 from trimtab.rendering.tokens import (
     Ids,
     Rendered,

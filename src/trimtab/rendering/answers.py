@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trimtab.errors import DataError
-from trimtab.rendering.template import WORD, Message, Template, content_of, reasoning_of
+from trimtab.rendering.probes import WORD
+from trimtab.rendering.template import Message, Template, content_of, reasoning_of
 
 AS_AT_INFERENCE = (
     "the prompt alone is rendered otherwise than before an answer: put together as at inference, "

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import date as Day
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.rendering.probes import (
+    Around,
+    Tags,
+    around_in,
+    clock,
+    same_draws,
+    tags_written,
+    words_for,
+)
 from trimtab.rendering.settings import Rendering, check_variables
 
 Message = Mapping[str, Any]
@@ -25,27 +33,6 @@ REMEMBERED = 256
 """Templates (with their variables and tools) of which probes are kept, a tokenizer."""
 USUAL_CHATS = (("user",), ("system", "user"))
 """Roles of chats that are to be answered, of which a template takes one at least."""
-TAG = re.compile(
-    r"[<◁][^<>◁▷\s'\"]*(?:think|thought|reason)[^<>◁▷\s'\"]*[>▷]"
-    r"|(?-i:\[/?[A-Z_]*(?:THINK|THOUGHT|REASON)[A-Z_]*\])",
-    re.I,
-)
-"""What a template may put around reasoning, where it does not show it when probed."""
-
-
-class Around(NamedTuple):
-    """What a template puts before and after each message of a chat, up to its neighbours'
-    contents; None for a message that it leaves out."""
-
-    before: tuple[str | None, ...]
-    after: tuple[str | None, ...]
-
-
-class Tags(NamedTuple):
-    """What opens and what closes the reasoning of an answer, whitespace included."""
-
-    open: str
-    close: str
 
 
 def content_of(message: Message) -> str:
@@ -88,7 +75,7 @@ class Template:
         self.source = _source(tokenizer, self.kwargs.pop("chat_template", None), self.tools)
         self.kwargs["chat_template"] = self.source
         if "strftime_now" in self.source:
-            self.kwargs["chat_template"] = _clock(Day.fromisoformat(rendering.date)) + self.source
+            self.kwargs["chat_template"] = clock(Day.fromisoformat(rendering.date)) + self.source
         self._around: dict[str, Around | None] = {}
         self._takes_system: bool | None = None
         self._forms: tuple[bool, bool] | None = None
@@ -132,7 +119,7 @@ class Template:
     def _formed(self, content: Any) -> Any:
         """A content as the template takes it: text, or a list of parts."""
         if self._forms is None:
-            (word,) = _words(1)
+            (word,) = words_for(1)
             found = []
             for form in (word, [{"type": "text", "text": word}]):
                 try:
@@ -149,7 +136,7 @@ class Template:
         return content
 
     def _run(self, messages: list[dict[str, Any]], opened: bool) -> str:
-        with _same_draws() if "random" in self.source else nullcontext():
+        with same_draws() if "random" in self.source else nullcontext():
             return self.tokenizer.apply_chat_template(
                 messages,
                 add_generation_prompt=opened,
@@ -172,7 +159,7 @@ class Template:
     def takes_system(self) -> bool:
         """Whether a system message before a user's appears in the rendering."""
         if self._takes_system is None:
-            texts = _words(2)
+            texts = words_for(2)
             chat = [
                 {"role": r, "content": t} for r, t in zip(("system", "user"), texts, strict=True)
             ]
@@ -252,7 +239,7 @@ class Template:
         shape = [{k: v for k, v in m.items() if k != "content"} for m in messages]
         key = json.dumps([opened, shape], sort_keys=True, default=repr)
         if key not in self._around:
-            words = _words(len(shape))
+            words = words_for(len(shape))
             try:
                 text = self._apply(
                     [{**m, "content": w} for m, w in zip(shape, words, strict=True)], opened
@@ -260,14 +247,14 @@ class Template:
             except Exception:  # whatever a template raises
                 self._around[key] = None
             else:
-                self._around[key] = _around(text, words)
+                self._around[key] = around_in(text, words)
         return self._around[key]
 
     def opening(self) -> str:
         """What begins an answer behind a user message: the end of the generation prompt. Empty
         where the template takes no such chat."""
         for before in USUAL_CHATS:
-            words = _words(len(before))
+            words = words_for(len(before))
             chat = [{"role": r, "content": w} for r, w in zip(before, words, strict=True)]
             try:
                 return self._apply(chat, True).rpartition(words[-1])[2]
@@ -288,11 +275,13 @@ class Template:
         """What opens and closes reasoning: seen in the rendering of an answer that has some, else
         in the template's own text or the vocabulary; None for a model that does not reason."""
         if isinstance(self._thinking, bool):
-            self._thinking = self._probed_thinking() or self._written_thinking()
+            self._thinking = self._probed_thinking() or tags_written(
+                self.source, self.tokenizer.get_vocab()
+            )
         return self._thinking
 
     def _probed_thinking(self) -> Tags | None:
-        asked, reasoning, answer = _words(3)
+        asked, reasoning, answer = words_for(3)
         chat = [
             {"role": "user", "content": asked},
             {"role": "assistant", "content": answer, "reasoning_content": reasoning},
@@ -307,25 +296,10 @@ class Template:
         close = text[at + len(reasoning) : text.find(answer)]
         before = text[text.find(asked) + len(asked) : at]
         opened = before.removeprefix(self.opening()) if before.startswith(self.opening()) else ""
-        written = self._written_thinking()
+        written = tags_written(self.source, self.tokenizer.get_vocab())
         if not close.strip() or not (opened.strip() or written):
             return None
         return Tags(opened if opened.strip() else f"{written.open.strip()}\n", close)  # type: ignore[union-attr]
-
-    def _written_thinking(self) -> Tags | None:
-        tags = list(dict.fromkeys(TAG.findall(self.source)))
-        closing = [t for t in tags if "/" in t or "end" in t.lower()]
-        opening = [t for t in tags if t not in closing]
-        if closing and not opening:
-            opening = [closing[0].replace("/", "").replace("END", "START").replace("end", "start")]
-        if opening and not closing:
-            tag = opening[0].replace("START", "END").replace("start", "end")
-            closing = [tag if tag != opening[0] else f"{tag[0]}/{tag[1:]}"]
-        if not closing and "<think>" in self.tokenizer.get_vocab():
-            opening, closing = ["<think>"], ["</think>"]
-        if not (opening and closing):
-            return None
-        return Tags(f"{opening[0]}\n", f"\n{closing[0]}\n\n")
 
     def begun(self, head: str) -> bool | None:
         """Whether the end of a generation prompt leaves reasoning open (True), closes it (False), or
@@ -409,52 +383,3 @@ def record_of(tokenizer: Any, rendering: Rendering) -> dict[str, Any]:
         and template_of(tokenizer, rendering).told_the_date
     )
     return {**rendering.record(), **({"date": rendering.date} if asked else {})}
-
-
-WORD = re.compile("qzx[a-z]{2}jvkw")
-
-
-def _words(n: int) -> list[str]:
-    """Texts that no template and no message holds."""
-    return [f"qzx{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}jvkw" for i in range(n)]
-
-
-def _around(text: str, words: Sequence[str]) -> Around:
-    places = [text.find(w) for w in words]
-    order = sorted((p, p + len(w)) for p, w in zip(places, words, strict=True) if p >= 0)
-    before: list[str | None] = []
-    after: list[str | None] = []
-    for at, word in zip(places, words, strict=True):
-        if at < 0:
-            before.append(None)
-            after.append(None)
-            continue
-        end = at + len(word)
-        before.append(text[max((e for _, e in order if e <= at), default=0) : at])
-        after.append(text[end : min((s for s, _ in order if s >= end), default=len(text))])
-    return Around(tuple(before), tuple(after))
-
-
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    """What a template draws at random (Jinja's filter asks Python) is the same in every rendering."""
-    state = random.getstate()
-    random.seed(0)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-
-
-def _clock(day: Day) -> str:
-    """`strftime_now` of a fixed day, as a macro before a template: transformers gives templates the
-    clock of the machine, and lets no function through to them."""
-    steps = "".join(
-        f" | replace('%{flag}{letter}', '{day.strftime(f'%{flag}{letter}')}')"
-        for letter in "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZ"
-        for flag in ("-", "")
-    )
-    steps = f" | replace('%%', '\\0') | replace('%f', '000000'){steps} | replace('\\0', '%')"
-    # The line break is the one that the environment takes away behind a block.
-    last = " }}{% endmacro %}\n"
-    return "{% macro strftime_now(format) %}{{ format" + steps + last

@@ -218,7 +218,7 @@ def _dose(results: Results) -> Section:
     header = ["method", "slope", "R²", "monotone", "KL at 1", "NLL rise", "α at equal KL"]
     ring = (
         f" In the panel of KL the dashed line is {plain(wording.label(results.baseline))} at α = 1, and "
-        "the rings are where each dial reaches it."
+        "the rings are where each dial reaches it; beyond the axis, the table has it."
         if results.baseline
         else ""
     )
@@ -302,19 +302,14 @@ def grid_page(grid: Grid) -> Page:
 
 
 def _gains(studies: Sequence[Results], gains: Sequence[Sequence[Difference]]) -> Table:
-    """A row a shift, a column a method; the differences of a study each."""
-    lines: dict[tuple[str, str], dict[str, Difference]] = {}
+    """A row a method, a column a shift; the differences of a study each."""
+    many = len({r.study.model for r in studies}) > 1
+    found: dict[str, dict[str, Difference]] = {}
     for r, differences in zip(studies, gains, strict=True):
         for c in differences:
-            key = (wording.model(r.study.model), wording.shift(r.study.suite, c.split))
-            lines.setdefault(key, {})[c.method] = c
-    names = dict.fromkeys(m for r in studies for m in r.methods)
-    methods = [m for m in names if any(m in row for row in lines.values())]
-    cells = [
-        [*map(plain, at), *(wording.difference(row.get(m)) for m in methods)]
-        for at, row in lines.items()
-    ]
-    header = ["model", "shift", *map(wording.label, methods)]
-    if len({r.study.model for r in studies}) > 1:
-        return Table(header, cells, (2, None), grouped=True)
-    return Table(header[1:], [row[1:] for row in cells])
+            shift = wording.shift(r.study.suite, c.split)
+            column = f"{wording.model(r.study.model)}, {shift}" if many else shift
+            found.setdefault(column, {})[c.method] = c
+    methods = dict.fromkeys(m for r in studies for m in r.methods)
+    shown = [m for m in methods if any(m in column for column in found.values())]
+    return tables.by_method(shown, list(found), lambda m, c: wording.difference(found[c].get(m)))

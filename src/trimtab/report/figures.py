@@ -122,7 +122,7 @@ def gain(*runs: Results, named: Callable[[Results, str], str] | None = None) -> 
                 (name, f"against {baseline}", about, f"gain-{name}"),
                 f"points above {baseline}",
             )
-            size = {"width": 480} if named else {}
+            size = {"width": 440} if named else {}
             panels.append(rows(*head, marks, ends, axis, at=0, pitch=34, **size))
     return panels
 

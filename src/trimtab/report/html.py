@@ -72,8 +72,8 @@ def interval_of(cell: str) -> tuple[str, str]:
 
 
 def _whole(words: str) -> str:
-    """No line ends between a number and its per cent."""
-    return re.sub(r"(?<=\d) %", "\u00a0%", words)
+    """No line ends between a number and its per cent, or within `α = 1`."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=α) (?==)|(?<=α =) ", "\u00a0", words)
 
 
 def _inline(text: str) -> Markup:

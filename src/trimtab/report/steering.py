@@ -85,20 +85,6 @@ def steering_page(found: Sequence[Doses]) -> Page:
     return Page(title, blocks, "dose", methods | names)
 
 
-def console(folder: Path) -> str:
-    """A trait's table as text."""
-    doses = read_doses(folder)
-    header, rows = _cells(doses)
-    lines = [[c.replace("**", "").replace("\\", "") for c in line] for line in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    said = [f"{doses.trait}, {wording.model(doses.about.model)}"]
-    said += [
-        "  ".join(c.replace("**", "").ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*said, str(folder)])
-
-
 # ---- parts --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,27 +79,10 @@ class Cell:
 
     def write(self) -> None:
         """Say in the cell's folder what is to be done there."""
-        file = self.folder / self.job
-        if not file.is_file():
-            values = {"run": self.run, "setting": values_of(self.setting), "own": dict(self.own)}
-            values |= {"label": self.label, "common": self.common, "out": "../.."}
-            write_json(file, {**values, "result": str(self.result.relative_to(self.out))})
-
-
-def planned(
-    stage: Stage,
-    out: Path,
-    setting: Any,
-    name: str,
-    inputs: Mapping[str, Any],
-    run: str,
-    **own: Any,
-) -> Cell:
-    """A cell named by a digest of what it depends on: the stage's `common` and `inputs`."""
-    folder = out / "cells" / f"{name}-{digest({**stage.common, **inputs})[:16]}"
-    kind = type(stage)
-    where = f"{kind.__module__}:{kind.__name__}.{run}"
-    return Cell(out, folder, where, setting, own, name, digest(stage.common), folder / RESULT)
+        values = {"run": self.run, "setting": values_of(self.setting), "own": dict(self.own)}
+        values |= {"label": self.label, "common": self.common, "out": "../.."}
+        values["result"] = str(self.result.relative_to(self.out))
+        write_json(self.folder / self.job, values)
 
 
 def read_cell(file: Path) -> Cell:
@@ -125,6 +109,10 @@ def read_cell(file: Path) -> Cell:
     )
 
 
+def _key(kind: Any, setting: Any, out: Path) -> Any:
+    return kind, json.dumps(values_of(setting)), out
+
+
 def _stage(run: str) -> Any:
     module, _, name = run.partition(":")
     return getattr(import_module(module), name.partition(".")[0])
@@ -139,15 +127,16 @@ class Host:
     last: tuple[Any, Any] | None = None
 
     def stage(self, cell: Cell) -> Any:
-        """The stage of a cell."""
-        return self.keep(_stage(cell.run), cell.setting, cell.out)
-
-    def keep(self, kind: Any, setting: Any, out: Path) -> Any:
-        """The stage of a setting: the last one, where it is that."""
-        key = (kind, json.dumps(values_of(setting)), out)
+        """The stage of a cell: the last one, where it is that."""
+        kind = _stage(cell.run)
+        key = _key(kind, cell.setting, cell.out)
         if self.last is None or self.last[0] != key:
-            self.last = (key, kind(setting, out, self))
+            self.last = (key, kind(cell.setting, cell.out, self))
         return self.last[1]
+
+    def keep(self, stage: Any) -> None:
+        """Have a stage that is there already be the last one."""
+        self.last = (_key(type(stage), stage.settings, stage.out), stage)
 
     def load(self, setting: Any) -> tuple[Any, Any]:
         """Model and tokenizer that a setting names, and progress said of it."""
@@ -215,14 +204,21 @@ def values_of(setting: Any) -> dict[str, Any]:
     """A setting as JSON values: its own `as_json`, or its fields."""
     if hasattr(setting, "as_json"):
         return setting.as_json()
-    fields = {f.name: getattr(setting, f.name) for f in dataclasses.fields(setting)}
-    plain = {k: v.record() if isinstance(v, Rendering) else v for k, v in fields.items()}
-    return json.loads(json.dumps(plain))
+    return json.loads(json.dumps(_plain(setting)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rendering):
+        return value.record()
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
 
 
 def setting_of(kind: Any, values: Mapping[str, Any]) -> Any:
     """The dataclass whose fields `values_of` gave."""
     made: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    if "rendering" in made:
-        made["rendering"] = Rendering(**made["rendering"])
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in made and dataclasses.is_dataclass(hint):
+            made[name] = setting_of(hint, made[name])
     return kind(**made)

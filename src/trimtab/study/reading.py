@@ -41,6 +41,27 @@ def runs_in(folder: str | Path, *kinds: str) -> list[Path]:
     return [d for d in inner if kind_of(d) in kinds]
 
 
+def check(folder: str | Path) -> list[str]:
+    """Read the result files of a run, or of every run in a folder; a line for each, and for cells that
+    were planned and are not done.
+
+    Raises:
+        TrimtabError: no run there, or a file is malformed or is missing.
+    """
+    root, said = Path(folder).expanduser(), []
+    for run in (found for found in _folders(root) if kind_of(found)):
+        done = read(run)
+        counts = f"{len(done.measurements)} figures, {len(done.differences)} differences"
+        said.append(f"{run}: {done.about.study}, {counts}")
+    for file in sorted(root.glob("**/cells/*/job*.json")):
+        job = read_json(file)
+        if not (file.parent / job["out"] / job["result"]).is_file():
+            said.append(f"{file.parent}: not done ({job['label']})")
+    if not said:
+        raise TrimtabError(f"{root}: no {ABOUT} there, nor in a folder below: not a run")
+    return said
+
+
 def is_grid(folder: str | Path) -> bool:
     """Whether a folder holds a comparison of several models or suites."""
     return (Path(folder) / GRID).is_file()

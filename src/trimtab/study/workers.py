@@ -23,8 +23,7 @@ from trimtab import models
 from trimtab.errors import ConfigError, StudyError
 from trimtab.models.files import trusts_code
 from trimtab.progress import Progress
-from trimtab.study.cells import RESULT, Cell, Host
-from trimtab.study.made import say_older
+from trimtab.study.cells import Cell, Host
 from trimtab.study.worker import Reply, attempt, on_ray
 
 GRACE_SECONDS = 120.0
@@ -100,26 +99,6 @@ def work(
             f"{many} of {count} failed; the others are kept, and the same command tries "
             f"{'it' if len(failed) == 1 else 'them'} again: {said}"
         )
-
-
-def work_stage(
-    name: str, kind: Any, setting: Any, out: Path, *, jobs: int, ray: bool, progress: Progress
-) -> Any:
-    """Run every cell that is not done of a study that has one stage: that of a setting, made by `kind`, whose
-    `waves` hold cells by name.
-
-    Returns:
-        The stage.
-
-    Raises:
-        StudyError, ConfigError: as `work`.
-    """
-    host = Host(progress)
-    stage = host.keep(kind, setting, out)
-    say_older((out / "cells").glob(f"*/{RESULT}"), progress)
-    waves = (list(wave.values()) for wave in stage.waves)
-    work(name, waves, host, jobs=jobs, ray=ray, threads=setting.threads)
-    return stage
 
 
 def in_turn(cells: Sequence[Cell], host: Host) -> Replies:

@@ -67,7 +67,7 @@ def forecast(
         sites = find_sites(model, recipe.sites)
         gradients = isinstance(recipe, GradientRecipe)
         needs = Needs(sites=sites, logps=gradients)
-        found = _passes(model, encoded, needs, backward=gradients)
+        found = passes(model, encoded, needs, backward=gradients)
         return Forecast(
             named.name, 0, encoded.n_pairs, len(sites) * width, found, 4 * len(sites) * width
         )
@@ -79,7 +79,7 @@ def forecast(
         made = plan(run)
     expected = made.expected
     if made.needs.reference_logps or made.needs.reference_states:
-        once = _passes(model, encoded, made.needs, backward=False)
+        once = passes(model, encoded, made.needs, backward=False)
         expected = dataclasses.replace(expected, seconds=expected.seconds + once.seconds)
     count = sum(p.numel() for p in made.dial.parameters())
     return Forecast(
@@ -92,15 +92,15 @@ def _of_head(run: Run) -> Forecast:
     model, encoded, name = run.model, run.encoded, run.named.name
     schedule = run.schedule(layout_of(model, encoded), run.arguments())
     live = run.recipe.dial.features == "live"
-    passes = schedule.steps * schedule.pairs_per_step / max(encoded.n_pairs, 1) if live else 1
-    found = _passes(model, encoded, Needs(logps=True), backward=False)
-    found = dataclasses.replace(found, seconds=found.seconds * passes)
+    times = schedule.steps * schedule.pairs_per_step / max(encoded.n_pairs, 1) if live else 1
+    found = passes(model, encoded, Needs(logps=True), backward=False)
+    found = dataclasses.replace(found, seconds=found.seconds * times)
     width = models.text_config(model).hidden_size
     disk = 0 if live else 2 * width * sum(len(a) for row in encoded.rows for a in row.answers)
     return Forecast(name, schedule.steps, encoded.n_pairs, 0, found, disk)
 
 
-def _passes(
+def passes(
     model: nn.Module, encoded: Encoded | Contrast, needs: Needs, *, backward: bool
 ) -> Estimate:
     """One pass over everything."""

@@ -1,1 +1,4 @@
-"""`compare`: models x suites x methods x seeds, with verdicts against DPO."""
+"""Models x suites x methods x seeds, with verdicts against DPO."""
+
+STUDY = "trimtab.studies.compare.comparison:Compare"
+PAGE = "trimtab.report.compare:read_page"

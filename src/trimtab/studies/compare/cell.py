@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,7 +132,7 @@ class Setting:
         return json.loads(json.dumps({**rest, **plain, "suite": suite}))
 
 
-def setting_of(value: dict[str, Any]) -> Setting:
+def setting_of(value: Mapping[str, Any]) -> Setting:
     """The setting that `Setting.as_json` wrote; its pairs are read.
 
     Raises:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from trimtab.config_files import read_yaml
 from trimtab.progress import SILENT, Progress
 from trimtab.studies.compare.cell import SUMMARY
-from trimtab.studies.compare.grid import Comparison, Study, chosen_methods, plan_studies
+from trimtab.studies.compare.grid import Comparison, chosen_methods, plan_studies
 from trimtab.studies.compare.output import write_results
 from trimtab.study.cells import Cell, Host
-from trimtab.study.files import free_folder
-from trimtab.study.made import say_older
+from trimtab.study.forecast import Load
 from trimtab.study.settings import read_settings
-from trimtab.study.workers import check, work
+from trimtab.study.study import Study, run
 from trimtab.training import Method
 
 
@@ -22,26 +24,18 @@ def compare(
     out: str | Path,
     *,
     methods: Sequence[Method] | None = None,
-    jobs: int = 1,
-    ray: bool = False,
-    command: str = "",
-    title: str = "",
     notes: Sequence[str] = (),
     progress: Progress = SILENT,
+    **how: Any,
 ) -> Path:
     """Run every cell that is not done yet and write the result files.
-
-    A cell that fails is reported at the end; the others are run all the same.
 
     Args:
         out: folder of the run: `cells/`, and the result files; those of several models or suites
             lie in a folder each, and `grid.json` names them.
         methods: methods with other settings than the named ones, in place of `comparison.methods`.
-        jobs: cells at once, each in a process of its own.
-        ray: spread the cells over a Ray cluster. All three ways give the same bytes.
-        command: what was typed, for the record.
-        title: heading of the page.
         notes: caveats for the page.
+        how: as of `trimtab.study.study.run`.
 
     Returns:
         The folder: `study.json`, `results.jsonl`, `verdicts.jsonl` (against DPO, and
@@ -49,27 +43,51 @@ def compare(
         `costs.json`.
 
     Raises:
-        StudyError: cells failed; the text says which and why.
-        TrimtabError: anything that keeps the run from starting, before the model is loaded; or
-            what stopped it. The same call goes on from there.
+        StudyError, TrimtabError: as `run`.
     """
-    out = free_folder(out, "cells").absolute()
-    check(jobs, ray)
-    settings = read_settings(comparison.recipes)
-    chosen, prompt = chosen_methods(comparison, settings, methods)
-    studies, said = plan_studies(comparison, out, chosen, prompt, progress)
-    for line in said:
-        progress.say(line)
-    names = ", ".join(dict.fromkeys(study.suite.name for study in studies))
-    say_older((out / "cells").glob(f"*/{SUMMARY}"), progress)
-    host = Host(progress)
-    work(names, _waves(studies), host, jobs=jobs, ray=ray, threads=comparison.threads)
-    write_results(out, studies, comparison, chosen, settings, command, title, [*said, *notes])
-    return out
+    more: Any = {"methods": methods, "notes": notes}
+    return run(Compare.at(comparison, out, progress=progress, **more), **how)
 
 
-def _waves(studies: Sequence[Study]) -> Iterator[list[Cell]]:
-    """All cells; then those of studies that are whole again, where their KL is DPO's."""
-    yield [cell for study in studies for cell in study.tasks()]
-    whole = [s for s in studies if all(cell.done for cell in s.tasks())]
-    yield [cell for study in whole for cell in study.again()]
+class Compare(Study[Comparison]):
+    """A grid of models and suites, each a part. Its verdicts are judged together, so that nothing is
+    written before all is done."""
+
+    name, title, Settings = "compare", "", Comparison
+    marks = ("cells",)
+    finished = f"*/{SUMMARY}"
+    beside = ("settings", "tuned")
+
+    def __init__(
+        self,
+        settings: Comparison,
+        out: Path,
+        host: Host,
+        methods: Sequence[Method] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(settings, out, host)
+        self.varied = read_settings(settings.recipes)
+        self.methods, prompt = chosen_methods(settings, self.varied, methods)
+        self.parts, said = plan_studies(settings, out, self.methods, prompt, self.progress)
+        self.what = ", ".join(dict.fromkeys(part.suite.name for part in self.parts))
+        for line in said:
+            self.progress.say(line)
+        self.notes = [*said, *notes]
+
+    @classmethod
+    def with_file(cls, settings: Comparison, file: Path | None) -> Comparison:
+        """A file of flags may hold settings of methods, too."""
+        if file is None or "settings" not in read_yaml(file):
+            return settings
+        return replace(settings, recipes=(*settings.recipes, str(file)))
+
+    def load(self, cell: Cell) -> Load:
+        """What a cell fits and reads."""
+        return self.host.stage(cell).load(cell)
+
+    def write_parts(self, whole: Sequence[Any], command: str, title: str) -> None:
+        """Write the result files once every part is whole."""
+        if len(whole) == len(self.parts):
+            chosen = (self.settings, self.methods, self.varied)
+            write_results(self.out, list(whole), *chosen, command, title, self.notes)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,8 +111,14 @@ class Study:
         """The folder of the comparison."""
         return self.cells[0].folder.parent.parent
 
+    def plan(self) -> Iterator[list[cells.Cell]]:
+        """All its cells; then, where KL is DPO's."""
+        yield self.tasks()
+        if all(cell.done for cell in self.tasks()):
+            yield self.again()
+
     def tasks(self) -> list[cells.Cell]:
-        """All its cells."""
+        """All its cells, but for those at equal KL."""
         found = [task(cell, self.out, self.setting) for cell in self.cells]
         for setting, own in self.capability.values():
             found += [task(cell, self.out, setting) for cell in own]

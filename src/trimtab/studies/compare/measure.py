@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab import models
-from trimtab.batching import Encoded, encode
+from trimtab.batching import Encoded
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import (
@@ -39,23 +39,43 @@ from trimtab.studies.compare.cell import (
     equal_kl_file,
     setting_of,
 )
+from trimtab.study import cells
 from trimtab.study.cells import JOB, Host
 from trimtab.study.files import Rows, read_rows, write_rows
+from trimtab.study.forecast import Load
 from trimtab.study.made import VERSIONS
+from trimtab.study.on_model import OnModel
 from trimtab.study.settings import from_json
-from trimtab.training import fit
 from trimtab.training.plan import HISTORY, SPACE
 
 
-class Stage:
+class Stage(OnModel[Setting]):
     """The loaded model with everything that cells measure on; loaded when a cell first needs it."""
 
-    read = staticmethod(setting_of)
+    name = "compare"
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Setting:
+        """The setting as JSON values had it; its pairs are read."""
+        return setting_of(values)
 
     def __init__(self, setting: Setting, out: Path, host: Host):
-        self.setting, self.out = setting, out
-        self.common, self.host, self.progress = setting.key, host, host.progress
-        self.store = Store()
+        super().__init__(setting, out, host)
+        self.setting, self.common, self.store = setting, setting.key, Store()
+        m = setting.measuring
+        self.options |= {"max_length": m.max_length, "prompt_style": m.prompt_style}
+
+    def load(self, cell: cells.Cell) -> Load:
+        """What a cell fits and reads."""
+        m, own = self.measuring, cell.own
+        splits = list(self.pairs.values())
+        if "target" in own:
+            return self.load_of(reads=[(p, 1) for p in splits])
+        method = from_json(own["method"]) if own["method"] else None
+        times, alphas = (2, len(m.alphas)) if method else (1, 1)  # at equal KL again
+        reads = [*((p, times) for p in splits), (self.data.dose.limit(m.dose_items), alphas)]
+        words = m.prompts * m.new_tokens * (len(m.generate_alphas) if method else 1)
+        return self.load_of([(method, self.data.train)] if method else [], reads, words)
 
     def measure(self, folder: Path, method: Any, seed: int | None, instruction: str | None) -> None:
         """Fit and measure a method at a seed, or the bare model."""
@@ -90,7 +110,7 @@ class Stage:
     @cached_property
     def splits(self) -> dict[str, Encoded]:
         """Evaluation splits, and the part of the training set that is scored, as tokens."""
-        return {name: self._encode(pairs) for name, pairs in self.pairs.items()}
+        return {name: self.encode(pairs) for name, pairs in self.pairs.items()}
 
     @cached_property
     def pairs(self) -> dict[str, PairSet]:
@@ -99,31 +119,17 @@ class Stage:
 
     def led(self, instruction: str) -> dict[str, Encoded]:
         """The same, every prompt led by an instruction."""
-        return {name: self._encode(led(pairs, instruction)) for name, pairs in self.pairs.items()}
+        return {name: self.encode(led(pairs, instruction)) for name, pairs in self.pairs.items()}
 
     @cached_property
     def dose(self) -> Encoded:
         """Items of the dose–response curve."""
-        return self._encode(self.data.dose.limit(self.measuring.dose_items))
+        return self.encode(self.data.dose.limit(self.measuring.dose_items))
 
     @cached_property
     def neutral(self) -> NeutralText:
         """Neutral text with the bare model's log-probs."""
         return NeutralText(*self.loaded, NEUTRAL[: self.measuring.passages])
-
-    def _encode(self, pairs: PairSet) -> Encoded:
-        settings = self.measuring
-        found = encode(
-            pairs,
-            self.loaded[1],
-            max_length=settings.max_length,
-            prompt_style=settings.prompt_style,
-            rendering=self.setting.rendering,
-        )
-        self.progress.rendered(
-            pairs.name, len(pairs), found, settings.max_length, models.context(self.loaded[0])
-        )
-        return found
 
     def score(
         self, encoded: Encoded, label: str, dial: Dial | None = None, alpha: float = 0.0
@@ -189,25 +195,13 @@ def _rows(cell: Cell, stage: Stage, dial: Dial | None, splits: dict[str, Encoded
 def _fitted(cell: Cell, stage: Stage) -> Dial:
     """The cell's dial, fitted or found. The time is noted when it was fitted in one go."""
     assert cell.method is not None
-    model, tokenizer = stage.loaded
+    _ = stage.loaded  # which is no part of fitting
     whole = all(file.name in (JOB, "cell.json") for file in cell.folder.iterdir())
 
     def run(overwrite: bool) -> Dial:
         assert cell.method is not None
-        return fit(
-            cell.method,
-            model,
-            tokenizer,
-            stage.data.train,
-            out=cell.folder / "dial",
-            seed=cell.seed or 0,
-            max_length=stage.measuring.max_length,
-            prompt_style=stage.measuring.prompt_style,
-            rendering=stage.setting.rendering,
-            overwrite=overwrite,
-            store=stage.store,
-            progress=stage.progress,
-        )
+        out, seed = cell.folder / "dial", cell.seed or 0
+        return stage.fit(cell.method, stage.data.train, seed, out, overwrite=overwrite)
 
     started = time.monotonic()
     try:

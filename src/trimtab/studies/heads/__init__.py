@@ -1,1 +1,4 @@
-"""`compare-heads`: an alignment head beside DPO, GenARM and ARGS."""
+"""An alignment head beside DPO, GenARM and ARGS, over alpha."""
+
+STUDY = "trimtab.studies.heads.study:Heads"
+PAGE = "trimtab.report.heads:page"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from trimtab import provenance
 from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
 from trimtab.pairs import PairSet
@@ -108,36 +106,6 @@ class Dosing(Bounded):
             raise ConfigError("random: say how many with random_seeds")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way to steer: a method, or the prompt (`method` None)."""
-
-    method: Method | None
-    seed: int
-    half: Half
-    key: str
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """`mean`, `random-1`, `mean-first`, `prompt`."""
-        if self.method is None:
-            return PROMPT
-        if self.method.name == "random":
-            return f"random-{self.seed}"
-        return f"{self.method.name}-{self.half}" if self.half else self.method.name
-
-    @property
-    def file(self) -> Path:
-        """Where its result lies, once it is done."""
-        return self.folder / "cells" / f"{self.name}-{self.key}.json"
-
-    @property
-    def dial(self) -> Path:
-        """Where its dial is saved."""
-        return self.folder / "dials" / f"{self.name}-{self.key}"
-
-
 def common_of(dosing: Dosing, train: PairSet, test: PairSet, digest: str) -> dict[str, Any]:
     """What all cells of a trait depend on.
 
@@ -160,29 +128,37 @@ def common_of(dosing: Dosing, train: PairSet, test: PairSet, digest: str) -> dic
     }
 
 
-def plan(dosing: Dosing, common: dict[str, Any], folder: Path) -> list[Cell]:
-    """The cells of a trait, the prompt first.
+@dataclass(frozen=True)
+class Way:
+    """One way to steer: a method at a seed, fitted to all of the suffixes or to a half of them."""
 
-    Args:
-        common: of `common_of`.
-        folder: the trait's.
-    """
+    method: Method
+    seed: int = 0
+    half: Half = ""
 
-    def cell(chosen: Method | None, seed: int = 0, half: Half = "") -> Cell:
-        own = {**common, "method": None}
-        if chosen is not None:
-            own |= {"method": chosen.name, "recipe": recipe_digest(chosen.recipe)}
-            own |= {"seed": seed, "half": half, "kl": dosing.kl}
-        key = provenance.digest(own)[:16]
-        return Cell(chosen, seed, half, key, folder)
+    @property
+    def name(self) -> str:
+        """`mean`, `random-1`, `mean-first`."""
+        if self.method.name == "random":
+            return f"random-{self.seed}"
+        return f"{self.method.name}-{self.half}" if self.half else self.method.name
 
+    def inputs(self, dosing: Dosing) -> dict[str, Any]:
+        """What its figures depend on beside `common_of`."""
+        recipe = recipe_digest(self.method.recipe)
+        own = {"method": self.method.name, "recipe": recipe, "seed": self.seed, "half": self.half}
+        return {**own, "kl": dosing.kl}
+
+
+def ways(dosing: Dosing) -> list[Way]:
+    """The ways to steer towards a trait, beside the prompt."""
     halves: tuple[Half, Half] = ("first", "second")
     chosen = [for_personas(method(name), dosing.steps) for name in dosing.methods]
+    half = [for_personas(method(name), dosing.steps) for name in dosing.halves]
     return [
-        cell(None),
-        *(cell(m, dosing.seed if m.seeded else 0) for m in chosen),
-        *(cell(for_personas(method(n), dosing.steps), 0, h) for n in dosing.halves for h in halves),
-        *(cell(method("random"), seed) for seed in dosing.random_seeds),
+        *(Way(m, dosing.seed if m.seeded else 0) for m in chosen),
+        *(Way(m, 0, h) for m in half for h in halves),
+        *(Way(method("random"), seed) for seed in dosing.random_seeds),
     ]
 
 

@@ -1,0 +1,303 @@
+"""Preference heads beside the bare model, SFT and DPO on multiple-choice tasks, with the pooling x
+loss ablation: one table of shares, one of differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.batching import Encoded, answer_spans
+from trimtab.dials import RewardDial
+from trimtab.evaluation.items import item_scores
+from trimtab.evaluation.rewards import reward_scores, rewards_of
+from trimtab.objectives import ORPO
+from trimtab.pairs import PairSet, read_pairs
+from trimtab.progress import SILENT, Progress
+from trimtab.readings import reference
+from trimtab.studies.rewards.settings import RewardComparison
+from trimtab.study.cells import Cell, Host
+from trimtab.study.forecast import Load
+from trimtab.study.lines import Scores, averaged, compared, judged, measured
+from trimtab.study.on_model import OnModel, split_of
+from trimtab.study.results import ALPHA_1, BASE, Difference, Run
+from trimtab.study.study import run
+from trimtab.training import Method, method
+from trimtab.training.recipes import ORPORecipe, TrainSettings
+from trimtab.training.reward_head import aggregate_all
+from trimtab.training.run import recipe_digest
+
+IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
+LOGPROB, REWARD = "logprob", "reward"
+POOLINGS = ("identity", "bert", "swiglu")
+LOSSES = ("separable", "contrastive", "listwise")
+ABLATED = "dph, "
+"""How the methods of the ablation begin."""
+
+Side = tuple[str, str]
+"""Arm and read-out."""
+Table = dict[Side, dict[str, Scores]]
+"""Scores by side and task."""
+
+FROZEN, JOINT = ("dph frozen", REWARD), ("dph joint", REWARD)
+SFT, DPO, JOINT_LOGPROB = (("sft", LOGPROB), ("dpo", LOGPROB), ("dph joint", LOGPROB))
+COMPARED = (
+    *((FROZEN, side) for side in ((BASE, LOGPROB), SFT, DPO)),
+    (("dph frozen, more data", REWARD), DPO),
+    *((JOINT, side) for side in ((BASE, LOGPROB), SFT, DPO, JOINT_LOGPROB)),
+    (JOINT_LOGPROB, DPO),
+    (DPO, SFT),
+)
+"""Arm and read-out, and what it is set against: the claims of the seed, and what explains them."""
+
+
+def compare_rewards(
+    settings: RewardComparison,
+    out: str | Path,
+    *,
+    progress: Progress = SILENT,
+    **how: Any,
+) -> Path:
+    """Run every cell that is not done yet and write the result files.
+
+    Args:
+        how: as of `trimtab.study.study.run`.
+
+    Returns:
+        The folder: `results.jsonl` (shares of items answered rightly), `verdicts.jsonl` (differences between
+        arms); the ablation's methods are called `dph, POOLING × LOSS`.
+
+    Raises:
+        StudyError, TrimtabError: as `run`.
+    """
+    return run(Rewards.at(settings, out, progress=progress), **how)
+
+
+class Rewards(OnModel[RewardComparison]):
+    """The model, the data, and the cells made of both."""
+
+    name, title, Settings = "rewards", "Preference heads on multiple choice", RewardComparison
+    marks = ("cells", "heads.json", "study.json")
+
+    def __init__(self, settings: RewardComparison, out: Path, host: Host) -> None:
+        super().__init__(settings, out, host)
+        s = settings
+        self.train = _first(s, s.train_items)
+        self.more = _first(s, s.more_items) if s.more_items else None
+        self.tests = {
+            task: read_pairs(f"choices:{task}/test", s.data_root).limit(s.test_items)
+            for task in (*s.tasks, *s.held_out)
+        }
+        self.common |= {"tests": {task: pairs.digest for task, pairs in self.tests.items()}}
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """The tests as tokens."""
+        return {task: self.encode(pairs) for task, pairs in self.tests.items()}
+
+    @cached_property
+    def adapters(self) -> dict[str, tuple[Method, PairSet]]:
+        """What trains a LoRA, once through the data, and on what, by arm."""
+        dpo, dph = method("dpo"), method("dph")
+        train = replace(dpo.recipe.train, epochs=1.0)  # type: ignore[union-attr]
+        once: Any = {"train": train}
+        sft = ORPORecipe(ORPO(weight_ratio=0.0), train=train)
+        recipe: Any = dph.recipe
+        joint = replace(
+            recipe,
+            objective=replace(recipe.objective, weight_dpo=1.0),
+            dial=replace(recipe.dial, adapter="lora"),
+            train=TrainSettings(epochs=1.0, learning_rate=train.learning_rate),
+        )
+        # An item's wrong answers are nothing to SFT: one pair an item, so that items count alike.
+        each = PairSet([pairs[0] for pairs in self.train.items().values()], self.train.name)
+        return {
+            "sft": (Method("sft", sft, dpo.where, "likelihood of the right answer"), each),
+            "dpo": (replace(dpo, recipe=replace(dpo.recipe, **once)), self.train),
+            "dph joint": (replace(dph, recipe=joint), self.train),
+        }
+
+    @cached_property
+    def heads(self) -> dict[str, tuple[str, Method, PairSet]]:
+        """Frozen heads by arm: the name of their cells, the method, what it is trained on."""
+        dph = method("dph")
+        found = {"dph frozen": ("dph-frozen", dph, self.train)}
+        if self.more is not None:
+            found["dph frozen, more data"] = ("dph-more", dph, self.more)
+        for pooling in POOLINGS if self.settings.ablation else ():
+            for loss in LOSSES:
+                named = _variant(pooling, loss)
+                name = "dph-frozen" if named == dph else f"{pooling}-{loss}"
+                found[f"{ABLATED}{pooling} × {loss}"] = (name, named, self.train)
+        return found
+
+    def plan(self) -> Iterator[list[Cell]]:
+        """One wave: no cell needs another."""
+        s = self.settings
+        found = {"base": self.cell("base", {"arm": "base"}, "base")}
+        for arm, (named, pairs) in self.adapters.items():
+            for seed in s.seeds:
+                own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
+                own["train"] = pairs.digest
+                name = f"{arm.replace(' ', '-')}-s{seed}"
+                found[name] = self.cell(name, own, "adapter", arm=arm, seed=seed)
+        for arm, (start, named, pairs) in self.heads.items():
+            for seed in s.head_seeds:
+                own = {"arm": "frozen", "recipe": recipe_digest(named.recipe), "seed": seed}
+                own["train"] = pairs.digest
+                name = f"{start}-s{seed}"
+                found.setdefault(name, self.cell(name, own, "frozen", arm=arm, seed=seed))
+        own = {"arm": "untouched", "train": self.train.digest}
+        found["untouched"] = self.cell("untouched", own, "untouched")
+        yield list(found.values())
+
+    def load(self, cell: Cell) -> Load:
+        """What a cell fits and reads."""
+        arm = cell.own.get("arm", "")
+        if cell.label in ("base", "untouched"):
+            return self.load_of(reads=[(p, cell.label == "base") for p in self.tests.values()])
+        (*_, named, pairs) = self.adapters.get(arm) or self.heads[arm]
+        return self.load_of([(named, pairs)], [(p, 1) for p in self.tests.values()])
+
+    # ---- cells ----
+
+    def adapter(self, folder: Path, arm: str, seed: int) -> dict[str, Any]:
+        """A LoRA's answers by log-prob, and by reward where it has one."""
+        dial = self.fit(*self.adapters[arm], seed, folder / "dial")
+        found: dict[str, Any] = {LOGPROB: {}}
+        for task, encoded in self.encoded.items():
+            reward = dial if isinstance(dial, RewardDial) else None
+            with nullcontext() if reward else dial(self.model, 1.0):
+                rewards, read = rewards_of(self.model, reward, encoded, logps=True)
+            found[LOGPROB][task] = item_scores(encoded, read).accuracy_choice.tolist()
+            if reward:
+                right = reward_scores(encoded, rewards).accuracy_choice.tolist()
+                found.setdefault(REWARD, {})[task] = right
+        return found
+
+    def frozen(self, folder: Path, arm: str, seed: int) -> dict[str, list[float]]:
+        """A head on the frozen model: trained and read from stored states."""
+        _, named, pairs = self.heads[arm]
+        dial: Any = self.fit(named, pairs, seed, folder / "dial")
+        device = next(self.model.parameters()).device
+        found = {}
+        for task, encoded in self.encoded.items():
+            states = self.features(encoded, "final", "answer")
+            vectors = aggregate_all(dial.cpu(), states, answer_spans(encoded))
+            with torch.no_grad():
+                rewards = dial.to(device).rewards(vectors.to(device))[:, 0].float().cpu()
+            found[task] = reward_scores(encoded, rewards).accuracy_choice.tolist()
+        return found
+
+    def base(self, folder: Path) -> dict[str, list[float]]:
+        """The bare model's answers by log-prob."""
+        found = {}
+        for task, encoded in self.encoded.items():
+            read = reference(self.model, encoded, logps=True, store=self.store)
+            found[task] = item_scores(encoded, read).accuracy_choice.tolist()
+        return found
+
+    def untouched(self, folder: Path) -> dict[str, float]:
+        """The largest change of a logit by an attached frozen head, on a few test items."""
+        dial = self.fit(method("dph"), self.train, self.settings.head_seeds[0], None)
+        encoded = next(iter(self.encoded.values()))
+        ids = torch.tensor([[*encoded.rows[0].prompt, *encoded.rows[0].answers[0]]])
+        ids = ids.to(next(self.model.parameters()).device)
+        with torch.no_grad():
+            bare = self.model(input_ids=ids).logits
+            with dial(self.model, 1.0):
+                after = self.model(input_ids=ids).logits
+        return {"largest": float((after - bare).abs().max())}
+
+    # ---- result files ----
+
+    def compared(self, command: str, title: str) -> Run:
+        """The result files, all cells being done."""
+        s, found = self.settings, {name: cell.read() for name, cell in self.cells.items()}
+        table: Table = {(BASE, LOGPROB): {task: {None: found["base"][task]} for task in self.tests}}
+        for arm in self.adapters:
+            own = [found[f"{arm.replace(' ', '-')}-s{seed}"] for seed in s.seeds]
+            for read_out in own[0]:
+                table[arm, read_out] = _by_task(s.seeds, [f[read_out] for f in own])
+        ablation: Table = {}
+        for arm, (start, _, _) in self.heads.items():
+            own = [found[f"{start}-s{seed}"] for seed in s.head_seeds]
+            side = ablation if arm.startswith(ABLATED) else table
+            side[arm, REWARD] = _by_task(s.head_seeds, own)
+        about = self.about(
+            title=title,
+            command=command,
+            seeds=s.seeds,
+            train=" + ".join(s.tasks),
+            train_items=len(self.train.items()),
+            train_pairs=len(self.train),
+            splits={task: split_of(task, e) for task, e in self.encoded.items()},
+            more={
+                "in_domain": list(s.tasks),
+                "held_out": list(s.held_out),
+                "largest_logit_change_by_a_frozen_head": found["untouched"]["largest"],
+                **({} if self.more is None else {"more_items": len(self.more.items())}),
+            },
+        )
+        common: dict[str, Any] = {"model": about.model, "suite": "", "metric": "accuracy"}
+        common |= {"at": ALPHA_1, "alpha": None}
+        lines, first = [], next(iter(ablation), None)
+        for (arm, read_out), scores in (table | ablation).items():
+            own = {"method": arm, "read_out": read_out, **common}
+            if not arm.startswith(ABLATED):
+                lines += [measured(scores[task], **own, split=task) for task in scores]
+            lines += [
+                measured(*averaged([scores[t] for t in tasks]), **own, split=name)
+                for name, tasks in self._averages
+            ]
+        pairs = [(side, first) for side in ablation if first and side != first]
+        told = self._differences(table, COMPARED, common)
+        told += self._differences(ablation, pairs, common)
+        return Run(about, tuple(lines), tuple(told))
+
+    @property
+    def _averages(self) -> Sequence[tuple[str, Sequence[str]]]:
+        return (IN_DOMAIN, self.settings.tasks), (HELD_OUT, self.settings.held_out)
+
+    def _differences(
+        self, table: Table, pairs: Iterable[tuple[Side, Side]], common: dict[str, Any]
+    ) -> list[Difference]:
+        """One printed table: each of both averages of one side less those of another."""
+        lines = []
+        for mine, theirs in pairs:
+            for name, tasks in self._averages if {mine, theirs} <= set(table) else ():
+                sides = ([table[side][t] for t in tasks] for side in (mine, theirs))
+                (a, weights), (b, _) = map(averaged, sides)
+                labels = dict(zip(("method", "read_out"), mine, strict=True))
+                labels |= dict(zip(("against", "against_read_out"), theirs, strict=True))
+                lines.append(compared(a, b, weights, **labels, split=name, **common))
+        return judged(lines)
+
+
+def _first(settings: RewardComparison, items: int) -> PairSet:
+    """The first items of every task's training split, as many of each as there are."""
+    found, left = [], items
+    for place, task in enumerate(settings.tasks):
+        share = -(-left // (len(settings.tasks) - place))
+        pairs = read_pairs(f"choices:{task}/train", settings.data_root).limit(max(share, 1))
+        left -= len(pairs.items())
+        found += list(pairs)
+    return PairSet(found, f"{' + '.join(settings.tasks)} ({items} items)")
+
+
+def _variant(pooling: str, loss: str) -> Method:
+    recipe: Any = method("dph").recipe
+    dial = replace(recipe.dial, pooling=pooling)
+    objective = replace(recipe.objective, loss=loss)
+    return replace(method("dph"), recipe=replace(recipe, dial=dial, objective=objective))
+
+
+def _by_task(seeds: Sequence[int], found: Sequence[dict[str, list[float]]]) -> dict[str, Scores]:
+    return {
+        task: {seed: f[task] for seed, f in zip(seeds, found, strict=True)} for task in found[0]
+    }
