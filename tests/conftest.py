@@ -8,8 +8,8 @@ fixture that gives a function) is built once a session and must be left as it wa
 
 from __future__ import annotations
 
-import json
 import gc
+import json
 import math
 import os
 from collections.abc import Callable
