@@ -575,7 +575,7 @@ def test_constraints_pin_every_dependency():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for extra in ("bench", "cluster", "serve", "tune"):
+    for extra in ("bench", "cluster", "dev", "llama", "serve", "tune"):
         wanted += project["optional-dependencies"][extra]
     missing = {normalised(w) for w in wanted} - {normalised(p) for p in pins} - {"trimtab"}
     assert not missing, f"constraints.txt: no version of {sorted(missing)}"
