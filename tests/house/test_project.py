@@ -36,11 +36,11 @@ LINES_OF_ROOM = {
     "batching": 2450,  # which tokens are pooled, from states.py
     "cli": 3400,
     "compat": 550,
-    "dials": 4900,
+    "dials": 4850,
     "evaluation": 2900,
     "export": 2150,  # llama.cpp's LoRAs with their check
     "models": 3350,  # the head as a site and what comes after it, from training/
-    "objectives": 1750,
+    "objectives": 1700,
     "pairs": 5470,
     "rendering": 1450,
     "report": 4800,
@@ -48,7 +48,7 @@ LINES_OF_ROOM = {
     "statistics": 650,
     "studies": 8330,  # the first look of the demo
     "study": 3400,
-    "training": 4050,
+    "training": 4000,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
