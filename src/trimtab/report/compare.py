@@ -149,6 +149,9 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             Section("Other ways of scoring", others, On.HTML, folded=True),
         ],
     )
+    if results.gains:
+        told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
+        yield Section("Against the bare model, at α = 1", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)
@@ -163,9 +166,6 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             drawn = Figure(gains if at == ALPHA_1 else (), caption=caption, on=On.HTML)
             told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
             yield Section(f"Against {baseline}, at {where}", told)
-    if results.gains:
-        told = [Text(wording.ADJUSTED), tables.verdicts(results.over_base)]
-        yield Section("Against the bare model, at α = 1", told, On.PAGES)
     yield _dose(results)
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
     yield Section("Training", [_training(results, many)], On.HTML)
