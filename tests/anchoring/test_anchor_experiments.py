@@ -338,6 +338,21 @@ def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
         read_run(bare)
 
 
+def test_a_figure_that_is_written_in_a_drawing_is_not_rounded():
+    """Places are cut to two decimals, labels of ticks are not."""
+    import re
+
+    from trimtab.report.anchoring_canvas import Run, chart
+
+    run = Run("x", {}, {})
+    panel = chart(run, "t", "", {"a": ([0, 1, 2], [0.0, 0.0031, 0.005])}, "k")
+    assert re.findall(r">(0\.\d\d+)<", panel.svg) == ["0.000", "0.002", "0.004"]
+    assert not [tag for tag in re.findall(r"<[^>]*>", panel.svg) if re.search(r"\d\.\d{3}", tag)]
+    several = chart(run, "t", "", {n: ([0, 1], [0, 1]) for n in ("one", "control")}, "k")
+    assert several.height > panel.height  # the legend stands beneath
+    assert "var(--muted)" in several.svg
+
+
 def test_gates_tell_good_from_bad():
     good = gates.Gate("x", 0.5, low=0.2, high=0.6)
     assert good.passed
