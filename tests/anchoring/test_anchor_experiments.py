@@ -293,7 +293,14 @@ def test_the_page_of_a_run(smoke: Path):
     titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
     titles += ["Where the model keeps its colours", "Training", "The space as it forms"]
     assert all(f">{title}<" in page for title in titles)
-    assert ">fail<" in page
+    assert "A short run of 40 steps: it proves nothing." in page
+    assert ">pass<" not in page
+    from trimtab.report.anchoring import page as of_run
+    from trimtab.report.anchoring import read_run
+    from trimtab.report.html import html
+
+    result = read_result(smoke / "2.9.1")
+    assert "gates passed; missed" in html(of_run(read_run(smoke / "2.9.1"), gates.judged(result)))
 
 
 def test_a_page_over_all_runs(smoke: Path, tmp_path: Path):
