@@ -27,13 +27,15 @@ from trimtab.batching import (
 )
 from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.dials import Dial, LogitsDial, RewardDial
+from trimtab.dials.dial import members
 from trimtab.errors import ConfigError
 from trimtab.evaluation.decoding import Decoder
-from trimtab.evaluation.formats import Style, format_for, members
+from trimtab.evaluation.formats import Style, format_for
 from trimtab.evaluation.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
 from trimtab.evaluation.items import ItemScores, item_scores, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
+from trimtab.progress import Update
 from trimtab.rendering import Rendering
 from trimtab.states import Readings, read_tokens
 from trimtab.states import read as read_batch
@@ -86,6 +88,9 @@ def rewards_of(
             if read.logps is not None and read.tokens is not None:
                 total[at], tokens[at] = read.logps.float().cpu(), read.tokens.cpu()
             done += batch.n_answers
+            if isinstance(progress, Update):
+                margin = found[at][batch.pair_chosen.cpu()] - found[at][batch.pair_rejected.cpu()]
+                progress.tally(float((margin > 0).sum() + (margin == 0).sum() / 2), len(margin))
             if progress:
                 progress(done, encoded.n_answers)
     return numbers(found, "rewards"), Readings(numbers(total, "log-probs"), tokens)
@@ -250,7 +255,7 @@ def draw(
     drawn_after, read_after = form.ids(tokenizer, prompt), read.ids(tokenizer, prompt)
     one_pass = (
         reward.adapter is None
-        and all(isinstance(d, LogitsDial) for d in members(dial))
+        and (dial is None or all(isinstance(d, LogitsDial) for d, _ in members(dial)))
         and drawn_after == read_after
     )
     if drawing.reject_every and not (one_pass and reward.causal):
