@@ -77,7 +77,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
         return measure(self, folder, models)
 
     monkeypatch.setattr(Colour, "measure", broken)
-    words = ("anchor", "run", "1.6", "--seeds", 2, "--steps", 20, "--runs", tmp_path / "r")
+    words = ("anchor", "run", "1.6", "--seeds", 2, "--steps", 20, "--out", tmp_path / "r")
     said = trimtab(*words)
     assert said.code == 2
     assert "1 cell of 2 failed; the others are kept" in said.err
@@ -106,7 +106,7 @@ def test_what_a_run_would_take(tmp_path, monkeypatch, name, cells):
     monkeypatch.setattr(stories, "SETUP", replace(stories.SETUP, batch=2, layers=2, width=16))
     arms = {arm: mixing.ARMS[arm] for arm in ("control", "strong")}
     monkeypatch.setattr(mixing, "ARMS", arms)
-    said = trimtab("anchor", "run", name, "--seeds", 2, "--runs", tmp_path, "--dry-run")
+    said = trimtab("anchor", "run", name, "--seeds", 2, "--out", tmp_path, "--dry-run")
     assert said.code == 0
     assert f"anchoring: {cells}" in said.out
     for what in ("minutes", "memory", "disk"):
