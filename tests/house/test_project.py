@@ -24,8 +24,6 @@ MAX_LINES = 400
 STILL_LONGER = {
     # serve
     "serve/engine.py",
-    # statistics
-    "statistics/intervals.py",
     # studies
     # study
     "study/tune.py",
@@ -34,23 +32,23 @@ STILL_LONGER = {
 LONGEST = 600
 
 LINES_OF_ROOM = {
-    "anchoring": 1100,
+    "anchoring": 1060,
     "batching": 2450,  # which tokens are pooled, from states.py
     "cli": 3400,
     "compat": 550,
-    "dials": 4900,
+    "dials": 4850,
     "evaluation": 2900,
-    "export": 1850,
+    "export": 2150,  # llama.cpp's LoRAs with their check
     "models": 3350,  # the head as a site and what comes after it, from training/
-    "objectives": 1750,
+    "objectives": 1700,
     "pairs": 5470,
     "rendering": 1450,
-    "report": 4800,
+    "report": 4550,
     "serve": 1650,
     "statistics": 650,
-    "studies": 8300,
+    "studies": 7650,
     "study": 3400,
-    "training": 4050,
+    "training": 4000,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
@@ -389,7 +387,7 @@ def test_the_project_stays_small():
     named = ", ".join(f"{p.relative_to(ROOT)} {sizes[p]:,}" for p in worst)
     assert sum(sizes.values()) < 10_000_000, f"{sum(sizes.values()):,} bytes; the largest: {named}"
     results = sum(n for path, n in sizes.items() if ROOT / "docs" / "results" in path.parents)
-    assert results < 4_500_000, f"docs/results has {results:,} bytes"
+    assert results < 3_000_000, f"docs/results has {results:,} bytes"
 
 
 def texts() -> Iterator[tuple[Path, list[str]]]:
@@ -577,7 +575,7 @@ def test_constraints_pin_every_dependency():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for extra in ("bench", "cluster", "serve", "tune"):
+    for extra in ("bench", "cluster", "dev", "llama", "serve", "tune"):
         wanted += project["optional-dependencies"][extra]
     missing = {normalised(w) for w in wanted} - {normalised(p) for p in pins} - {"trimtab"}
     assert not missing, f"constraints.txt: no version of {sorted(missing)}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Flag
+from pathlib import Path
 
 from trimtab.report.looks import Look
 from trimtab.report.svg import Panel
@@ -108,6 +109,14 @@ def shown(blocks: Sequence[Block], on: On) -> Iterator[Block]:
             yield block
 
 
+def walked(blocks: Sequence[Block], on: On) -> Iterator[Block]:
+    """The blocks of a rendering in reading order: a section, then what is in it."""
+    for block in shown(blocks, on):
+        yield block
+        if isinstance(block, Section):
+            yield from walked(block.blocks, on)
+
+
 def plain(text: str) -> str:
     """Text that Markdown shows as it stands, on one line."""
     for character in "\\`*_<>|":
@@ -133,3 +142,9 @@ def fenced(text: str) -> str:
 def listed(lines: Sequence[str]) -> Text:
     """A list."""
     return Text("\n".join(f"- {line}" for line in lines))
+
+
+def reading(page: str) -> Text:
+    """How to read the tables of a page: a text that no result changes, in `reading_PAGE.md`."""
+    file = Path(__file__).with_name(f"reading_{page}.md")
+    return Text(file.read_text(encoding="utf-8").rstrip())

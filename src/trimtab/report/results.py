@@ -5,7 +5,7 @@ What the files hold is said by `trimtab.study.results`, which reads them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,23 +20,12 @@ from trimtab.study.results import (
     Curve,
     Difference,
     Generation,
+    Grid,
     Measurement,
 )
 
 TRAIN, DOSE, NEUTRAL = "train", "dose", "neutral"
 """Splits with a part of their own: training items, the dose–response part, neutral text."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Results of several models and suites that were compared together."""
-
-    title: str
-    command: str
-    notes: tuple[str, ...]
-    studies: tuple[Results, ...]
-    names: tuple[str, ...]
-    """Their folders within the grid's."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +101,29 @@ class Results:
 
     def at(self, where: str) -> list[Difference]:
         """The comparisons at `"alpha_1"` or `"equal_kl"`, by split, then by method."""
-        rows = [c for c in self.comparisons if c.at == where]
-        order = {name: i for i, name in enumerate(self.splits)}
-        rank = {name: i for i, name in enumerate(self.methods)}
-        return sorted(rows, key=lambda c: (order.get(c.split, 99), rank.get(c.method, 99)))
+        return self._in_order(c for c in self.comparisons if c.at == where)
 
     @property
     def over_base(self) -> list[Difference]:
         """The gains over the bare model by split, then by method."""
-        splits, methods = list(self.splits), list(self.methods)
-        known = [c for c in self.gains if c.split in splits and c.method in methods]
-        return sorted(known, key=lambda c: (splits.index(c.split), methods.index(c.method)))
+        known = (c for c in self.gains if c.split in self.splits and c.method in self.methods)
+        return self._in_order(known)
+
+    def _in_order(self, rows: Iterable[Difference]) -> list[Difference]:
+        order = {name: i for i, name in enumerate((*self.splits, *self.methods))}
+        return sorted(rows, key=lambda c: (order.get(c.split, 99), order.get(c.method, 99)))
 
     def alpha_of_equal_kl(self, method: str) -> float | None:
         """The alpha at which the method's KL equals the baseline's, or None if never reached."""
-        for row in (*self.comparisons, *self.measurements):
-            if row.method == method and row.at == EQUAL_KL and row.alpha is not None:
-                return row.alpha
-        return None
+        if method == self.baseline:
+            return 1.0
+        rows = (*self.comparisons, *self.measurements)
+        here = (r.alpha for r in rows if r.method == method and r.at == EQUAL_KL)
+        return next((alpha for alpha in here if alpha is not None), None)
+
+    def damage(self, method: str, metric: str) -> float | None:
+        """`kl` or `nll_rise` on neutral text at alpha 1."""
+        return next((p.value for p in self.curve(method, NEUTRAL, metric) if p.alpha == 1), None)
 
     def _at(self, method: str, split: str, metric: str, at: str) -> list[Measurement]:
         rows = self._index.get((method, split, metric), [])
@@ -151,15 +145,14 @@ def read_results(run_dir: str | Path) -> Results:
     return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
 
 
-def read_grid(run_dir: str | Path) -> Grid:
-    """The result files of a comparison of several models or suites.
+def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:
+    """What a comparison of several models or suites is, and the result files of each.
 
     Raises:
         TrimtabError: as `read_results`, for any of them.
     """
     grid = reading.read_grid(run_dir)
-    studies = tuple(read_results(Path(run_dir) / name) for name in grid.studies)
-    return Grid(grid.title, grid.command, grid.notes, studies, grid.studies)
+    return grid, [read_results(Path(run_dir) / name) for name in grid.studies]
 
 
 def _over_seeds(rows: Sequence[Measurement]) -> Measurement | None:
