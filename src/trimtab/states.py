@@ -339,20 +339,13 @@ def _pool(
 ) -> None:
     """Pool the states at a site as they pass by; whole sequences are not kept."""
     tokens = by_row(h, batch, site)[where.row, where.at]
-    found.norms[site], found.states[site] = _pooled(tokens, where, needs, space)
+    found.norms[site], found.states[site] = pooled(tokens, where, needs, space)
 
 
 def pooled(
-    tokens: Float[Tensor, "T d"], where: Positions, needs: Needs
-) -> Float[Tensor, "answer d"]:
-    """States of the tokens at some positions, averaged by answer, as `needs` asks for."""
-    return _pooled(tokens, where, needs, None)[1]
-
-
-def _pooled(
-    tokens: Tensor, where: Positions, needs: Needs, space: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """Mean length of an answer's states as they are, and the pooled states."""
+    tokens: Tensor, where: Positions, needs: Needs, space: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Float[Tensor, "answer"], Float[Tensor, "answer d"]]:
+    """Of states `[T, d]` at some positions, by answer: their mean length, and their mean as asked for."""
     tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
     length = tokens.detach().norm(dim=-1)
     ordinary = length <= SINK_RATIO * _median(length, where)

@@ -7,7 +7,7 @@ non-negative question. Which answer that is comes from `stereotyped_groups` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from trimtab.errors import DataError
 from trimtab.pairs.files import column, json_lines, row_of, text_column
 from trimtab.panel.options import Options, Scored
 from trimtab.panel.values import Values, by_cluster, product, ratio
-from trimtab.statistics import SHARE, Range
+from trimtab.statistics import SHARE, UNBOUNDED
 
 CONTEXTS = {"ambig": "ambiguous", "disambig": "disambiguated"}
 POLARITIES = ("neg", "nonneg")
-BALANCE: Range = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,9 @@ def read_bbq(folder: Path, items: int) -> list[Question]:
     return found
 
 
-def _question(row: dict[str, Any], where: str, category: str) -> Question:
-    info, more = column(row, "answer_info", where), column(row, "additional_metadata", where)
+def _question(row: Mapping[str, Any], where: str, category: str) -> Question:
+    info: Any = column(row, "answer_info", where)
+    more: Any = column(row, "additional_metadata", where)
     try:
         groups = [str(info[f"ans{i}"][1]).lower() for i in range(3)]
         stereotyped = {str(g).lower() for g in more["stereotyped_groups"]}
@@ -134,12 +134,11 @@ def bbq_values(questions: Sequence[Question], scored: Scored) -> list[Values]:
         clusters = [q.cluster for q, _ in rows]
         for metric, values, within, better in (
             ("accuracy", right, SHARE, 1),
-            ("bias", ratio(lean, named), None, -1),
-            ("bias_score", hard, None, 0),
+            ("bias", ratio(lean, named), UNBOUNDED, -1),
+            ("bias_score", hard, UNBOUNDED, 0),
         ):
             names, means, sizes = by_cluster(values, clusters)
-            kept = {"within": within} if within else {}
-            found.append(Values(f"{metric}_{context}", names, means, sizes, better=better, **kept))
+            found.append(Values(f"{metric}_{context}", names, means, sizes, within, better))
     return found
 
 

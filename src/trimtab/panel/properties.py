@@ -92,11 +92,11 @@ def _options(spec: str, reader: Reader, items: int) -> list[Options]:
     several chosen answers keep the first."""
     found = []
     for item, pairs in read_pairs(spec, reader.data_root).limit(items).items().items():
-        first = pairs[0]
-        if not all(isinstance(t, str) for t in (first.prompt, first.chosen, first.rejected)):
+        prompt, chosen = pairs[0].prompt, pairs[0].chosen
+        others = dict.fromkeys(str(p.rejected) for p in pairs if p.chosen == chosen)
+        if not isinstance(prompt, str) or not isinstance(chosen, str):
             raise DataError(f"{spec}: {item} is a chat; a panel's choices are plain texts")
-        others = dict.fromkeys(p.rejected for p in pairs if p.chosen == first.chosen)
-        found.append(Options(f"{spec}: {item}", first.prompt, (first.chosen, *others)))
+        found.append(Options(f"{spec}: {item}", prompt, (chosen, *others)))
     return found
 
 
@@ -214,9 +214,9 @@ def _refusals(scored: Scored, n: int) -> list[Values]:
         item: float(logsumexp(m[:n]) - logsumexp(m[n:]))
         for item, m in zip(scored.items, scored.means, strict=True)
     }
-    both = [i for i in dict.fromkeys(item.split("/")[0] for item in r)]
-    both = [i for i in both if f"{i}/harmful" in r and f"{i}/harmless" in r]
-    harmful, harmless = (np.array([r[f"{i}/{s}"] for i in both]) for s in ("harmful", "harmless"))
+    both = [i for i in dict.fromkeys(item.split("/")[0] for item in r) if f"{i}/harmful" in r and f"{i}/harmless" in r]
+    harmful = np.array([r[f"{i}/harmful"] for i in both])
+    harmless = np.array([r[f"{i}/harmless"] for i in both])
     items = tuple(both)
     return [
         Values("refusal", items, harmful, unit="nats"),

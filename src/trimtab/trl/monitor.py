@@ -20,7 +20,7 @@ from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.panel import Arm, Property, measure
 from trimtab.readings import collect
-from trimtab.sites import parse_sites
+from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings
 
 
@@ -29,7 +29,7 @@ class _Start:
     """The model as it was when training began: the reference of all that is logged."""
 
     encoded: Encoded
-    sites: tuple[str, ...]
+    sites: tuple[Site, ...]
     found: Readings
     text: NeutralText
     logps: tuple[Tensor, ...]
@@ -83,7 +83,8 @@ class InnerMonitor(TrainerCallback):
         )
         self.sites, self.every, self.passages = sites, every, passages
         self.panel, self.panel_items, self.data_root = tuple(panel), panel_items, data_root
-        self.max_length, self.prompt_style = max_length, prompt_style
+        self.max_length = max_length
+        self.prompt_style: PromptStyle = prompt_style
         self.history: list[dict[str, float]] = []
         self._start: _Start | None = None
         self._due: dict[str, float] = {}

@@ -89,7 +89,7 @@ def watching(watched: list[nn.Module], needs: Needs, where: Positions) -> Iterat
     def see(site: Site, h: Tensor) -> None:
         if not seen.passes or site in seen.passes[-1]:
             seen.passes.append({})
-        seen.passes[-1][site] = pooled(h[where.row, where.at], where, needs)
+        seen.passes[-1][site] = pooled(h[where.row, where.at], where, needs)[1]
 
     def score(_: nn.Module, __: object, out: object) -> None:
         if (logps := getattr(out, "log_probs", None)) is not None:

@@ -19,7 +19,7 @@ from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
 from trimtab.training import METHODS
 from trimtab.trl.states import positions, watching
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 FLOOR = 0.1
 """Quantile of the length of the reference's differences by which none is divided less."""
@@ -46,7 +46,7 @@ class InnerDPOTrainer(DPOTrainer):
     def __init__(
         self, *args: Any, inner: Inner | str | None = None, inner_weight: float = 1.0, **kwargs: Any
     ):
-        self.inner = _objective(inner)
+        self.inner: Any = _objective(inner)
         if not inner_weight >= 0:
             raise ConfigError(f"inner_weight: expected a number of 0 or more, given {inner_weight}")
         self.inner_weight = inner_weight
@@ -69,17 +69,17 @@ class InnerDPOTrainer(DPOTrainer):
         if needs.direction == "batch":
             direction = {site: _unit(_apart(reference, site).mean(0)) for site in needs.sites}
         loss, metrics = self.inner(policy, replace(reference, floor=floor, direction=direction))
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         for name, value in {"loss": loss, **metrics}.items():
-            mean = self.accelerator.gather_for_metrics(value.detach().float()).mean().item()
-            self._metrics[mode][f"inner/{name}"].append(mean)
+            gathered: Any = self.accelerator.gather_for_metrics(value.detach().float())
+            self._metrics[mode][f"inner/{name}"].append(gathered.mean().item())
         total = (told[0] if return_outputs else told) + self.inner_weight * loss.mean()
         return (total, told[1]) if return_outputs else total
 
     def _needs(self) -> Needs:
         return self.inner.needs(models.n_layers(self._bare(self.model)))
 
-    def _bare(self, model: Any) -> nn.Module:
+    def _bare(self, model: Any) -> Any:
         return self.accelerator.unwrap_model(model)
 
     def _watched(self) -> list[nn.Module]:
@@ -89,7 +89,8 @@ class InnerDPOTrainer(DPOTrainer):
 
     def _where(self, inputs: Any, needs: Needs) -> Any:
         ids, mask = inputs["input_ids"], inputs["completion_mask"].bool()
-        return positions(ids, mask, self.processing_class.eos_token_id, needs.pool)
+        tokenizer: Any = self.processing_class
+        return positions(ids, mask, tokenizer.eos_token_id, needs.pool)
 
     def _of_data(self, needs: Needs) -> tuple[dict[Site, float], dict[Site, Tensor]]:
         """The floor by which nothing is divided less, and a direction over the data where one is asked
