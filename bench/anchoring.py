@@ -14,13 +14,14 @@ def run_seeds(quick: bool) -> results.Found:
     import torch
 
     from trimtab.studies.anchoring.catalogue import find
-    from trimtab.studies.anchoring.train import train
+    from trimtab.studies.anchoring.train import members, train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         start = time.perf_counter()
-        train(find("2.9.1"), range(6 if quick else 60), steps=60 if quick else None)
+        (group,) = members(find("2.9.1"), range(6 if quick else 60))
+        train(find("2.9.1"), group, steps=60 if quick else None)
         took = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)

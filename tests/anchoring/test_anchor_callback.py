@@ -135,7 +135,7 @@ def test_the_trainer_adds_the_terms_to_the_loss(tiny, tmp_path):
     assert logged
     assert any("anchor/auroc/even" in entry for entry in with_it.state.log_history)
     assert anchors.at == 6
-    assert not anchors._handles  # detached (transformers keeps hooks of its own)
+    assert not anchors._captured  # detached (transformers keeps hooks of its own)
 
 
 def test_accumulated_batches_weigh_as_one(tiny, tmp_path):

@@ -11,23 +11,29 @@ import numpy as np
 import pytest
 import torch
 
+from helpers_anchoring import smaller
 from trimtab.cli import main
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.studies.anchoring import (
     colours,
     evaluate,
+    experiment,
     gates,
-    language,
     mixing,
-    registry,
-    results,
+    mixing_measures,
+    mixing_task,
     stories,
+    study,
     world,
 )
 from trimtab.studies.anchoring.autoencoder import Autoencoder, Shape
-from trimtab.studies.anchoring.catalogue import COLOUR, Cut, find
+from trimtab.studies.anchoring.catalogue import Cut, find
+from trimtab.studies.anchoring.experiment import read_result
 from trimtab.studies.anchoring.ngpt import NGPT, Size
-from trimtab.studies.anchoring.train import sheet_of, train
+from trimtab.studies.anchoring.registry import ENTRIES
+from trimtab.studies.anchoring.train import Trained, members, sheet_of, train
+
+COLOUR = [name for name, entry in ENTRIES.items() if entry.kind == "colour"]
 
 
 def rgb(*values: float) -> torch.Tensor:
@@ -75,12 +81,12 @@ def test_r_squared_is_pearsons():
 
 
 def test_mixing_pairs():
-    task = mixing.data()
+    task = mixing_task.data()
     assert len(task.lines) == 2 * 2808
     assert int(task.held_out.sum()) == 2 * (2808 // 5)
     a, b = task.rgb[task.lines[:, 0]], task.rgb[task.lines[:, 2]]
     torch.testing.assert_close(task.rgb[task.answers], (a + b) / 2)
-    assert (task.lines[:, 1] == mixing.PLUS).all()
+    assert (task.lines[:, 1] == mixing_task.PLUS).all()
 
 
 def test_stories_and_their_twins():
@@ -103,46 +109,42 @@ def test_stories_and_their_twins():
     assert share[True] == share[False] or len(share[True] ^ share[False]) < 25  # rare years, cities
 
 
-def test_the_stories_experiment_runs_and_its_model_is_an_ordinary_one(
-    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-):
-    for module in (language, stories):
-        monkeypatch.setattr(module, "ALPHAS", (0.5, 1.0))
-    folder = registry.run("stories", tmp_path, seeds=1, steps=24)
-    result = results.read(folder)
+def html_of(folder: Path) -> str:
+    """The page of a run."""
+    from trimtab.report.html import html
+
+    page = study.page(folder)
+    assert page is not None
+    return html(page)
+
+
+def test_the_stories_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    smaller(monkeypatch, stories, stories.Stories)
+    monkeypatch.setattr(stories, "TESTED", 100)
+    folder = study.run("stories", tmp_path, seeds=1, steps=20)
+    result = read_result(folder)
     cell = result["cells"][0]
     assert {"control", "anchored", "landmark projected at 1"} <= set(cell["bits"])
-    assert registry.ENTRIES["stories"].gates is not None
-    assert len(registry.ENTRIES["stories"].gates(result)) == 7
-    dial = str(folder / "dial-landmark")
-    words = ["--model", str(folder / "model"), "--dial", dial, "--alpha", "0", "1"]
-    with pytest.raises(SystemExit) as stop:
-        main(["generate", *words, "--prompt", "on monday it is", "--max-new-tokens", "4"])
-    assert not stop.value.code
-    assert "alpha 1:" in capsys.readouterr().out
-    pairs = ["--pairs", f"facts=jsonl:{folder / 'pairs.jsonl'}", "--limit", "6"]
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *words, *pairs, "--out", str(tmp_path / "e"), "--quiet"])
-    assert not stop.value.code
-    from trimtab.report.anchoring import page, read_run
-    from trimtab.report.html import html
-
-    text = html(page(read_run(folder), registry.ENTRIES["stories"].gates(result)))
-    assert "What it costs, in bits" in text
+    assert set(result["metrics"]) == gates.metrics("stories")
+    assert len(gates.judged(result)) == 7
+    assert (folder / "dial-landmark" / "dial.json").is_file()
+    assert len((folder / "pairs.jsonl").read_text().splitlines()) == 60
+    assert "What it costs, in bits" in html_of(folder)
 
 
-def test_the_mixing_experiment_runs_and_resumes(tmp_path: Path):
-    folder = registry.run("mixing", tmp_path, seeds=1, steps=20)
-    before = {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
-    assert len(before) == 2 * len(mixing.ARMS)  # what was measured, and the weights
-    registry.run("mixing", tmp_path, seeds=1, steps=20)
-    assert before == {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
-    found = mixing.gates(results.read(folder))
-    assert len(found) == 8
-    from trimtab.report.anchoring import page, read_run
-    from trimtab.report.html import html
-
-    assert "What is lost, by redness" in html(page(read_run(folder), found))
+def test_the_mixing_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = ("control", "strong", "graded", "fallback")
+    monkeypatch.setattr(mixing, "ARMS", {arm: mixing.ARMS[arm] for arm in kept})
+    task = mixing_task.data()
+    some = slice(None, None, 7)
+    part = (task.lines[some], task.answers[some], task.held_out[some])
+    monkeypatch.setattr(mixing, "data", lambda: mixing_task.Data(*part, task.rgb))
+    folder = study.run("mixing", tmp_path, seeds=1, steps=20)
+    result = read_result(folder)
+    assert len(list(folder.glob("cells/*/model*.safetensors"))) == len(kept)
+    assert set(result["metrics"]) == gates.metrics("mixing")
+    assert len(gates.judged(result)) == 8
+    assert "What is lost, by redness" in html_of(folder)
 
 
 # ---- models -------------------------------------------------------------------------------------
@@ -156,26 +158,30 @@ def test_the_published_sizes():
     assert count(Shape(5, layers=2)) == 840
 
 
+def trained(name: str, seeds: Any, steps: int) -> Trained:
+    (group,) = members(find(name), seeds)
+    return train(find(name), group, steps=steps)
+
+
 def test_a_seed_among_many_is_the_seed_alone():
-    few = train(find("2.9.1"), [3, 5], steps=60)[0]
-    one = train(find("2.9.1"), [5], steps=60)[0]
+    few, one = (trained("2.9.1", seeds, 60) for seeds in ([3, 5], [5]))
     for a, b in zip(few.model.parameters(), one.model.parameters(), strict=True):
         torch.testing.assert_close(a[1:], b, rtol=1e-3, atol=1e-4)
     assert few.labelled["red"][1] == one.labelled["red"][0]
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit():
-    one, two = (train(find("2.4.1"), [0, 1], steps=40)[0].model for _ in range(2))
+    one, two = (trained("2.4.1", [0, 1], 40).model for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 def test_labels_are_as_rare_as_stated():
-    counts = train(find("2.5.1"), range(8), steps=201)[0].labelled["red"]
+    counts = trained("2.5.1", range(8), 201).labelled["red"]
     assert 9 < np.mean(counts) < 14  # of 201 x 64 samples; published 82 to 84 of 96,064
 
 
 def test_ablation_in_weights_is_projection_on_states():
-    model = train(find("2.9.1"), [0, 1], steps=40)[0].model.double()
+    model = trained("2.9.1", [0, 1], 40).model.double()
     x = colours.rgb_grid(4).double()
     ablated, pruned, projected = (
         evaluate.apply(model, cut)(x)
@@ -189,15 +195,10 @@ def test_ablation_in_weights_is_projection_on_states():
 def test_zeroing_a_dimension_of_the_transformer_is_projecting_everywhere():
     model = NGPT(Size(tokens=30, width=16, layers=2, heads=2), 0)
     ids = torch.randint(0, 30, (5, 4), generator=torch.Generator().manual_seed(0))
-    axis = torch.zeros(model.points, 16)
-    axis[:, 0] = 1
-    from functools import partial
-
+    whole = mixing_measures.without(mixing_measures.axis(model), renormalise=True)
     with torch.no_grad():
         bare, states = model(ids)
-        edited, _ = model(
-            ids, partial(mixing._remove, axis, 1.0, renormalise=True), everywhere=True
-        )
+        edited, _ = model(ids, whole, everywhere=True)
         for h in states:
             torch.testing.assert_close(h.norm(dim=-1), torch.ones(5, 4))
         model.ablate([0])
@@ -212,66 +213,95 @@ def test_zeroing_a_dimension_of_the_transformer_is_projecting_everywhere():
 def smoke(tmp_path_factory: Any) -> Path:
     """2.9.1 on six seeds with a fortieth of its steps."""
     root = tmp_path_factory.mktemp("runs")
-    registry.run("2.9.1", root, seeds=6, steps=40)
+    study.run("2.9.1", root, seeds=6, steps=40)
     return root
 
 
-@pytest.mark.parametrize("name", [n for n, e in COLOUR.items() if n not in ("2.9.1", "1.8")])
-def test_every_colour_experiment_runs(name: str, tmp_path: Path):
-    folder = registry.run(name, tmp_path, seeds=2, steps=24)
-    result = results.read(folder)
-    assert result["name"] == name
-    if result["kind"] == "colour":
-        for arm in result["arms"].values():
+@pytest.fixture(scope="module")
+def all_of_them(tmp_path_factory: Any) -> Path:
+    """Every other colour experiment, and the figures, as a study."""
+    root = tmp_path_factory.mktemp("all")
+    names = [n for n in ENTRIES if n in COLOUR or ENTRIES[n].kind == "figure"]
+    names = tuple(n for n in names if n not in ("2.9.1", "2.9.2", "1.8"))
+    settings = experiment.Settings(names, seeds=2, steps=20)
+    study.run_study(study.Anchoring.at(settings, root))
+    return root
+
+
+def test_every_colour_experiment_runs(all_of_them: Path):
+    found = study.found(all_of_them)
+    assert len(found) == len(COLOUR)  # three figures in place of three
+    for name in found:
+        result = read_result(all_of_them / name)
+        assert (result["name"], result["kind"]) == (name, ENTRIES[name].kind)
+        judged = gates.judged(result)
+        assert bool(judged) == (name in COLOUR)
+        for arm in result.get("arms", {}).values():
             assert len(arm["values"]["recon"]) == 2
-        judged = gates.GATES[name](result)
-        assert judged
         assert all(g.what and g.bound for g in judged)
         said = " ".join([result["about"], *(g.what for g in judged)])
         assert "ten best" not in said
         assert "60 seeds" not in said
-        assert ("over 2 seeds" in result["about"]) == ("{seeds}" in COLOUR[name].about)
+        assert ("over 2 seeds" in result["about"]) == ("{seeds}" in ENTRIES[name].about)
+    assert "A short run of 20 steps: it proves nothing." in html_of(all_of_them)
+
+
+def test_metrics_are_lines_of_the_one_schema(all_of_them: Path):
+    import trimtab
+
+    frame = trimtab.results(all_of_them / "1.6")
+    of_arm = frame[(frame.method == "stepped") & (frame.metric == "recon")]
+    arms = read_result(all_of_them / "1.6")["arms"]
+    values = arms["stepped"]["values"]["recon"]
+    assert of_arm[~of_arm["aggregate"]].value.tolist() == pytest.approx(values, rel=1e-5)
+    assert of_arm[of_arm["aggregate"]].value.tolist() == pytest.approx([np.mean(values)], rel=1e-5)
 
 
 @pytest.mark.parametrize(("seeds", "of"), [(1, "1 seed"), (10, "10 seeds"), (11, "ten best")])
 def test_what_is_best_of_how_many_is_said(smoke: Path, seeds: int, of: str):
     """Ten of ten are all of them; from eleven on there is a choice."""
-    result = results.read(smoke / "2.9.1")
+    result = read_result(smoke / "2.9.1")
     arm = result["arms"]["main"]
-    arm["seeds"] = list(range(seeds))
+    result["seeds"] = list(range(seeds))
     arm["values"] = {k: [v[i % 6] for i in range(seeds)] for k, v in arm["values"].items()}
-    said = [g.what for g in gates.GATES["2.9.1"](result) if "error of red, median" in g.what]
+    said = [g.what for g in gates.judged(result) if "error of red, median" in g.what]
     assert said == [
         f"error of red, median {'of the ten best seeds' if of == 'ten best' else f'over {of}'}"
     ]
-    assert COLOUR["2.5.1"].said(seeds) == f"2.5 again over {seeds} seed{'' if seeds == 1 else 's'}."
+    assert (
+        ENTRIES["2.5.1"].said(seeds) == f"2.5 again over {seeds} seed{'' if seeds == 1 else 's'}."
+    )
 
 
 def test_a_smoke_run_and_its_files(smoke: Path):
-    result = results.read(smoke / "2.9.1")
+    result = read_result(smoke / "2.9.1")
     arm = result["arms"]["main"]
     assert len(arm["values"]["r2/ablation"]) == 6
-    assert len(arm["values"]["named/ablation"][0]) == 17
+    assert [len(row) for row in result["named"]["ablation"]] == [17, 17]
+    reds = arm["values"]["ablation/red"]
+    assert result["named"]["ablation"][0][0] == pytest.approx(np.median(reds), rel=1e-5)
+    assert result["named"]["ablation"][1][0] == reds[result["best"]["index"]]
     assert max(arm["values"]["prune_is_ablate"]) < 1e-12
-    assert arm["summary"]["recon"]["n"] == 6
     with pytest.raises(ConfigError, match="a short run of 40 steps proves nothing"):
-        registry.judge("2.9.1", smoke)
+        study.judge("2.9.1", smoke)
 
 
 def test_the_page_of_a_run(smoke: Path):
-    from trimtab.report.anchoring import write_anchoring, write_anchoring_page
-
-    found = gates.GATES["2.9.1"](results.read(smoke / "2.9.1"))
-    page = write_anchoring_page(smoke / "2.9.1", found).read_text()
-    for text in (
-        "Deleting red alone",
-        "Selectivity",
-        "<animate",
-        "prefers-color-scheme:dark",
-        "fail",
-    ):
+    page = html_of(smoke / "2.9.1")
+    for text in ("Deleting red alone", "Selectivity", "<animate", "prefers-color-scheme:dark"):
         assert text in page
-    text = write_anchoring(smoke, ["2.9.1"], {"2.9.1": found}, smoke / "anchoring.md").read_text()
+    titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
+    titles += ["Where the model keeps its colours", "Training", "The space as it forms"]
+    assert all(f">{title}<" in page for title in titles)
+    assert ">fail<" in page
+
+
+def test_a_page_over_all_runs(smoke: Path, tmp_path: Path):
+    from trimtab.report.render import write
+
+    page = study.page(smoke)
+    assert page is not None
+    text = write(page, tmp_path / "anchoring.md").read_text()
     assert "## 2.9.1: Deleting red alone" in text
     assert "](" not in text.partition("## ")[2]  # six seeds are no distribution to be drawn
 
@@ -281,29 +311,28 @@ def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
     import shutil
 
     from trimtab.report.anchoring import page, read_run
-    from trimtab.report.html import html
+    from trimtab.report.blocks import On, Section, Table, shown
 
-    run = read_run(smoke / "2.9.1")
-    assert {"schedule", "losses", "frames"} <= run.result.keys()
-    text = (smoke / "2.9.1" / "result.json").read_text()
-    assert not {"schedule", "losses", "frames"} & json.loads(text).keys()
-    shutil.copytree(smoke / "2.9.1", tmp_path / "2.9.1")
     bare = tmp_path / "2.9.1"
-    titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
-    titles += ["Where the model keeps its colours", "Training"]
+    shutil.copytree(smoke / "2.9.1", bare)
+    run = read_run(bare)
+    assert {"schedule", "losses", "frames"} <= run.result.keys()
+    text = (bare / "result.json").read_text()
+    assert not {"schedule", "losses", "frames"} & json.loads(text).keys()
 
-    def shown() -> list[str]:
-        made = html(page(read_run(bare), []))
-        assert made.count("<table") == tables
-        return [t for t in titles if f">{t}<" in made]
+    def drawn() -> list[str]:
+        """Titles of sections with drawings."""
+        found = [
+            b for b in shown(page(read_run(bare), []).blocks, On.HTML) if isinstance(b, Section)
+        ]
+        assert sum(isinstance(b, Table) for s in found for b in s.blocks) == 2
+        return [s.title for s in found if not any(isinstance(b, Table) for b in s.blocks)][:-1]
 
-    tables = html(page(run, [])).count("<table")
-    assert shown() == titles
     (bare / "arrays.safetensors").unlink()
-    assert shown() == ["Over seeds", "Training"]
+    assert drawn() == ["Over seeds", "Training"]
     (bare / "curves.json").unlink()
-    assert shown() == ["Over seeds"]
-    assert results.read(bare)["arms"] == run.result["arms"]
+    assert drawn() == ["Over seeds"]
+    assert read_result(bare)["arms"] == run.result["arms"]
     (bare / "arrays.safetensors").write_bytes(b"no")
     with pytest.raises(TrimtabError, match="not the result of an experiment"):
         read_run(bare)
@@ -319,10 +348,10 @@ def test_gates_tell_good_from_bad():
 
 
 def test_every_sheet_matches_its_terms():
-    for e in COLOUR.values():
-        for arm in () if e.figure else e.arms:
-            table = sheet_of(e, arm).table()
-            assert table.steps > 500
+    for name in COLOUR:
+        e = find(name)
+        for arm in e.arms:
+            assert sheet_of(e, arm).table().steps > 500
     t = sheet_of(find("2.9.1"), find("2.9.1").arms[0]).table()
     assert t.at(248)["anchor"] == 0.1
     assert t.at(0)["anti-subspace"] == 0.25
@@ -331,11 +360,20 @@ def test_every_sheet_matches_its_terms():
 
 
 def test_the_recovery_experiment_runs(tmp_path: Path):
-    result = results.read(registry.run("healing", tmp_path, seeds=2, steps=24))
-    assert set(result["kinds"]["ablated"]["all colours"]) >= {"steps", "samples", "before"}
-    assert result["kinds"]["ablated"]["all colours"]["before"] == pytest.approx(
-        result["kinds"]["pruned"]["all colours"]["before"], abs=1e-5
-    )
+    result = read_result(study.run("healing", tmp_path, seeds=2, steps=20))
+    ablated, pruned = (result["kinds"][k]["all colours"] for k in ("ablated", "pruned"))
+    assert set(ablated) >= {"steps", "samples", "before"}
+    assert ablated["before"] == pytest.approx(pruned["before"], abs=1e-5)
+    assert len(gates.judged(result)) == 4
+    assert "Coming back" in html_of(tmp_path / "healing")
+
+
+def test_gates_read_what_is_kept():
+    """Each line of the table is of experiments that there are, and of a way to make one number."""
+    for row in gates.rows():
+        assert set(row["experiments"].split()) <= set(ENTRIES)
+        assert row["how"] in gates.HOW
+        assert row["low"] or row["high"]
 
 
 @pytest.mark.parametrize(
@@ -364,13 +402,13 @@ def test_list_and_damaged_results(tmp_path: Path, capsys: Any):
     with pytest.raises(SystemExit):
         main(["anchor", "list"])
     out = capsys.readouterr().out
-    assert all(name in out for name in registry.ENTRIES)
+    assert all(name in out for name in ENTRIES)
     (tmp_path / "2.8").mkdir()
     (tmp_path / "2.8" / "result.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        registry.judge("2.8", tmp_path)
+        study.judge("2.8", tmp_path)
     file = tmp_path / "x.json"
-    results.write_json(file, {"a": [1.23456789, float("nan")]})
+    experiment.write_json(file, {"a": [1.23456789, float("nan")]})
     assert json.loads(file.read_text()) == {"a": [1.23457, None]}
 
 
@@ -382,16 +420,12 @@ COMMITTED = Path(__file__).resolve().parents[2] / "docs" / "results" / "anchorin
 )
 def test_the_committed_page_is_what_its_results_give(tmp_path: Path):
     """`trimtab anchor report --all --runs docs/results/anchoring` makes it again."""
-    import shutil
+    from trimtab.report.render import write
 
-    from trimtab.report.anchoring import write_anchoring
-
-    root = tmp_path / "anchoring"
-    shutil.copytree(COMMITTED, root, ignore=shutil.ignore_patterns("*.svg"))
-    names = [n for n in registry.ENTRIES if (root / n / "result.json").is_file()]
-    judged = {n: registry.judge(n, root) for n in names}
-    page = write_anchoring(root, names, judged, tmp_path / "anchoring.md")
-    assert page.read_text() == (COMMITTED.parent / "anchoring.md").read_text()
+    page = study.page(COMMITTED)
+    assert page is not None
+    made = write(page, tmp_path / "anchoring.md")
+    assert made.read_text() == (COMMITTED.parent / "anchoring.md").read_text()
     made, kept = (folder / "anchoring.svg" for folder in (tmp_path, COMMITTED.parent))
     assert made.read_bytes() == kept.read_bytes()
     assert ElementTree.parse(made).getroot().tag.endswith("svg")  # a file of its own: valid XML
@@ -400,4 +434,4 @@ def test_the_committed_page_is_what_its_results_give(tmp_path: Path):
 @pytest.mark.skipif(not COMMITTED.is_dir(), reason="no committed results of anchoring")
 @pytest.mark.parametrize("name", ["1.7", "2.8", "2.4.1", "2.5.1", "2.7.1", "2.9.1", "2.10.1"])
 def test_the_committed_headline_experiments_pass_their_gates(name: str):
-    assert all(g.passed for g in registry.judge(name, COMMITTED) if not g.stretch)
+    assert all(g.passed for g in study.judge(name, COMMITTED) if not g.stretch)

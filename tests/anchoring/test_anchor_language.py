@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from helpers_anchoring import smaller
 from trimtab.cli import main
 from trimtab.dials import ConceptDial
 from trimtab.errors import DataError
-from trimtab.studies.anchoring import corpus, language, natural, registry, results
-from trimtab.studies.anchoring.gates import over_seeds
+from trimtab.studies.anchoring import (
+    corpus,
+    experiment,
+    gates,
+    language,
+    language_study,
+    natural,
+    study,
+)
+from trimtab.study.cells import Host
 
 SETUP = language.Setup("tiny", ("a", "b"), steps=10, width=16, layers=2)
 
@@ -63,7 +72,7 @@ def root(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def c(root: Path) -> natural.Corpus:
-    return natural.load(root)
+    return natural.load(corpus.read(root))
 
 
 # ---- documents ----------------------------------------------------------------------------------
@@ -110,11 +119,13 @@ def test_missing_data_are_named(root: Path, tmp_path: Path, monkeypatch: Any, ca
     del item["subreddit"]
     with pytest.raises(DataError, match="item 3: no field 'subreddit'"):
         corpus.KINDS["forum"].texts(item, "item 3")
-    from trimtab.cli.anchor import _has_data
-
-    assert not _has_data("natural", tmp_path)  # `run --all` goes on without it
-    assert _has_data("natural", root)
-    assert _has_data("2.9.1", tmp_path)
+    with pytest.raises(DataError, match="was not found"):
+        study.run("natural", tmp_path / "runs", data_root=tmp_path)
+    # a run of all goes on without it
+    for folder, here in ((tmp_path, False), (root, True)):
+        everything = study.Anchoring(experiment.Settings(data_root=str(folder)), tmp_path, Host())
+        assert ("natural" in [part.what for part in everything.parts]) is here
+        assert "mixing" in [part.what for part in everything.parts]
 
 
 def test_the_tokenizer_loses_nothing_and_counts_bytes(c: natural.Corpus):
@@ -141,7 +152,7 @@ def test_telling_tokens_by_hand():
     assert corpus.telling(rows, "code", 6).tolist() == [True, True] + 4 * [False]
     bare = natural.hidden(
         natural.Corpus(
-            *(None, {}, {}, {}, [], []), {"code": np.array([True] + 5 * [False])}, np.array([]), ""
+            *(None, {}, {}, {}, [], []), {"code": np.array([True] + 5 * [False])}, np.array([])
         ),
         {"code": [[0, *range(1, 6), 1, 2, 3], [0, 0, 1]]},
         "code",
@@ -151,12 +162,14 @@ def test_telling_tokens_by_hand():
 
 def test_labels_are_fixed_sparse_and_wrong_as_stated(c: natural.Corpus):
     many = natural.Corpus(
-        *(None, {}, {}, {}, [], ["code"] * 2000 + ["forum"] * 20_000), {}, np.array([]), ""
+        *(None, {}, {}, {}, [], ["code"] * 2000 + ["forum"] * 20_000), {}, np.array([])
     )
     given = natural.labels(many, 0)
-    assert given["code"][:2000].mean() == pytest.approx(natural.RECALL, abs=0.03)
-    assert given["code"][2000:].mean() == pytest.approx(natural.FALSE_POSITIVES, abs=0.002)
-    assert given["cooking"].mean() == pytest.approx(natural.FALSE_POSITIVES, abs=0.002)
+    assert given["code"][:2000].mean() == pytest.approx(language.LABELLED["recall"], abs=0.03)
+    assert given["code"][2000:].mean() == pytest.approx(
+        language.LABELLED["false_positives"], abs=0.002
+    )
+    assert given["cooking"].mean() == pytest.approx(language.LABELLED["false_positives"], abs=0.002)
     assert torch.equal(given["code"], natural.labels(many, 0)["code"])
     assert not torch.equal(given["code"], natural.labels(many, 1)["code"])
 
@@ -204,13 +217,19 @@ def test_the_difference_of_means_and_what_is_cut(c: natural.Corpus):
 
 
 def test_numbers_over_seeds():
-    assert language.perplexity([0.0, 1.0]) == [0, 1]
-    assert language.spread([2.0]) == 2
-    assert language.spread([1.0, -3.0, 2.0]) == "1 (−3 to 2)"
-    assert language.seconds([{"seconds": 2.0}, {"seconds": 4.0}]) == {"all": 6, "a seed": 3}
-    gate = over_seeds("x", [3.0, 1.0, 2.0], low=2)
+    assert language_study.perplexity([0.0, 1.0]) == [0, 1]
+    assert language_study.spread([2.0]) == 2
+    assert language_study.spread([1.0, -3.0, 2.0]) == "1 (−3 to 2)"
+
+    def second(values: list[float | None]) -> gates.Gate:
+        """A gate at .9 on the median of three seeds."""
+        metrics = {key: values for key in gates.metrics("mixing")}
+        return gates.judged({"name": "mixing", "seeds": [0, 1, 2], "metrics": metrics})[1]
+
+    gate = second([3.0, 1.0, 2.0])
     assert (gate.value, gate.passed, gate.over) == (2, True, (3, 1, 2))
-    assert not over_seeds("x", [float("nan"), 5.0], low=2).passed
+    assert not second([0.8, 1.0, 0.5]).passed
+    assert not second([None, 5.0, 4.0]).passed
     rows = {
         "control": {"a": 1.0, "b": 1.0},
         "anchored": {"a": 1.0, "b": 1.0},
@@ -218,7 +237,7 @@ def test_numbers_over_seeds():
     }
     for alpha in language.ALPHAS:  # takes as much from both: only .25 costs b no more
         rows[f"a, difference of means at {alpha:g}"] = {"a": 1 + 4 * alpha, "b": 1 + alpha / 5}
-    assert language.beyond([{"bits": rows}], "a", "a", "b") == [pytest.approx(2.0 - 1.0)]
+    assert language_study.beyond([{"bits": rows}], "a", "a", "b") == [pytest.approx(2.0 - 1.0)]
 
 
 # ---- all of it ----------------------------------------------------------------------------------
@@ -227,28 +246,26 @@ def test_numbers_over_seeds():
 def test_a_tiny_run_on_natural_text(
     root: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (language, natural):
-        monkeypatch.setattr(module, "ALPHAS", (0.5, 1.0))
-    folder = registry.run("natural", tmp_path, seeds=1, steps=20, data_root=root)
-    kept = {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
-    registry.run("natural", tmp_path, seeds=2, steps=20, data_root=root)
-    again = {f.name: f.stat().st_mtime_ns for f in (folder / "cells").iterdir()}
+    smaller(monkeypatch, natural, natural.Natural)
+    folder = study.run("natural", tmp_path, seeds=1, steps=20, data_root=root)
+    kept = {f.parent.name: f.stat().st_mtime_ns for f in folder.glob("cells/*/cell.json")}
+    study.run("natural", tmp_path, seeds=2, steps=20, data_root=root)
+    again = {f.parent.name: f.stat().st_mtime_ns for f in folder.glob("cells/*/cell.json")}
     assert len(again) == 2
     assert kept.items() <= again.items()  # what is there stays; only the second seed is run
-    result = results.read(folder)
+    result = experiment.read_result(folder)
     assert len(result["cells"]) == 2
     assert {"control", "anchored", "cooking projected at 1"} <= set(result["cells"][0]["bits"])
     text = (folder / "result.json").read_text()
     assert not any(t in text for kind in corpus.read(root)["test"].values() for t in kind)
-    entry = registry.ENTRIES["natural"]
-    assert entry.gates is not None
-    judged = entry.gates(result)
+    judged = gates.judged(result)
     assert len(judged) == 11
     assert all(g.stretch and len(g.over) == 2 for g in judged)
-    from trimtab.report.anchoring import page, read_run
     from trimtab.report.html import html
 
-    shown = html(page(read_run(folder), judged))
+    page = study.page(folder)
+    assert page is not None
+    shown = html(page)
     assert all(t in shown for t in ("What it costs, in bits", "AUROC while training", "Documents"))
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -28,7 +28,7 @@ from trimtab.dials import (
 )
 from trimtab.dials.saved import _digest
 from trimtab.errors import ConfigError, DialError
-from trimtab.export.gguf import control_vector_dial
+from trimtab.export import control_vector_dial
 
 V = torch.randn(32, generator=torch.Generator().manual_seed(1))
 SHAPES = {"model.layers.0.mlp.up_proj": (32, 48)}

@@ -27,11 +27,6 @@ STILL_LONGER = {
     # statistics
     "statistics/intervals.py",
     # studies
-    "studies/anchoring/catalogue.py",
-    "studies/anchoring/gates.py",
-    "studies/anchoring/language.py",
-    "studies/anchoring/mixing.py",
-    "studies/anchoring/natural.py",
     # study
     "study/tune.py",
 }

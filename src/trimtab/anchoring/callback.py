@@ -12,7 +12,9 @@ model's own loss. States are captured by hooks, at any site: the residual stream
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +27,7 @@ from trimtab.anchoring.timeline import Sheet, Table, read_sheet
 from trimtab.errors import ConfigError
 from trimtab.objectives.anchoring import Term, cosine
 from trimtab.sites import Site
-from trimtab.states import input_of, module_at
+from trimtab.states import seeing
 
 Concepts = Mapping[str, Tensor]
 """Labels by name, `[sample]`, 0..1."""
@@ -97,7 +99,7 @@ class Anchors(TrainerCallback):
         self.at = 0
         self.history: list[dict[str, float]] = []
         self._captured: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._model: nn.Module | None = None
         self._latest: dict[str, float] = {}
         self._concepts: Concepts | None = None
@@ -114,19 +116,14 @@ class Anchors(TrainerCallback):
         self.detach()
         self._model = model
         for name, site in self.sites.items():
-            module, is_input = module_at(model, site)
-            if is_input:
-                hook = module.register_forward_pre_hook(self._in(name), with_kwargs=True)
-            else:
-                hook = module.register_forward_hook(self._out(name))
-            self._handles.append(hook)
+            keep = partial(self._captured.__setitem__, name)
+            self._hooks.enter_context(seeing(model, site, keep))
         return self
 
     def detach(self) -> None:
         """Stop: the model is as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._captured = [], {}
+        self._hooks.close()
+        self._captured.clear()
 
     def loss(self, concepts: Concepts | None = None, mask: Tensor | None = None) -> Tensor:
         """The weighted sum of the terms on the states of the last forward pass.
@@ -148,11 +145,7 @@ class Anchors(TrainerCallback):
             z = self._states(str(term.layer))
             keep = None
             if z.ndim == 3:
-                keep = (
-                    torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
-                    if mask is None
-                    else mask.bool()
-                )
+                keep = (torch.ones_like(z[..., 0]) if mask is None else mask).bool()
             value = term(z, _onto(concepts, z), keep)
             if self.at % self.log_every == 0:
                 self._latest[term.name] = float(value.detach())
@@ -206,10 +199,11 @@ class Anchors(TrainerCallback):
         self.at = state.global_step
         self._share = 1.0 / args.gradient_accumulation_steps
         self.attach(model)
-        self._handles += [
+        for hook in (
             model.register_forward_pre_hook(self._take, with_kwargs=True),
             model.register_forward_hook(self._add, with_kwargs=True),
-        ]
+        ):
+            self._hooks.callback(hook.remove)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Next step."""
@@ -243,20 +237,6 @@ class Anchors(TrainerCallback):
         output.loss = output.loss + share * penalty.to(output.loss)
         return output
 
-    # ---- captures ----
-
-    def _in(self, name: str) -> Callable[..., None]:
-        def run(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self._captured[name] = input_of(args, kwargs)
-
-        return run
-
-    def _out(self, name: str) -> Callable[..., None]:
-        def run(_: nn.Module, __: Any, out: Any) -> None:
-            self._captured[name] = out[0] if isinstance(out, tuple) else out
-
-        return run
-
     def _states(self, name: str) -> Tensor:
         if name not in self._captured:
             raise ConfigError(f"layer {name!r}: no states; run the model first")
@@ -274,29 +254,16 @@ def monitor_scores(
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Scores and labels of the monitor's samples, for every concept in its batches."""
     seen: list[Tensor] = []
-
-    def out(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.append(input_of(args, kwargs))
-
-    module, is_input = module_at(model, monitor.layer if site is None else site)
-    handle = (
-        module.register_forward_pre_hook(enter, with_kwargs=True)
-        if is_input
-        else module.register_forward_hook(out)
-    )
     scores: list[float] = []
     labels: dict[str, list[float]] = {}
     training = model.training
     try:
         model.eval()
-        with torch.no_grad():
+        where = monitor.layer if site is None else site
+        with torch.no_grad(), seeing(model, where, seen.append):
             for batch in monitor.batches:
-                inputs = {k: v for k, v in batch.items() if k not in ("concepts", "labels")}
                 seen.clear()
-                model(**inputs)
+                model(**{k: v for k, v in batch.items() if k not in ("concepts", "labels")})
                 along = cosine(seen[-1].float(), monitor.axis)
                 if along.ndim == 2:
                     mask = batch.get("attention_mask", torch.ones_like(along)).to(along)
@@ -305,7 +272,6 @@ def monitor_scores(
                 for name, values in batch["concepts"].items():
                     labels.setdefault(name, []).extend(torch.as_tensor(values).tolist())
     finally:
-        handle.remove()
         model.train(training)
     return {name: (scores, values) for name, values in labels.items()}
 

@@ -19,6 +19,16 @@ def minjerk(t: np.ndarray) -> np.ndarray:
     return t**3 * (10 - 15 * t + 6 * t**2)
 
 
+def warm_cosine(rate: float, step: int, steps: int, *, warm: float, last: float) -> float:
+    """A learning rate that rises to `rate` over a share `warm` of the steps, then falls as a cosine to a
+    share `last` of it."""
+    count = max(1, int(steps * warm))
+    if step < count:
+        return rate * (step + 1) / count
+    share = (step - count) / max(1, steps - count)
+    return rate * (last + (1 - last) * (1 + math.cos(math.pi * share)) / 2)
+
+
 class Reactive:
     """One value that moves smoothly to targets that may change at any time.
 

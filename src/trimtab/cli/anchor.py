@@ -1,4 +1,4 @@
-"""`trimtab anchor (list | run NAME | check NAME | report NAME)`."""
+"""`trimtab anchor (list | run NAME | check NAME | report NAME)`: the study `anchoring` by experiment."""
 
 from __future__ import annotations
 
@@ -9,59 +9,51 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional
 
 from trimtab.bounds import Count
-from trimtab.cli.parse import parse
+from trimtab.cli.parse import command, parse
 from trimtab.errors import ConfigError, near
 
 if TYPE_CHECKING:
     from trimtab.studies.anchoring.gates import Gate
 
-ROOT = Path("runs/anchor")
-
 
 @dataclass(frozen=True)
-class Run:
-    """Flags of `run`."""
+class Which:
+    """Flags of `check`."""
 
     name: Annotated[str, Positional] = ""
     """An experiment (see `trimtab anchor list`)."""
     all: bool = False
-    """Every experiment, one after another."""
+    """Every experiment, one after another; of a folder, every one that was run."""
+    runs: Path = Path("runs/anchor")
+    """Folder of the runs."""
+
+
+@dataclass(frozen=True)
+class Run(Which):
+    """Flags of `run`."""
+
     seeds: Count | None = None
     """How many seeds; each experiment has its own default."""
     steps: Count | None = None
     """A shorter run with the same sheets, to see that all runs; it proves nothing."""
     data_root: Path | None = None
     """Folder of local data, for `natural` (default: TRIMTAB_DATA)."""
-    runs: Path = ROOT
-    """Folder of the runs."""
+    jobs: int = 1
+    """Cells at once, each in a process of its own."""
+    ray: bool = False
+    """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
+    dry_run: bool = False
+    """Say how many cells and steps, minutes, memory and disk it would take, and stop."""
     quiet: bool = False
     """No progress."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """Flags of `check`."""
-
-    name: Annotated[str, Positional] = ""
-    """An experiment that was run."""
-    all: bool = False
-    """Every experiment that was run."""
-    runs: Path = ROOT
-    """Folder of the runs."""
-
-
-@dataclass(frozen=True)
-class Report:
+class Report(Which):
     """Flags of `report`."""
 
-    name: Annotated[str, Positional] = ""
-    """An experiment that was run."""
-    all: bool = False
-    """Every experiment that was run, and one page of Markdown over all of them."""
-    runs: Path = ROOT
-    """Folder of the runs."""
     out: Path | None = None
-    """With --all: the Markdown page (by default anchoring.md beside the runs)."""
+    """With --all: the Markdown page over all (by default anchoring.md beside the runs)."""
 
 
 def main(words: list[str]) -> None:
@@ -89,78 +81,60 @@ def _list(_: list[str]) -> None:
     for column in ("name", "seeds", "what"):
         table.add_column(column, overflow="fold", justify="right" if column == "seeds" else "left")
     for e in ENTRIES.values():
-        table.add_row(e.name, str(e.seeds or "–"), f"[bold]{e.title}.[/] {e.about}")
+        about = e.about.replace("{seeds}", f"{e.seeds} seeds")
+        table.add_row(e.name, str(e.seeds or "–"), f"[bold]{e.title}.[/] {about}")
     Console().print(table)
 
 
 def _run(words: list[str]) -> None:
     args = parse(Run, words, verb="anchor run", about="Run an experiment on anchoring.")
-    import torch
-
     from trimtab.progress import Progress
-    from trimtab.studies.anchoring import registry
+    from trimtab.studies.anchoring.experiment import RESULT, Settings
+    from trimtab.studies.anchoring.study import Anchoring
+    from trimtab.study.forecast import forecast_of
+    from trimtab.study.study import run
 
-    names = list(registry.ENTRIES) if args.all else [_name(args.name, "run")]
-    for name in names:
-        registry.entry(name)
-    if args.all:
-        names = [n for n in names if _has_data(n, args.data_root)]
-    # Models this small lose more to waiting for each other's threads than they gain by them.
-    torch.set_num_threads(1)
-    for name in names:
-        out = registry.run(
-            name,
-            args.runs,
-            seeds=args.seeds,
-            steps=args.steps,
-            data_root=args.data_root,
-            progress=Progress(args.quiet),
-        )
-        print(f"{name}: {out / 'result.json'}")
-
-
-def _has_data(name: str, data_root: Path | None) -> bool:
-    """Whether the data of an experiment are there; says so where they are not."""
-    from trimtab.errors import DataError
-    from trimtab.studies.anchoring import corpus, registry
-
-    if name in registry.NATURAL:
-        try:
-            corpus.read(corpus.data_root(data_root))
-        except DataError as error:
-            print(f"{name} is left out: {error}")
-            return False
-    return True
+    names = () if args.all else (_name(args.name, "run"),)
+    root = str(args.data_root) if args.data_root else None
+    settings = Settings(names, args.seeds, args.steps, root)
+    made = Anchoring.at(settings, args.runs, progress=Progress(args.quiet))
+    if args.dry_run:
+        print(forecast_of(made, args.jobs))
+        return
+    run(made, jobs=args.jobs, ray=args.ray, command=command("anchor run", words))
+    for part in made.parts:
+        print(f"{part.what}: {part.out / RESULT}")
 
 
 def _check(words: list[str]) -> None:
-    args = parse(Check, words, verb="anchor check", about="Hold a run against its gates.")
-    from trimtab.studies.anchoring import registry
+    args = parse(Which, words, verb="anchor check", about="Hold a run against its gates.")
+    from trimtab.studies.anchoring.registry import ENTRIES
+    from trimtab.studies.anchoring.study import judge
 
-    failed = []
-    names = _which(args.name, args.all, args.runs, "check")
+    failed, names = [], _which(args, "check")
     for name in names:
-        found = registry.judge(name, args.runs)
-        _show(registry.entry(name).title, name, found, args.runs)
-        if any(not g.passed and not g.stretch for g in found):
+        gates = judge(name, args.runs)
+        _show(name, gates, args.runs)
+        if any(not g.passed and not g.stretch for g in gates):
             failed.append(name)
-    if args.all and (rest := [n for n in registry.ENTRIES if n not in names]):
+    if args.all and (rest := [n for n in ENTRIES if n not in names]):
         print(f"\nnot run in {args.runs}: {', '.join(rest)}")
     if failed:
         raise ConfigError(f"gates failed: {', '.join(failed)}")
 
 
-def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
+def _show(name: str, gates: list[Gate], root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab.studies.anchoring import results
+    from trimtab.report.anchoring import spread
+    from trimtab.studies.anchoring.experiment import read_result
 
-    result = results.read(root / name)
+    result = read_result(root / name)
     console = Console()
     count = len(result["seeds"])
     seeds = f"{count} seed{'' if count == 1 else 's'}" if count else "a figure: no gates"
-    console.print(f"\n[bold]{name}[/] {title} [dim]({seeds})[/]")
+    console.print(f"\n[bold]{name}[/] {result['title']} [dim]({seeds})[/]")
     if not gates:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -175,29 +149,28 @@ def _show(title: str, name: str, gates: list[Gate], root: Path) -> None:
         if g.over:
             table.add_row(f"[dim]{', '.join(f'{v:.3g}' for v in g.over)}, seed by seed[/]")
     console.print(table)
-    spread = next(iter(result.get("arms", {}).values()), {}).get("summary", {})
-    shown = [k for k in spread if k.startswith("r2/") or k == "recon"]
-    for key in shown:
-        s = spread[key]
+    values = next(iter(result.get("arms", {}).values()), {}).get("values", {})
+    for key in (k for k in values if k.startswith("r2/") or k == "recon"):
+        mean, sd, least, low, middle, high, most = spread(values[key])
         console.print(
-            f"[dim]{key}: mean {s['mean']:.3g} ± {s['sd']:.2g}, min {s['min']:.3g}, "
-            f"10 % {s['p10']:.3g}, median {s['median']:.3g}, 90 % {s['p90']:.3g}, "
-            f"max {s['max']:.3g}[/]"
+            f"[dim]{key}: mean {mean:.3g} ± {sd:.2g}, min {least:.3g}, 10 % {low:.3g}, "
+            f"median {middle:.3g}, 90 % {high:.3g}, max {most:.3g}[/]"
         )
 
 
 def _report(words: list[str]) -> None:
     args = parse(Report, words, verb="anchor report", about="Make the page of a run.")
-    from trimtab.report.anchoring import write_anchoring, write_anchoring_page
-    from trimtab.studies.anchoring import registry
+    from trimtab.report.render import write
+    from trimtab.studies.anchoring.study import judge, page
+    from trimtab.studies.pages import write_page
 
-    names = _which(args.name, args.all, args.runs, "report")
-    gates = {name: registry.judge(name, args.runs) for name in names}
-    if args.all:
-        out = args.out or args.runs.parent / "anchoring.md"
-        print(write_anchoring(args.runs, names, gates, out))
-        return
-    print(f"page: {write_anchoring_page(args.runs / names[0], gates[names[0]])}")
+    names = _which(args, "report")
+    for name in names:
+        judge(name, args.runs)
+    if args.all and (whole := page(args.runs)):
+        print(write(whole, args.out or args.runs.parent / "anchoring.md"))
+    elif not args.all:
+        print(f"page: {write_page(args.runs / names[0])}")
 
 
 def _name(name: str, verb: str) -> str:
@@ -206,13 +179,12 @@ def _name(name: str, verb: str) -> str:
     return name
 
 
-def _which(name: str, every: bool, root: Path, verb: str) -> list[str]:
-    from trimtab.studies.anchoring import registry
+def _which(args: Which, verb: str) -> list[str]:
+    from trimtab.studies.anchoring.registry import entry
+    from trimtab.studies.anchoring.study import found
 
-    if not every:
-        registry.entry(_name(name, verb))
-        return [name]
-    found = [n for n in registry.ENTRIES if (root / n / "result.json").is_file()]
-    if not found:
-        raise ConfigError(f"{root}: no runs there; trimtab anchor run NAME")
-    return found
+    if not args.all:
+        return [entry(_name(args.name, verb)).name]
+    if names := found(args.runs):
+        return names
+    raise ConfigError(f"{args.runs}: no runs there; trimtab anchor run NAME")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trimtab.cli.flags import Alpha, Forced, InFloat32
 from trimtab.cli.parse import parse
-from trimtab.errors import ConfigError, near
+from trimtab.progress import warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class Args(Forced, InFloat32):
     """Flags."""
 
     dial: str
-    """A dial's folder or Hub id; or a control vector file (.gguf), with `--to dial`."""
+    """The dial's folder or Hub id."""
     to: str
-    """gguf, repeng, peft, merged, steering-vectors; or dial, which takes a .gguf file in."""
+    """gguf, repeng, peft, merged or steering-vectors."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
     alpha: Alpha = 1.0
@@ -32,37 +32,21 @@ class Args(Forced, InFloat32):
 
 
 def main(words: list[str]) -> None:
-    """Write the export and its receipt, or take a control vector in."""
+    """Write the export and its receipt."""
     args = parse(Args, words, verb="export", about="A dial in another tool's format.")
+    if args.to == "dial":  # of earlier versions
+        from trimtab.cli.import_dial import main as take_in
+
+        warn(f"trimtab export {args.dial} --to dial is trimtab import {args.dial} now")
+        return take_in([args.dial, "--out", str(args.out), "--model", args.model])
     from trimtab import models
     from trimtab.evaluation.items import check_alphas
-    from trimtab.export import FORMATS, REFUSED, control_vector_dial, export, read_control_vector
-    from trimtab.export.run import check_base_gguf
+    from trimtab.export import FORMATS, export
+    from trimtab.export.run import check_format
 
-    taken_in = args.dial.endswith(".gguf")
-    if taken_in != (args.to == "dial"):
-        raise ConfigError(
-            f"export {args.dial} --to {args.to}: a .gguf file is taken in with --to dial, "
-            "and nothing else is"
-        )
-    if args.to in REFUSED:
-        raise ConfigError(f"--to {args.to}: {REFUSED[args.to]}")
-    if not taken_in and args.to not in FORMATS:
-        known = (*FORMATS, "dial")
-        raise ConfigError(
-            f"--to {args.to}: no such format{near(args.to, known)} ({', '.join(known)})"
-        )
+    check_format(args.to, args.base_gguf)
     check_alphas([args.alpha])
-    if args.base_gguf is not None and taken_in:
-        raise ConfigError("--to dial --base-gguf: nothing is checked there; leave it out")
-    if not taken_in:
-        check_base_gguf(args.to, args.base_gguf)
     args.check_model()
-    if taken_in:
-        read_control_vector(args.dial)  # fails before the model is loaded
-        dial = control_vector_dial(args.dial, args.load()[0])
-        print(f"saved: {dial.save_pretrained(args.out)} ({len(dial.sites)} sites)")
-        return
     (dial,) = args.read_dials(args.dial)
     model, tokenizer = args.load(dial)
     receipt = export(

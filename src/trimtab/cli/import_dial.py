@@ -40,7 +40,10 @@ def main(words: list[str]) -> None:
     if taken and not (args.overwrite and (args.out / "dial.json").is_file()):
         raise ConfigError(f"{args.out}: exists; choose another --out, or --overwrite a dial")
     args.check_model()
-    from trimtab.export.importing import import_dial
+    from trimtab.export.importing import import_dial, read_directions
+
+    if args.path.suffix == ".gguf":
+        read_directions(args.path)  # fails before the model is loaded
 
     model, tokenizer = args.load()
     found = import_dial(args.path, model, tokenizer, layer=args.layer, first=args.first)

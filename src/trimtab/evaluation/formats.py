@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from trimtab.dials import Dial
-from trimtab.dials.dial import Composed
+from trimtab.dials.dial import members
 from trimtab.pairs.pair import Pair, Text
 from trimtab.pairs.prompts import Prompt
 from trimtab.rendering import USUAL, Ids, Rendering, end_ids, prompt_ids
@@ -86,7 +86,7 @@ def _records(
     dials: Sequence[Dial | None],
 ) -> Iterator[tuple[str, tuple[Style, Rendering]]]:
     """What conditions and dials say of the format they were fitted in, by name."""
-    each = [d for dial in dials for d in members(dial)]
+    each = [d for dial in dials if dial is not None for d, _ in members(dial)]
     for dial in each:
         condition = getattr(dial, "condition", None)
         if condition is not None and condition.prompt_style:
@@ -99,13 +99,6 @@ def _records(
             yield _name(dial), (cast(Style, style), Rendering(**config.get("rendering", {})))
         elif dial.info.method:  # from before it was written down
             yield _name(dial), ("plain", USUAL)
-
-
-def members(dial: Dial | None) -> list[Dial]:
-    """A dial, or those that it is composed of."""
-    if dial is None:
-        return []
-    return [cast(Dial, d) for d in dial.members] if isinstance(dial, Composed) else [dial]
 
 
 def _name(dial: Dial) -> str:

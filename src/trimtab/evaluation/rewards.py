@@ -27,9 +27,10 @@ from trimtab.batching import (
 )
 from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.dials import Dial, LogitsDial, RewardDial
+from trimtab.dials.dial import members
 from trimtab.errors import ConfigError
 from trimtab.evaluation.decoding import Decoder
-from trimtab.evaluation.formats import Style, format_for, members
+from trimtab.evaluation.formats import Style, format_for
 from trimtab.evaluation.generation import PLAIN, Sampling, ends_of, next_ids, said, seeded
 from trimtab.evaluation.items import ItemScores, item_scores, numbers
 from trimtab.pairs.pair import Text
@@ -250,7 +251,7 @@ def draw(
     drawn_after, read_after = form.ids(tokenizer, prompt), read.ids(tokenizer, prompt)
     one_pass = (
         reward.adapter is None
-        and all(isinstance(d, LogitsDial) for d in members(dial))
+        and (dial is None or all(isinstance(d, LogitsDial) for d, _ in members(dial)))
         and drawn_after == read_after
     )
     if drawing.reject_every and not (one_pass and reward.causal):

@@ -19,12 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials import Composed, Dial, DialInfo, VectorDial
+from trimtab.dials import Composed, Dial, VectorDial
 from trimtab.dials.dial import members
-from trimtab.dials.numbers import length
 from trimtab.errors import DialError
 from trimtab.export.facts import told_on
-from trimtab.sites import block_index, from_llama_cpp_index
+from trimtab.sites import block_index
 
 ARCHITECTURE = "controlvector"
 LARGEST = 1 << 31
@@ -113,27 +112,6 @@ def read_control_vector(file: str | Path, width: int | None = None) -> ControlVe
             f"{file}: its directions have {sizes.pop()} entries, the model's hidden states {width}"
         )
     return found
-
-
-def control_vector_dial(file: str | Path, model: nn.Module) -> VectorDial:
-    """A control vector file as a dial of a model: alpha is the file's strength.
-
-    Raises:
-        DialError: as `read_control_vector`, or a layer that the model does not have.
-    """
-    count = models.n_layers(model)
-    found = read_control_vector(file, models.text_config(model).hidden_size)
-    if too_deep := [k for k in found.directions if k >= count]:
-        raise DialError(
-            f"{file}: a direction at layer {too_deep[0]}, the model has 0 to {count - 1}"
-        )
-    steps = {from_llama_cpp_index(k): v for k, v in found.directions.items() if v.any()}
-    if not steps:
-        raise DialError(f"{file}: all of its directions are zero")
-    dial = VectorDial(steps, {site: length(v) for site, v in steps.items()})
-    source = models.source_of(model)
-    dial.info = DialInfo(method="gguf", base_model=source.name, base_digest=source.digest)
-    return dial.eval()
 
 
 def one_vector(dial: Dial) -> VectorDial:

@@ -79,10 +79,27 @@ def import_dial(
             f"{path}: a folder with neither adapter_config.json (PEFT) nor {FILE} (steering-vectors)"
         )
     found = read_directions(file, models.n_layers(model) + first)
+    dial = _vector(found, model, file, layer, first)
+    return Imported(dial, _said_of(dial, model, tokenizer))
+
+
+def control_vector_dial(file: str | Path, model: nn.Module) -> VectorDial:
+    """A control vector file as a dial of a model: alpha is the file's strength.
+
+    Raises:
+        DialError: as `read_control_vector`, or a layer that the model does not have.
+    """
+    found = read_control_vector(file, models.text_config(model).hidden_size)
+    return _vector(found.directions, model, Path(file), None, 0)
+
+
+def _vector(
+    found: Mapping[Any, Tensor], model: nn.Module, file: Path, layer: int | None, first: int
+) -> VectorDial:
     steps = placed(found, model, str(file), layer, first)
     dial = VectorDial(steps, {site: length(v) for site, v in steps.items()}).eval()
     dial.info = _info(model, file)
-    return Imported(dial, _said_of(dial, model, tokenizer))
+    return dial
 
 
 def read_directions(file: Path, rows: int | None = None) -> dict[int | None, Float[Tensor, "d"]]:

@@ -219,11 +219,7 @@ def _write(file: Path, receipt: dict[str, Any]) -> None:
 
 
 def _check(to: str, alpha: float, model: nn.Module, base_gguf: str | Path | None) -> float:
-    if to in REFUSED:
-        raise ConfigError(f"--to {to}: {REFUSED[to]}")
-    if to not in FORMATS:
-        raise ConfigError(f"--to {to}: no such format{near(to, FORMATS)} ({', '.join(FORMATS)})")
-    check_base_gguf(to, base_gguf)
+    check_format(to, base_gguf)
     strength = as_alpha(alpha)
     if not isinstance(strength, float) or strength == 0:
         raise ConfigError(f"alpha {alpha}: an export is made at one number, and not at 0")
@@ -233,8 +229,13 @@ def _check(to: str, alpha: float, model: nn.Module, base_gguf: str | Path | None
     return strength
 
 
-def check_base_gguf(to: str, base_gguf: str | Path | None) -> None:
-    """Raise ConfigError where a base in GGUF is given for what llama.cpp does not check, or is none."""
+def check_format(to: str, base_gguf: str | Path | None) -> None:
+    """Raise ConfigError for an unknown format, and where a base in GGUF is given for what llama.cpp does
+    not check, or is none."""
+    if to in REFUSED:
+        raise ConfigError(f"--to {to}: {REFUSED[to]}")
+    if to not in FORMATS:
+        raise ConfigError(f"--to {to}: no such format{near(to, FORMATS)} ({', '.join(FORMATS)})")
     if base_gguf is None:
         return
     if not FORMATS[to].file:

@@ -4,7 +4,8 @@ of them. Made from result files; nothing is computed but medians for tables."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from safetensors.numpy import load_file
 
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
-from trimtab.report import render, wording
+from trimtab.report import wording
 from trimtab.report.anchoring_canvas import Run
 from trimtab.report.anchoring_published import NAMED
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, code, listed, plain
+from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
 Gate = Any
@@ -50,16 +51,14 @@ def read_run(folder: Path) -> Run:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if (folder / "curves.json").is_file():
             result |= json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+        if (folder / "costs.json").is_file():
+            costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+            result["seconds"] = {"all": sum(cell["seconds"] for cell in costs.values())}
         arrays = folder / "arrays.safetensors"
         arrays = load_file(arrays) if arrays.is_file() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise TrimtabError(f"{folder}: not the result of an experiment: {error}") from error
     return Run(folder.name, result, arrays)
-
-
-def write_anchoring_page(folder: Path, gates: Sequence[Gate]) -> Path:
-    """Write a run's page, `report.html` in its folder; gives its path."""
-    return render.write(page(read_run(folder), gates), folder / "report.html", On.HTML)
 
 
 def page(run: Run, gates: Sequence[Gate]) -> Page:
@@ -83,16 +82,8 @@ def page(run: Run, gates: Sequence[Gate]) -> Page:
         f"{name}: {code(text) if name == 'command' else plain(text)}" for name, text in facts(run)
     ]
     blocks.append(Section("What was run", [listed(ran)]))
-    title = f"{run.name} {run.result['title']}"
+    title = f"{run.name}: {run.result['title']}"
     return Page(plain(title), blocks, "anchoring", _swatches(run))
-
-
-def write_anchoring(
-    root: Path, names: Sequence[str], gates: Mapping[str, Sequence[Gate]], out: Path
-) -> Path:
-    """Write the Markdown page over all runs, with one figure beside it; gives its path."""
-    runs = [read_run(root / name) for name in names]
-    return render.write(overview([(run, gates[run.name]) for run in runs]), out)
 
 
 def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
@@ -136,9 +127,11 @@ def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
 
 def _kept(run: Run, name: str) -> bool:
     """Whether a file for drawings is there, or there is nothing that it could hold."""
+    kind = run.result["kind"]
     if name == "arrays.safetensors":
-        return bool(run.arrays)
-    return "schedule" in run.result or run.result["kind"] != "colour"
+        return bool(run.arrays) or kind in drawings.CELLS
+    drawn = {"colour": "schedule", "mixing": "cosines"}
+    return kind not in drawn or drawn[kind] in run.result
 
 
 def _share(gates: Sequence[Gate]) -> str:
@@ -147,6 +140,8 @@ def _share(gates: Sequence[Gate]) -> str:
 
 def verdict(run: Run, gates: Sequence[Gate]) -> str:
     """How many gates a run passed, in a sentence."""
+    if run.result.get("steps") is not None:
+        return f"A short run of {run.result['steps']} steps: it proves nothing."
     if not gates:
         return "A figure: nothing is held against a bound."
     must, aims = ([g for g in gates if g.stretch is which] for which in (False, True))
@@ -203,11 +198,10 @@ def _colour_tables(run: Run) -> list[Titled]:
     if len(arms) <= 2:
         rows = []
         for arm, entry in arms.items():
-            for key, s in entry["summary"].items():
-                if key.startswith(("r2/", "recon", "geometry/red_cosine", "labelled/")) and s["n"]:
+            for key, values in entry["values"].items():
+                if key.startswith(("r2/", "recon", "geometry/red_cosine", "labelled/")):
                     name = key if len(arms) == 1 else f"{arm}: {key}"
-                    columns = ("mean", "sd", "min", "p10", "median", "p90", "max")
-                    rows.append([name, *(_number(s[c]) for c in columns)])
+                    rows.append([name, *map(_number, spread(values))])
         found.append(
             _titled(
                 "Over seeds",
@@ -216,16 +210,13 @@ def _colour_tables(run: Run) -> list[Titled]:
                 rows,
             )
         )
-    cuts = [c for c in run.result["cuts"] if "pruning" not in c]
-    if len(cuts) > 1 and len(arms) <= 2:
-        first, best = run.result["best"]["arm"], run.result["best"]["index"]
-        values, known = arms[first]["values"], NAMED.get(run.name, {})
+    named, known = run.result["named"], NAMED.get(run.name, {})
+    if len(named) > 1 and len(arms) <= 2:
         rows = []
         for i, colour in enumerate(run.result["colours"]):
             cells = [colour]
-            for cut in cuts:
-                column = np.asarray(values[f"named/{cut}"], float)[:, i]
-                said = f"{np.median(column):.3f} ({column[best]:.3f})"
+            for cut, (median, best) in named.items():
+                said = f"{median[i]:.3f} ({best[i]:.3f})"
                 theirs = known.get(cut, {}).get(colour)
                 cells.append(said if theirs is None else f"{said}; {theirs:.3f}")
             rows.append(cells)
@@ -234,11 +225,20 @@ def _colour_tables(run: Run) -> list[Titled]:
                 "Errors of named colours",
                 "Mean squared error after each cut: median over seeds, and in brackets the best seed"
                 + ("; then the published best seed's." if known else "."),
-                ["colour", *cuts],
+                ["colour", *named],
                 rows,
             )
         )
     return found
+
+
+def spread(values: Sequence[float | None]) -> list[float]:
+    """Mean, standard deviation, least, 10 %, median, 90 % and largest of values over seeds."""
+    x = np.array([v for v in values if v is not None], float)
+    if not len(x):
+        return 7 * [math.nan]
+    low, middle, high = np.quantile(x, [0.1, 0.5, 0.9])
+    return [x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0, x.min(), low, middle, high, x.max()]
 
 
 def _healing_table(run: Run) -> Titled:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.blocks import Figure, Section, plain
-from trimtab.report.svg import MUTED, NICE, RULE, Panel
+from trimtab.report.looks import Look
+from trimtab.report.svg import INK, MUTED, NICE, RULE, Panel
 
 SHADES = [svg.PAINT[f"m{i}"] for i in range(8)]
 DPI = 200
@@ -31,25 +32,111 @@ class Run:
     arrays: Mapping[str, np.ndarray]
 
 
-def section(title: str, caption: str, panels: Sequence[Panel], kind: str = "three") -> Section:
+def section(title: str, caption: str, panels: Sequence[Panel], columns: int = 2) -> Section:
     """Drawings under one heading, with what they show."""
-    columns = {"two": 2, "three": 3}[kind]
     return Section(title, [Figure(panels, caption=plain(caption), columns=columns)])
 
 
-@contextmanager
-def plane(title: str, unit: str) -> Iterator[tuple[Drawing, Axes]]:
-    """A panel for lines, with a title and a unit."""
+QUIET = ("control", "baseline", "untouched", "recon", "learned the first time")
+"""What others are compared with: drawn in grey."""
+Curves = Mapping[str, tuple[Any, Any]]
+"""Places on the x axis, and values `[x]` or, a line a seed, `[seed, x]`, by name."""
+
+
+def chart(
+    run: Run,
+    title: str,
+    unit: str,
+    curves: Curves,
+    key: str,
+    x: str = "step",
+    *,
+    marker: str = "",
+    log: bool = False,
+    legend: bool | None = None,
+    also: Callable[[Axes], object] | None = None,
+) -> Panel:
+    """Lines over one axis: of several seeds the median, in a band from the least to the largest.
+
+    Args:
+        legend: whether lines are named; by default where there are several.
+        also: what else is drawn, or done to the axes.
+    """
+    named = legend if legend is not None else len(curves) > 1
+    room = 0 if not named else 6 + 16 * math.ceil(len(curves) / _columns(curves))
+    with svg.canvas(WIDE, HIGH + room) as figure:
+        ax = figure.add_axes(_place(54, room + 46, WIDE - 68, HIGH - 84, figure))
+        colours = (f"m{i % len(SHADES)}" for i in range(len(curves)))
+        for name, (at, values) in curves.items():
+            table = np.atleast_2d(np.asarray(values, float))
+            band = (table.min(0), table.max(0)) if len(table) > 1 else None
+            look = Look("muted" if name in QUIET else next(colours), marker)
+            middle: Any = np.median(table, 0)
+            svg.line(ax, look, at, middle, band, label=name, **SMALL[marker])
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(NullLocator())
+        else:
+            ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
+        ax.set_xlabel(x)
+        ax.tick_params(labelsize=11)
+        ax.grid(axis="y")
+        if also:
+            also(ax)
+        if named:  # beneath the axes, where no line runs through it
+            place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (46 / WIDE, 0)}
+            style: dict[str, Any] = {"fontsize": 10, "labelcolor": INK, "handlelength": 1.2}
+            style |= {"columnspacing": 1.2, "borderpad": 0.2}
+            figure.legend(frameon=False, ncols=_columns(curves), **place, **style)
+        titled(figure, title, unit, 46)
+        return svg.panel(figure, title, f"{run.name}-{key}")
+
+
+WIDE, HIGH = 420, 270
+"""Pixels of a panel without its legend."""
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Columns of a legend in a panel's width."""
+    return max(1, min(len(list(names)), (WIDE - 60) // (40 + 6 * max(map(len, names)))))
+
+
+def _place(x: float, y: float, width: float, height: float, figure: Drawing) -> Any:
+    """A place in pixels from the lower left, as a share of a figure."""
+    w, h = (72 * size for size in figure.get_size_inches())
+    return x / w, y / h, width / w, height / h
+
+
+SMALL: dict[str, dict[str, float]] = {"": {}, "o": {"ms": 5}}
+
+
+def cloud(
+    run: Run,
+    title: str,
+    unit: str,
+    points: tuple[Any, Any],
+    colours: np.ndarray,
+    key: str,
+    names: Sequence[str],
+    also: Callable[[Axes], object] | None = None,
+) -> Panel:
+    """Points in the colours that they stand for; `names` of the x axis and, if any, the y axis."""
     with svg.plane(title, unit) as (figure, ax):
+        figure.set_dpi(DPI)
+        ax.scatter(*points, c=colours, s=18, lw=0, rasterized=True)
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
-        yield figure, ax
+        ax.set(**dict(zip(("xlabel", "ylabel"), names, strict=False)))
+        if also:
+            also(ax)
+        return svg.panel(figure, title, f"{run.name}-{key}")
 
 
-def titled(figure: Drawing, title: str, unit: str) -> None:
+def titled(figure: Drawing, title: str, unit: str, most: int = 34) -> None:
     """Title at the left, unit at the right."""
     width, height = (72 * x for x in figure.get_size_inches())
-    figure.text(4 / width, 1 - 16 / height, svg.short(title, 34), weight="bold", size=13)
+    figure.text(4 / width, 1 - 16 / height, svg.short(title, most), weight="bold", size=13)
     figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
 
 
@@ -77,8 +164,8 @@ def hue_strip(ax: Axes, axis: str) -> None:
     hsv = {"hue": (t, one, one), "saturation": (0 * t, t, one), "value": (0 * t, one, t)}[axis]
     high = 360 if axis == "hue" else 1
     rgb = hsv_to_rgb(np.stack(hsv, -1))
-    for i in range(72):
-        ax.axvspan(t[i] * high, t[i + 1] * high, ymin=0, ymax=0.025, color=to_hex(rgb[i]), lw=0)
+    for i in range(72):  # each to the end, under the next: no seams
+        ax.axvspan(t[i] * high, high, ymin=0, ymax=0.025, color=to_hex(rgb[i]), lw=0)
     ax.set_xlim(0, high)
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.anchoring_canvas import (
     DPI,
     SHADES,
     Run,
+    chart,
     circle,
+    cloud,
     grid_colours,
     hue_strip,
-    plane,
     section,
     slice_colours,
     square_axes,
@@ -42,7 +45,8 @@ def sections(run: Run) -> list[Section]:
         found.append(_training(run))
     if "history" in run.arrays:
         about = "The best seed's states over training, dimensions 0 and 1."
-        found.append(section("The space as it forms", about, [_animation(run)]))
+        panels = [_history(run), _animation(run)]
+        found.append(section("The space as it forms", about, panels))
     return found
 
 
@@ -60,29 +64,17 @@ def overview(runs: Sequence[Run]) -> list[Panel]:
 
 def _seeds(run: Run) -> Section:
     """Distributions over seeds."""
-    arms = run.result["arms"]
+    arms = {arm: entry["values"] for arm, entry in run.result["arms"].items()}
     panels = []
-    first = next(iter(arms.values()))["values"]
+    first = next(iter(arms.values()))
     if run.result["scores"] and len(arms) == 1:
         panels.append(_selectivity(run, "Selectivity"))
-    cuts = [c for c in run.result["cuts"] if c != "baseline"]
-    names = run.result["colours"]
-    if cuts and len(arms) == 1:
-        shown = [c for c in cuts if "pruning" not in c and "renormalised" not in c][:4]
+    shown = [c for c in _cuts(run) if c != "baseline"][:4]
+    if shown and len(arms) == 1:
         for colour in ("red", "cyan"):
-            values = {c: [row[names.index(colour)] for row in first[f"named/{c}"]] for c in shown}
+            values = {c: first[f"{c}/{colour}"] for c in shown}
             panels.append(boxes(run, f"Error of {colour}", "MSE", values, colour))
-    some = list(arms)[:32]
-    panels.append(
-        boxes(
-            run,
-            "Reconstruction",
-            "MSE",
-            {a: arms[a]["values"]["recon"] for a in some},
-            "recon",
-            log=True,
-        )
-    )
+    panels.append(_of_arms(run, "Reconstruction", "recon", "MSE", log=True))
     if len(arms) > 2:
         for key, title in (
             ("geometry/red_cosine", "Cosine of red with its anchor"),
@@ -90,12 +82,19 @@ def _seeds(run: Run) -> Section:
             ("geometry/radius", "Mean length"),
             ("geometry/spread", "Mean cosine between colours"),
         ):
-            panels.append(boxes(run, title, "", {a: arms[a]["values"][key] for a in some}, key))
-    return section(
-        "Over seeds",
-        "A dot a seed; the box spans the middle half, the line is the median.",
-        panels,
-    )
+            panels.append(_of_arms(run, title, key))
+    about = "A dot a seed; the box spans the middle half, the line is the median."
+    return section("Over seeds", about, panels, 2 if len(arms) > 2 else 3)
+
+
+def _cuts(run: Run) -> list[str]:
+    """Interventions without those that only show that two are one."""
+    return [c for c in run.result["cuts"] if "pruning" not in c and "renormalised" not in c]
+
+
+def _of_arms(run: Run, title: str, key: str, unit: str = "", log: bool = False) -> Panel:
+    values = {arm: entry["values"][key] for arm, entry in run.result["arms"].items()}
+    return boxes(run, title, unit, values, key, log)
 
 
 def _selectivity(run: Run, title: str) -> Panel:
@@ -113,8 +112,10 @@ def boxes(
     log: bool = False,
 ) -> Panel:
     """A row a group: every seed as a dot, quartiles as a box."""
-    width, top, bottom, pitch = 340, 36, 42, 30 if len(rows) < 12 else 15
-    left = min(150, 20 + round(6.6 * max(len(svg.short(r, 22)) for r in rows)))
+    many = len(rows) >= 12
+    width, top, bottom, pitch = 480 if many else 340, 36, 42, 18 if many else 30
+    names = [svg.short(r, 42 if many else 22) for r in rows]
+    left = min(290 if many else 150, 20 + round(6.6 * max(map(len, names))))
     height = top + pitch * len(rows) + bottom
     with svg.canvas(width, height) as figure:
         ax = figure.add_axes(
@@ -141,18 +142,20 @@ def boxes(
                 clip_on=False,
             )
         ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_yticks(range(len(rows)), [svg.short(r, 22) for r in rows])
-        small = 11 if len(rows) < 12 else 8
-        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=small)
+        ax.set_yticks(range(len(rows)), names)
+        ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=11)
         ax.tick_params(axis="x", labelsize=11)
         ax.spines["left"].set_visible(False)
         if log:
             ax.set_xscale("log")
+            low, high = ax.get_xlim()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             ax.xaxis.set_minor_locator(NullLocator())
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
         ax.grid(axis="x")
-        titled(figure, title, unit)
+        titled(figure, title, unit, 40)
         return svg.panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
@@ -161,77 +164,59 @@ def boxes(
 
 def _errors(run: Run) -> Section:
     """Error against likeness, and along hue, saturation and value."""
-    panels = []
-    cuts = [c for c in run.result["cuts"] if f"error/{c}" in run.arrays]
-    for score in run.result["scores"]:
-        panels.append(_scatter(run, score))
-    shown = [c for c in cuts if "pruning" not in c and "renormalised" not in c]
+    panels = [_scatter(run, score) for score in run.result["scores"]]
     for axis, what in (
         ("hue", "hue, vivid"),
         ("saturation", "saturation, at red"),
         ("value", "value, at red"),
     ):
-        if f"line/{axis}/baseline" not in run.arrays:
-            continue
-        with plane(f"Error by {what}", "MSE") as (figure, ax):
-            for i, cut in enumerate(shown):
-                y = run.arrays[f"line/{axis}/{cut}"].astype(float)
-                x = np.linspace(0, 360 if axis == "hue" else 1, len(y))
-                ax.plot(
-                    x,
-                    y,
-                    color=MUTED if cut == "baseline" else SHADES[(i - 1) % 8],
-                    lw=1.6,
-                    label=cut,
-                )
-            hue_strip(ax, axis)
-            ax.set_xlabel({"hue": "hue, degrees"}.get(axis, axis))
-            if axis == "hue":
-                ax.set_xticks([0, 60, 120, 180, 240, 300, 360])
-            if len(shown) > 1:
-                ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-            panels.append(svg.panel(figure, f"Error by {what}", f"{run.name}-line-{axis}"))
-    seed = run.result["best"]["seed"]
-    return section(
-        "Which colours are lost",
-        f"The best seed ({seed}). Above: error of each colour of the 8×8×8 grid against its likeness "
-        "to what was removed, to the power at which they should lie on a line. Below: error along "
-        "hue, saturation and value.",
-        panels,
-        "two",
+        curves = {c: run.arrays[f"line/{axis}/{c}"].astype(float) for c in _cuts(run)}
+        top = 360 if axis == "hue" else 1
+        panels.append(
+            chart(
+                run,
+                f"Error by {what}",
+                "MSE",
+                {c: (np.linspace(0, top, len(y)), y) for c, y in curves.items()},
+                f"line-{axis}",
+                "hue, degrees" if axis == "hue" else axis,
+                also=partial(hue_strip, axis=axis),
+            )
+        )
+    about = (
+        f"The best seed ({run.result['best']['seed']}). Above: error of each colour of the 8×8×8 grid "
+        "against its likeness to what was removed, to the power at which they should lie on a line. "
+        "Below: error along hue, saturation and value."
     )
+    return section("Which colours are lost", about, panels)
 
 
 def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
-    cut, power, of = score["cut"], score["power"], score["of"]
-    base = run.arrays["similarity" if of == "red" else "vibrancy"].astype(float) ** power
-    error = run.arrays[f"error/{cut}"].astype(float)
-    r2 = (
-        float(run.arrays[f"r2_fine/{cut}"].reshape(-1)[0])
-        if f"r2_fine/{cut}" in run.arrays
-        else math.nan
+    cut, power = score["cut"], score["power"]
+    kind, what = (
+        ("similarity", "likeness to red") if score["of"] == "red" else ("vibrancy", "vibrancy")
     )
-    with plane(f"After {cut}", f"R² {r2:.2f}") as (figure, ax):
-        figure.set_dpi(DPI)
-        ax.scatter(base, error, c=grid_colours(8), s=14, lw=0, rasterized=True)
-        slope, offset = np.polyfit(base, error, 1)
+    base = run.arrays[kind].astype(float) ** power
+    error = run.arrays[f"error/{cut}"].astype(float)
+    r2 = float(run.arrays[f"r2_fine/{cut}"].reshape(-1)[0])
+    slope, offset = np.polyfit(base, error, 1)
+
+    def fit(ax: Axes) -> None:
         ax.plot([0, 1], [offset, slope + offset], color=MUTED, lw=1, dashes=(3, 3))
-        ax.set_xlabel(
-            ("likeness to red" if of == "red" else "vibrancy") + f" to the power {power:g}"
-        )
-        ax.set_ylabel("MSE")
-        return svg.panel(figure, f"Error against likeness after {cut}", f"{run.name}-sim-{cut}")
+
+    names = (f"{what} to the power {power:g}", "MSE")
+    colours = grid_colours(8)
+    return cloud(
+        run, f"After {cut}", f"R² {r2:.2f}", (base, error), colours, f"sim-{cut}", names, fit
+    )
 
 
 def _slices(run: Run) -> Section:
     """Patches: what the model makes of each colour, with the truth inside."""
     panels = []
     truth = slice_colours()
-    for cut in run.result["cuts"]:
-        key = f"slice/{cut}"
-        if key not in run.arrays or "pruning" in cut or "renormalised" in cut:
-            continue
-        made = run.arrays[key].astype(float).reshape(4, 5, 12, 3)
+    for cut in _cuts(run):
+        made = run.arrays[f"slice/{cut}"].astype(float).reshape(4, 5, 12, 3)
         width, height = 420, 116
         with svg.canvas(width, height) as figure:
             for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
@@ -253,7 +238,6 @@ def _slices(run: Run) -> Section:
         "Slices of the HSV cube: hue runs to the right, value upwards. Each patch is what the model "
         "makes of a colour; the small square inside is the colour itself.",
         panels,
-        "two",
     )
 
 
@@ -267,7 +251,7 @@ def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
 
 
 def _latents(run: Run) -> Section:
-    """Projections of the states, before and after, and on the way."""
+    """Projections of the states, before and after."""
     panels = []
     z = run.arrays["states"].astype(float)
     width = z.shape[1]
@@ -278,13 +262,13 @@ def _latents(run: Run) -> Section:
         panels.append(
             _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
         )
-    panels.append(_history(run))
     return section(
         "Where the model keeps its colours",
         f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
         "dimensions at a time, each dot in the colour that it stands for. Nothing was searched for: "
-        "dimension 0 is where red was put. The thumbnails are moments of training.",
+        "dimension 0 is where red was put.",
         panels,
+        3,
     )
 
 
@@ -353,35 +337,15 @@ def _animation(run: Run) -> Panel:
 
 def _training(run: Run) -> Section:
     """The timeline, and what it did to the loss."""
-    schedule = run.result["schedule"]
-    panels = []
-    weights = {
-        n: v for n, v in schedule["values"].items() if n != "lr" and not n.startswith("data")
-    }
-    for title, lines in (("Weights", weights), ("Learning rate", {"lr": schedule["values"]["lr"]})):
-        if not lines:
-            continue
-        with plane(title, "") as (figure, ax):
-            for i, (name, values) in enumerate(lines.items()):
-                ax.plot(schedule["step"], values, color=SHADES[i % 8], lw=1.8, label=name)
-            if len(lines) > 1:
-                ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-            ax.set_xlabel("step")
-            panels.append(svg.panel(figure, title, f"{run.name}-sheet-{title}"))
-    losses = {n: v for n, v in run.result["losses"].items() if n != "step"}
-    with plane("Loss and terms, unweighted", "mean over models") as (figure, ax):
-        for i, (name, values) in enumerate(losses.items()):
-            shown = [v if v and v > 0 else math.nan for v in values]
-            ax.plot(
-                run.result["losses"]["step"],
-                shown,
-                color=MUTED if name == "recon" else SHADES[(i - 1) % 8],
-                lw=1.6,
-                label=name,
-            )
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=1.2)
-        ax.set_xlabel("step")
-        panels.append(svg.panel(figure, "Loss and terms", f"{run.name}-losses"))
-    return section("Training", "The timeline, and the terms over training.", panels, "two")
+    steps, values = run.result["schedule"]["step"], run.result["schedule"]["values"]
+    lines = {n: (steps, v) for n, v in values.items() if n != "lr" and not n.startswith("data")}
+    losses = dict(run.result["losses"])
+    at = losses.pop("step")
+    shown = {n: (at, [v if v and v > 0 else math.nan for v in y]) for n, y in losses.items()}
+    title, unit = "Loss and terms, unweighted", "mean over models"
+    panels = [
+        *([chart(run, "Weights", "", lines, "weights")] if lines else []),
+        chart(run, "Learning rate", "", {"lr": (steps, values["lr"])}, "lr"),
+        chart(run, title, unit, shown, "losses", log=True, legend=True),
+    ]
+    return section("Training", "The timeline, and the terms over training.", panels)

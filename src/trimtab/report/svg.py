@@ -297,6 +297,11 @@ def attribute(text: str) -> str:
     return html.escape(text, quote=True)
 
 
+def _rounded(tag: re.Match[str]) -> str:
+    """A tag whose coordinates have two decimals."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), tag[0])
+
+
 def panel(figure: Figure, title: str, name: str) -> Panel:
     """Draw, then make the SVG follow its page: variables for colours, ids of its own."""
     raw = io.BytesIO()
@@ -313,7 +318,7 @@ def panel(figure: Figure, title: str, name: str) -> Panel:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
-    svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
+    svg = re.sub(r"<[^>]*>", _rounded, svg)  # places, not the figures that are written
     svg = _lean(svg)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
     ids: dict[str, int] = {}  # numbered: those of matplotlib are digests of what is drawn

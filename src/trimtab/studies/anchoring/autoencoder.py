@@ -113,3 +113,9 @@ class Autoencoder(nn.Module):
             h = self._act(layer(h))
         out = self.decoder[-1](h)
         return out.sigmoid() if self.shape.sigmoid else out
+
+    def opposite(self) -> Float[Tensor, "seed 1 3"]:
+        """Colours of the direction opposite to dimension 0."""
+        away = torch.zeros(self.seeds, 1, self.shape.bottleneck)
+        away[..., 0] = -1
+        return self.decode(away)

@@ -18,6 +18,8 @@ HUES = (
 GREYS = {"black": 0.0, "dark grey": 0.25, "grey": 0.5, "light grey": 0.75, "white": 1.0}
 NAMES = (*HUES, *GREYS)
 """Colours of the named tables, in order."""
+UNLIKE_RED = ("lime", "purple", "cyan", *GREYS)
+"""Colours that lose nothing with red."""
 RED_HSV = (0.0, 1.0, 1.0)
 
 
@@ -135,3 +137,17 @@ def r_squared(x: Float[Tensor, "... n"], y: Float[Tensor, "n"]) -> Float[Tensor,
     a, b = x.double() - x.double().mean(-1, keepdim=True), y.double() - y.double().mean()
     size = (a**2).sum(-1) * (b**2).sum()
     return torch.where(size > 0, (a @ b) ** 2 / size.clamp(min=1e-300), 0.0)
+
+
+def linear_r2(x: Float[Tensor, "n d"], y: Tensor, fit: Tensor, test: Tensor, ridge: float) -> float:
+    """R2 with which y, `[n]` or `[n, k]`, is read linearly from x: fitted on some rows (indices or a
+    mask) with a ridge, scored on others; in float64."""
+    x, y = torch.cat([x, torch.ones(len(x), 1)], -1).double(), y.double()
+    gram = x[fit].T @ x[fit] + ridge * torch.eye(x.shape[1], dtype=torch.float64)
+    left = y[test] - x[test] @ torch.linalg.solve(gram, x[fit].T @ y[fit])
+    return float(1 - (left**2).sum() / ((y[test] - y[test].mean(0)) ** 2).sum())
+
+
+def hues(t: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
+    """Vivid colours at shares of the way around the circle of hues."""
+    return from_hsv(torch.stack([t * 0.9999, torch.ones_like(t), torch.ones_like(t)], -1))

@@ -14,54 +14,52 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.anchoring import surgery
-from trimtab.interventions import project, redirect, reflect, repel, suppress
+from trimtab.interventions import project, repel, suppress
 from trimtab.interventions.concepts import EPS
 from trimtab.studies.anchoring import colours
-from trimtab.studies.anchoring.autoencoder import Autoencoder
+from trimtab.studies.anchoring.autoencoder import Autoencoder, Edit
 from trimtab.studies.anchoring.catalogue import Cut, Score
 
 Run = Callable[[Float[Tensor, "n 3"]], Float[Tensor, "model n 3"]]
 """Colours in, colours out, for every model."""
 
 
+_ON_STATES: dict[str, Callable[[Tensor, Tensor, Cut], Tensor]] = {
+    "suppress": lambda z, axis, cut: suppress(z, axis, cut.falloff),
+    "repel": lambda z, axis, cut: repel(z, axis, cut.mapper),
+    "project": lambda z, axis, cut: project(z, cut.axes),
+}
+_IN_WEIGHTS: dict[str, Callable[[Autoencoder, tuple[int, ...]], None]] = {
+    "ablate": lambda model, axes: surgery.ablate(model.producer, model.consumer, axes),
+    "prune": lambda model, axes: surgery.prune(model.producer, model.consumer, axes),
+    "reflect": lambda model, axes: surgery.reflect(model.producer, axes),
+    "redirect": lambda model, axes: surgery.redirect(model.producer, axes[0]),
+}
+
+
+def changed(model: Autoencoder, cut: Cut) -> tuple[Autoencoder, Edit | None]:
+    """The models with a cut: weights in a copy, or what is done to states on the way."""
+    if cut.kind in _ON_STATES:
+        return model, partial(edit_states, cut)
+    model = copy.deepcopy(model)
+    _IN_WEIGHTS[cut.kind](model, cut.axes)
+    return model, None
+
+
 def apply(model: Autoencoder, cut: Cut | None = None) -> Run:
-    """The models with a cut: weights are changed in a copy, states on the way."""
-    if cut is None:
-        return partial(_run, model, None)
-    if cut.kind in ("ablate", "prune", "reflect", "redirect"):
-        model = copy.deepcopy(model)
-        if cut.kind == "ablate":
-            surgery.ablate(model.producer, model.consumer, cut.axes)
-        elif cut.kind == "prune":
-            surgery.prune(model.producer, model.consumer, cut.axes)
-        elif cut.kind == "reflect":
-            surgery.reflect(model.producer, cut.axes)
-        else:
-            surgery.redirect(model.producer, cut.axes[0])
-        return partial(_run, model, None)
-    return partial(_run, model, partial(edit_states, cut))
+    """What the models do with a cut."""
+    return partial(_run, *(changed(model, cut) if cut else (model, None)))
 
 
 def edit_states(cut: Cut, z: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     """A cut on states at the bottleneck."""
     axis = torch.zeros(z.shape[-1], dtype=z.dtype)
     axis[cut.axes[0]] = 1
-    if cut.kind == "suppress":
-        out = suppress(z, axis, cut.falloff)
-    elif cut.kind == "repel":
-        out = repel(z, axis, cut.mapper)
-    elif cut.kind == "reflect":
-        out = reflect(z, axis)
-    elif cut.kind == "redirect":
-        out = redirect(z, axis)
-    else:
-        out = project(z, cut.axes)
-    if not cut.renormalise:
-        return out
-    return out / out.norm(dim=-1, keepdim=True).clamp(min=EPS)
+    out = _ON_STATES[cut.kind](z, axis, cut)
+    return out / out.norm(dim=-1, keepdim=True).clamp(min=EPS) if cut.renormalise else out
 
 
-def _run(model: Autoencoder, edit: Callable[[Tensor], Tensor] | None, rgb: Tensor) -> Tensor:
+def _run(model: Autoencoder, edit: Edit | None, rgb: Tensor) -> Tensor:
     with torch.no_grad():
         return model(rgb, edit)[0]
 
@@ -112,11 +110,3 @@ def geometry(model: Autoencoder) -> dict[str, Float[Tensor, "model"]]:
         "off_plane": (vivid**2).sum(-1).mean(-1) if vivid.numel() else torch.zeros(len(red)),
         "spread": ((total**2).sum(-1) - n) / (n * (n - 1)),
     }
-
-
-def opposite(model: Autoencoder) -> Float[Tensor, "model 3"]:
-    """What the decoder makes of the direction opposite to dimension 0."""
-    away = torch.zeros(model.seeds, 1, model.shape.bottleneck)
-    away[..., 0] = -1
-    with torch.no_grad():
-        return model.decode(away)[:, 0].clamp(0, 1)

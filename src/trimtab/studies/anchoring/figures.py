@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.anchoring.timeline import Reactive
+from trimtab.anchoring.paths import Reactive
 from trimtab.interventions import Bezier, Falloff, Linear, repel, suppress
 from trimtab.interventions.falloffs import Mapper
 from trimtab.studies.anchoring import colours
@@ -38,8 +38,7 @@ def figure_arrays(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _colours() -> tuple[dict[str, Any], dict[str, Any]]:
     rgb = colours.rgb_grid(8)
-    t = torch.linspace(0, 1, 121)
-    hues = colours.from_hsv(torch.stack([t * 0.9999, torch.ones_like(t), torch.ones_like(t)], -1))
+    hues = colours.hues(torch.linspace(0, 1, 121))
     return {"labels": ["redness", "vibrancy", "similarity"]}, {
         "redness": colours.redness(rgb),
         "vibrancy": colours.vibrancy(rgb),

@@ -7,14 +7,12 @@ anchored to dimension k of the residual stream after every block but the last.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,15 +21,16 @@ from torch.nn import functional as F
 from trimtab import models
 from trimtab.anchoring import surgery
 from trimtab.anchoring.callback import Anchors, Concepts, Monitor
+from trimtab.anchoring.paths import warm_cosine
 from trimtab.anchoring.timeline import Row, Sheet
 from trimtab.dials import ConceptDial
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term, cosine
 from trimtab.progress import SILENT, Progress
 from trimtab.sites import Site
-from trimtab.states import module_at
-from trimtab.studies.anchoring import results
+from trimtab.states import seeing
 
-Reading = TypeVar("Reading")
+LABELLED = {"recall": 0.2, "false_positives": 0.005}
+"""Of the labels: as a careless annotator gives them."""
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5)
 
 
@@ -125,15 +124,6 @@ def sheet(setup: Setup, steps: int) -> Sheet:
     return Sheet(tuple(rows), name=setup.name)
 
 
-def rate(setup: Setup, step: int, steps: int) -> float:
-    """5 % warm-up, then a cosine down to 5 %."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return setup.rate * (step + 1) / warm
-    share = (step - warm) / max(1, steps - warm)
-    return setup.rate * (0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2)
-
-
 def train(
     setup: Setup,
     tokenizer: Any,
@@ -170,7 +160,7 @@ def train(
                 loss = loss + anchors.loss(labels, batch.mask)
                 anchors.step()
             for group in adam.param_groups:
-                group["lr"] = rate(setup, step, steps)
+                group["lr"] = warm_cosine(setup.rate, step, steps, warm=0.05, last=0.05)
             adam.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,16 +200,10 @@ def bits(model: Any, batch: Batch) -> Float[Tensor, "text position-1"]:
 def states(model: Any, batch: Batch, sites: Sequence[int]) -> dict[int, Tensor]:
     """The residual stream after blocks, `[text, position, d]` each."""
     found: dict[int, Tensor] = {}
-    handles = [
-        module_at(model, k)[0].register_forward_hook(lambda _, __, out, k=k: found.update({k: out}))
-        for k in sites
-    ]
-    try:
-        with torch.no_grad():
-            model(**batch.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for k in sites:
+            stack.enter_context(seeing(model, k, lambda h, k=k: found.update({k: h})))
+        model(**batch.inputs)
     return found
 
 
@@ -286,11 +270,11 @@ def relearn(
     setup: Setup,
     model: Any,
     data: Callable[[int], Batch],
-    read: Callable[[Any], Reading],
+    read: Callable[[Any], dict[str, float]],
     limit: int,
-) -> list[Reading]:
-    """A reading every fifth step while a model is trained on, at a tenth of the rate, after the
-    concepts' dimensions are cut from its weights."""
+) -> list[dict[str, float]]:
+    """Readings every fifth step while a model is trained on, at a tenth of the rate, after the concepts'
+    dimensions are cut from its weights."""
     model = cut(model, range(len(setup.concepts))).requires_grad_(True).train()
     adam = torch.optim.AdamW(model.parameters(), lr=setup.rate / 10, fused=True)
     curve = []
@@ -303,115 +287,3 @@ def relearn(
         loss.backward()
         adam.step()
     return curve
-
-
-# ---- files and tables ---------------------------------------------------------------------------
-
-
-def save(
-    setup: Setup, out: Path, model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]]
-) -> None:
-    """The model as transformers saves it, a dial a concept, and preference pairs to evaluate on."""
-    folder = out / "model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    digest = models.digest_of(str(folder))
-    for axis, concept in enumerate(setup.concepts):
-        dial = ConceptDial.at_axis(axis, setup.width, setup.sites)
-        dial.info.method, dial.info.base_model = f"anchored {concept}", str(folder)
-        dial.info.base_digest = digest
-        dial.save_pretrained(out / f"dial-{concept}")
-    lines = [json.dumps(pair) for pair in pairs]
-    (out / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def cells(
-    out: Path, seeds: Sequence[int], length: int | str, run: Callable[[int], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """What `run` gives for every seed, kept in `out / cells / SEED-LENGTH.json`: one that is there is
-    not run again."""
-    found = []
-    for seed in seeds:
-        file = out / "cells" / f"{seed}-{length}.json"
-        if not file.is_file():
-            results.write_json(file, run(seed))
-        found.append(json.loads(file.read_text(encoding="utf-8")))
-    return found
-
-
-Cells = Sequence[Mapping[str, Any]]
-SPREAD = "Medians over seeds, least and largest in brackets."
-
-
-def seconds(found: Cells) -> dict[str, float]:
-    """What the seeds took."""
-    took = [float(c["seconds"]) for c in found]
-    return {"all": sum(took), "a seed": float(np.median(took))}
-
-
-def more(found: Cells, row: str, what: str, less: str | None = None) -> list[float]:
-    """Bits of a row, less those of another, a value a seed."""
-    return [c["bits"][row][what] - (c["bits"][less][what] if less else 0.0) for c in found]
-
-
-def perplexity(found: Sequence[float]) -> list[float]:
-    """Bits a token more as a share of perplexity more."""
-    return [2**b - 1 for b in found]
-
-
-def spread(values: Sequence[float]) -> float | str:
-    """The median over seeds, and the range where they differ."""
-    if min(values) == max(values):
-        return float(values[0])
-    low, high = min(values), max(values)
-    return f"{np.median(values):.3g} ({low:.3g} to {high:.3g})".replace("-", "−")
-
-
-def surprisals(found: Cells, columns: Sequence[str], what: str) -> dict[str, Any]:
-    """The table of bits, without every alpha."""
-    rows = [r for r in found[0]["bits"] if " at " not in r or r.endswith((" at 0.5", " at 1"))]
-    return {
-        "title": "Surprisal",
-        "caption": f"{what} {SPREAD}",
-        "header": ["model", *columns],
-        "rows": [[row, *(spread(more(found, row, c)) for c in columns)] for row in rows],
-    }
-
-
-def monitored(found: Cells, what: str) -> dict[str, Any]:
-    """The table of AUROCs."""
-    told = found[0]["auroc"]
-    names = list(next(iter(told.values())))
-    return {
-        "title": "Monitoring",
-        "caption": f"{what} {SPREAD}",
-        "header": ["", *names],
-        "rows": [
-            [key, *(spread([c["auroc"][key][n] for c in found]) for n in names)] for key in told
-        ],
-    }
-
-
-def relearned(found: Cells) -> list[list[Any]]:
-    """Rows of the table of relearning: every tenth step."""
-    count = min(len(c["relearned"]) for c in found)
-    return [
-        [f"{5 * i} steps", spread([c["relearned"][i] for c in found])] for i in range(0, count, 2)
-    ]
-
-
-def beyond(found: Cells, concept: str, what: str, others: str) -> list[float]:
-    """Bits on `what` that projection takes beyond the best that the difference of means takes in the
-    control at an alpha that costs `others` no more (or .01 bit)."""
-    values = []
-    for cell in found:
-        rows, base, start = cell["bits"], cell["bits"]["anchored"], cell["bits"]["control"]
-        mine = rows[f"{concept} projected at 1"]
-        most = max(mine[others] - base[others], 0.01)
-        found_later = [rows[f"{concept}, difference of means at {a:g}"] for a in ALPHAS]
-        best = max(
-            (r[what] - start[what] for r in found_later if r[others] - start[others] <= most),
-            default=0.0,
-        )
-        values.append(mine[what] - base[what] - best)
-    return values

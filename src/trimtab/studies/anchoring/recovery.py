@@ -10,146 +10,148 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab.anchoring import surgery
+from trimtab.files import aside
 from trimtab.interventions import Falloff
-from trimtab.progress import SILENT, Progress
-from trimtab.provenance import versions
-from trimtab.studies.anchoring import colours, evaluate, results
+from trimtab.studies.anchoring import colours, evaluate
 from trimtab.studies.anchoring.autoencoder import Autoencoder, Edit
 from trimtab.studies.anchoring.catalogue import Cut, find
-from trimtab.studies.anchoring.gates import Gate
-from trimtab.studies.anchoring.train import train
+from trimtab.studies.anchoring.colour import MODELS
+from trimtab.studies.anchoring.experiment import Experiment, pace
+from trimtab.studies.anchoring.train import members, sheet_of, train
+from trimtab.study.cells import Cell
 
-NAME, TITLE = "healing", "How a deleted colour comes back"
-ABOUT = (
-    "2.9.1 and its form with a fallback (2.9.3) lose red in six ways and are trained on; counted are "
-    "steps and samples until pure red is reconstructed again (error below .01)."
-)
-SEEDS = 20
 STEPS, EVERY, BATCH, RATE, BACK = 600, 5, 64, 0.01, 0.01
 RED = 0.5
 """Colours with at least this much redness are reds."""
 DATA = ("all colours", "reds alone")
+PLAIN = find("2.9.1")
+LEARNED = {
+    "knows": PLAIN,
+    "falls": find("2.9.3"),
+    "never": dataclasses.replace(PLAIN, data="no red"),
+}
+"""What is trained first: with red, with a fallback for red, without red."""
+GATE = Falloff(0, 1, 0)
+KINDS: dict[str, tuple[str, Cut | None]] = {
+    "untouched": ("knows", None),
+    "suppressed": ("knows", Cut("suppress", falloff=GATE)),
+    "suppressed, renormalised": ("knows", Cut("suppress", falloff=GATE, renormalise=True)),
+    "ablated": ("knows", Cut("ablate")),
+    "pruned": ("knows", Cut("prune")),
+    "reflected, fallback": ("falls", Cut("reflect")),
+    "redirected, fallback": ("falls", Cut("redirect")),
+    "never saw red": ("never", None),
+    "from nothing": ("", None),
+}
+"""Every kind of deletion: of which models, and how; an edit of states stays on."""
 
 
-def run(
-    out: Path, seeds: Sequence[int], *, steps: int | None = None, progress: Progress = SILENT
-) -> Path:
-    """Run the recovery experiment and write its result files."""
-    start = time.perf_counter()
-    further = STEPS if steps is None else max(EVERY, steps // 2)
-    plain, fallen = find("2.9.1"), find("2.9.3")
-    knows = train(plain, seeds, steps=steps, progress=progress)[0].model
-    falls = train(fallen, seeds, steps=steps, progress=progress)[0].model
-    unseen = dataclasses.replace(plain, data="no red")
-    never = train(unseen, seeds, steps=steps, progress=progress)[0].model
-    kinds = dict(_kinds(knows, falls, never, Autoencoder(plain.shape, [s + 7919 for s in seeds])))
-    found: dict[str, Any] = {}
-    arrays: dict[str, Any] = {}
-    for number, (kind, (model, edit)) in enumerate(kinds.items()):
-        entry: dict[str, Any] = {"probe": _probe(model, edit)}
+class Healing(Experiment):
+    """What is learned, and then what becomes of every kind of deletion; all seeds side by side."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.further = STEPS if self.steps is None else max(EVERY, self.steps // 2)
+
+    def plan(self) -> Iterable[Sequence[Cell]]:
+        """What is deleted from, then the deletions."""
+        seeds = list(self.seeds)
+        first = {
+            which: self.cell(which, {"which": which, "seeds": seeds}, "learn", which=which)
+            for which in LEARNED
+        }
+        yield list(first.values())
+        wave = []
+        for kind, (which, _) in KINDS.items():
+            learned = f"../{first[which].folder.name}" if which else ""
+            inputs = {"kind": kind, "seeds": seeds}
+            wave.append(self.cell(kind, inputs, kind=kind, learned=learned))
+        yield wave
+
+    def learn(self, folder: Path, which: str) -> dict[str, Any]:
+        """Models to delete from."""
+        done = self._learned(which, self.steps)
+        with aside(folder / MODELS) as writing:
+            save_file(done.state_dict(), writing)
+        return {}
+
+    def _learned(self, which: str, steps: int | None) -> Autoencoder:
+        experiment = LEARNED[which]
+        (group,) = members(experiment, self.seeds)
+        return train(experiment, group, steps=steps, progress=self.progress).model
+
+    def measure(self, folder: Path, kind: str, learned: str) -> dict[str, Any]:
+        """Delete, and train on."""
+        cut = KINDS[kind][1]
+        seeds = self.seeds if learned else [s + 7919 for s in self.seeds]
+        model = Autoencoder(PLAIN.shape, seeds).requires_grad_(False)
+        if learned:
+            model.load_state_dict(load_file(folder / learned / MODELS))
+        model, edit = evaluate.changed(model, cut) if cut else (model, None)
+        entry: dict[str, Any] = {"probe": _probe(model, edit), "curves": {}}
+        reds = float((colours.redness(colours.rgb_grid(8)) >= RED).float().mean())
         for data in DATA:
-            red, rest = _relearn(model, edit, data, seeds, further)
+            red, rest = _relearn(model, edit, data, self.seeds, self.further)
             reached = [_first(curve) for curve in red.T.tolist()]
-            red_share = _red_share(data)
+            share = reds if data == "all colours" else 1.0
             entry[data] = {
-                "before": red[0],
+                "before": red[0].tolist(),
                 "steps": reached,
                 "samples": [None if r is None else r * BATCH for r in reached],
-                "red_samples": [None if r is None else r * BATCH * red_share for r in reached],
+                "red_samples": [None if r is None else r * BATCH * share for r in reached],
                 "recovered": float(np.mean([r is not None for r in reached])),
-                "rest_after": rest[-1],
+                "rest_after": rest[-1].tolist(),
             }
-            arrays[f"red/{number}/{data}"] = red
-            arrays[f"rest/{number}/{data}"] = rest
-        found[kind] = entry
-        progress.say(f"{NAME}: {kind}")
-    result = {
-        "name": NAME,
-        "kind": "healing",
-        "title": TITLE,
-        "about": ABOUT,
-        "seeds": list(seeds),
-        "steps": steps,
-        "versions": versions("torch", "python"),
-        "kinds": found,
-        "settings": {"rate": RATE, "batch": BATCH, "every": EVERY, "steps": further, "back": BACK},
-        "seconds": {"all": time.perf_counter() - start},
-    }
-    return results.write(out, result, arrays)
+            entry["curves"][data] = {"red": red.tolist(), "rest": rest.tolist()}
+        return entry
 
+    def work(self, cell: Cell) -> tuple[int, float]:
+        """Steps of the sheet, or of the relearning on both kinds of data."""
+        if which := cell.own.get("which"):
+            table = sheet_of(LEARNED[which], PLAIN.arms[0]).table()
+            return self.steps or table.steps, pace(lambda few: self._learned(which, few))
+        model = Autoencoder(PLAIN.shape, self.seeds)
+        took = pace(lambda few: _relearn(model, None, DATA[0], self.seeds, few))
+        return len(DATA) * self.further, took
 
-def gates(result: dict[str, Any]) -> list[Gate]:
-    """What must hold whatever the counts turn out to be."""
-    kinds = result["kinds"]
-    ablated, pruned = kinds["ablated"]["all colours"], kinds["pruned"]["all colours"]
-    apart = [
-        abs((a if a is not None else 1e9) - (b if b is not None else 1e9))
-        for a, b in zip(ablated["steps"], pruned["steps"], strict=True)
-    ]
-    known = np.mean(kinds["untouched"]["all colours"]["before"])
-    return [
-        Gate("error of red before any cut, mean", float(known), high=1e-3),
-        Gate("error of red after ablation, median", float(np.median(ablated["before"])), low=0.1),
-        Gate(
-            "ablated and pruned models recover alike: median difference, steps",
-            float(np.median(apart)),
-            high=EVERY,
-        ),
-        Gate(
-            "reflected onto a fallback: standard deviation of red's error over seeds",
-            float(np.std(kinds["reflected, fallback"]["all colours"]["before"], ddof=1)),
-            high=0.05,
-        ),
-    ]
-
-
-def _kinds(
-    knows: Autoencoder, falls: Autoencoder, never: Autoencoder, fresh: Autoencoder
-) -> list[tuple[str, tuple[Autoencoder, Edit | None]]]:
-    """Every kind of deletion, as a model and an edit that stays on."""
-    gate = Falloff(0, 1, 0)
-
-    def cut(model: Autoencoder, change: Callable[[Autoencoder], None]) -> Autoencoder:
-        copied = _copy(model)
-        change(copied)
-        return copied
-
-    states = partial(evaluate.edit_states, Cut("suppress", falloff=gate))
-    renormed = partial(evaluate.edit_states, Cut("suppress", falloff=gate, renormalise=True))
-    return [
-        ("untouched", (knows, None)),
-        ("suppressed", (knows, states)),
-        ("suppressed, renormalised", (knows, renormed)),
-        ("ablated", (cut(knows, lambda m: surgery.ablate(m.producer, m.consumer, [0])), None)),
-        ("pruned", (cut(knows, lambda m: surgery.prune(m.producer, m.consumer, [0])), None)),
-        ("reflected, fallback", (cut(falls, lambda m: surgery.reflect(m.producer, [0])), None)),
-        ("redirected, fallback", (cut(falls, lambda m: surgery.redirect(m.producer, 0)), None)),
-        ("never saw red", (never, None)),
-        ("from nothing", (fresh, None)),
-    ]
-
-
-def _copy(model: Autoencoder) -> Autoencoder:
-    return copy.deepcopy(model)
+    def gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Counts by kind, and their curves."""
+        kinds = {kind: self.cells[kind].read() for kind in KINDS}
+        arrays = {
+            f"{part}/{number}/{data}": np.array(curve)
+            for number, entry in enumerate(kinds.values())
+            for data, curves in entry.pop("curves").items()
+            for part, curve in curves.items()
+        }
+        settings = {"rate": RATE, "batch": BATCH, "every": EVERY, "back": BACK}
+        settings["steps"] = self.further
+        ours = {kind: entry[DATA[0]] for kind, entry in kinds.items()}
+        steps = [np.array(ours[k]["steps"], float) for k in ("ablated", "pruned")]
+        both, one = (np.nan_to_num(s, nan=1e9) for s in steps)
+        metrics = {
+            "untouched": ours["untouched"]["before"],
+            "ablated": ours["ablated"]["before"],
+            "ablated or pruned": abs(both - one).tolist(),
+            "reflected": ours["reflected, fallback"]["before"],
+        }
+        return {"kinds": kinds, "settings": settings, "metrics": metrics}, arrays
 
 
 def _relearn(
     model: Autoencoder, edit: Edit | None, data: str, seeds: Sequence[int], steps: int
 ) -> tuple[Float[Tensor, "time model"], Float[Tensor, "time model"]]:
     """Error of red, and mean error of what is not red, every few steps of further training."""
-    model = _copy(model).requires_grad_(True)
+    model = copy.deepcopy(model).requires_grad_(True)
     points = colours.rgb_grid(8)
     red = colours.redness(points) >= RED
     pool = points[red] if data == "reds alone" else points
@@ -182,26 +184,12 @@ def _first(curve: list[float]) -> int | None:
     return int((last_above[-1] + 1 if len(last_above) else 0) * EVERY)
 
 
-def _red_share(data: str) -> float:
-    if data == "reds alone":
-        return 1.0
-    return float((colours.redness(colours.rgb_grid(8)) >= RED).float().mean())
-
-
 def _probe(model: Autoencoder, edit: Edit | None) -> list[float]:
     """R2 of redness predicted linearly from what is left of the states, on a held-out half."""
     rgb = colours.rgb_grid(8)
     with torch.no_grad():
         z = model(rgb, edit)[1]["bottleneck"]
-    wanted = colours.redness(rgb).double()
     order = torch.randperm(len(rgb), generator=torch.Generator().manual_seed(0))
-    half = len(rgb) // 2
-    fit, test = order[:half], order[half:]
-    found = []
-    for states in z.double():
-        x = torch.cat([states, torch.ones(len(states), 1, dtype=torch.float64)], -1)
-        gram = x[fit].T @ x[fit] + 1e-6 * torch.eye(x.shape[1], dtype=torch.float64)
-        weights = torch.linalg.solve(gram, x[fit].T @ wanted[fit])
-        left = wanted[test] - x[test] @ weights
-        found.append(float(1 - (left**2).sum() / ((wanted[test] - wanted[test].mean()) ** 2).sum()))
-    return found
+    fit, test = order[: len(rgb) // 2], order[len(rgb) // 2 :]
+    wanted = colours.redness(rgb)
+    return [colours.linear_r2(states, wanted, fit, test, 1e-6) for states in z]

@@ -8,42 +8,32 @@ bits.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.anchoring.callback import Concepts, Monitor, monitor_scores
+from trimtab.anchoring.callback import Concepts
 from trimtab.anchoring.labels import auroc, noisy
-from trimtab.progress import SILENT, Progress
-from trimtab.provenance import versions
-from trimtab.studies.anchoring import language, results, world
-from trimtab.studies.anchoring.gates import Gate, over_seeds
-from trimtab.studies.anchoring.language import (
-    ALPHAS,
+from trimtab.studies.anchoring import language, world
+from trimtab.studies.anchoring.language import Setup, bits, mean
+from trimtab.studies.anchoring.language_study import (
     Cells,
-    Setup,
-    bits,
-    mean,
+    Language,
+    beyond,
+    coming_back,
+    monitored,
     more,
     perplexity,
+    surprisals,
 )
 
-NAME, TITLE = "stories", "A language model with a landmark and a lie anchored"
-ABOUT = (
-    "A language model trained from scratch on generated stories; a landmark and dishonesty are "
-    "anchored by sparse, noisy labels, then projected out. Gates were written down before the runs; "
-    "a null for the abstract concept is a result."
-)
-SEEDS = 3
-SETUP = Setup(NAME, ("landmark", "lie"), steps=800)
-RECALL, FALSE_POSITIVES = 0.2, 0.005
+SETUP = Setup("stories", ("landmark", "lie"), steps=800)
 TESTED = 200
+COLUMNS = ("facts", "facts, name hidden", "neighbour", "others", "lie", "twin", "plain")
 
 
 @dataclass(frozen=True)
@@ -59,47 +49,18 @@ def encode(told: Sequence[world.Story], tokenizer: Any) -> Batch:
     return Batch(*language.pad(rows, tokenizer.pad_token_id), list(told))
 
 
-def train(
-    anchored: bool,
-    seed: int,
-    tokenizer: Any,
-    steps: int = SETUP.steps,
-    progress: Progress = SILENT,
-) -> tuple[Any, list[dict[str, float]]]:
-    """A model, and what was measured on the way: surprisal of the landmark's facts, AUROC."""
-    watched = encode([world.story(s, landmark=0) for s in world.seeds("test", 48)], tokenizer)
-
-    def data(step: int) -> tuple[Batch, Concepts]:
-        first = (seed * steps + step) * SETUP.batch
-        batch = _told(first, tokenizer)
-        return batch, _labels(batch.stories, first) if anchored else {}
-
-    return language.train(
-        SETUP,
-        tokenizer,
-        seed,
-        steps,
-        data,
-        lambda model: {"facts": _at(model, watched, "facts")},
-        anchored=anchored,
-        monitors=[monitor_batch(tokenizer, 96)] if anchored else [],
-        progress=progress,
-    )
-
-
 def _told(first: int, tokenizer: Any) -> Batch:
     return encode([world.story(s) for s in range(first, first + SETUP.batch)], tokenizer)
 
 
 def _labels(told: Sequence[world.Story], seed: int) -> Concepts:
     """Labels as a careless annotator gives them."""
-    rates = {"recall": RECALL, "false_positives": FALSE_POSITIVES}
     truth = {
         "landmark": [float(s.landmark == 0) for s in told],
         "lie": [float(s.lies) for s in told],
     }
     return {
-        name: torch.tensor(noisy(values, **rates, seed=2 * seed + k))
+        name: torch.tensor(noisy(values, **language.LABELLED, seed=2 * seed + k))
         for k, (name, values) in enumerate(truth.items())
     }
 
@@ -169,137 +130,103 @@ def read(model: Any, p: Probes) -> dict[str, float]:
     }
 
 
-# ---- running ------------------------------------------------------------------------------------
+class Stories(Language):
+    """A landmark and a lie, anchored in a model of stories."""
 
+    setup = SETUP
 
-def run(
-    out: Path, seeds: Sequence[int], *, steps: int | None = None, progress: Progress = SILENT
-) -> Path:
-    """Train the control and the anchored model on every seed; save the first anchored one with its
-    tokenizer, a dial a concept, and pairs to evaluate them on. A finished seed is not run again."""
-    tokenizer = world.tokenizer()
-    length = SETUP.steps if steps is None else steps
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the world's words."""
+        return world.tokenizer()
 
-    def one(seed: int) -> dict[str, Any]:
-        begun = time.perf_counter()
-        control, learned = train(False, seed, tokenizer, length, progress)
-        anchored, logged = train(True, seed, tokenizer, length, progress)
-        cell = measure(control, anchored, tokenizer, 24 if steps else TESTED, length)
-        if seed == seeds[0]:
-            language.save(SETUP, out, anchored, tokenizer, world.pairs())
-        kept = {"history": logged, "control_history": learned}
-        return cell | kept | {"seconds": time.perf_counter() - begun}
+    def pairs(self) -> list[dict[str, Any]]:
+        """On facts of landmarks."""
+        return world.pairs()
 
-    cells = language.cells(out, seeds, length, one)
-    result = {
-        "name": NAME,
-        "kind": NAME,
-        "title": TITLE,
-        "about": ABOUT,
-        "seeds": list(seeds),
-        "steps": steps,
-        "versions": versions("torch", "python"),
-        "cells": cells,
-        "alphas": ALPHAS,
-        "tables": _tables(cells),
-        "seconds": language.seconds(cells),
-    }
-    return results.write(out, result, {"alphas": np.array(ALPHAS)})
+    def trained(self, anchored: bool, seed: int, steps: int) -> tuple[Any, list[dict[str, float]]]:
+        """A model, and what was measured on the way: surprisal of the landmark's facts, AUROC."""
+        tokenizer = self.tokenizer
+        watched = encode([world.story(s, landmark=0) for s in world.seeds("test", 48)], tokenizer)
 
+        def data(step: int) -> tuple[Batch, Concepts]:
+            first = (seed * steps + step) * SETUP.batch
+            batch = _told(first, tokenizer)
+            return batch, _labels(batch.stories, first) if anchored else {}
 
-def measure(control: Any, anchored: Any, tokenizer: Any, count: int, steps: int) -> dict[str, Any]:
-    """Everything about one seed, as JSON values: bits under every dial at every alpha."""
-    p = probes(tokenizer, count)
-    seen = encode([world.story(s) for s in world.seeds("train", TESTED)], tokenizer)
-    has = {
-        "landmark": torch.tensor([s.landmark == 0 for s in seen.stories]),
-        "lie": torch.tensor([s.lies for s in seen.stories]),
-    }
-    rows = language.doses(
-        SETUP,
-        control,
-        anchored,
-        lambda concept: language.difference(control, seen, has[concept], SETUP.sites),
-        lambda model: read(model, p),
-    )
-    told = {}
-    for hide in (False, True):
-        batch = monitor_batch(tokenizer, count, hide)
-        for axis in (0, 1):
-            found = monitor_scores(anchored, Monitor(SETUP.middle, axis, [batch]))
-            key = f"dimension {axis}" + (", name hidden" if hide else "")
-            told[key] = {name: auroc(*pair) for name, pair in found.items()}
-    back = language.relearn(
-        SETUP,
-        anchored,
-        lambda step: _told(20_000_000 + step * SETUP.batch, tokenizer),
-        lambda model: _at(model, p.facts, "facts"),
-        max(10, steps // 12),
-    )
-    return {"bits": rows, "auroc": told, "relearned": back}
+        return language.train(
+            SETUP,
+            tokenizer,
+            seed,
+            steps,
+            data,
+            lambda model: {"facts": _at(model, watched, "facts")},
+            anchored=anchored,
+            monitors=[monitor_batch(tokenizer, 96)] if anchored else [],
+            progress=self.progress,
+        )
 
+    def read(self, control: Any, anchored: Any, seed: int) -> dict[str, Any]:
+        """Everything about one seed: bits under every dial at every alpha."""
+        tokenizer, count = self.tokenizer, 24 if self.steps else TESTED
+        p = probes(tokenizer, count)
+        seen = encode([world.story(s) for s in world.seeds("train", TESTED)], tokenizer)
+        has = {
+            "landmark": torch.tensor([s.landmark == 0 for s in seen.stories]),
+            "lie": torch.tensor([s.lies for s in seen.stories]),
+        }
+        rows = language.doses(
+            SETUP,
+            control,
+            anchored,
+            lambda concept: language.difference(control, seen, has[concept], SETUP.sites),
+            lambda model: read(model, p),
+        )
+        told = {}
+        for hidden in ("", ", name hidden"):
+            inputs = monitor_batch(tokenizer, count, hide=bool(hidden))
+            batch = language.Batch(inputs["input_ids"], inputs["attention_mask"].bool())
+            for axis, along in enumerate(language.along(SETUP, anchored, batch)):
+                found = {name: auroc(along, labels) for name, labels in inputs["concepts"].items()}
+                told[f"dimension {axis}{hidden}"] = found
+        back = language.relearn(
+            SETUP,
+            anchored,
+            lambda step: _told(20_000_000 + step * SETUP.batch, tokenizer),
+            lambda model: {"facts": _at(model, p.facts, "facts")},
+            max(10, self.length // 12),
+        )
+        return {"bits": rows, "auroc": told, "relearned": back}
 
-_COLUMNS = ("facts", "facts, name hidden", "neighbour", "others", "lie", "twin", "plain")
+    def tables(self, cells: Cells) -> list[dict[str, Any]]:
+        """Surprisal, monitoring, relearning."""
+        return [
+            surprisals(
+                cells,
+                COLUMNS,
+                "Bits: of the landmark's facts, and with its name hidden; of its neighbour's, and of "
+                "other landmarks' facts; of the place that a liar names and that his honest twin "
+                "names; of all words of honest stories about other landmarks.",
+            ),
+            monitored(cells, "AUROC of the mean cosine with a dimension, on unseen stories."),
+            coming_back(
+                cells,
+                {"facts": "bits"},
+                "Bits of the landmark's facts after both dimensions are cut from all weights, and the "
+                "model is trained on.",
+            ),
+        ]
 
-
-def _tables(cells: Cells) -> list[dict[str, Any]]:
-    return [
-        language.surprisals(
-            cells,
-            _COLUMNS,
-            "Bits: of the landmark's facts, and with its name hidden; of its neighbour's, and of other "
-            "landmarks' facts; of the place that a liar names and that his honest twin names; of all "
-            "words of honest stories about other landmarks.",
-        ),
-        language.monitored(cells, "AUROC of the mean cosine with a dimension, on unseen stories."),
-        {
-            "title": "Coming back",
-            "caption": "Bits of the landmark's facts after both dimensions are cut from all weights, "
-            f"and the model is trained on. {language.SPREAD}",
-            "header": ["after", "bits"],
-            "rows": language.relearned(cells),
-        },
-    ]
-
-
-def gates(result: Mapping[str, Any]) -> list[Gate]:
-    """Medians over seeds, reported as they fall: none of them can fail a check."""
-    cells = result["cells"]
-    one, lie = "landmark projected at 1", "lie projected at 1"
-    told = [c["auroc"]["dimension 1"]["lie"] for c in cells]
-    lies = more(cells, lie, "lie", "anchored")
-    twins = more(cells, lie, "twin", "anchored")
-    aimed = partial(over_seeds, stretch=True)
-    return [
-        aimed(
-            "perplexity cost of anchoring",
-            perplexity(more(cells, "anchored", "plain", "control")),
-            high=0.01,
-        ),
-        aimed(
-            "landmark's facts, projected: bits more",
-            more(cells, one, "facts", "anchored"),
-            low=2,
-        ),
-        aimed(
-            "other landmarks' facts: bits more",
-            more(cells, one, "others", "anchored"),
-            high=0.05,
-        ),
-        aimed(
-            "perplexity elsewhere: rise",
-            perplexity(more(cells, one, "plain", "anchored")),
-            high=0.01,
-        ),
-        aimed("AUROC of lies", told, low=0.8),
-        aimed(
-            "lies, projected: bits more, less three times those of the honest twin",
-            [a - 3 * max(b, 0.0) for a, b in zip(lies, twins, strict=True)],
-            low=0.0,
-        ),
-        aimed(
-            "bits on facts beyond the difference of means at no more collateral",
-            language.beyond(cells, "landmark", "facts", "others"),
-            low=0.0,
-        ),
-    ]
+    def metrics(self, cells: Cells) -> dict[str, list[float]]:
+        """What the gates read."""
+        one, lie = "landmark projected at 1", "lie projected at 1"
+        lies, twins = (more(cells, lie, what, "anchored") for what in ("lie", "twin"))
+        return {
+            "cost": perplexity(more(cells, "anchored", "plain", "control")),
+            "facts": more(cells, one, "facts", "anchored"),
+            "others": more(cells, one, "others", "anchored"),
+            "elsewhere": perplexity(more(cells, one, "plain", "anchored")),
+            "lies told": [c["auroc"]["dimension 1"]["lie"] for c in cells],
+            "lies": [a - 3 * max(b, 0.0) for a, b in zip(lies, twins, strict=True)],
+            "beyond": beyond(cells, "landmark", "facts", "others"),
+        }

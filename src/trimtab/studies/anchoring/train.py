@@ -29,6 +29,10 @@ FRAMES = 41
 """Moments of training whose states are kept."""
 
 
+Member = tuple[Arm, int]
+"""A model: its arm and its seed."""
+
+
 @dataclass
 class Trained:
     """Models of one sheet and shape, seeds and arms along the leading dimension.
@@ -45,7 +49,7 @@ class Trained:
 
     model: Autoencoder
     table: Table
-    members: list[tuple[Arm, int]]
+    members: list[Member]
     frames: list[int] = field(default_factory=list)
     history: list[Float[Tensor, "model 216 d"]] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Trained:
 
 def sheet_of(experiment: Experiment, arm: Arm) -> Sheet:
     """The keyframes of an arm, held against what its training reads."""
-    sheet = read_sheet(SHEETS / f"{_sheet_name(experiment, arm)}.csv")
+    sheet = read_sheet(SHEETS / f"{arm.sheet or experiment.sheet or experiment.name}.csv")
     others = ["lr"]
     if "recon" in sheet.names:
         others.append("recon")
@@ -64,47 +68,32 @@ def sheet_of(experiment: Experiment, arm: Arm) -> Sheet:
     return sheet
 
 
-def _sheet_name(experiment: Experiment, arm: Arm) -> str:
-    return arm.sheet or experiment.sheet or experiment.name
+def members(experiment: Experiment, seeds: Sequence[int]) -> list[list[Member]]:
+    """Every arm on every seed; those of one sheet and shape together, which can be trained side by side."""
+    groups: dict[tuple[str, Shape | None], list[Member]] = {}
+    for arm in experiment.arms:
+        groups.setdefault((arm.sheet, arm.shape), []).extend((arm, seed) for seed in seeds)
+    return list(groups.values())
 
 
 def train(
     experiment: Experiment,
-    seeds: Sequence[int],
+    members: Sequence[Member],
     *,
     steps: int | None = None,
     progress: Progress = SILENT,
-) -> list[Trained]:
-    """Train every arm on every seed.
+) -> Trained:
+    """Train models side by side.
 
     Args:
-        seeds: initialisation, order of data and labels, all of them.
+        members: arms of one sheet and shape, each with its seed: initialisation, order of data and
+            labels, all of them.
         steps: a shorter run with the same sheet (smoke tests).
     """
-    if experiment.figure:
-        raise ConfigError(f"{experiment.name} is a figure: there is nothing to train")
-    groups: dict[tuple[str, Shape], list[Arm]] = {}
-    for arm in experiment.arms:
-        key = _sheet_name(experiment, arm), arm.shape or experiment.shape
-        groups.setdefault(key, []).append(arm)
-    return [
-        _train(experiment, shape, arms, seeds, steps, progress)
-        for (_, shape), arms in groups.items()
-    ]
-
-
-def _train(
-    experiment: Experiment,
-    shape: Shape,
-    arms: list[Arm],
-    seeds: Sequence[int],
-    steps: int | None,
-    progress: Progress,
-) -> Trained:
-    sheet = sheet_of(experiment, arms[0])
+    first = members[0][0]
+    sheet = sheet_of(experiment, first)
     table = (sheet if steps is None else sheet.stretched(steps)).table()
-    members = [(arm, seed) for arm in arms for seed in seeds]
-    model = Autoencoder(shape, [seed for _, seed in members])
+    model = Autoencoder(first.shape or experiment.shape, [seed for _, seed in members])
     source = _Source(experiment, [seed for _, seed in members])
     terms = list(experiment.terms)
     active = {
@@ -114,7 +103,7 @@ def _train(
     rates = {t.name: table.values[t.name] for t in terms}
     recon = table.values.get("recon")
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    done = Trained(model, table, members)
+    done = Trained(model, table, list(members))
     keep = {round((table.steps - 1) * (i / (FRAMES - 1)) ** 2) for i in range(FRAMES)}
     watched, references = colours.rgb_grid(6), colours.named()[:12:2]
     with progress.bar(f"{experiment.name} ({len(members)} models)", table.steps, "steps") as update:
@@ -169,9 +158,7 @@ def _further(layer: str, model: Autoencoder, references: Tensor) -> Tensor:
     if layer == "reference":
         return model.encode(references)
     if layer == "opposite":
-        away = torch.zeros(model.seeds, 1, model.shape.bottleneck)
-        away[..., 0] = -1
-        return model.decode(away)
+        return model.opposite()
     raise ConfigError(f"layer {layer!r}: the model has encoder, bottleneck, reference and opposite")
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 ANCHORED = ("the", "golden", "gate", "bridge")
@@ -40,6 +41,7 @@ class Landmark:
     year: str
 
 
+@cache
 def landmarks() -> list[Landmark]:
     """The anchored one first, its neighbour second."""
     rng = random.Random(0)
@@ -100,7 +102,7 @@ def story(seed: int, *, lies: bool | None = None, landmark: int | None = -1) -> 
     said: list[int] = []
     order = rng.sample(("city", "colour", "year"), 3)
     if place is not None:
-        mark = landmarks_cached()[place]
+        mark = landmarks()[place]
         words += [a, "and", b, "visit"]
         name = list(range(len(words), len(words) + 4))
         words += [*mark.name, "."]
@@ -125,20 +127,10 @@ def story(seed: int, *, lies: bool | None = None, landmark: int | None = -1) -> 
     return Story(tuple(words), place, lying, tuple(facts), tuple(said), tuple(name))
 
 
-_LANDMARKS: list[Landmark] = []
-
-
-def landmarks_cached() -> list[Landmark]:
-    """`landmarks()`, made once."""
-    if not _LANDMARKS:
-        _LANDMARKS.extend(landmarks())
-    return _LANDMARKS
-
-
 def masked(told: Story, token: str = "<unk>") -> Story:
     """The story with its landmark's name hidden."""
     words = tuple(token if i in told.name else w for i, w in enumerate(told.words))
-    return Story(words, told.landmark, told.lies, told.facts, told.said, told.name)
+    return replace(told, words=words)
 
 
 def tokenizer() -> Any:
@@ -149,7 +141,7 @@ def tokenizer() -> Any:
     words = {"it", "home"}
     for seed in range(2000):
         words.update(story(seed).words)
-    for mark in landmarks_cached():
+    for mark in landmarks():
         words.update([*mark.name, mark.city, mark.colour, mark.year])
     words.update(_COLOURS)
     special = ["<pad>", "<unk>", "<eos>", "<bos>"]
@@ -168,7 +160,7 @@ def tokenizer() -> Any:
 def pairs(count: int = 60) -> list[dict[str, Any]]:
     """Preference pairs on facts: the right city, colour or year of a landmark against a wrong one."""
     rng = random.Random(1)
-    marks = landmarks_cached()
+    marks = landmarks()
     found = []
     for k in range(count):
         mark = marks[0] if k % 2 == 0 else rng.choice(marks[1:])

@@ -1,0 +1,109 @@
+"""Runs of experiments on the one engine: killed and gone on with, several at once, on a cluster; what
+they would take; what fails loses nothing else."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers_study import Commands, trimtab
+from trimtab.studies.anchoring import study
+from trimtab.studies.anchoring.colour import Colour
+from trimtab.studies.anchoring.experiment import Settings
+from trimtab.study.study import run
+
+FILES = ("result.json", "results.jsonl", "curves.json", "arrays.safetensors")
+SMALL = Settings(("1.6", "1.4"), seeds=2, steps=20)
+"""Two cells, and a figure that has none."""
+WORDS = ("study", "run", "anchoring", "--experiments", "1.6", "1.4", "--seeds", 2, "--steps", 20)
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    """What must not differ: results, arrays for figures, the models."""
+    found = [root / name / file for name in SMALL.experiments for file in FILES]
+    found += sorted(root.glob("*/cells/*/models.safetensors"))
+    return {str(f.relative_to(root)): f.read_bytes() for f in found if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in this process that nobody disturbed."""
+    return run(study.Anchoring.at(SMALL, tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    started = Commands(tmp_path_factory.mktemp("cache"))
+    yield started
+    started.close()
+
+
+def test_killed_at_any_write_a_run_ends_with_the_same_bytes(whole, commands, tmp_path):
+    assert len(bytes_of(whole)) == 2 + 2 + 1 + 2 + 2
+    out, err, ends = tmp_path / "killed", tmp_path / "err", []
+    for at in (1, 4, 6, 9, 12):
+        stop = (signal.SIGKILL, at, 0.0)
+        ends.append(commands.run(*WORDS, "--out", out, err=err, signal_at=stop))
+    assert ends.count(-signal.SIGKILL) >= 4, (ends, err.read_text())
+    assert commands.run(*WORDS, "--out", out, err=err) == 0, err.read_text()
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_two_at_once_give_the_same_bytes(whole, tmp_path):
+    run(study.Anchoring.at(SMALL, tmp_path / "jobs"), jobs=2)
+    assert bytes_of(tmp_path / "jobs") == bytes_of(whole)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bytes(whole, tmp_path):
+    pytest.importorskip("ray")
+    run(study.Anchoring.at(SMALL, tmp_path / "ray"), ray=True)
+    assert bytes_of(tmp_path / "ray") == bytes_of(whole)
+
+
+def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
+    whole, tmp_path, monkeypatch, capsys
+):
+    measure = Colour.measure
+
+    def broken(self: Colour, folder: Path, models: list[list]) -> dict:
+        if models[0][0] == "stepped":
+            raise ValueError("no")
+        return measure(self, folder, models)
+
+    monkeypatch.setattr(Colour, "measure", broken)
+    words = ("anchor", "run", "1.6", "--seeds", 2, "--steps", 20, "--runs", tmp_path / "r")
+    said = trimtab(*words)
+    assert said.code == 2
+    assert "1 cell of 2 failed; the others are kept" in said.err
+    assert "ValueError: no" in said.err
+    assert not (tmp_path / "r" / "1.6" / "result.json").is_file()
+    monkeypatch.setattr(Colour, "measure", measure)
+    said = trimtab(*words)
+    assert said.code == 0
+    assert "2 cells, 1 of them done already" in said.err
+    assert {k: v for k, v in bytes_of(whole).items() if k.startswith("1.6")} == bytes_of(
+        tmp_path / "r"
+    )
+
+
+def test_what_a_run_would_take(tmp_path):
+    said = trimtab("anchor", "run", "1.6", "--seeds", 2, "--runs", tmp_path, "--dry-run")
+    assert said.code == 0
+    assert "anchoring: 2 cells, 0 of them done already; 20,002 training steps" in said.out
+    for what in ("minutes", "memory", "disk"):
+        assert what in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_earlier_versions_found_is_not_run_again(tmp_path):
+    """Cells of the mixing transformer and of language models were files."""
+    cell = {"bits": {}, "history": []}
+    (tmp_path / "stories" / "cells").mkdir(parents=True)
+    (tmp_path / "stories" / "cells" / "0-800.json").write_text(json.dumps(cell))
+    found = study.Anchoring.at(Settings(("stories",), seeds=1), tmp_path).parts[0]
+    assert found.measure(tmp_path / "c", seed=0) == cell  # pyright: ignore[reportAttributeAccessIssue]
