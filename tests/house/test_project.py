@@ -25,7 +25,6 @@ STILL_LONGER = {
     # serve
     "serve/engine.py",
     # statistics
-    "statistics/intervals.py",
     # studies
     # study
     "study/tune.py",

@@ -137,7 +137,7 @@ def test_a_dry_run_says_what_it_takes_and_stops(name, here, tmp_path):
     said = re.match(r"(\w+): (\d+) cells, 0 of them done already; (\d+) training steps", done.out)
     assert said, done.out
     cells, steps = said[2], said[3]
-    many = {"compare": (4, 1), "heads": (7, 4), "rewards": (6, 4), "steering": (4, 1)}[name]
+    many = {"compare": (3, 1), "heads": (7, 4), "rewards": (6, 4), "steering": (4, 1)}[name]
     assert int(cells) == many[0]
     assert int(steps) >= many[1]
     for what, unit in (("minutes", ""), ("memory", "GiB"), ("disk", "MiB")):
