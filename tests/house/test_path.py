@@ -26,7 +26,9 @@ def named_files() -> list[Path]:
     """The files that the page lists, in its order."""
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     part = text.partition("## From pairs to a verdict")[2].partition("\n## ")[0]
-    return [ROOT / "src" / "trimtab" / name for name in re.findall(r"^\d\. `(\S+\.py)`", part, re.M)]
+    return [
+        ROOT / "src" / "trimtab" / name for name in re.findall(r"^\d\. `(\S+\.py)`", part, re.M)
+    ]
 
 
 def the_example() -> str:

@@ -3,6 +3,8 @@ and the study of CONTRIBUTING.md, built from its text."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,9 @@ import pytest
 from test_head_studies import questions
 
 from helpers_study import SMALL, Commands, rows, trimtab, write_lines, write_suite
+from trimtab import models
+from trimtab.pairs import read_pairs
+from trimtab.pairs.neutral import NEUTRAL
 from trimtab.studies import STUDIES, about, study
 from trimtab.study.reading import read
 
@@ -167,11 +172,68 @@ def test_studies_are_listed_run_checked_and_reported(here, whole, tmp_path):
     ]
     refused = trimtab("study", "run", "haeds", "--out", copy)
     assert refused.code == 2
-    assert "no study 'haeds'; did you mean 'heads'?" in refused.err
+    assert "no study 'haeds'; did you mean 'heads'" in refused.err
 
 
 def test_a_study_names_itself_by_its_folder():
     assert {name: study(name).name for name in STUDIES} == {name: name for name in STUDIES}
+
+
+# ---- cells of earlier versions -------------------------------------------------------------------
+
+
+def key_by_hand(common: dict, inputs: dict) -> str:
+    """As cells were named when the schema came: sha256 of the JSON, keys in order."""
+    text = json.dumps({**common, **inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_cells_are_named_as_they_were(here, whole):
+    """Since models are told apart by config, tokenizer and template (2026-11-29)."""
+    model = models.identify(str(here / "model")).whole
+    on = {"format": 1, "model": model, "dtype": "auto", "device": "cpu", "threads": 1}
+    tests = {name: read_pairs(f"choices:{name}/test", here).limit(3) for name in "abc"}
+    rewards = {**on, "max_length": 1024, "tests": {t: p.digest for t, p in tests.items()}}
+    assert (whole["rewards"][0] / f"cells/base-{key_by_hand(rewards, {'arm': 'base'})}").is_dir()
+    train, test = (read_pairs(f"jsonl:{here}/{name}.jsonl") for name in ("train", "test"))
+    heads = {**on, "max_length": 256, "train": train.digest, "kl_items": 2, "alphas": [1.0]}
+    heads["tests"] = {f"jsonl:{here}/test.jsonl": test.digest}
+    assert (whole["heads"][0] / f"cells/zero-{key_by_hand(heads, {'arm': 'zero'})}").is_dir()
+    train, test = (
+        read_pairs("personas:honesty").limit(4),
+        read_pairs("traits:honesty/test").limit(3),
+    )
+    neutral = hashlib.sha256("\n".join(NEUTRAL[:2]).encode()).hexdigest()
+    dose = {**on, "train": train.digest, "test": test.digest, "neutral": neutral, "items": 3}
+    dose |= {"passages": 2, "prompts": 1, "new_tokens": 2}
+    key = key_by_hand(dose, {"method": None})
+    assert (whole["steering"][0] / f"cells/prompt-{key}.json").is_file()
+
+
+def test_finished_cells_are_found_again_and_older_ones_named(here, whole, monkeypatch):
+    """Cells of `dose` held their figures without a frame, and jobs named other modules; what was done before
+    models were told apart is not used, and said to be there."""
+    out = here / "earlier"
+    shutil.copytree(whole["steering"][0], out)
+    for file in out.glob("cells/*.json"):
+        content = json.loads(file.read_text())
+        file.write_text(
+            json.dumps({**content["found"], "versions": content["versions"], "seconds": 1})
+        )
+    for file in out.glob("cells/*/job.json"):
+        run = "trimtab.studies.steering.cells:Stage.measure"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "run": run}))
+    old = out / "cells" / "pca-0123456789abcdef.json"
+    old.write_text(json.dumps({"name": "pca"}))
+    for name in ("results.jsonl", "verdicts.jsonl", "study.json"):
+        (out / name).unlink()
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    command = [word for word in words("steering", here, out) if word != "--quiet"]
+    done = trimtab(*command)
+    assert done.code == 0, done.err
+    assert "3 cells, 3 of them done already" in done.err
+    assert f"{old.parent}: 1 done by an earlier version of trimtab, which did not tell" in done.err
+    assert files(out) == files(whole["steering"][0])
 
 
 # ---- the study of the documentation --------------------------------------------------------------
