@@ -24,8 +24,6 @@ MAX_LINES = 400
 STILL_LONGER = {
     # serve
     "serve/engine.py",
-    # statistics
-    # studies
     # study
     "study/tune.py",
 }

@@ -10,9 +10,9 @@ from test_report import edit, make_run
 
 from trimtab.report import read_results
 from trimtab.report.figures import accuracy
-from trimtab.report.heads_figures import ARMS
 from trimtab.report.looks import MARKERS, TABLE, looks_of
 from trimtab.report.tables import looks
+from trimtab.report.wording import NAMES
 from trimtab.training import METHODS
 
 
@@ -40,7 +40,7 @@ def test_a_method_looks_the_same_on_every_page(tmp_path):
 def test_every_method_has_a_place_in_the_table():
     """Those of `trimtab methods`, and the arms of comparisons of heads."""
     assert METHODS.keys() <= TABLE.keys()
-    assert {re.sub("[^a-z0-9]+", "-", arm) for arm in ARMS} <= TABLE.keys()
+    assert {re.sub("[^a-z0-9]+", "-", arm) for arm in NAMES} <= TABLE.keys()
 
 
 def test_markers_at_100_percent_are_whole(tmp_path):

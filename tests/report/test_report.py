@@ -781,6 +781,18 @@ def test_tables_say_which_figures_are_adjusted(run, tmp_path):
     assert "each for itself" in shown(run)
 
 
+def test_every_committed_page_says_which_figures_are_adjusted():
+    """Verdicts adjusted for their number stand beside intervals that are not."""
+    pages = Path(__file__).parents[2] / "docs" / "results"
+    seen = [page.name for page in pages.glob("*.md") if "95 %" in page.read_text("utf-8")]
+    assert len(seen) >= 5
+    for page in (pages / name for name in seen):
+        text = page.read_text("utf-8")
+        assert "each for itself" in text or "not adjusted" in text, page
+        if "p (Holm)" in text or "is a verdict" in text:
+            assert "adjusted (Holm)" in text or "adjusted by Holm" in text, page
+
+
 # ---- blocks -------------------------------------------------------------------------------------
 
 

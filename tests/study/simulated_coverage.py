@@ -8,6 +8,7 @@ a share is right: pairs of one item go together (intraclass correlation 0.5, bet
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -49,12 +50,12 @@ def coverage(kind: str, items: int, share: float, draws: int = DRAWS) -> float:
     return found / draws
 
 
-def rows(draws: int = DRAWS) -> list[list[str]]:
+def rows(items: Sequence[int] = ITEMS, kinds: Iterable[str] = KINDS) -> list[list[str]]:
     """The table: a row a number of items and a kind, a column a share; percent."""
     return [
-        [str(n), kind, *(f"{100 * coverage(kind, n, share, draws):.1f}" for share in SHARES)]
-        for n in ITEMS
-        for kind in KINDS
+        [str(n), kind, *(f"{100 * coverage(kind, n, share):.1f}" for share in SHARES)]
+        for n in items
+        for kind in kinds
     ]
 
 

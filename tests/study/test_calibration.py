@@ -10,7 +10,8 @@ from simulated_scores import SEEDS, scores
 
 from trimtab.statistics import SHARE, paired_difference, verdict
 
-NULLS = 2000
+FEW, NULLS = 1000, 2000
+"""Enough for the bounds here; the slow tests take more."""
 
 
 def false_verdicts(nulls: int, seeds: int, items: int, spreads: tuple[float, ...]) -> int:
@@ -40,17 +41,17 @@ def power(n: int, seeds: int, items: int, spread: float) -> float:
 
 
 def test_few_nulls_get_a_verdict():
-    """2,000 nulls at 5 seeds, a quarter each at 0, 1.4, 2.8 and 5.6 points between runs."""
-    found = false_verdicts(NULLS, seeds=5, items=250, spreads=SEEDS)
-    assert upper(found, NULLS) <= 0.07, found / NULLS
-    assert found / NULLS > 0.02, "so careful that nothing would ever be found"
+    """1,000 nulls at 5 seeds, a quarter each at 0, 1.4, 2.8 and 5.6 points between runs."""
+    found = false_verdicts(FEW, seeds=5, items=250, spreads=SEEDS)
+    assert upper(found, FEW) <= 0.07, found / FEW
+    assert found / FEW > 0.02, "so careful that nothing would ever be found"
 
 
 def test_few_nulls_get_a_verdict_in_one_run():
-    """2,000 nulls of one run on 60 items that differ in items alone: McNemar's level."""
-    found = false_verdicts(NULLS, seeds=1, items=60, spreads=(0.0,))
-    assert upper(found, NULLS) <= 0.07, found / NULLS
-    assert found / NULLS > 0.02
+    """1,000 nulls of one run on 60 items that differ in items alone: McNemar's level."""
+    found = false_verdicts(FEW, seeds=1, items=60, spreads=(0.0,))
+    assert upper(found, FEW) <= 0.07, found / FEW
+    assert found / FEW > 0.02
 
 
 def test_a_difference_of_five_points_is_found():

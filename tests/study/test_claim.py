@@ -9,7 +9,7 @@ import pytest
 from test_report import make_run
 
 from trimtab.report import read_results
-from trimtab.report.claim import answer, findings, judged
+from trimtab.report.claim import FURTHER, KEPT, OPEN, answer, findings, judged
 from trimtab.report.results import ALPHA_1, Difference, Results
 from trimtab.studies.pages import write_pages
 
@@ -86,7 +86,7 @@ def said_of(run: Results, gains: list[tuple[float, float]], learned: float = 0.0
 
 def test_words_follow_from_the_verdicts(run):
     finding, text = said_of(run, [(0.1, 0.001), (0.0, 0.9)])
-    assert (finding.word, len(finding.further), len(finding.open)) == ("holds", 1, 1)
+    assert (finding.word, len(finding.parts[FURTHER]), len(finding.parts[OPEN])) == ("holds", 1, 1)
     assert text.startswith("The claim holds in this run. It holds for m.")
     assert "further than DPO on s0 (+10.0 points, 95 % +5.0 to +15.0)" in finding.sentence("DPO")
     assert "on s1 it cannot be told from DPO (differences under 7 points" in finding.sentence("DPO")
@@ -110,7 +110,7 @@ def test_words_follow_from_the_verdicts(run):
 
 def test_who_learned_nothing_did_not_generalise(run):
     finding, text = said_of(run, [(0.1, 0.001)], learned=0.6)
-    assert (finding.word, len(finding.kept)) == ("cannot tell", 1)
+    assert (finding.word, len(finding.parts[KEPT])) == ("cannot tell", 1)
     assert "without having learned" in finding.sentence("DPO")
     assert "holds for" not in text
 

@@ -360,7 +360,7 @@ def test_fit_from_the_store(
     ]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert history[-1]["margin"] > history[0]["margin"]
-    assert dial.info.measured["alpha"] == [0.0, 2.0]
+    assert dial.info.measured["alphas"] == [0.0, 2.0]
     for k, v in model.state_dict().items():
         assert torch.equal(v, before[k]), k
     loaded = Dial.from_pretrained(tmp_path / "dial")

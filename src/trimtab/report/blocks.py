@@ -108,6 +108,14 @@ def shown(blocks: Sequence[Block], on: On) -> Iterator[Block]:
             yield block
 
 
+def walked(blocks: Sequence[Block], on: On) -> Iterator[Block]:
+    """The blocks of a rendering in reading order: a section, then what is in it."""
+    for block in shown(blocks, on):
+        yield block
+        if isinstance(block, Section):
+            yield from walked(block.blocks, on)
+
+
 def plain(text: str) -> str:
     """Text that Markdown shows as it stands, on one line."""
     for character in "\\`*_<>|":

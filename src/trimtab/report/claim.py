@@ -4,7 +4,7 @@ baseline". Judged from verdicts alone, in words that follow from them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trimtab.report import wording
@@ -34,60 +34,44 @@ def judged(
     return dict(zip(found, lines.judged(list(found.values())), strict=True))
 
 
+FURTHER, KEPT, LESS, OPEN = "further", "kept", "less", "open"
+SAID = {
+    FURTHER: "further than {baseline} on {suites}",
+    LESS: "less far than {baseline} on {suites}",
+    KEPT: "ahead of {baseline} on {suites}, but without having learned: in distribution it cannot "
+    "be told from the bare model, or is worse",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A method on all shifts, by suite.
-
-    Attributes:
-        further: better than the baseline out of distribution, having learned: better than the bare
-            model in distribution.
-        kept: better than the baseline out of distribution without having learned.
-        less: worse than the baseline out of distribution.
-        open: one cannot tell.
-    """
+    """A method on all shifts."""
 
     method: str
-    further: tuple[Difference, ...]
-    kept: tuple[Difference, ...]
-    less: tuple[Difference, ...]
-    open: tuple[Difference, ...]
-    suites: dict[int, str]
-    """Of each comparison, by id."""
+    parts: Mapping[str, Mapping[str, Difference]]
+    """Comparisons by suite: FURTHER, better than the baseline out of distribution, having learned (better
+    than the bare model in distribution); KEPT, the same without having learned; LESS, worse than the
+    baseline out of distribution; OPEN, one cannot tell."""
 
     @property
     def word(self) -> str:
         """`holds`, `does not hold`, `holds in part`, or `cannot tell`."""
-        if self.further and self.less:
-            return "holds in part"
-        if self.less:
-            return "does not hold"
-        return "holds" if self.further else "cannot tell"
+        if self.parts[LESS]:
+            return "holds in part" if self.parts[FURTHER] else "does not hold"
+        return "holds" if self.parts[FURTHER] else "cannot tell"
 
     def sentence(self, baseline: str) -> str:
         """The word, then where it generalised further, less far, and where one cannot tell."""
         said = []
-        for name, text in (
-            ("further", f"further than {baseline} on {{}}"),
-            ("less", f"less far than {baseline} on {{}}"),
-            (
-                "kept",
-                f"ahead of {baseline} on {{}}, but without having learned: in distribution it cannot "
-                "be told from the bare model, or is worse",
-            ),
-        ):
-            mine: tuple[Difference, ...] = getattr(self, name)
-            if mine:
-                said.append(
-                    text.format(wording.join([f"{self.suites[id(c)]} ({points(c)})" for c in mine]))
-                )
-        if self.open:
-            sizes = [100 * c.mde for c in self.open if math.isfinite(c.mde)]
+        for part, text in SAID.items():
+            if mine := self.parts[part]:
+                suites = wording.join([f"{suite} ({points(c)})" for suite, c in mine.items()])
+                said.append(text.format(baseline=baseline, suites=suites))
+        if unclear := self.parts[OPEN]:
             told = f"be told from {baseline}"
-            if said:
-                on = wording.join([self.suites[id(c)] for c in self.open])
-                said.append(f"on {on} it cannot {told}{_blind(sizes)}")
-            else:
-                said.append(f"cannot {told} anywhere{_blind(sizes)}")
+            on = f"on {wording.join([*unclear])} it cannot {told}"
+            blind = _blind([100 * c.mde for c in unclear.values() if math.isfinite(c.mde)])
+            said.append((on if said else f"cannot {told} anywhere") + blind)
         return "; ".join([*([] if self.word == "cannot tell" else [self.word]), *said])
 
 
@@ -100,23 +84,20 @@ def findings(oos: Table, learned: Table, methods: Iterable[str]) -> list[Finding
     """
     made = []
     for method in methods:
-        mine = {suite: c for (suite, name), c in oos.items() if name == method}
-        if not mine:
-            continue
-        parts: dict[str, list[Difference]] = {n: [] for n in ("further", "kept", "less", "open")}
-        for suite, c in mine.items():
+        parts: dict[str, dict[str, Difference]] = {part: {} for part in (FURTHER, KEPT, LESS, OPEN)}
+        for suite, c in ((suite, c) for (suite, name), c in oos.items() if name == method):
             gain = learned.get((suite, method))
             did = gain is not None and gain.verdict == "better"
-            where = {"better": "further" if did else "kept", "worse": "less"}
-            parts[where.get(c.verdict, "open")].append(c)
-        suites = {id(c): suite for suite, c in mine.items()}
-        made.append(Finding(method, **{k: tuple(v) for k, v in parts.items()}, suites=suites))
+            where = {"better": FURTHER if did else KEPT, "worse": LESS}
+            parts[where.get(c.verdict, OPEN)][suite] = c
+        if any(parts.values()):
+            made.append(Finding(method, parts))
     return made
 
 
 def answer(found: Sequence[Finding], baseline: str) -> str:
     """The claim as a whole, in a sentence or two."""
-    rows = [c for f in found for c in (*f.further, *f.kept, *f.less, *f.open)]
+    rows = [c for f in found for part in f.parts.values() for c in part.values()]
     if not rows:
         return "No method was compared out of distribution: nothing can be said of the claim."
     run = " in this run" if any(c.in_this_run for c in rows) else ""

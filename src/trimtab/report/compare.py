@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from rich.console import RenderableType
@@ -25,7 +26,6 @@ from trimtab.report.blocks import (
 from trimtab.report.results import (
     ALPHA_1,
     EQUAL_KL,
-    NEUTRAL,
     Difference,
     Grid,
     Results,
@@ -57,7 +57,7 @@ def read_page(run_dir: str | Path) -> Page:
         TrimtabError: a result file is missing or malformed.
     """
     if is_grid(run_dir):
-        return grid_page(read_grid(run_dir))
+        return grid_page(*read_grid(run_dir))
     return page(read_results(run_dir))
 
 
@@ -77,12 +77,10 @@ def write_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
         TrimtabError: a result file is missing or malformed, or the page cannot be written.
     """
     path = Path(out) if out is not None else Path(run_dir) / "report.html"
-    if is_grid(run_dir):
-        grid = read_grid(run_dir)
-        for name in grid.names:
-            write_page(Path(run_dir) / name)
-        return render.write(grid_page(grid), path, On.HTML)
-    return render.write(page(read_results(run_dir)), path, On.HTML)
+    made = read_page(run_dir)
+    for name in read_grid(run_dir)[0].studies if is_grid(run_dir) else ():
+        write_page(Path(run_dir) / name)
+    return render.write(made, path, On.HTML)
 
 
 def write_markdown(run_dir: str | Path, out_md: str | Path) -> Path:
@@ -201,21 +199,21 @@ def _caveats(found: Iterable[str]) -> list[Section]:
 
 def _dose(results: Results) -> Section:
     """What turning the dial does, and the damage it is bought with."""
-    rows = []
-    for method in results.methods:
-        slope, r2, monotone = (results.summary(method, m) for m in ("slope", "r2", "monotone"))
-        equal = 1.0 if method == results.baseline else results.alpha_of_equal_kl(method)
-        rows.append(
-            [
-                plain(wording.label(method)),
-                wording.figure(slope, wording.number, ", ", value=wording.signed),
-                wording.number(r2.value if r2 else None),
-                wording.number(monotone.value if monotone else None),
-                *(wording.number(_damage(results, method, m), 3) for m in ("kl", "nll_rise")),
-                wording.alpha(equal),
-            ]
-        )
-    header = ["method", "slope", "R²", "monotone", "KL at 1", "NLL rise", "α at equal KL"]
+
+    def summed(metric: str, **how: Any) -> Callable[[str], str]:
+        return lambda m: wording.figure(results.summary(m, metric), wording.number, ", ", **how)
+
+    def damage(metric: str) -> Callable[[str], str]:
+        return lambda m: wording.number(results.damage(m, metric), 3)
+
+    columns = {
+        "slope": summed("slope", value=wording.signed),
+        "R²": summed("r2"),
+        "monotone": summed("monotone"),
+        "KL at 1": damage("kl"),
+        "NLL rise": damage("nll_rise"),
+        "α at equal KL": lambda m: wording.alpha(results.alpha_of_equal_kl(m)),
+    }
     ring = (
         f" In the panel of KL the dashed line is {plain(wording.label(results.baseline))} at α = 1, and "
         "the rings are where each dial reaches it; beyond the axis, the table has it."
@@ -236,13 +234,9 @@ def _dose(results: Results) -> Section:
         "(R²), whether every step goes up (1 = always); damage on neutral text at α = 1.",
         On.ALL,
     )
-    shown = [drawn, about, Table(header, rows)] if wording.has_dose(results) else []
+    table = tables.by_method(results.methods, list(columns), lambda m, c: columns[c](m))
+    shown = [drawn, about, table] if wording.has_dose(results) else []
     return Section("Dose–response, and what it costs", shown, On.HTML | On.CONSOLE)
-
-
-def _damage(results: Results, method: str, metric: str) -> float | None:
-    at_1 = [p for p in results.curve(method, NEUTRAL, metric) if p.alpha == 1]
-    return at_1[0].value if at_1 else None
 
 
 def _training(results: Results, many: bool) -> Figure:
@@ -260,9 +254,8 @@ def _training(results: Results, many: bool) -> Figure:
 # ---- several ------------------------------------------------------------------------------------
 
 
-def grid_page(grid: Grid) -> Page:
+def grid_page(grid: Grid, studies: Sequence[Results]) -> Page:
     """Several models and suites: the answer, gains by shift, a part each."""
-    studies = grid.studies
     baseline = wording.label(next((s.baseline for s in studies if s.baseline), ""))
     caption = (
         f"Points of accuracy above {baseline} on the same items, dials at α = 1, with 95 % "
@@ -282,7 +275,7 @@ def grid_page(grid: Grid) -> Page:
         told = [Text(said), _gains(studies, gains)] if any(gains) else []
         blocks.append(Section(f"Gain over {other}", told, On.PAGES))
     lines = []
-    for name, r in zip(grid.names, studies, strict=True):
+    for name, r in zip(grid.studies, studies, strict=True):
         where = plain(f"{r.study.suite} on {wording.model(r.study.model)}")
         lines.append(f"[{where}]({quote(name)}/report.html): {plain(wording.headline(r))}")
         parts = [

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from trimtab.study.reading import read
-from trimtab.study.results import EQUAL_KL, PERSONA, About, Difference, Generation, Measurement, Run
+from trimtab.study.results import EQUAL_KL, PERSONA, Difference, Generation, Measurement
 
 RANDOM = "random"
 
@@ -40,35 +39,25 @@ class Cell:
         return found if found == found else None
 
 
-@dataclass(frozen=True)
 class Doses:
-    """The result files of one trait."""
+    """The result files of one trait.
 
-    folder: Path
-    run: Run
+    Raises:
+        TrimtabError: one is missing or malformed.
+    """
 
-    @property
-    def about(self) -> About:
-        """What was run."""
-        return self.run.about
-
-    @property
-    def trait(self) -> str:
-        """Its name."""
-        return self.about.suite
-
-    @property
-    def generations(self) -> tuple[Generation, ...]:
-        """All answers."""
-        return self.run.generations
-
-    @cached_property
-    def cells(self) -> dict[str, Cell]:
-        """All cells by name, in order."""
-        by: dict[str, list[Measurement]] = {}
+    def __init__(self, folder: Path):
+        self.run = read(folder)
+        self.about = self.run.about
+        self.trait = self.about.suite
+        rows: dict[str, list[Measurement]] = {}
         for m in self.run.measurements:
-            by.setdefault(name_of(m), []).append(m)
-        return {name: self._cell(name, rows) for name, rows in by.items()}
+            rows.setdefault(name_of(m), []).append(m)
+        self.cells = {name: self._cell(name, of) for name, of in rows.items()}
+        """All cells by name, in order."""
+        self._differences = {
+            (name_of(d), d.against, d.metric): d for d in reversed(self.run.differences)
+        }
 
     def _cell(self, name: str, rows: list[Measurement]) -> Cell:
         points: dict[float, dict[str, float]] = {}
@@ -86,14 +75,7 @@ class Doses:
 
     def against(self, name: str, rival: str, metric: str = "per_damage") -> Difference | None:
         """A cell's difference from another."""
-        return next(
-            (
-                d
-                for d in self.run.differences
-                if (name_of(d), d.against, d.metric) == (name, rival, metric)
-            ),
-            None,
-        )
+        return self._differences.get((name, rival, metric))
 
     @property
     def methods(self) -> list[Cell]:
@@ -110,12 +92,3 @@ class Doses:
 def name_of(line: Measurement | Difference | Generation) -> str:
     """The name of a line's cell."""
     return f"{RANDOM}-{line.seed}" if line.method == RANDOM else line.method
-
-
-def read_doses(folder: Path) -> Doses:
-    """The result files of a trait.
-
-    Raises:
-        TrimtabError: one is missing or malformed.
-    """
-    return Doses(folder, read(folder))

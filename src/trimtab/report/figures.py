@@ -243,15 +243,12 @@ def training(results: Results) -> list[Panel]:
 
 def _equal_kl(results: Results) -> list[tuple[Look, float, float]]:
     """Where each dial has the baseline's KL at alpha 1: there dials are compared again."""
-    if results.baseline is None:
+    level = results.damage(results.baseline, "kl") if results.baseline else None
+    if level is None or not math.isfinite(level):
         return []
-    at_1 = [p.value for p in results.curve(results.baseline, NEUTRAL, "kl") if p.alpha == 1]
-    if not at_1 or not math.isfinite(at_1[0]):
-        return []
-    looks, reached = looks_of(results.methods), {results.baseline: 1.0}
-    for m in results.methods:
-        reached.setdefault(m, results.alpha_of_equal_kl(m) or math.nan)
-    return [(looks[m], reached[m], at_1[0]) for m in results.methods]
+    looks = looks_of(results.methods)
+    reached = {m: results.alpha_of_equal_kl(m) for m in results.methods}
+    return [(looks[m], at, level) for m, at in reached.items() if at is not None]
 
 
 def alpha_axis(ax: Axes, alphas: Sequence[float]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from trimtab.errors import TrimtabError
 from trimtab.report import heads_figures, tables, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, listed, plain
-from trimtab.report.heads_figures import IN_DOMAIN, arm_name, look
+from trimtab.report.heads_figures import IN_DOMAIN, look
+from trimtab.report.wording import label
 from trimtab.study.reading import read, runs_in
 from trimtab.study.results import Difference, Measurement
 
@@ -63,7 +64,7 @@ def heads_page(runs: Sequence[HeadRun], folder: str) -> Page:
     claims = [Text(part) for part in _claims(runs)]
     blocks.append(Section("What holds of the published claims", claims))
     arms = dict.fromkeys(line.method for run in runs for line in run.lines)
-    return Page("Heads", blocks, "heads", {arm_name(arm): look(arm) for arm in arms})
+    return Page("Heads", blocks, "heads", {label(arm): look(arm) for arm in arms})
 
 
 # ---- preference heads ---------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def _rewards(run: HeadRun) -> list[str | Table]:
         rows = []
         for arm, read_out in heads_figures.arms(run.lines):
             by = {x.split: x for x in run.lines if (x.method, x.read_out) == (arm, read_out)}
-            row = [plain(arm_name(arm)), read_out, str(by[average].seeds)]
+            row = [plain(label(arm)), read_out, str(by[average].seeds)]
             cells = [wording.share(by[t].value) for t in tasks]
             rows.append([*row, *cells, wording.figure(by[average])])
         parts += [
@@ -126,7 +127,7 @@ def _alignment(run: HeadRun) -> list[str | Table]:
                 by = {x.alpha: x for x in mine if (x.method, x.metric) == (arm, metric)}
                 if arm != "base":
                     cells = [wording.figure(by[a], form) for a in alphas]
-                    rows.append([plain(arm_name(arm)), str(by[alphas[0]].seeds), *cells])
+                    rows.append([plain(label(arm)), str(by[alphas[0]].seeds), *cells])
             about = f"The bare model has {wording.figure(base)}." if metric == "accuracy" else ""
             parts += [
                 f"**{plain(test)}: {title}.** {about}".rstrip(),
@@ -136,7 +137,7 @@ def _alignment(run: HeadRun) -> list[str | Table]:
     if rates := run.rates:
         rows = [
             [
-                plain(arm_name(arm)),
+                plain(label(arm)),
                 f"{x['tokens_per_second']:.1f}",
                 f"{x['of_base']:.2f} [{x['of_base_low']:.2f}–{x['of_base_high']:.2f}]",
                 f"{x['of_genarm']:.2f}",
@@ -149,7 +150,7 @@ def _alignment(run: HeadRun) -> list[str | Table]:
             f"{run.study.more['clock']} time: medians, in brackets the least and the largest.",
             Table(["", "tokens a second", "of the bare model's", "of GenARM's"], rows, (1, None)),
         ]
-    said = ", ".join(f"{arm_name(arm)} {seconds:,.0f} s" for arm, seconds in run.took.items())
+    said = ", ".join(f"{label(arm)} {seconds:,.0f} s" for arm, seconds in run.took.items())
     parts.append(
         f"Processor time of training: {plain(said)}; the head's states were stored in "
         f"{run.study.more['seconds_to_store']:,.0f} s. ARGS's KL is that of a draw among its "
@@ -181,7 +182,7 @@ def _reward_claims(run: HeadRun) -> Iterator[tuple[str, list[str]]]:
     yield "A head leaves the model's output as it is.", [changed if moved else kept]
     rewards = [v for v in told if v.read_out == "reward"]
     for against in ("sft", "dpo"):
-        claim = f"Ranking by reward answers better than {arm_name(against)} by log-prob."
+        claim = f"Ranking by reward answers better than {label(against)} by log-prob."
         yield claim, [_said(v) for v in rewards if v.against == against]
     claim = "The reward ranks better than the log-probs of the very model it was trained with."
     yield claim, [_said(v) for v in told if v.method == "dph joint" == v.against]
@@ -217,7 +218,7 @@ def _alignment_claims(run: HeadRun) -> Iterator[tuple[str, list[str]]]:
     yield "Its strength is set when it is used.", [zero, *_rise(run)]
     for against in ("dpo", "genarm", "args"):
         mine = [v for v in run.verdicts if (v.method, v.against) == ("iav", against)]
-        yield f"It keeps up with {arm_name(against)}.", [_said(v) for v in mine]
+        yield f"It keeps up with {label(against)}.", [_said(v) for v in mine]
     learned = [_said(v) for v in run.verdicts if v.against == "base"]
     yield "It learns the preference.", learned
     if {"iav", "genarm", "args"} <= run.rates.keys():
@@ -276,7 +277,7 @@ def _differences(lines: Sequence[Difference]) -> Table:
 
 def _sides(v: Difference) -> tuple[str, str]:
     both = ((v.method, v.read_out), (v.against, v.against_read_out))
-    one, other = (f"{arm_name(a)} by {by}" if by else arm_name(a) for a, by in both)
+    one, other = (f"{label(a)} by {by}" if by else label(a) for a, by in both)
     return one, other
 
 

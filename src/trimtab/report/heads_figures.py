@@ -10,28 +10,12 @@ from trimtab.report import figures, svg
 from trimtab.report.figures import Mark
 from trimtab.report.looks import Look, looks_of
 from trimtab.report.svg import Panel
+from trimtab.report.wording import label
 from trimtab.study.results import About, Measurement
 
 IN_DOMAIN, HELD_OUT = "in-domain average", "held-out average"
-ARMS = {
-    "base": "bare model",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "dph joint": "DPH joint",
-    "dph frozen": "DPH frozen",
-    "dph frozen, more data": "DPH frozen, more data",
-    "iav": "IAV",
-    "iav merged": "IAV merged",
-    "genarm": "GenARM",
-    "args": "ARGS",
-}
 ABLATED = "dph, "
 """How the methods of the ablation begin: `dph, identity × listwise`."""
-
-
-def arm_name(arm: str) -> str:
-    """An arm's name for people."""
-    return ARMS.get(arm, arm)
 
 
 def look(arm: str) -> Look:
@@ -61,7 +45,7 @@ def panels(
 
 def _shares(lines: Sequence[Measurement]) -> list[Panel]:
     """A panel each of both averages: every arm with its interval; the bare model's as a line."""
-    names = {(a, r): f"{arm_name(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
+    names = {(a, r): f"{label(a)}, {r}".replace("more data, ", "more, ") for a, r in arms(lines)}
     found = []
     for split, title in ((IN_DOMAIN, "In domain"), (HELD_OUT, "Held out")):
         mine = [x for x in lines if x.split == split]
@@ -110,5 +94,5 @@ def _curve(lines: Sequence[Measurement], test: str, metric: str) -> Panel:
         f"{metric}-{test}",
         curves,
         {arm: look(arm) for arm in curves},
-        legend=arm_name,
+        legend=label,
     )

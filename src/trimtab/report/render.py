@@ -14,7 +14,7 @@ from rich.text import Text as RichText
 from trimtab import files
 from trimtab.errors import TrimtabError
 from trimtab.report import svg
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, plain, shown
+from trimtab.report.blocks import Figure, On, Page, Section, Table, Text, plain, walked
 from trimtab.report.html import bare, html, interval_of
 
 WIDTH = 100
@@ -35,8 +35,7 @@ def write(page: Page, path: Path, to: On = On.MARKDOWN) -> Path:
         _write(path, html(page))
         return path
     path = path if path.suffix == ".md" else path.with_name(f"{path.name}.md")
-    drawn = [f for f in figures(page.blocks) if f.panels]
-    if drawn:
+    if drawn := _figures(page):
         panels = [panel for figure in drawn for panel in figure.panels]
         _write(path.with_suffix(".svg"), svg.sheet(panels, drawn[0].columns))
     _write(path, markdown(page, path.with_suffix(".svg").name))
@@ -50,13 +49,9 @@ def _write(path: Path, text: str) -> None:
         raise TrimtabError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def figures(blocks: Sequence[Block]) -> Iterator[Figure]:
+def _figures(page: Page) -> list[Figure]:
     """The figures of a page in Markdown."""
-    for block in shown(blocks, On.MARKDOWN):
-        if isinstance(block, Section):
-            yield from figures(block.blocks)
-        elif isinstance(block, Figure):
-            yield block
+    return [b for b in walked(page.blocks, On.MARKDOWN) if isinstance(b, Figure)]
 
 
 # ---- Markdown -----------------------------------------------------------------------------------
@@ -64,23 +59,17 @@ def figures(blocks: Sequence[Block]) -> Iterator[Figure]:
 
 def markdown(page: Page, figure: str) -> str:
     """A page as Markdown; `figure` is the name of the file beside it."""
-    parts = [f"# {page.title}"]
-    first = next(figures(page.blocks), None)
-
-    def add(blocks: Sequence[Block]) -> None:
-        for block in shown(blocks, On.MARKDOWN):
-            if isinstance(block, Section):
-                parts.append(f"{'#' * block.level} {block.title}")
-                add(block.blocks)
-            elif isinstance(block, Figure):
-                if block is first:
-                    parts.append(f"![{block.about}]({figure.replace(' ', '%20')})")
-                if block.caption:
-                    parts.append(block.caption)
-            else:
-                parts.append(block.words if isinstance(block, Text) else _table(block))
-
-    add(page.blocks)
+    parts, drawn = [f"# {page.title}"], False
+    for block in walked(page.blocks, On.MARKDOWN):
+        if isinstance(block, Section):
+            parts.append(f"{'#' * block.level} {block.title}")
+        elif isinstance(block, Figure):
+            file = figure.replace(" ", "%20")
+            shown = [] if drawn else [f"![{block.about}]({file})"]
+            parts += [*shown, *([block.caption] if block.caption else [])]
+            drawn = True
+        else:
+            parts.append(block.words if isinstance(block, Text) else _table(block))
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,18 +95,13 @@ def _table(table: Table) -> str:
 def console(page: Page) -> RenderableType:
     """A page's tables and what goes with them, at most `WIDTH` columns wide."""
     parts: list[RenderableType] = []
-
-    def add(blocks: Sequence[Block]) -> None:
-        for block in shown(blocks, On.CONSOLE):
-            if isinstance(block, Section):
-                parts.append(RichText(bare(block.title), "bold"))
-                add(block.blocks)
-            elif isinstance(block, Text):
-                parts.append(RichText(bare(block.words), "" if block.lead else "dim"))
-            elif isinstance(block, Table):
-                parts.append(_OnConsole(block))
-
-    add(page.blocks)
+    for block in walked(page.blocks, On.CONSOLE):
+        if isinstance(block, Section):
+            parts.append(RichText(bare(block.title), "bold"))
+        elif isinstance(block, Text):
+            parts.append(RichText(bare(block.words), "" if block.lead else "dim"))
+        elif isinstance(block, Table):
+            parts.append(_OnConsole(block))
     return Group(*parts)
 
 

@@ -20,23 +20,12 @@ from trimtab.study.results import (
     Curve,
     Difference,
     Generation,
+    Grid,
     Measurement,
 )
 
 TRAIN, DOSE, NEUTRAL = "train", "dose", "neutral"
 """Splits with a part of their own: training items, the dose–response part, neutral text."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Results of several models and suites that were compared together."""
-
-    title: str
-    command: str
-    notes: tuple[str, ...]
-    studies: tuple[Results, ...]
-    names: tuple[str, ...]
-    """Their folders within the grid's."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +115,15 @@ class Results:
 
     def alpha_of_equal_kl(self, method: str) -> float | None:
         """The alpha at which the method's KL equals the baseline's, or None if never reached."""
-        for row in (*self.comparisons, *self.measurements):
-            if row.method == method and row.at == EQUAL_KL and row.alpha is not None:
-                return row.alpha
-        return None
+        if method == self.baseline:
+            return 1.0
+        rows = (*self.comparisons, *self.measurements)
+        here = (r.alpha for r in rows if r.method == method and r.at == EQUAL_KL)
+        return next((alpha for alpha in here if alpha is not None), None)
+
+    def damage(self, method: str, metric: str) -> float | None:
+        """`kl` or `nll_rise` on neutral text at alpha 1."""
+        return next((p.value for p in self.curve(method, NEUTRAL, metric) if p.alpha == 1), None)
 
     def _at(self, method: str, split: str, metric: str, at: str) -> list[Measurement]:
         rows = self._index.get((method, split, metric), [])
@@ -151,15 +145,14 @@ def read_results(run_dir: str | Path) -> Results:
     return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
 
 
-def read_grid(run_dir: str | Path) -> Grid:
-    """The result files of a comparison of several models or suites.
+def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:
+    """What a comparison of several models or suites is, and the result files of each.
 
     Raises:
         TrimtabError: as `read_results`, for any of them.
     """
     grid = reading.read_grid(run_dir)
-    studies = tuple(read_results(Path(run_dir) / name) for name in grid.studies)
-    return Grid(grid.title, grid.command, grid.notes, studies, grid.studies)
+    return grid, [read_results(Path(run_dir) / name) for name in grid.studies]
 
 
 def _over_seeds(rows: Sequence[Measurement]) -> Measurement | None:

@@ -3,13 +3,13 @@ dials made the model say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.report import wording
 from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
-from trimtab.report.doses import RANDOM, Cell, Doses, name_of, read_doses
+from trimtab.report.doses import RANDOM, Cell, Doses, name_of
 from trimtab.report.looks import CONTROLS, looks_of
 from trimtab.report.steering_figures import key, legend, panels
 from trimtab.report.tables import versions
@@ -41,7 +41,7 @@ READING = [
 
 def page(folder: Path) -> Page | None:
     """The page over every trait in `folder`, or over the one that it is; None where there is none."""
-    found = [read_doses(each) for each in runs_in(folder, "steering")]
+    found = [Doses(each) for each in runs_in(folder, "steering")]
     return steering_page(found) if found else None
 
 
@@ -75,7 +75,7 @@ def steering_page(found: Sequence[Doses]) -> Page:
         Section("Slopes", [Text(slopes), _overview(found)]),
     ]
     for doses in found:
-        parts = [Text(_about(doses)), Table(*_cells(doses)), *_said(doses)]
+        parts = [Text(_about(doses)), _table(doses), *_said(doses)]
         blocks.append(Section(doses.trait.capitalize(), parts))
     blocks.append(Section("How to read the table", [listed(READING)]))
     blocks.append(Section("What was run", [Text(_ran(found))]))
@@ -145,51 +145,39 @@ def _about(doses: Doses) -> str:
         name = d.against.removesuffix("-first")
         said.append(
             f"Noise floor: `{name}` from one half of the suffixes and from the other differ by "
-            f"{wording.figure(d, wording.number, ', ', value=wording.signed)}."
+            f"{_difference(d)}."
         )
     return " ".join(said)
 
 
-def _cells(doses: Doses) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "method",
-        "slope",
-        "swing",
-        "− prompt's",
-        "R²",
-        "valid",
-        "score",
-        "odd",
-        "wrong way, %",
-    ]
-    header += ["α", "published", "seconds"]
-    rows = []
-    for c in doses.cells.values():
-        less = doses.against(c.name, PERSONA, "swing")
-        rows.append(
-            [
-                plain(c.name),
-                _slope(doses, c),
-                _value(c, "swing", value=wording.signed),
-                wording.figure(less, wording.number, ", ", value=wording.signed),
-                wording.number(c.value("r2")),
-                wording.number(c.value("valid")),
-                _value(c, "score", value=wording.signed),
-                wording.number(c.value("antisymmetry")),
-                _value(c, "wrong_way", form=wording.share),
-                wording.alpha(c.figures["swing"].alpha) + ("" if c.reached else " (KL not met)"),
-                wording.number(c.value("published_score")),
-                wording.number(c.seconds, 1),
-            ]
-        )
-    return header, rows
+COLUMNS: dict[str, Callable[[Doses, Cell], str]] = {
+    "method": lambda _, c: plain(c.name),
+    "slope": lambda d, c: _slope(d, c),
+    "swing": lambda _, c: _value(c, "swing", value=wording.signed),
+    "− prompt's": lambda d, c: _difference(d.against(c.name, PERSONA, "swing")),
+    "R²": lambda _, c: wording.number(c.value("r2")),
+    "valid": lambda _, c: wording.number(c.value("valid")),
+    "score": lambda _, c: _value(c, "score", value=wording.signed),
+    "odd": lambda _, c: wording.number(c.value("antisymmetry")),
+    "wrong way, %": lambda _, c: _value(c, "wrong_way", wording.share),
+    "α": lambda _, c: (
+        wording.alpha(c.figures["swing"].alpha) + ("" if c.reached else " (KL not met)")
+    ),
+    "published": lambda _, c: wording.number(c.value("published_score")),
+    "seconds": lambda _, c: wording.number(c.seconds, 1),
+}
+
+
+def _table(doses: Doses) -> Table:
+    cells = doses.cells.values()
+    return Table([*COLUMNS], [[cell(doses, c) for cell in COLUMNS.values()] for c in cells])
 
 
 def _said(doses: Doses) -> list[Block]:
     """Generations of a few cells at every dose; all of them lie in the folder."""
     best = doses.best
     names = list(dict.fromkeys([*([best.name] if best else []), *SHOWN]))
-    rows = [g for n in names for g in doses.generations if name_of(g) == n]
+    rows = [g for n in names for g in doses.run.generations if name_of(g) == n]
     if not rows:
         return []
     prompt = rows[0].prompt
@@ -217,3 +205,7 @@ def _clear(difference: Difference | None) -> bool:
 def _value(cell: Cell, metric: str, form: wording.Form = wording.number, **how: Any) -> str:
     """A value with its interval."""
     return wording.figure(cell.figures[metric], form, ", ", **how)
+
+
+def _difference(line: Difference | None) -> str:
+    return wording.figure(line, wording.number, ", ", value=wording.signed)

@@ -17,8 +17,7 @@ _GREY = Look(CONTROLS[RANDOM].colour, "")
 
 def panels(found: Sequence[Doses]) -> list[Panel]:
     """For each trait the shift of the log-ratio, and the rise of NLL beside it, both over damage."""
-    looks, _ = _looks(found)
-    drawn = []
+    looks, drawn = _looks(found), []
     for doses in found:
         for metric, title, unit in (
             ("shift", doses.trait.capitalize(), "log-ratio, nats a token"),
@@ -27,7 +26,7 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
             with svg.plane(title, unit) as (figure, ax):
                 ax.axhline(0, color=RULE, lw=1, zorder=0.6)
                 ax.axvline(0, color=RULE, lw=1, zorder=0.6)
-                for name, look in looks.items():
+                for name, (_, look) in looks.items():
                     rows = doses.cells[name].curve if name in doses.cells else ()
                     at, values = [r["dose"] for r in rows], [r[metric] for r in rows]
                     svg.line(ax, look, at, values, **_style(look))
@@ -40,27 +39,23 @@ def panels(found: Sequence[Doses]) -> list[Panel]:
 
 def legend(found: Sequence[Doses]) -> dict[str, Look]:
     """What the lines are called, and their looks."""
-    looks, labels = _looks(found)
-    return {labels[name]: look for name, look in looks.items()}
+    return {label: look for label, look in _looks(found).values()}
 
 
-def _looks(found: Sequence[Doses]) -> tuple[dict[str, Look], dict[str, str]]:
-    """A look and a label for each cell that is drawn: no halves, and of equal curves the first, under
+def _looks(found: Sequence[Doses]) -> dict[str, tuple[str, Look]]:
+    """A label and a look for each cell that is drawn: no halves, and of equal curves the first, under
     both names."""
-    looks: dict[str, Look] = {}
-    labels = {}
     rows = {c.name: c.method for d in found for c in d.cells.values() if not c.half}
-    table = looks_of(rows)
+    table, drawn = looks_of(rows), {}
     for name, method in sorted(rows.items(), key=lambda item: item[1] != RANDOM):
-        if method == RANDOM:
-            looks[name], labels[name] = _GREY, wording.label(RANDOM)
-        elif method == PERSONA:
-            looks[name], labels[name] = CONTROLS[PERSONA], wording.label(PERSONA)
-        elif equal := next((other for other in looks if _same(found, name, other)), None):
-            labels[equal] += f", {name}"
+        if method in (RANDOM, PERSONA):
+            look = _GREY if method == RANDOM else CONTROLS[PERSONA]
+            drawn[name] = wording.label(method), look
+        elif equal := next((other for other in drawn if _same(found, name, other)), None):
+            drawn[equal] = f"{drawn[equal][0]}, {name}", drawn[equal][1]
         else:
-            looks[name], labels[name] = table[name], name
-    return looks, labels
+            drawn[name] = name, table[name]
+    return drawn
 
 
 def _same(found: Sequence[Doses], one: str, other: str) -> bool:

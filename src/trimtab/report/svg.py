@@ -26,36 +26,23 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from trimtab.report.looks import Look
 
-LIGHT = {
-    "page": "#fdfcfa",
-    "ink": "#21201d",
-    "muted": "#6b6862",
-    "rule": "#d9d5cd",
-    "grid": "#e9e6df",
-    "m0": "#0b67a8",
-    "m1": "#c2500c",
-    "m2": "#00805a",
-    "m3": "#a6428b",
-    "m4": "#8f6c00",
-    "m5": "#147386",
-    "m6": "#8f2d33",
-    "m7": "#5a5fb0",
-}
-DARK = {
-    "page": "#16171a",
-    "ink": "#e6e4df",
-    "muted": "#a09d96",
-    "rule": "#3a3b40",
-    "grid": "#2a2b30",
-    "m0": "#5fb2f0",
-    "m1": "#f5904e",
-    "m2": "#3fcc9e",
-    "m3": "#e48fcb",
-    "m4": "#e0b93f",
-    "m5": "#7bd3e2",
-    "m6": "#ee8a8a",
-    "m7": "#a8aef5",
-}
+_COLOURS = """
+page #fdfcfa #16171a
+ink #21201d #e6e4df
+muted #6b6862 #a09d96
+rule #d9d5cd #3a3b40
+grid #e9e6df #2a2b30
+m0 #0b67a8 #5fb2f0
+m1 #c2500c #f5904e
+m2 #00805a #3fcc9e
+m3 #a6428b #e48fcb
+m4 #8f6c00 #e0b93f
+m5 #147386 #7bd3e2
+m6 #8f2d33 #ee8a8a
+m7 #5a5fb0 #a8aef5
+"""
+LIGHT = {name: light for name, light, _ in map(str.split, _COLOURS.split("\n")[1:-1])}
+DARK = {name: dark for name, _, dark in map(str.split, _COLOURS.split("\n")[1:-1])}
 """Colours of page and figures. The methods' eight are Okabe and Ito's hues (2008), moved in
 lightness until each has at least 4.5:1 against its page; `looks` says whose they are."""
 

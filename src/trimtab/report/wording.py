@@ -46,7 +46,16 @@ NAMES = {
     "random": "random direction",
     "instruction": "instruction only",
     "persona": "persona prompt",
+    "sft": "SFT",
+    "iav": "IAV",
+    "iav merged": "IAV merged",
+    "genarm": "GenARM",
+    "args": "ARGS",
+    "dph joint": "DPH joint",
+    "dph frozen": "DPH frozen",
+    "dph frozen, more data": "DPH frozen, more data",
 }
+"""Methods and arms that have another name for people."""
 
 
 def label(method: str) -> str:

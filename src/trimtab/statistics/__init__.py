@@ -3,19 +3,14 @@
 from trimtab.statistics.curves import DoseResponse, dose_response
 from trimtab.statistics.intervals import (
     BOOTSTRAP_SEED,
-    POSITIVE,
-    QUANTILES,
-    SHARE,
-    UNBOUNDED,
     Difference,
     Interval,
-    Range,
-    Score,
     Spread,
     mean_interval,
     paired_difference,
     spread,
 )
+from trimtab.statistics.scores import POSITIVE, QUANTILES, SHARE, UNBOUNDED, Range, Score
 from trimtab.statistics.verdicts import Verdict, holm, judged, verdict
 
 __all__ = [

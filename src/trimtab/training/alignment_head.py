@@ -45,7 +45,7 @@ def fit_alignment_head(run: Run) -> Made:
     dial.eval()
     strengths = list(PRESETS.values())
     dial.info.measured = {
-        "alpha": [min(strengths), max(strengths)],
+        "alphas": [min(strengths), max(strengths)],
         "kl on training answers, nats a token, by alpha": module.kl(encoded, layout),
     }
     return dial, extra
