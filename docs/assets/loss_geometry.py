@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -72,8 +73,10 @@ def main(file: Path) -> None:
         title="sound",
     )
     left.set_title("the barrier")
-    plt.rcParams["svg.hashsalt"] = "trimtab"
+    plt.rcParams.update({"svg.hashsalt": "trimtab", "svg.fonttype": "none"})
     figure.savefig(file, metadata={"Date": None})
+    short = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", file.read_text("utf-8"))
+    file.write_text(re.sub(r"\s*\n\s*", "\n", short), "utf-8")
 
 
 if __name__ == "__main__":

@@ -65,11 +65,13 @@ class Progress:
             )
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "") -> Iterator[Callable[[int, int], None]]:
-        """Yields `update(done, total)`."""
+    def bar(self, label: str, total: int, unit: str = "") -> Iterator[Update]:
+        """Yields what is called with `(done, total)`. What it `said` last stays in a line at the end."""
+        start = last = time.monotonic()
         if self.quiet:
-            yield lambda done, total: None
-        elif sys.stderr.isatty():
+            yield Update(lambda done, total: None)
+            return
+        if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
@@ -80,18 +82,17 @@ class Progress:
                 MofNCompleteColumn(),
                 TextColumn(f"{unit} {{task.fields[rate]}}"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[said]}"),
             )
             with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-                task = bars.add_task(label, total=total, rate="")
-                start = time.monotonic()
+                task = bars.add_task(label, total=total, rate="", said="")
 
-                def update(done: int, total: int) -> None:
-                    rate = done / max(time.monotonic() - start, 1e-9)
-                    bars.update(task, completed=done, total=total, rate=f"{rate:.1f}/s")
+                def turn(done: int, total: int) -> None:
+                    rate = f"{done / max(time.monotonic() - start, 1e-9):.1f}/s"
+                    bars.update(task, completed=done, total=total, rate=rate, said=update.said)
 
-                yield update
+                yield (update := Update(turn))
         else:
-            start = last = time.monotonic()
 
             def line(done: int, total: int) -> None:
                 nonlocal last
@@ -99,9 +100,39 @@ class Progress:
                 if now - last >= LINE_EVERY:
                     last = now
                     left = (now - start) / max(done, 1) * (total - done)
-                    self.say(f"{label}: {done}/{total} {unit}, {left:.0f} s left")
+                    said = f", {update.said}" if update.said else ""
+                    self.say(f"{label}: {done}/{total} {unit}{said}, {left:.0f} s left")
 
-            yield line
+            yield (update := Update(line))
+        if update.said:
+            self.say(f"{label}: {update.said}")
+
+
+class Update:
+    """Where a bar stands: called with what is done and the whole."""
+
+    def __init__(self, show: Callable[[int, int], None]):
+        self.show = show
+        self.said = ""
+        """What is shown beside it: a loss, the accuracy so far."""
+        self.right = self.of = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.show(done, total)
+
+    def tally(self, right: float, of: int) -> None:
+        """So many more pairs were judged, of which so many rightly."""
+        self.right, self.of = self.right + right, self.of + of
+        if self.of:
+            self.said = f"accuracy {self.right / self.of:.3f}"
+
+
+def figures(
+    record: Mapping[str, Any], names: Iterable[str] = ("loss", "margin", "accuracy")
+) -> str:
+    """Figures of a step in a line: `loss 0.42, accuracy 0.88`."""
+    known = [(name, record[name]) for name in names if record.get(name) is not None]
+    return ", ".join(f"{name} {value:.3g}" for name, value in known)
 
 
 SILENT = Progress(quiet=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import (
+    Batch,
     Contrast,
     Encoded,
     Layout,
@@ -27,6 +28,7 @@ from trimtab.batching import (
     plan_batches,
 )
 from trimtab.errors import CacheError, ModelError
+from trimtab.progress import Update
 from trimtab.readout import Asked, Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, read, read_tokens
@@ -60,9 +62,11 @@ def collect(
     with torch.no_grad():
         for batch in batches_of(encoded, budget, layout):
             batch = batch.to(device)
-            parts.append(read(model, batch, **asked))
+            parts.append(found := read(model, batch, **asked))
             places.append(batch.answer_ids)
             done += batch.n_answers
+            if isinstance(progress, Update) and found.logps is not None:
+                progress.tally(*_right(found, batch))
             if progress:
                 progress(done, encoded.n_answers)
     back = torch.cat(places).argsort()
@@ -78,6 +82,15 @@ def collect(
     )
     _check_finite(model, found)
     return found
+
+
+def _right(found: Readings, batch: Batch) -> tuple[float, int]:
+    """Of a batch's pairs, how many have the likelier answer a token chosen; ties count one half."""
+    assert found.logps is not None
+    assert found.tokens is not None
+    mean = found.logps / found.tokens
+    margin = mean[batch.pair_chosen] - mean[batch.pair_rejected]
+    return float((margin > 0).sum() + (margin == 0).sum() / 2), len(margin)
 
 
 def _check_finite(model: nn.Module, found: Readings) -> None:

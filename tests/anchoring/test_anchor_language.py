@@ -108,7 +108,7 @@ def test_a_document_of_both_splits_is_trained_on_alone(root: Path, tmp_path: Pat
 def test_missing_data_are_named(root: Path, tmp_path: Path, monkeypatch: Any, capsys: Any):
     monkeypatch.delenv("TRIMTAB_DATA", raising=False)
     with pytest.raises(SystemExit) as stop:
-        main(["anchor", "run", "natural", "--runs", str(tmp_path)])
+        main(["anchor", "run", "natural", "--out", str(tmp_path)])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert "--data-root DIR" in err

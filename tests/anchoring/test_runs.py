@@ -76,7 +76,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
         return measure(self, folder, models)
 
     monkeypatch.setattr(Colour, "measure", broken)
-    words = ("anchor", "run", "1.6", "--seeds", 2, "--steps", 20, "--runs", tmp_path / "r")
+    words = ("anchor", "run", "1.6", "--seeds", 2, "--steps", 20, "--out", tmp_path / "r")
     said = trimtab(*words)
     assert said.code == 2
     assert "1 cell of 2 failed; the others are kept" in said.err
@@ -92,7 +92,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
 
 
 def test_what_a_run_would_take(tmp_path):
-    said = trimtab("anchor", "run", "1.6", "--seeds", 2, "--runs", tmp_path, "--dry-run")
+    said = trimtab("anchor", "run", "1.6", "--seeds", 2, "--out", tmp_path, "--dry-run")
     assert said.code == 0
     assert "anchoring: 2 cells, 0 of them done already; 20,002 training steps" in said.out
     for what in ("minutes", "memory", "disk"):

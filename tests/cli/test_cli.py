@@ -93,6 +93,12 @@ def test_every_verb_helps(verb):
         )
 
 
+def test_the_readme_says_what_every_verb_is_for():
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    named = " ".join(re.findall(r"^\| (`[^|]*`) \| ", text, re.MULTILINE))
+    assert [verb for verb in VERBS if f"`{verb}`" not in named] == []
+
+
 def test_methods_have_a_line_each():
     done = trimtab("methods", "--all")
     assert done.code == 0

@@ -77,7 +77,7 @@ def test_what_makes_sense_is_taken() -> None:
 # ---- every dataclass of settings ----------------------------------------------------------------
 
 RESULTS = {
-    *("Contrast", "Row", "Encoded", "Schedule", "Proof", "Line", "Batch", "Spec", "Source"),
+    *("Contrast", "Row", "Encoded", "Schedule", "Proof", "Line", "Batch", "Spec", "Source", "Load"),
     *(
         "Readout",
         "Readings",

@@ -625,13 +625,12 @@ def test_gradient_methods_take_ordinary_pairs(tiny, tokenizer, store, few_pairs)
 @pytest.mark.parametrize("loss", ["dpo", "nll"])
 def test_a_step_along_a_gradient_direction_lowers_the_loss(tiny, tokenizer, store, few_pairs, loss):
     from trimtab.readings import collect
-    from trimtab.training.closed_form import pair_answers
 
     model = tiny("llama", dtype=torch.float64)
     recipe = GradientRecipe("gradient_mean", loss=loss)
     dial = fit(recipe, model, tokenizer, few_pairs, store=store)
     encoded = encode(few_pairs, tokenizer)
-    chosen, rejected = pair_answers(encoded)
+    chosen, rejected = encoded.pair_answers()
 
     def score(alpha: float) -> float:
         with dial(model, alpha):

@@ -43,7 +43,7 @@ def test_d1_a_control_vector_checked_by_plain_hooks_is_not_checked_in_llama_cpp(
     meant = vectors["checked_with"] == "steering-vectors"
     assert vectors["checked"].startswith("checked in") is meant
     assert check._checked("gguf", "llama.cpp", {"llama_cpp_python": "0.3.36"}) == (
-        "checked in llama.cpp 0.3.36"
+        "checked in llama.cpp (llama_cpp_python 0.3.36)"
     )
 
 
@@ -87,6 +87,7 @@ def test_d1_architectures_that_llama_cpp_has_no_name_for(tiny: Any, kind: str, k
         ("peft", "cohere", ("lm_head",), True, False, "stops at an LM head"),
         ("peft", "deepseek_v3", ("model.layers.0.self_attn.q_a_proj",), False, False, "q_a, q_b"),
         ("peft", "deepseek_v2", ("layers.1.self_attn.kv_a_proj_with_mqa",), False, False, "kv_a"),
+        ("gguf-lora", "deepseek_v2", ("lm_head",), True, False, "q_a, q_b"),
         ("peft", "minicpm3", ("layers.1.self_attn.kv_b_proj",), False, False, "kv_b"),
         ("peft", "gpt2", ("h.0.attn.c_attn",), False, False, "refuses this architecture"),
         ("peft", "llama", ("model.layers.1.mlp.down_proj",), False, True, "refuses a LoRA bias"),
@@ -154,7 +155,7 @@ def test_d3_bases_that_are_none(tiny: Any, tokenizer: Any, tmp_path: Path, name:
     with pytest.raises(ConfigError, match=r"--base-gguf .*: no (such|GGUF) file"):
         export(vector(model), model, tokenizer, "gguf", tmp_path / "v", base_gguf=tmp_path / name)
     for to in ("peft", "merged", "steering-vectors"):
-        with pytest.raises(ConfigError, match="checks control vectors"):
+        with pytest.raises(ConfigError, match="checks gguf, gguf-lora and repeng"):
             export(lora(model), model, tokenizer, to, tmp_path / "v", base_gguf=tmp_path / name)
 
 

@@ -12,16 +12,17 @@ import pytest
 
 from helpers_study import result_bytes, trimtab
 from trimtab import models
+from trimtab.dials import Dial
 from trimtab.errors import ModelError, TrimtabError
 from trimtab.report import read_results, write_markdown
-from trimtab.studies.compare.demo import FULL, QUICK
+from trimtab.studies.compare.demo import ALPHAS, FULL, QUICK
 from trimtab.studies.pages import write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_demo_end_to_end(tmp_path, monkeypatch):
-    """All but the converted model is made afresh. Two minutes of two cores are four of one."""
+    """All but the converted model is made afresh. Half a minute of one core."""
     try:
         models.load_tokenizer("smollm2-135m")  # converted, where that has not been done yet
     except ModelError as error:
@@ -34,11 +35,18 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     out, started = tmp_path / "demo", time.process_time()
     done = trimtab("demo", "--quick", "--out", out)
-    assert time.process_time() - started < 240
+    assert time.process_time() - started < 90
     assert done.code == 0, done.err
     assert done.out.rstrip().endswith(f"page: {out}/report.html")
     for name in ("bare model", "DPO", "mean", "test", "oos", "rnd", "Dose–response"):
         assert name in done.out
+    turned, bare, dpo = (
+        done.out.index(part) for part in ("turned", "Against the bare model", "Against DPO")
+    )
+    assert turned < bare < dpo
+    assert len(json.loads((out / "first" / "answers.json").read_text())) == len(ALPHAS)
+    first = Dial.from_pretrained(out / "first")
+    assert (first.kind, first.info.method) == ("vector", "mean")
     assert max(map(len, done.out.splitlines())) <= 100
     noise = [
         line for line in done.err.splitlines() if re.search(r"Warning|it/s|Traceback|pad_", line)
@@ -61,13 +69,14 @@ def test_the_demo_end_to_end(tmp_path, monkeypatch):
 
 
 def test_the_demo_is_what_it_says():
-    assert FULL.model == QUICK.model == "smollm2-135m"
-    assert FULL.suite == QUICK.suite == "facts"
-    assert FULL.methods == ("dpo", "innerdpo", "mean", "pca")
-    assert FULL.seeds == (0,)
-    assert (FULL.train_limit or 0) <= 200
-    assert len(FULL.measuring.alphas) == 5
-    assert FULL.measuring.dose_items == 60
+    for which in (FULL, QUICK):
+        assert which.model == "smollm2-135m"
+        assert which.methods == ("dpo", "mean")
+        assert which.seeds == (0,)
+        assert (which.train_limit or 0) <= 200
+    assert ALPHAS[0] < 0 < ALPHAS[-1]
+    assert 0 in ALPHAS
+    assert len(ALPHAS) == 5
 
 
 def test_committed_pages_are_what_their_results_give(tmp_path):

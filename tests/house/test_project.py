@@ -37,15 +37,15 @@ LINES_OF_ROOM = {
     "compat": 550,
     "dials": 4900,
     "evaluation": 2900,
-    "export": 1850,
+    "export": 2150,  # llama.cpp's LoRAs with their check
     "models": 3350,  # the head as a site and what comes after it, from training/
     "objectives": 1750,
     "pairs": 5470,
     "rendering": 1450,
-    "report": 4800,
+    "report": 4550,
     "serve": 1650,
     "statistics": 650,
-    "studies": 8300,
+    "studies": 7650,
     "study": 3000,
     "training": 4050,
 }
@@ -386,7 +386,7 @@ def test_the_project_stays_small():
     named = ", ".join(f"{p.relative_to(ROOT)} {sizes[p]:,}" for p in worst)
     assert sum(sizes.values()) < 10_000_000, f"{sum(sizes.values()):,} bytes; the largest: {named}"
     results = sum(n for path, n in sizes.items() if ROOT / "docs" / "results" in path.parents)
-    assert results < 4_500_000, f"docs/results has {results:,} bytes"
+    assert results < 3_000_000, f"docs/results has {results:,} bytes"
 
 
 def texts() -> Iterator[tuple[Path, list[str]]]:

@@ -3,6 +3,7 @@ are made from a model."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from trimtab.spaces import (
     leading_directions,
     span_of,
 )
+from trimtab.training.plan import Run
+from trimtab.training.recipes import InnerRecipe, Method
 from trimtab.training.settings import SpaceSettings, check_space, no_effect
 from trimtab.training.spaces import build_spaces, site_widths, suppressed_tokens
 
@@ -128,12 +131,18 @@ def test_reflections_come_in_pairs():
 # ---- made from a model --------------------------------------------------------------------------
 
 
+def run(settings: SpaceSettings, model: Any, encoded: Any, store: Any) -> Run:
+    """A run in a space."""
+    named = Method("spaced", InnerRecipe(MSE(), space=settings), "", "")
+    return Run(named, model, encoded, 0, Path(), store=store)
+
+
 def test_spaces_of_a_model(tiny: Any, tokenizer: Any, store: Any) -> None:
     model, encoded = tiny("llama"), encode(random_pairs(8), tokenizer)
     needs = Needs(sites=(1, 2), reference_states=True)
     for kind in ("svd", "ortho", "hra", "ether", "etherplus", "suppressed"):
         settings = SpaceSettings(kind=kind, rank=4 if kind in ("hra", "suppressed") else None)  # type: ignore[arg-type]
-        spaces = build_spaces(settings, model, encoded, needs, seed=0, store=store)
+        spaces = build_spaces(run(settings, model, encoded, store), needs)
         assert list(spaces.items()) == [1, 2]
         states = {s: torch.randn(3, 32) for s in (1, 2)}
         assert all(h.shape == (3, 32) for h in spaces(states).values())
@@ -168,8 +177,8 @@ def test_a_space_of_the_lm_head_needs_states_of_its_width(
     assert site_widths(model, (0, site)) == {0: 32, site: 48}
     needs = Needs(sites=(0, site), reference_states=True)
     with pytest.raises(ConfigError, match=r"down_proj:in.* has 48"):
-        build_spaces(SpaceSettings(kind="svd"), model, encoded, needs, seed=0, store=store)
-    build_spaces(SpaceSettings(kind="ether"), model, encoded, needs, seed=0, store=store)
+        build_spaces(run(SpaceSettings(kind="svd"), model, encoded, store), needs)
+    build_spaces(run(SpaceSettings(kind="ether"), model, encoded, store), needs)
 
 
 def test_a_space_without_effect_says_so_and_names_others():

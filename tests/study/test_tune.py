@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import yaml
 
 from helpers_study import Commands, trimtab, write_suite
 from trimtab.errors import ConfigError
+from trimtab.progress import Progress
 from trimtab.study.settings import read_settings
 from trimtab.study.suite import read_suite
 from trimtab.study.tune import (
@@ -49,9 +51,25 @@ def search(here: Path, **changes: Any) -> Search:
     return replace(start, **changes)
 
 
+class Told(Progress):
+    """Keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 @pytest.fixture(scope="module")
 def found(here) -> Path:
-    return tune("dpo", search(here), here / "dpo", command="trimtab tune dpo")
+    told = Told()
+    folder = tune("dpo", search(here), here / "dpo", command="trimtab tune dpo", progress=told)
+    best_line = r"dpo: the best of 4 trials is number \d, with accuracy [\d.]+, margin -?[\d.e-]+"
+    assert re.fullmatch(best_line, told.lines[-1])
+    assert sum(line.startswith("training dpo: loss ") for line in told.lines) == 4
+    return folder
 
 
 def test_what_is_searched():

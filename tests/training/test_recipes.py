@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ TRAINED = [
     name for name, m in METHODS.items() if isinstance(m.recipe, Recipe) and not m.recipe.head
 ]
 STEPS = 10
+tiny_llama = cache(partial(build, "llama"))
 
 
 def short(name: str, steps: int = STEPS, **train: Any) -> Any:
@@ -43,19 +45,23 @@ def short(name: str, steps: int = STEPS, **train: Any) -> Any:
     return dataclasses.replace(named, recipe=dataclasses.replace(named.recipe, **changes))
 
 
+class Runs(dict[str, tuple[Dial, list[dict[str, float]]]]):
+    """A method's dial and curve, ten steps on a tiny model: fitted when it is asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __missing__(self, name: str) -> tuple[Dial, list[dict[str, float]]]:
+        dial = fit(short(name), tiny_llama(), _tokenizer(), random_pairs(8), out=self.folder / name)
+        lines = (self.folder / name / "training.jsonl").read_text().splitlines()
+        self[name] = (dial, [json.loads(line) for line in lines])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, tuple[Dial, list[dict[str, float]]]]:
-    """Every trained method's dial and curve, ten steps on a tiny model."""
-    folder = tmp_path_factory.mktemp("recipes")
-    model, tokenizer, pairs = build("llama"), _tokenizer(), random_pairs(8)
-    found = {}
-    for name in TRAINED:
-        dial = fit(short(name), model, tokenizer, pairs, out=folder / name)
-        lines = (folder / name / "training.jsonl").read_text().splitlines()
-        found[name] = (dial, [json.loads(line) for line in lines])
-    return found
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every trained method's dial and curve."""
+    return Runs(tmp_path_factory.mktemp("recipes"))
 
 
 def test_every_published_combination_is_there():
@@ -94,7 +100,7 @@ def test_ten_steps_on_the_real_model(smollm2, tmp_path, name):
 
 
 def test_methods_differ_unless_they_are_declared_equal(runs):
-    weights = {name: list(dial.state_dict().values()) for name, (dial, _) in runs.items()}
+    weights = {name: list(runs[name][0].state_dict().values()) for name in TRAINED}
     for n, one in enumerate(TRAINED):
         for other in TRAINED[:n]:
             a, b = (METHODS[name].equivalent or name for name in (one, other))

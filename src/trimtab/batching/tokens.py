@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from trimtab.errors import DataError
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.pair import Text
@@ -109,6 +112,12 @@ class Encoded:
     def n_items(self) -> int:
         """Items of which at least one pair was kept."""
         return len({row.item for row in self.rows})
+
+    def pair_answers(self) -> tuple[Tensor, Tensor]:
+        """For every pair, in row order, the index of its chosen and rejected answer."""
+        rows = zip(self.answer_offsets, self.rows, strict=False)
+        pairs = [(first + c, first + r) for first, row in rows for c, r in row.pairs]
+        return torch.tensor([c for c, _ in pairs]), torch.tensor([r for _, r in pairs])
 
     @property
     def digest(self) -> str:

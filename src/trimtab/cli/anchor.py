@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from trimtab.bounds import Count
-from trimtab.cli.parse import command, parse
-from trimtab.errors import ConfigError, near
+from trimtab.cli.flags import WithCells
+from trimtab.cli.parse import command, one_of, parse
+from trimtab.errors import ConfigError
 
 if TYPE_CHECKING:
     from trimtab.studies.anchoring.gates import Gate
@@ -29,23 +31,17 @@ class Which:
 
 
 @dataclass(frozen=True)
-class Run(Which):
+class Run(WithCells, Which):
     """Flags of `run`."""
 
+    runs: Annotated[Path, tyro.conf.arg(name="out")] = Path("runs/anchor")
+    """Folder of the runs."""
     seeds: Count | None = None
     """How many seeds; each experiment has its own default."""
     steps: Count | None = None
     """A shorter run with the same sheets, to see that all runs; it proves nothing."""
     data_root: Path | None = None
     """Folder of local data, for `natural` (default: TRIMTAB_DATA)."""
-    jobs: int = 1
-    """Cells at once, each in a process of its own."""
-    ray: bool = False
-    """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
-    dry_run: bool = False
-    """Say how many cells and steps, minutes, memory and disk it would take, and stop."""
-    quiet: bool = False
-    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +54,13 @@ class Report(Which):
 
 def main(words: list[str]) -> None:
     """One of the four."""
-    verbs = {"list": _list, "run": _run, "check": _check, "report": _report}
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: trimtab anchor (list | run NAME | check NAME | report NAME) [flags]\n")
-        print("Anchoring experiments: a concept's direction chosen before training.")
-        print("Flags of each: trimtab anchor run --help")
-        return
-    if words[0] not in verbs:
-        raise ConfigError(
-            f"anchor: unknown {words[0]!r}{near(words[0], verbs)} (known: {', '.join(verbs)})"
-        )
-    verbs[words[0]](words[1:])
+    about = "Anchoring experiments: a concept's direction chosen before training."
+    one_of(
+        words,
+        "anchor",
+        about,
+        {"list": _list, "run NAME": _run, "check NAME": _check, "report NAME": _report},
+    )
 
 
 def _list(_: list[str]) -> None:
@@ -88,7 +80,6 @@ def _list(_: list[str]) -> None:
 
 def _run(words: list[str]) -> None:
     args = parse(Run, words, verb="anchor run", about="Run an experiment on anchoring.")
-    from trimtab.progress import Progress
     from trimtab.studies.anchoring.experiment import RESULT, Settings
     from trimtab.studies.anchoring.study import Anchoring
     from trimtab.study.forecast import forecast_of
@@ -97,7 +88,7 @@ def _run(words: list[str]) -> None:
     names = () if args.all else (_name(args.name, "run"),)
     root = str(args.data_root) if args.data_root else None
     settings = Settings(names, args.seeds, args.steps, root)
-    made = Anchoring.at(settings, args.runs, progress=Progress(args.quiet))
+    made = Anchoring.at(settings, args.runs, progress=args.progress)
     if args.dry_run:
         print(forecast_of(made, args.jobs))
         return

@@ -14,7 +14,7 @@ class Args:
     """Flags."""
 
     quick: bool = False
-    """Two methods on two dozen items: the same path, under two minutes."""
+    """The same path on a handful of items, in half a minute."""
     out: Path = Path("runs/demo")
     """Folder of the run; a finished part is not run again."""
     quiet: bool = False
@@ -27,12 +27,23 @@ def main(words: list[str]) -> None:
         Args,
         words,
         verb="demo",
-        about="Four dials on smollm2-135m and the embedded data set `facts`.",
+        about="A persona's dial, turned; then dials on the embedded data set `facts`, with verdicts.",
     )
-    from trimtab.progress import Progress
-    from trimtab.studies.compare.demo import demo
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    out = demo(
-        args.out, quick=args.quick, command=command("demo", words), progress=Progress(args.quiet)
-    )
-    show(out)
+    from trimtab.progress import Progress
+    from trimtab.studies.compare.demo import PERSONA, demo, first_look
+    from trimtab.terminal import visible
+
+    progress = Progress(args.quiet)
+    folder, answers = first_look(args.out, quick=args.quick, progress=progress)
+    asked = dict.fromkeys(answer.prompt for answer in answers)
+    table = Table("alpha", *asked, title=f"A dial for {PERSONA}, turned", title_justify="left")
+    for alpha in dict.fromkeys(answer.alpha for answer in answers):
+        texts = [Text(visible(answer.text.strip())) for answer in answers if answer.alpha == alpha]
+        table.add_row(f"{alpha:g}" if alpha else "0: the bare model", *texts, end_section=True)
+    Console().print(table)
+    print(f"kept: {folder}\n", flush=True)
+    show(demo(args.out, quick=args.quick, command=command("demo", words), progress=progress))

@@ -18,13 +18,14 @@ class Args(Forced, InFloat32):
     dial: str
     """The dial's folder or Hub id."""
     to: str
-    """gguf, repeng, peft, merged or steering-vectors."""
+    """gguf, gguf-lora, repeng, peft, merged or steering-vectors."""
     out: Path
     """Folder to write; for gguf and repeng also a file named ….gguf."""
     alpha: Alpha = 1.0
     """The strength that the export is made at."""
     base_gguf: Path | None = None
-    """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's."""
+    """The base model as an F32 GGUF file: the check of a control vector is then llama.cpp's, and a LoRA
+    of llama.cpp's (gguf-lora) is made for it."""
     python: str | None = None
     """Interpreter that makes the check, where the tool lies in another environment (default: this one)."""
     overwrite: bool = False

@@ -267,3 +267,15 @@ class WithPrompts:
         if form.said:
             progress.say(form.said)
         return form
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithCells(Quiet):
+    """A study, which runs cell by cell."""
+
+    jobs: Count = 1
+    """Cells at once, each in a process of its own."""
+    ray: bool = False
+    """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
+    dry_run: bool = False
+    """Say how many cells and steps, minutes, memory and disk it would take, and stop."""

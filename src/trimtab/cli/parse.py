@@ -34,6 +34,7 @@ OLD = {
     "max_tokens": "max_new_tokens",
     "n": "limit",
     "new_tokens": "max_new_tokens",
+    "runs": "out",
     "steps": "max_new_tokens",
     "test_items": "test_limit",
     "train_items": "train_limit",
@@ -174,6 +175,28 @@ def _trust(known: Iterable[str], words: list[str]) -> list[str]:
     if len(kept) < len(words):
         os.environ["TRIMTAB_TRUST_REMOTE_CODE"] = "1"
     return kept
+
+
+def one_of(
+    words: list[str], verb: str, about: str, parts: Mapping[str, Callable[[list[str]], None]]
+) -> None:
+    """Run one of the parts of a verb, or say what they are.
+
+    Args:
+        parts: what follows the verb, as it is shown (`run NAME`), to what runs it.
+
+    Raises:
+        ConfigError: no such part.
+    """
+    runs = {shown.split()[0]: run for shown, run in parts.items()}
+    if not words or words[0] in help.ASKED:
+        print(f"usage: trimtab {verb} ({' | '.join(parts)}) [flags]\n\n{about}")
+        print(f"Flags of each: trimtab {verb} run NAME --help")
+    elif words[0] in runs:
+        runs[words[0]](words[1:])
+    else:
+        known = ", ".join(runs)
+        raise ConfigError(f"{verb}: unknown {words[0]!r}{near(words[0], runs)} (known: {known})")
 
 
 def command(verb: str, words: Sequence[str]) -> str:

@@ -9,27 +9,20 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from trimtab.bounds import Count
-from trimtab.cli.flags import Quiet
-from trimtab.cli.parse import command, config_file, parse, with_settings
-from trimtab.errors import ConfigError, near
+from trimtab.cli.flags import WithCells
+from trimtab.cli.parse import command, config_file, one_of, parse, with_settings
+from trimtab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running(Quiet):
+class Running(WithCells):
     """Flags."""
 
     comparison: Annotated[Any, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run; what is done is not done again."""
-    jobs: Count = 1
-    """Cells at once, each in a process of its own."""
-    ray: bool = False
-    """Spread the cells over a Ray cluster (RAY_ADDRESS, or one on this machine)."""
     title: str = ""
     """Heading of the page, or of the part of it."""
-    dry_run: bool = False
-    """Say how many cells and steps, minutes, memory and disk it would take, and stop."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +35,13 @@ class OfRun:
 
 def main(words: list[str]) -> None:
     """One of the four."""
-    verbs = {"list": _list, "run": _run, "check": _check, "report": _report}
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: trimtab study (list | run NAME | check DIR | report DIR) [flags]\n")
-        print(
-            "Studies: what is asked of many cells, run one by one, several at once or on a cluster."
-        )
-        print("Flags of each: trimtab study run NAME --help")
-        return
-    if words[0] not in verbs:
-        raise ConfigError(
-            f"study: unknown {words[0]!r}{near(words[0], verbs)} (known: {', '.join(verbs)})"
-        )
-    verbs[words[0]](words[1:])
+    about = "Studies: what is asked of many cells, run one by one, several at once or on a cluster."
+    one_of(
+        words,
+        "study",
+        about,
+        {"list": _list, "run NAME": _run, "check DIR": _check, "report DIR": _report},
+    )
 
 
 def _list(_: list[str]) -> None:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,6 @@ from trimtab.dials.peft import (
     is_target,
     matches,
     pattern_value,
-    refuse_beyond,
 )
 from trimtab.dials.targets import EXPERTS, linear_modules
 from trimtab.errors import DialError
@@ -52,6 +51,17 @@ class AdapterDial(PeftDial):
     kind = "adapter"
     peft_type = "LORA"
     tuner = "LoRA and rsLoRA"
+    own: ClassVar = {"lora_A.weight": "A", "lora_B.weight": "B"}
+    odd = ("B", "stack_B")
+    known: ClassVar = {
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "megatron_config", "megatron_core"),
+        *("eva_config", "qalora_group_size", "runtime_config", "loftq_config"),
+        *("ensure_weight_tying", "target_parameters", "rank_pattern", "alpha_pattern"),
+    }
+    plain: ClassVar = {
+        "bias": ("none",),
+        "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    }
 
     def __init__(
         self,
@@ -197,12 +207,6 @@ class AdapterDial(PeftDial):
             changed[stack.path] = old.float() + alpha * delta(stack, A, B, scale).float()
         return changed
 
-    @torch.no_grad()
-    def flip(self) -> None:
-        """Exchange alpha and -alpha: B negated."""
-        for B in [*self.B, *self.stack_B]:
-            B.neg_()
-
     # ---- saving ----
 
     def settings(self) -> dict[str, Any]:
@@ -223,12 +227,10 @@ class AdapterDial(PeftDial):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights under PEFT's names."""
-        named = {}
-        every = [*zip(self.paths, self.A, self.B, strict=True)]
-        every += zip(self.nests, self.stack_A, self.stack_B, strict=True)
-        for path, A, B in every:
-            named[f"{PREFIX}{path}.lora_A.weight"] = A
-            named[f"{PREFIX}{path}.lora_B.weight"] = B
+        named = super().tensors()
+        for nest, A, B in zip(self.nests, self.stack_A, self.stack_B, strict=True):
+            named[f"{PREFIX}{nest}.lora_A.weight"] = A
+            named[f"{PREFIX}{nest}.lora_B.weight"] = B
         return named
 
     @classmethod
@@ -271,14 +273,12 @@ class AdapterDial(PeftDial):
                 mine[index] = nn.Parameter(tensor.detach().float().clone())
         return dial
 
-    def peft_config(self) -> Any:
-        """PEFT's LoraConfig.
+    def peft_settings(self) -> dict[str, Any]:
+        """Of LoraConfig.
 
         Raises:
             DialError: its patterns mean something else once PEFT's file has sorted them.
         """
-        from peft import LoraConfig
-
         for pattern in (self.rank_pattern, self.alpha_pattern):
             ordered = dict(sorted(pattern.items()))
             for path in [*self.paths, *self._named()]:
@@ -287,17 +287,16 @@ class AdapterDial(PeftDial):
                         f"{path}: several keys of {list(pattern)} match it, and PEFT's file keeps them "
                         "sorted, where another comes first; keep one that does"
                     )
-        return self._config_of(
-            LoraConfig,
-            r=self.rank,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.dropout,
-            use_rslora=self.rslora,
-            bias="none",
-            rank_pattern=dict(self.rank_pattern),
-            alpha_pattern=dict(self.alpha_pattern),
-            target_parameters=list(self.parameters_of) or None,
-        )
+        return {
+            "r": self.rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "bias": "none",
+            "rank_pattern": dict(self.rank_pattern),
+            "alpha_pattern": dict(self.alpha_pattern),
+            "target_parameters": list(self.parameters_of) or None,
+        }
 
     def _named(self) -> list[str]:
         """What the stacked parameters may be called."""
@@ -307,9 +306,8 @@ class AdapterDial(PeftDial):
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        refuse_beyond(config, cls.tuner, _KNOWN, _PLAIN)
         parameters = list(config.get("target_parameters") or ())
-        places = cls.modules_of(tensors, r"lora_[AB]\.weight")
+        places = cls.modules_of(tensors)
         targets = config.get("target_modules")
         # A linear layer is one that PEFT's targets name; what else there is, it found by parameter.
         modules = [p for p in places if not parameters or is_target(targets, p)]
@@ -343,14 +341,3 @@ def check_lora(rank: Any, lora_alpha: Any, dropout: Any, what: str = "lora_alpha
     whole(rank, "rank")
     number(lora_alpha, what)
     number(dropout, "dropout", 0, 1, below=True)
-
-
-_KNOWN = {
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "megatron_config", "megatron_core"),
-    *("eva_config", "qalora_group_size", "runtime_config", "loftq_config", "ensure_weight_tying"),
-    *("target_parameters", "rank_pattern", "alpha_pattern"),
-}
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-}

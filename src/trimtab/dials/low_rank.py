@@ -6,7 +6,7 @@ Each is saved as an ordinary PEFT folder, and at alpha = 1 its logits are PEFT's
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.dials.linear import dense_weight, linear_at, linear_shape
 from trimtab.dials.numbers import number, whole
-from trimtab.dials.peft import PREFIX, PeftDial, refuse_beyond
+from trimtab.dials.peft import PREFIX, PeftDial
 from trimtab.errors import DialError
 
 
@@ -59,6 +59,16 @@ class VeraDial(LowRankDial):
     kind = "vera"
     peft_type = "VERA"
     tuner = "VeRA"
+    own: ClassVar = {"vera_lambda_b": "b", "vera_lambda_d": "d"}
+    odd = ("b",)
+    known: ClassVar = {
+        "r",
+        "vera_dropout",
+        "projection_prng_key",
+        "save_projection",
+        "d_initial",
+        "init_weights",
+    }
 
     def __init__(
         self,
@@ -90,12 +100,6 @@ class VeraDial(LowRankDial):
         A, B = self.get_buffer("A")[:, :n_in], self.get_buffer("B")[:n_out]
         return A * self.d[index][:, None], B * self.b[index][:, None]
 
-    @torch.no_grad()
-    def flip(self) -> None:
-        """Exchange alpha and -alpha: b negated."""
-        for b in self.b:
-            b.neg_()
-
     def settings(self) -> dict[str, Any]:
         """Modules with their shapes, rank and dropout."""
         return {
@@ -106,45 +110,29 @@ class VeraDial(LowRankDial):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights under PEFT's names, the shared projections included."""
-        named = {
-            "base_model.vera_A": self.get_buffer("A"),
-            "base_model.vera_B": self.get_buffer("B"),
-        }
-        for path, b, d in zip(self.paths, self.b, self.d, strict=True):
-            named[f"{PREFIX}{path}.vera_lambda_b"] = b
-            named[f"{PREFIX}{path}.vera_lambda_d"] = d
-        return named
+        shared = {f"base_model.vera_{name}": self.get_buffer(name) for name in "AB"}
+        return shared | super().tensors()
 
     @classmethod
     def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """From saved settings and weights."""
         shapes = {p: (int(s[0]), int(s[1])) for p, s in settings["modules"].items()}
         dial = cls(shapes, rank=settings["rank"], dropout=settings["dropout"])
-        with torch.no_grad():
-            for name in ("A", "B"):
-                shared = tensors[f"base_model.vera_{name}"]
-                dial.register_buffer(name, shared.clone())
-            for path, b, d in zip(dial.paths, dial.b, dial.d, strict=True):
-                b.copy_(tensors[f"{PREFIX}{path}.vera_lambda_b"])
-                d.copy_(tensors[f"{PREFIX}{path}.vera_lambda_d"])
-        return dial
+        for name in "AB":
+            dial.register_buffer(name, tensors[f"base_model.vera_{name}"].clone())
+        return dial.filled(tensors)
 
-    def peft_config(self) -> Any:
-        """PEFT's VeraConfig, with the projections saved."""
-        from peft import VeraConfig
-
-        return self._config_of(VeraConfig, r=self.rank, vera_dropout=self.dropout)
+    def peft_settings(self) -> dict[str, Any]:
+        """Of VeraConfig, with the projections saved."""
+        return {"r": self.rank, "vera_dropout": self.dropout}
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        known = {"r", "vera_dropout", "projection_prng_key", "save_projection", "d_initial"}
-        refuse_beyond(config, cls.tuner, known | {"init_weights"}, {"bias": ("none",)})
         if "base_model.vera_A" not in tensors:
             raise DialError("VeRA without its projections (save_projection=False)")
-        own = {k: t for k, t in tensors.items() if ".vera_lambda_" in k}
+        modules = cls.modules_of(k for k in tensors if not k.startswith("base_model.vera_"))
         shapes = {  # of the inputs PEFT tells the widest alone
-            p: [0, tensors[f"{PREFIX}{p}.vera_lambda_b"].numel()]
-            for p in cls.modules_of(own, "vera_lambda_[bd]")
+            p: [0, tensors[f"{PREFIX}{p}.vera_lambda_b"].numel()] for p in modules
         }
         settings = {"rank": config["r"], "dropout": config.get("vera_dropout", 0.0)}
         return cls.build({"modules": shapes, **settings}, tensors)
@@ -157,6 +145,14 @@ class DeloraDial(LowRankDial):
     kind = "delora"
     peft_type = "DELORA"
     tuner = "DeLoRA"
+    own: ClassVar = {
+        "delora_A": "A",
+        "delora_B": "B",
+        "delora_lambda": "strength",
+        "delora_w_norm": "norms",
+    }
+    odd = ("strength",)
+    known: ClassVar = {"r", "delora_lambda", "module_dropout", "init_weights"}
 
     def __init__(
         self,
@@ -189,63 +185,37 @@ class DeloraDial(LowRankDial):
             w = torch.ones(n_in) if norms is None else norms[path].float()
             self.register_buffer(f"norm_{index}", w)
 
+    @property
+    def norms(self) -> list[Tensor]:
+        """w of each module."""
+        return [self.get_buffer(f"norm_{index}") for index in range(len(self.paths))]
+
     def _factors(self, index: int, n_in: int) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] of a module at alpha = 1."""
         A, B = self.A[index], self.B[index]
         sizes = A.norm(dim=1).clamp(min=1e-4) * B.norm(dim=0).clamp(min=1e-4)
-        return A * self.get_buffer(f"norm_{index}"), B * (self.strength[index] / self.rank / sizes)
-
-    @torch.no_grad()
-    def flip(self) -> None:
-        """Exchange alpha and -alpha: lambda negated."""
-        for strength in self.strength:
-            strength.neg_()
+        return A * self.norms[index], B * (self.strength[index] / self.rank / sizes)
 
     def settings(self) -> dict[str, Any]:
         """Modules, rank and dropout."""
         return {"modules": self.paths, "rank": self.rank, "dropout": self.dropout}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights under PEFT's names, the norms included."""
-        named = {}
-        for index, path in enumerate(self.paths):
-            named[f"{PREFIX}{path}.delora_A"] = self.A[index]
-            named[f"{PREFIX}{path}.delora_B"] = self.B[index]
-            named[f"{PREFIX}{path}.delora_lambda"] = self.strength[index]
-            named[f"{PREFIX}{path}.delora_w_norm"] = self.get_buffer(f"norm_{index}")
-        return named
-
     @classmethod
     def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """From saved settings and weights."""
-        each = {
-            path: [tensors[f"{PREFIX}{path}.delora_{k}"] for k in ("A", "B", "lambda", "w_norm")]
-            for path in settings["modules"]
-        }
-        dial = cls(
-            {p: (A.shape[1], B.shape[0]) for p, (A, B, _, _) in each.items()},
-            rank=settings["rank"],
-            dropout=settings["dropout"],
-            norms={p: w for p, (_, _, _, w) in each.items()},
-        )
-        with torch.no_grad():
-            for index, (A, B, strength, _) in enumerate(each.values()):
-                dial.A[index].copy_(A)
-                dial.B[index].copy_(B)
-                dial.strength[index].copy_(strength)
-        return dial
+        shapes = {}
+        for path in settings["modules"]:
+            A, B = (tensors[f"{PREFIX}{path}.delora_{k}"] for k in "AB")
+            shapes[path] = (A.shape[1], B.shape[0])
+        return cls(shapes, rank=settings["rank"], dropout=settings["dropout"]).filled(tensors)
 
-    def peft_config(self) -> Any:
-        """PEFT's DeloraConfig."""
-        from peft import DeloraConfig
-
-        return self._config_of(DeloraConfig, r=self.rank, module_dropout=self.dropout)
+    def peft_settings(self) -> dict[str, Any]:
+        """Of DeloraConfig."""
+        return {"r": self.rank, "module_dropout": self.dropout}
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        known = {"r", "delora_lambda", "module_dropout", "init_weights"}
-        refuse_beyond(config, cls.tuner, known, {"bias": ("none",)})
-        modules = cls.modules_of(tensors, "delora_(A|B|lambda|w_norm)")
+        modules = cls.modules_of(tensors)
         settings = {"rank": config["r"], "dropout": config.get("module_dropout", 0.0)}
         return cls.build({"modules": modules, **settings}, tensors)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -42,6 +43,14 @@ class PeftDial(Dial):
     peft_type: ClassVar[str]
     tuner: ClassVar[str]
     """Its name in messages."""
+    own: ClassVar[dict[str, str]] = {}
+    """Attributes that hold a tensor a module, by PEFT's name for it."""
+    odd: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are negated to exchange alpha and -alpha; empty where none would do."""
+    known: ClassVar[set[str]] = set()
+    """Fields of PEFT's config that it reads, or that do not change what saved weights mean."""
+    plain: ClassVar[dict[str, tuple[Any, ...]]] = {"bias": ("none",)}
+    """Values of other fields that mean nothing special."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], *, elsewhere: bool = False):
         """
@@ -77,27 +86,51 @@ class PeftDial(Dial):
         """y + alpha (adapted - base) of the index-th module, whose input is x."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def flip(self) -> None:
         """Exchange alpha and -alpha, exactly.
 
         Raises:
             DialError: the tuner has no parameters that would do so.
         """
-        raise DialError(f"{self.tuner}: its opposite is no adapter of this kind")
+        if not self.odd:
+            raise DialError(f"{self.tuner}: its opposite is no adapter of this kind")
+        for p in (p for name in self.odd for p in getattr(self, name)):
+            p.neg_()
 
     # ---- saving: the folder is a PEFT adapter at the same time ----
 
-    def peft_config(self) -> Any:
-        """PEFT's config of this adapter."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights under PEFT's names."""
+        return {
+            f"{PREFIX}{path}.{theirs}": getattr(self, mine)[index]
+            for index, path in enumerate(self.paths)
+            for theirs, mine in self.own.items()
+        }
+
+    @torch.no_grad()
+    def filled(self, tensors: dict[str, Tensor]) -> Self:
+        """The dial, with saved weights."""
+        for name, mine in PeftDial.tensors(self).items():
+            mine.copy_(tensors[name].view_as(mine))
+        return self
+
+    def peft_settings(self) -> dict[str, Any]:
+        """What PEFT's config says of this tuner."""
         raise NotImplementedError
 
-    def _config_of(self, kind: Any, **settings: Any) -> Any:
+    def peft_config(self) -> Any:
+        """PEFT's config of this adapter."""
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+        from peft.utils import PeftType
+
+        kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
         return kind(
             target_modules=self.paths,
             task_type="CAUSAL_LM",
             inference_mode=True,
             base_model_name_or_path=self.info.base_model or None,
-            **settings,
+            **self.peft_settings(),
         )
 
     def _write(self, folder: Path) -> None:
@@ -114,18 +147,21 @@ class PeftDial(Dial):
         raise NotImplementedError
 
     @classmethod
-    def modules_of(cls, tensors: dict[str, Tensor], pattern: str) -> list[str]:
-        """Paths of the modules whose tensors are named `PATH.pattern`; every name must be.
+    def modules_of(cls, tensors: Iterable[str]) -> list[str]:
+        """Paths of the modules that PEFT's names of tensors tell; every name must be known.
 
         Raises:
             DialError: a tensor that this tuner does not have.
         """
         found = {}
         for name in tensors:
-            match = re.fullmatch(rf"(.+)\.(?:{pattern})", name.removeprefix(PREFIX))
-            if match is None:
+            path, _, theirs = name.removeprefix(PREFIX).rpartition(".")
+            if theirs == "weight":  # of a module inside
+                path, _, inner = path.rpartition(".")
+                theirs = f"{inner}.weight"
+            if theirs not in cls.own:
                 raise DialError(f"only plain {cls.tuner} load as a dial; this has {name}")
-            found[match[1]] = None
+            found[path] = None
         return sorted(found)
 
     @staticmethod
@@ -159,6 +195,7 @@ class PeftDial(Dial):
                 f"these load as a dial: {known}"
             )
         try:
+            refuse_beyond(config, tuner)
             dial = tuner._from_config(config, tensors)
         except DialError as error:
             raise DialError(f"{folder}: {error}") from error
@@ -168,19 +205,12 @@ class PeftDial(Dial):
         return dial.eval()
 
 
-def refuse_beyond(
-    config: dict[str, Any], tuner: str, known: set[str], plain: dict[str, tuple[Any, ...]]
-) -> None:
-    """Raise DialError where a PEFT config asks for more than its plain tuner (DoRA, biases, …).
-
-    Args:
-        known: fields that the tuner reads, or that do not change what saved weights mean.
-        plain: values of other fields that mean nothing special.
-    """
+def refuse_beyond(config: dict[str, Any], tuner: type[PeftDial]) -> None:
+    """Raise DialError where a PEFT config asks for more than its plain tuner (DoRA, biases, …)."""
     for key, value in config.items():
-        if key in HARMLESS or key in known or not value or value in plain.get(key, ()):
-            continue
-        raise DialError(f"only plain {tuner} load as a dial; this has {key} {value!r}")
+        known = key in HARMLESS or key in tuner.known
+        if not known and value and value not in tuner.plain.get(key, ()):
+            raise DialError(f"only plain {tuner.tuner} load as a dial; this has {key} {value!r}")
 
 
 # ---- PEFT's names and patterns ------------------------------------------------------------------

@@ -6,14 +6,14 @@ Each is saved as an ordinary PEFT folder, and at alpha = 1 its logits are PEFT's
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.dials.linear import bare, dense_weight, linear_at
 from trimtab.dials.numbers import whole
-from trimtab.dials.peft import PREFIX, PeftDial, refuse_beyond
+from trimtab.dials.peft import PREFIX, PeftDial
 from trimtab.errors import DialError
 
 FEEDFORWARD = r"(down_proj|fc2|w2|dense_4h_to_h|mlp\.c_proj)$"
@@ -29,6 +29,9 @@ class IA3Dial(PeftDial):
     kind = "ia3"
     peft_type = "IA3"
     tuner = "IA3"
+    own: ClassVar = {"ia3_l": "l"}
+    known: ClassVar = {"feedforward_modules", "init_ia3_weights"}
+    plain: ClassVar = {}
 
     def __init__(self, shapes: dict[str, tuple[int, int]], *, feedforward: str = FEEDFORWARD):
         """
@@ -79,8 +82,8 @@ class IA3Dial(PeftDial):
     def tensors(self) -> dict[str, Tensor]:
         """Weights under PEFT's names: rows for inputs, columns for outputs."""
         return {
-            f"{PREFIX}{path}.ia3_l": v[None] if path in self.feedforward else v[:, None]
-            for path, v in zip(self.paths, self.l, strict=True)
+            name: v[None] if path in self.feedforward else v[:, None]
+            for path, (name, v) in zip(self.paths, super().tensors().items(), strict=True)
         }
 
     @classmethod
@@ -92,21 +95,15 @@ class IA3Dial(PeftDial):
             shapes[path] = (size, 0) if path in settings["feedforward"] else (0, size)
         few = "|".join(re.escape(p) for p in settings["feedforward"])
         dial = cls(shapes, feedforward=f"^({few})$" if few else r"(?!)")
-        with torch.no_grad():
-            for path, v in zip(dial.paths, dial.l, strict=True):
-                v.copy_(tensors[f"{PREFIX}{path}.ia3_l"].flatten())
-        return dial
+        return dial.filled(tensors)
 
-    def peft_config(self) -> Any:
-        """PEFT's IA3Config."""
-        from peft import IA3Config
-
-        return self._config_of(IA3Config, feedforward_modules=self.feedforward)
+    def peft_settings(self) -> dict[str, Any]:
+        """Of IA3Config."""
+        return {"feedforward_modules": self.feedforward}
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        refuse_beyond(config, cls.tuner, {"feedforward_modules", "init_ia3_weights"}, {})
-        modules = cls.modules_of(tensors, "ia3_l")
+        modules = cls.modules_of(tensors)
         # PEFT stores a row for what it multiplies at the input, a column at the output.
         inputs = [p for p in modules if tensors[f"{PREFIX}{p}.ia3_l"].shape[0] == 1]
         return cls.build({"modules": modules, "feedforward": inputs}, tensors)
@@ -122,6 +119,9 @@ class RoadDial(PeftDial):
     kind = "road"
     peft_type = "ROAD"
     tuner = "RoAd (road_1)"
+    own: ClassVar = {"road_theta": "theta", "road_alpha": "length"}
+    known: ClassVar = {"group_size", "init_weights"}
+    plain: ClassVar = {"variant": ("road_1",)}
 
     def __init__(self, shapes: dict[str, tuple[int, int]], *, group: int = 64):
         """
@@ -171,14 +171,6 @@ class RoadDial(PeftDial):
         """Modules with their shapes, and the group."""
         return {"modules": {p: list(s) for p, s in self.shapes.items()}, "group": self.group}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights under PEFT's names."""
-        named = {}
-        for path, theta, length in zip(self.paths, self.theta, self.length, strict=True):
-            named[f"{PREFIX}{path}.road_theta"] = theta
-            named[f"{PREFIX}{path}.road_alpha"] = length
-        return named
-
     @classmethod
     def build(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """From saved settings and weights."""
@@ -186,21 +178,14 @@ class RoadDial(PeftDial):
         dial = cls(shapes, group=settings["group"])
         if dial.group != settings["group"]:
             raise DialError(f"groups of {settings['group']} outputs do not divide the layers'")
-        with torch.no_grad():
-            for path, theta, length in zip(dial.paths, dial.theta, dial.length, strict=True):
-                theta.copy_(tensors[f"{PREFIX}{path}.road_theta"])
-                length.copy_(tensors[f"{PREFIX}{path}.road_alpha"])
-        return dial
+        return dial.filled(tensors)
 
-    def peft_config(self) -> Any:
-        """PEFT's RoadConfig."""
-        from peft import RoadConfig
-
-        return self._config_of(RoadConfig, variant="road_1", group_size=self.group)
+    def peft_settings(self) -> dict[str, Any]:
+        """Of RoadConfig."""
+        return {"variant": "road_1", "group_size": self.group}
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        refuse_beyond(config, cls.tuner, {"group_size", "init_weights"}, {"variant": ("road_1",)})
-        modules = cls.modules_of(tensors, "road_theta|road_alpha")
+        modules = cls.modules_of(tensors)
         shapes = {p: [0, 2 * tensors[f"{PREFIX}{p}.road_theta"].numel()] for p in modules}
         return cls.build({"modules": shapes, "group": config["group_size"]}, tensors)

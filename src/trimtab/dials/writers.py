@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.dials.linear import linear_shape
 from trimtab.errors import DialError
+from trimtab.models.places import seeing
 
 
 @torch.no_grad()
@@ -29,11 +30,11 @@ def residual_writer(model: nn.Module, block: int) -> str:
     generator = torch.Generator().manual_seed(block)
     ids = torch.randint(0, models.text_config(model).vocab_size, (2, 5), generator=generator)
     ids = ids.to(next(model.parameters()).device)
-    bare = _after(model, layer, ids, None, None)
+    bare = _after(model, block, ids, None, None)
     step = torch.randn(width, generator=generator).to(bare) * bare.std()
     tolerance = 1e-4 if bare.dtype == torch.float32 else 0.05
     for name, module in reversed(named):
-        moved = _after(model, layer, ids, module, step) - bare
+        moved = _after(model, block, ids, module, step) - bare
         if (moved - step).abs().max() <= tolerance * bare.abs().max():
             return f"{prefix}.{name}"
     raise DialError(
@@ -42,26 +43,16 @@ def residual_writer(model: nn.Module, block: int) -> str:
     )
 
 
-def _adding(step: Tensor | None) -> Any:
-    return lambda _, __, y: y + step
-
-
 def _after(
-    model: nn.Module, layer: nn.Module, ids: Tensor, moved: nn.Module | None, step: Tensor | None
+    model: nn.Module, block: int, ids: Tensor, moved: nn.Module | None, step: Tensor | None
 ) -> Tensor:
     """The output of a decoder layer, with a step added to one module's output."""
     seen: list[Tensor] = []
-
-    def look(_: nn.Module, __: object, out: object) -> None:
-        seen.append(out[0] if isinstance(out, tuple | list) else out)  # type: ignore[arg-type]
-
-    handles = [layer.register_forward_hook(look)]
-    if moved is not None:
-        handles.append(moved.register_forward_hook(_adding(step)))
-    try:
-        with models.reading(model), models.uncompiled():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        if moved is not None:
+            handle = moved.register_forward_hook(lambda _, __, y: y + step)  # type: ignore[operator]
+            stack.callback(handle.remove)
+        stack.enter_context(seeing(model, block, seen.append))
+        stack.enter_context(models.reading(model))
+        model(input_ids=ids, use_cache=False)
     return seen[0]

@@ -35,6 +35,7 @@ from trimtab.evaluation.generation import PLAIN, Sampling, ends_of, next_ids, sa
 from trimtab.evaluation.items import ItemScores, item_scores, numbers
 from trimtab.pairs.pair import Text
 from trimtab.pairs.prompts import Prompt
+from trimtab.progress import Update
 from trimtab.rendering import Rendering
 from trimtab.states import Readings, read_tokens
 from trimtab.states import read as read_batch
@@ -87,6 +88,9 @@ def rewards_of(
             if read.logps is not None and read.tokens is not None:
                 total[at], tokens[at] = read.logps.float().cpu(), read.tokens.cpu()
             done += batch.n_answers
+            if isinstance(progress, Update):
+                margin = found[at][batch.pair_chosen.cpu()] - found[at][batch.pair_rejected.cpu()]
+                progress.tally(float((margin > 0).sum() + (margin == 0).sum() / 2), len(margin))
             if progress:
                 progress(done, encoded.n_answers)
     return numbers(found, "rewards"), Readings(numbers(total, "log-probs"), tokens)

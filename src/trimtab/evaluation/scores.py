@@ -10,6 +10,7 @@ from trimtab.batching import Encoded
 from trimtab.dials import Dial, RewardDial
 from trimtab.evaluation.items import ItemScores, item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
+from trimtab.progress import Update
 from trimtab.readings import Progress, collect, reference
 from trimtab.store import Store
 
@@ -35,8 +36,15 @@ def score(
         found = reference(model, encoded, logps=True, store=store, budget=budget, progress=progress)
     elif isinstance(dial, RewardDial):
         rewards, _ = rewards_of(model, dial, encoded, budget=budget, force=force, progress=progress)
-        return reward_scores(encoded, alpha * rewards)
+        return _told(reward_scores(encoded, alpha * rewards), progress)
     else:
         with dial(model, alpha, force=force) if dial else nullcontext():
             found = collect(model, encoded, logps=True, budget=budget, progress=progress)
-    return item_scores(encoded, found)
+    return _told(item_scores(encoded, found), progress)
+
+
+def _told(found: ItemScores, progress: Progress | None) -> ItemScores:
+    """Scores whose accuracy, the mean over items, stands at the end of a bar."""
+    if isinstance(progress, Update):
+        progress.said = f"accuracy {found.accuracy.mean():.3f}"
+    return found

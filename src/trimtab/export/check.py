@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,18 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
     known = load_file(spec["tensors"])
     rows = [known[f"ids_{i}"] for i in range(spec["rows"])]
     tool, versions, run = CHECKS[spec["format"]](spec)
-    difference = change = largest = 0.0
+    change = largest = 0.0
+    by_scale = {}
     with torch.no_grad():
         for i, ids in enumerate(rows):
-            logits = run(ids)
-            difference = max(difference, (logits - known[f"dialled_{i}"]).abs().max().item())
-            moved = known[f"dialled_{i}"] - known[f"bare_{i}"]
-            change = max(change, moved.abs().max().item())
-            largest = max(largest, known[f"dialled_{i}"].abs().max().item())
+            for scale in spec["scales"]:
+                there = known[f"dialled_{scale:g}_{i}"]
+                logits = run(ids) if scale == 1 else run(ids, scale)
+                far = (logits - there).abs().max().item()
+                by_scale[f"{scale:g}"] = max(by_scale.get(f"{scale:g}", 0.0), far)
+                change = max(change, (there - known[f"bare_{i}"]).abs().max().item())
+                largest = max(largest, there.abs().max().item())
+    difference = max(by_scale.values())
     bound = spec["tolerance"] * change + ROUNDING * largest
     return {
         "format": spec["format"],
@@ -62,6 +67,7 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
         "tokens": sum(ids.shape[1] for ids in rows),
         "largest_logit_difference": difference,
         "largest_logit_change_by_the_dial": change,
+        **({"largest_logit_difference_by_scale": by_scale} if len(by_scale) > 1 else {}),
         "tolerance": spec["tolerance"],
         "bound": bound,
         "within_tolerance": difference <= bound,
@@ -73,6 +79,7 @@ ROUNDING = 1e-5
 """Of the largest logit: what may differ in float32 whatever the dial does."""
 MEANT_FOR = {
     "gguf": "llama.cpp",
+    "gguf-lora": "llama.cpp",
     "repeng": "repeng",
     "peft": "peft",
     "merged": "transformers",
@@ -83,8 +90,11 @@ MEANT_FOR = {
 def _checked(format_: str, tool: str, versions: dict[str, str]) -> str:
     """Whether the tool that an export is for has been asked, and which one was."""
     meant = MEANT_FOR[format_]
-    found = versions.get("llama_cpp_python" if tool == "llama.cpp" else tool, "")
-    named = f"{tool} {found}".strip()
+    of_llama = (f"({n} {v})" for n, v in versions.items() if "llama" in n)
+    named = (
+        f"{tool} {next(of_llama, '') if tool == meant == 'llama.cpp' else versions.get(tool, '')}"
+    )
+    named = named.strip()
     if tool == meant:
         return f"checked in {named}"
     return f"not checked in {meant}: the file's numbers were, with {named}"
@@ -211,6 +221,56 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     return "llama.cpp", _versions("llama_cpp_python", "gguf"), run
 
 
+def _gguf_lora(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+    """llama.cpp's own server, the adapter's scale in the request. It tells log-probs: what the adapter
+    changes of them is held against what the dial does, after a third, two thirds and all of a text."""
+    import torch
+    from safetensors.torch import load_file
+
+    llama: Any = import_module("xllamacpp")
+    known = load_file(spec["tensors"])
+    folder = Path(spec["export"])
+    own = folder / "base.gguf"
+    params = llama.CommonParams()
+    params.model.path = str(own if own.is_file() else spec["base_gguf"])
+    params.lora_adapters = [llama.CommonAdapterLoraInfo(str(folder / "adapter.gguf"), 1.0)]
+    params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
+    params.warmup, params.verbosity = False, -1
+    params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = spec["threads"]
+    server = llama.Server(params)
+
+    def told(ids: list[int], scale: float, vocabulary: int) -> Any:
+        asked = {
+            "prompt": ids,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": vocabulary,
+            "cache_prompt": False,
+            "lora": [{"id": 0, "scale": scale}],
+        }
+        answer = server.handle_completions(asked)
+        logprobs = torch.full((vocabulary,), float("nan"))
+        for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            logprobs[entry["id"]] = entry["logprob"]
+        return logprobs
+
+    def run(ids: Any, scale: float = 1.0) -> Any:
+        row = next(i for i in range(spec["rows"]) if torch.equal(known[f"ids_{i}"], ids))
+        logits = known[f"dialled_{scale:g}_{row}"].clone()
+        length = ids.shape[1]
+        for end in sorted({-(-length // 3), -(-2 * length // 3), length}):
+            at = end - 1
+            here, bare = logits[0, at].clone(), known[f"bare_{row}"][0, at]
+            words = ids[0, :end].tolist()
+            moved = told(words, scale, len(bare)) - told(words, 0.0, len(bare))
+            logits[0, at] += moved - (here.log_softmax(-1) - bare.log_softmax(-1))
+        return logits
+
+    return "llama.cpp", _versions("xllamacpp", "gguf"), run
+
+
 def _peft(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     from peft import PeftModel
 
@@ -241,6 +301,7 @@ def _steering_vectors(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
 
 CHECKS = {
     "gguf": _gguf,
+    "gguf-lora": _gguf_lora,
     "repeng": _gguf,
     "peft": _peft,
     "merged": _merged,

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +25,7 @@ from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, DialError, near
 from trimtab.export import check
 from trimtab.export.gguf import added_steps, export_gguf
+from trimtab.export.gguf_lora import BASE_FILE, SCALES, export_gguf_lora, is_linear, run_lines
 from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
@@ -46,31 +47,40 @@ NEAR = 0.02
 
 @dataclass(frozen=True)
 class Format:
-    """An export format: what it is, and how it is written (`(dial, model, tokenizer, alpha, path)`
-    to what is not carried over)."""
+    """An export format: what it is, and how it is written (`(dial, model, tokenizer, alpha, path,
+    base_gguf)` to what is not carried over)."""
 
     what: str
-    write: Callable[[Dial, Any, Any, float, Path], list[str]]
+    write: Callable[[Dial, Any, Any, float, Path, Any], list[str]]
     file: str = ""
     """The one file that it is; empty where it is a folder."""
+    base_gguf: Literal["no", "may", "must"] = "no"
+    """Whether a base in GGUF is taken."""
 
 
 FORMATS: dict[str, Format] = {
     "gguf": Format(
         "llama.cpp's control vector",
-        lambda d, m, _, a, p: export_gguf(d, m, a, p, "llama.cpp"),
+        lambda d, m, _, a, p, b: export_gguf(d, m, a, p, "llama.cpp"),
         VECTOR_FILE,
+        "may",
+    ),
+    "gguf-lora": Format(
+        "llama.cpp's LoRA, for a base in GGUF",
+        lambda d, m, _, a, p, b: export_gguf_lora(d, m, a, p, Path(b)),
+        base_gguf="must",
     ),
     "repeng": Format(
         "repeng's control vector, a GGUF file that may hold layer 0",
-        lambda d, m, _, a, p: export_gguf(d, m, a, p, "repeng"),
+        lambda d, m, _, a, p, b: export_gguf(d, m, a, p, "repeng"),
         VECTOR_FILE,
+        "may",
     ),
-    "peft": Format("a PEFT LoRA folder", export_peft),
-    "merged": Format("a plain checkpoint", export_merged),
+    "peft": Format("a PEFT LoRA folder", lambda d, m, t, a, p, b: export_peft(d, m, t, a, p)),
+    "merged": Format("a plain checkpoint", lambda d, m, t, a, p, b: export_merged(d, m, t, a, p)),
     "steering-vectors": Format(
         "layer activations for the package steering-vectors",
-        lambda d, m, _, a, p: export_steering_vectors(d, m, a, p),
+        lambda d, m, _, a, p, b: export_steering_vectors(d, m, a, p),
     ),
 }
 REFUSED = {
@@ -111,6 +121,7 @@ def export(
             beside it as `….gguf.receipt.json`.
         base: folder of the base model (by default the model is saved aside for the check).
         base_gguf: for `gguf` and `repeng`, the base model in F32: the check is then made by llama.cpp.
+            For `gguf-lora` the base model in F32, F16 or BF16, for which the adapter is made.
         python: interpreter of the check, where the tool lies in another environment.
         tolerance: largest difference of a logit, as a share of the largest change that the dial makes;
             rounding (1e-5 of the largest logit) comes on top.
@@ -142,8 +153,9 @@ def export(
     ):
         stage = Path(temporary)
         made = stage / (target.name if FORMATS[to].file else "export")
-        lost = FORMATS[to].write(dial, model, tokenizer, strength, made)
-        if base_gguf is not None and 0 in added_steps(dial, model, "a control vector"):
+        lost = FORMATS[to].write(dial, model, tokenizer, strength, made, base_gguf)
+        lora = FORMATS[to].base_gguf == "must"
+        if base_gguf is not None and not lora and 0 in added_steps(dial, model, "a control vector"):
             raise DialError(
                 "--base-gguf: llama.cpp, which makes the check, takes no control vector at site 0; "
                 "leave --base-gguf out for repeng"
@@ -151,7 +163,8 @@ def export(
         if base is None:
             base = stage / "base"
             model.save_pretrained(base)
-        _known(dial, model, rows, strength, stage / "known.safetensors")
+        scales = SCALES if lora and is_linear(dial, model, strength) else (1.0,)
+        _known(dial, model, rows, strength, scales, stage / "known.safetensors")
         spec = {
             "format": to,
             "export": str(made),
@@ -159,6 +172,7 @@ def export(
             "base_gguf": str(base_gguf) if base_gguf else "",
             "tensors": str(stage / "known.safetensors"),
             "rows": len(rows),
+            "scales": scales,
             "alpha": strength,
             "tolerance": tolerance,
             "threads": torch.get_num_threads(),
@@ -181,6 +195,9 @@ def export(
                 f"{receipt['largest_logit_change_by_the_dial']:.2g} by which the dial moves one "
                 f"(tolerance {receipt['bound']:.2g}): not handed over"
             )
+        if lora:
+            receipt["run"] = run_lines(Path(base_gguf or ""), target, (made / BASE_FILE).is_file())
+            _write(stage / RECEIPT, receipt)
         if quantised:
             receipt["base_quantisation"] = models.quantisation_name(given)
             far = _apart(dial, given, model, rows, strength)
@@ -236,11 +253,16 @@ def check_format(to: str, base_gguf: str | Path | None) -> None:
         raise ConfigError(f"--to {to}: {REFUSED[to]}")
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: no such format{near(to, FORMATS)} ({', '.join(FORMATS)})")
+    taken = FORMATS[to].base_gguf
     if base_gguf is None:
+        if taken == "must":
+            raise ConfigError(
+                f"--to {to}: give --base-gguf FILE, the base model in F32, F16 or BF16"
+            )
         return
-    if not FORMATS[to].file:
+    if taken == "no":
         raise ConfigError(
-            f"--to {to} --base-gguf: llama.cpp checks control vectors (gguf, repeng); leave it out"
+            f"--to {to} --base-gguf: llama.cpp checks gguf, gguf-lora and repeng; leave it out"
         )
     if not Path(base_gguf).is_file():
         raise ConfigError(f"--base-gguf {base_gguf}: no such file")
@@ -280,10 +302,13 @@ def _ids(tokenizer: Any, text: str, model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _known(dial: Dial, model: Any, rows: list[Tensor], alpha: float, file: Path) -> None:
-    """Write the fixed set with the logits of the bare model and of the dial."""
+def _known(
+    dial: Dial, model: Any, rows: list[Tensor], alpha: float, scales: Sequence[float], file: Path
+) -> None:
+    """Write the fixed set with the logits of the bare model and of the dial, at every scale of alpha."""
     tensors = {}
-    for on, context in (("bare", nullcontext()), ("dialled", dial(model, alpha, force=True))):
+    turned = [(f"dialled_{s:g}", dial(model, s * alpha, force=True)) for s in scales]
+    for on, context in (("bare", nullcontext()), *turned):
         with models.reading(model), context:
             for i, ids in enumerate(rows):
                 logits = model(input_ids=ids, use_cache=False).logits

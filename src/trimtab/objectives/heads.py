@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.bounds import Bounded, NonNegative, Positive, Smoothing
-from trimtab.objectives.output import preference
+from trimtab.objectives.output import logistic, preference
 from trimtab.readout import Needs, Readout
 
 # ---- alignment vectors --------------------------------------------------------------------------
@@ -77,7 +76,7 @@ class IAV(Bounded, group="objective"):
     ) -> tuple[Float[Tensor, "pair"], dict[str, Tensor]]:
         """Loss a pair; metrics `margin`, `accuracy` (margin > 0), `kl` and `l2` a token."""
         margin, shift = self._margin(chosen, rejected)
-        loss = smoothed(margin - shift, self.label_smoothing)
+        loss = logistic(margin - shift, self.label_smoothing)
         kl = (chosen.kl / chosen.tokens + rejected.kl / rejected.tokens) / 2
         if self.variant == "published":
             l2 = chosen.l2 / chosen.tokens
@@ -223,7 +222,7 @@ class ARM(Bounded, group="objective"):
         """Loss a pair; metrics `margin` and `accuracy`."""
         margin = self.beta * preference(policy)
         metrics = {"margin": margin.detach(), "accuracy": (margin > 0).float()}
-        return smoothed(margin, self.label_smoothing), metrics
+        return logistic(margin, self.label_smoothing), metrics
 
 
 # ---- rewards ------------------------------------------------------------------------------------
@@ -276,9 +275,9 @@ class DPH(Bounded, group="objective"):
         """
         s, margin = self.label_smoothing, chosen - rejected
         if self.loss == "separable":
-            loss = smoothed(chosen, s) + smoothed(-rejected, s)
+            loss = logistic(chosen, s) + logistic(-rejected, s)
         elif self.loss == "contrastive":
-            loss = smoothed(margin, s)
+            loss = logistic(margin, s)
         else:
             loss = _listwise(margin, group, s)
         if self.weight_centre:
@@ -297,7 +296,7 @@ class DPH(Bounded, group="objective"):
                 if reference is None:
                     raise ValueError("the DPO term needs log-probs of the reference")
                 rho = preference(policy) - preference(reference)
-                loss = loss + self.weight_dpo * smoothed(self.beta * rho, s)
+                loss = loss + self.weight_dpo * logistic(self.beta * rho, s)
                 metrics["dpo_margin"] = self.beta * rho.detach()
             loss = loss - self.weight_sft * policy.chosen_logps / policy.chosen_tokens
         return loss, metrics
@@ -315,8 +314,3 @@ def _listwise(margin: Tensor, group: Tensor, smoothing: float) -> Tensor:
     count = torch.bincount(of, minlength=n)
     mean = low.new_zeros(n).index_add(0, of, low) / count
     return (lse - smoothing * mean)[of]
-
-
-def smoothed(margin: Tensor, smoothing: float) -> Tensor:
-    """-(1 - s) log sigmoid(margin) - s log sigmoid(-margin)."""
-    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)

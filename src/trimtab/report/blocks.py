@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Flag
+from pathlib import Path
 
 from trimtab.report.looks import Look
 from trimtab.report.svg import Panel
@@ -141,3 +142,9 @@ def fenced(text: str) -> str:
 def listed(lines: Sequence[str]) -> Text:
     """A list."""
     return Text("\n".join(f"- {line}" for line in lines))
+
+
+def reading(page: str) -> Text:
+    """How to read the tables of a page: a text that no result changes, in `reading_PAGE.md`."""
+    file = Path(__file__).with_name(f"reading_{page}.md")
+    return Text(file.read_text(encoding="utf-8").rstrip())

@@ -22,6 +22,7 @@ from trimtab.report.blocks import (
     fenced,
     listed,
     plain,
+    reading,
 )
 from trimtab.report.results import (
     ALPHA_1,
@@ -33,21 +34,6 @@ from trimtab.report.results import (
     read_results,
 )
 from trimtab.study.reading import is_grid
-
-READING = {
-    "dial, α": "Each method yields a dial on the same model. At α = 0 the model is untouched; at 1 the "
-    "dial is fully on; below 0 it pushes the other way.",
-    "accuracy": "Of two answers to a prompt, the model should find the better one likelier per token. "
-    "50 % is a coin toss.",
-    "95 % interval": "Where the figure may lie if other items of the same kind had been drawn, and "
-    "other seeds where there are several.",
-    "verdict": "“Better” or “worse” where a difference on the same items is larger than chance explains, "
-    "all rows of the table taken together; else “cannot tell”, which does not mean “the same”.",
-    "could see": "The smallest true difference, in points, that this many items would have shown four "
-    "times in five; above 5 points a comparison is underpowered.",
-    "KL, rise in NLL": "How far the dial moves the model on text that has nothing to do with the "
-    "preference. A gain bought with damage is a poor one, hence the second reading at equal KL.",
-}
 
 
 def read_page(run_dir: str | Path) -> Page:
@@ -163,6 +149,9 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             Section("Other ways of scoring", others, On.HTML, folded=True),
         ],
     )
+    if results.gains:
+        told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
+        yield Section("Against the bare model, at α = 1", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)
@@ -177,15 +166,11 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             drawn = Figure(gains if at == ALPHA_1 else (), caption=caption, on=On.HTML)
             told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
             yield Section(f"Against {baseline}, at {where}", told)
-    if results.gains:
-        told = [Text(wording.ADJUSTED), tables.verdicts(results.over_base)]
-        yield Section("Against the bare model, at α = 1", told, On.PAGES)
     yield _dose(results)
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
     yield Section("Training", [_training(results, many)], On.HTML)
     yield Section("Costs", [tables.costs(results)], On.HTML)
-    reading = listed([f"**{name}**: {text}" for name, text in READING.items()])
-    yield Section("How to read it", [reading], On.HTML)
+    yield Section("How to read it", [reading("compare")], On.HTML)
     methods = listed([f"{code(m)} {plain(line)}" for m, line in results.study.methods.items()])
     ran = f"{tables.what_ran(results)}\n\n{fenced(results.study.command)}"
     yield Section("What was run", [Text(ran), Text(methods.words, On.HTML)], On.PAGES)

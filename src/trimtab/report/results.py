@@ -5,7 +5,7 @@ What the files hold is said by `trimtab.study.results`, which reads them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,17 +101,17 @@ class Results:
 
     def at(self, where: str) -> list[Difference]:
         """The comparisons at `"alpha_1"` or `"equal_kl"`, by split, then by method."""
-        rows = [c for c in self.comparisons if c.at == where]
-        order = {name: i for i, name in enumerate(self.splits)}
-        rank = {name: i for i, name in enumerate(self.methods)}
-        return sorted(rows, key=lambda c: (order.get(c.split, 99), rank.get(c.method, 99)))
+        return self._in_order(c for c in self.comparisons if c.at == where)
 
     @property
     def over_base(self) -> list[Difference]:
         """The gains over the bare model by split, then by method."""
-        splits, methods = list(self.splits), list(self.methods)
-        known = [c for c in self.gains if c.split in splits and c.method in methods]
-        return sorted(known, key=lambda c: (splits.index(c.split), methods.index(c.method)))
+        known = (c for c in self.gains if c.split in self.splits and c.method in self.methods)
+        return self._in_order(known)
+
+    def _in_order(self, rows: Iterable[Difference]) -> list[Difference]:
+        order = {name: i for i, name in enumerate((*self.splits, *self.methods))}
+        return sorted(rows, key=lambda c: (order.get(c.split, 99), order.get(c.method, 99)))
 
     def alpha_of_equal_kl(self, method: str) -> float | None:
         """The alpha at which the method's KL equals the baseline's, or None if never reached."""

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.report import wording
-from trimtab.report.blocks import Block, Figure, On, Page, Section, Table, Text, listed, plain
+from trimtab.report.blocks import (
+    Block,
+    Figure,
+    On,
+    Page,
+    Section,
+    Table,
+    Text,
+    listed,
+    plain,
+    reading,
+)
 from trimtab.report.doses import RANDOM, Cell, Doses, name_of
 from trimtab.report.looks import CONTROLS, looks_of
 from trimtab.report.steering_figures import key, legend, panels
@@ -18,25 +29,6 @@ from trimtab.study.results import PERSONA, Difference
 
 SHOWN = ("mean", "rotation", PERSONA)
 """Cells whose generations are on the page, beside the best one's."""
-
-
-READING = [
-    "*slope*: change of the log-ratio for one root nat of damage, √KL. KL grows as α², so that a "
-    "dial has the same slope at any strength, and dials of different kinds can be compared. Bold: "
-    "above the random directions, each turned the way it leans; paired on the same questions.",
-    "*swing*: half the log-ratio's way from −α to α where damage is the prompt's; beside it, less "
-    "the prompt's own.",
-    "*R²*: share of the questions' movement that one line explains. *valid*: readings at which "
-    "the likelier answer had lost no more than 1 nat a token. *score*: slope × R² × valid².",
-    "*odd*: 1 where −α does the opposite of α on every question, ½ where the two are unrelated, 0 "
-    "where both do the same.",
-    "*wrong way*: share of questions that the dial moves away from the trait.",
-    "*published*: the binary log-ratio correlation of wassname/repeng, |slope over sign(α) "
-    "log(1+|α|)| × R² × valid², of each question, averaged. It depends on what one α means, and a "
-    "dial that works the wrong way round scores as well.",
-    "*seconds*: processor time of fitting, states not shared with other methods.",
-]
-"""How to read the table of a trait."""
 
 
 def page(folder: Path) -> Page | None:
@@ -77,7 +69,7 @@ def steering_page(found: Sequence[Doses]) -> Page:
     for doses in found:
         parts = [Text(_about(doses)), _table(doses), *_said(doses)]
         blocks.append(Section(doses.trait.capitalize(), parts))
-    blocks.append(Section("How to read the table", [listed(READING)]))
+    blocks.append(Section("How to read the table", [reading("steering")]))
     blocks.append(Section("What was run", [Text(_ran(found))]))
     rows = {c.name: c.method for d in found for c in d.cells.values() if not c.half}
     methods = looks_of(rows) | {n: CONTROLS[m] for n, m in rows.items() if m in CONTROLS}

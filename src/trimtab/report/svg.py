@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -58,30 +59,12 @@ PAINT = {name: f"#0{i:x}a{i:x}0{i:x}" for i, name in enumerate(LIGHT)}
 INK, MUTED, RULE, GRID, PAGE = (PAINT[n] for n in ("ink", "muted", "rule", "grid", "page"))
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "trimtab",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 12,
-    "axes.unicode_minus": True,
-    "axes.facecolor": "none",
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 11,
-    "axes.linewidth": 1,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "grid.color": GRID,
-    "grid.linewidth": 1,
-    "lines.solid_capstyle": "round",
+    **matplotlib.rc_params_from_file(
+        Path(__file__).with_name("page.mplstyle"), fail_on_error=True, use_default_template=False
+    ),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), RULE),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **{"text.color": INK, "grid.color": GRID},
 }
 
 

@@ -31,7 +31,7 @@ from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluation import score
 from trimtab.files import write_json, write_lines, write_text
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
-from trimtab.progress import SILENT, Progress
+from trimtab.progress import SILENT, Progress, figures
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
@@ -208,7 +208,11 @@ def tune(
     if len(found) < search.trials:
         with threads(search.threads):
             _try(out, search, named, space, study, (train, held), progress)
-    _write(out, search, named, suite, command)
+    chosen = _write(out, search, named, suite, command)
+    progress.say(
+        f"{named.name}: the best of {search.trials} trials is number {chosen['trial'] + 1}, with "
+        f"{figures(chosen, ('accuracy', 'margin'))}"
+    )
     return out
 
 
@@ -318,7 +322,9 @@ def _try(
                 progress=progress,
                 **options,
             )
-            found = score(model, held, dial, 1.0, store=store)
+            label = f"trial {number + 1}: scoring what is held out"
+            with progress.bar(label, held.n_answers, "answers") as update:
+                found = score(model, held, dial, 1.0, store=store, progress=update)
             accuracy, margin = float(found.accuracy.mean()), float(found.margin.mean())
             result |= {"accuracy": accuracy, "margin": margin if math.isfinite(margin) else None}
         except TrainingError as error:
@@ -382,8 +388,8 @@ def best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _write(out: Path, search: Search, method: Method, suite: Suite, command: str) -> None:
-    """The trials as lines, and the best one's settings in the two forms that are read."""
+def _write(out: Path, search: Search, method: Method, suite: Suite, command: str) -> dict[str, Any]:
+    """The trials as lines, and the best one's settings in the two forms that are read; the best one."""
     results = _results(out)[: search.trials]
     chosen = best(results)
     if chosen["accuracy"] == 0 and all("error" in r for r in results):
@@ -413,6 +419,7 @@ def _write(out: Path, search: Search, method: Method, suite: Suite, command: str
     content = {"settings": {method.name: entry}, "tuned": {method.name: tuned}}
     write_text(out / RECIPE, head + yaml.safe_dump(content, sort_keys=False))
     write_text(out / FIT, head + yaml.safe_dump(settings, sort_keys=False))
+    return chosen
 
 
 __all__: Sequence[str] = ["Search", "parameters_of", "parse_parameters", "tune"]

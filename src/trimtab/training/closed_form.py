@@ -104,7 +104,7 @@ def estimate(
         def direction(site: Site) -> Tensor:
             return from_gradients(recipe, gradients.chosen[site], gradients.rejected[site], lengths)
     else:
-        chosen, rejected = pair_answers(encoded)
+        chosen, rejected = encoded.pair_answers()
         generator = torch.Generator().manual_seed(seed)
 
         def direction(site: Site) -> Tensor:
@@ -188,15 +188,3 @@ def _gradients(
     if not scaled:
         return found, None
     return found, torch.stack([g[loss_site].norm(dim=1) for g in (found.chosen, found.rejected)])
-
-
-def pair_answers(encoded: Encoded | Contrast) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every pair of an encoded set, in row order, the index of its chosen and rejected
-    answer."""
-    if isinstance(encoded, Contrast):
-        return encoded.pair_answers()
-    chosen, rejected = [], []
-    for offset, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
-        chosen += [offset + c for c, _ in row.pairs]
-        rejected += [offset + r for _, r in row.pairs]
-    return torch.tensor(chosen), torch.tensor(rejected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -37,8 +38,9 @@ class Estimate:
         return f"about {time_} and {self.bytes / 2**30:.1f} GiB ({self.positions:,} positions)"
 
 
+@cache
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations a second of a square matrix product, measured on the spot (a few milliseconds)."""
+    """Operations a second of a square matrix product, measured once (a few milliseconds)."""
     a = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")
     for _ in range(4):

@@ -18,7 +18,6 @@ from trimtab.readout import Needs
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings
 from trimtab.store import Store
-from trimtab.training.closed_form import pair_answers
 from trimtab.training.spaces import Spaces
 
 ALONG_BYTES = 1 << 28
@@ -99,7 +98,7 @@ def read_reference(
             progress=update,
         )
     found.states = {site: found.states[site] for site in sites}
-    chosen, rejected = pair_answers(encoded)
+    chosen, rejected = encoded.pair_answers()
     differences = {site: h[chosen] - h[rejected] for site, h in found.states.items()}
     return Reference(
         found, _floors(differences, spaces), _deltas(differences, encoded, needs, schedule)

@@ -22,7 +22,6 @@ from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read
 from trimtab.training import recipes
-from trimtab.training.closed_form import pair_answers
 from trimtab.training.reference import Reference
 from trimtab.training.settings import RotationSettings
 from trimtab.training.trainer import FitModule
@@ -64,7 +63,7 @@ def new_rotation(
         sites = [f"{path}:in" for path in shapes]
         with progress.bar("reading the layers' inputs", encoded.n_answers, "answers") as update:
             found = collect(model, encoded, sites=sites, pool=needs.pool, progress=update)
-        chosen, rejected = pair_answers(encoded)
+        chosen, rejected = encoded.pair_answers()
         differences = {s: h[chosen] - h[rejected] for s, h in found.states.items()}
     bases = {}
     with progress.bar("singular vectors", len(shapes), "layers") as update:
@@ -95,7 +94,7 @@ class ContrastiveModule(FitModule):
         encoded: Encoded,
     ):
         super().__init__(model, dial, objective, needs, reference)  # type: ignore[arg-type]
-        chosen, rejected = pair_answers(encoded)
+        chosen, rejected = encoded.pair_answers()
         try:
             self.directions = {
                 site: scaled_direction(h[chosen] - h[rejected])

@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trimtab.batching import Encoded, Layout, Schedule, collate
 from trimtab.errors import ConfigError, TrainingError
-from trimtab.progress import SILENT, Progress
+from trimtab.progress import SILENT, Progress, Update, figures
 from trimtab.training.fit_module import FitModule, recomputing
 from trimtab.training.plan import HISTORY, Run
 from trimtab.training.projection import Projection
@@ -214,14 +214,12 @@ class Watch(TrainerCallback):
         self.seconds, self.progress = seconds, progress
         self.last = time.monotonic()
         self.interrupted = False
-        self.update: Any = None
+        self.update: Update | None = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """After each optimizer step."""
-        if self.update:
-            self.update(state.global_step, state.max_steps)
         due = time.monotonic() - self.last >= self.seconds
         if args.world_size > 1:  # all processes save and stop together
             flags = torch.tensor([self.interrupted, due], dtype=torch.int32, device=args.device)
@@ -233,6 +231,19 @@ class Watch(TrainerCallback):
             control.should_save = True
         if control.should_save:
             self.last = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """After each optimizer step, with what it gave."""
+        if self.update and "loss" in (logs or {}):
+            self.update.said = figures(logs or {})
+            self.update(state.global_step, state.max_steps)
 
     @contextmanager
     def watching(self, label: str, steps: int) -> Iterator[None]:
