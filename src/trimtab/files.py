@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,3 +47,9 @@ def write_json(file: Path, value: Any) -> Path:
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """One JSON object a line."""
     return write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+
+
+def sha256(file: Path) -> str:
+    """The digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.errors import CacheError
+from trimtab.files import sha256
 from trimtab.provenance import digest as _digest
 
 FORMAT = 2
@@ -131,7 +131,7 @@ class Store:
                     name = f"{number + 1:05d}-of-{len(shards):05d}.safetensors"
                     if not (aside / name).is_file():
                         _write(make(), aside / name)
-                    digests[name] = _sha(aside / name)
+                    digests[name] = sha256(aside / name)
                 manifest: dict[str, Any] = {"format": FORMAT, "what": what, "shards": digests}
                 manifest["sha256"] = _digest(manifest)
                 (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -172,7 +172,7 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 def _checked(file: Path, digest: str, remedy: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise CacheError(f"{file}: missing; {remedy}")
-    if _sha(file) != digest:
+    if sha256(file) != digest:
         raise CacheError(f"{file}: its content is not what was written; {remedy}")
     return _mapped(file)
 
@@ -200,11 +200,6 @@ def _mapped(file: Path) -> dict[str, Tensor]:
         part = data[start + low : start + high]
         found[name] = part.view(_KINDS[entry["dtype"]]).view(entry["shape"])
     return found
-
-
-def _sha(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cut(tensors: dict[str, Tensor]) -> list[Callable[[], dict[str, Tensor]]]:

@@ -35,19 +35,19 @@ LINES_OF_ROOM = {
     "batching": 2450,  # which tokens are pooled, from states.py
     "cli": 3400,
     "compat": 550,
-    "dials": 4900,
+    "dials": 4850,
     "evaluation": 2900,
     "export": 2150,  # llama.cpp's LoRAs with their check
     "models": 3350,  # the head as a site and what comes after it, from training/
-    "objectives": 1750,
+    "objectives": 1700,
     "pairs": 5470,
     "rendering": 1450,
     "report": 4550,
     "serve": 1650,
     "statistics": 650,
-    "studies": 7650,
-    "study": 3000,
-    "training": 4050,
+    "studies": 7700,  # the first look of the demo
+    "study": 3050,
+    "training": 4000,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
@@ -574,7 +574,7 @@ def test_constraints_pin_every_dependency():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for extra in ("bench", "cluster", "serve", "tune"):
+    for extra in ("bench", "cluster", "dev", "llama", "serve", "tune"):
         wanted += project["optional-dependencies"][extra]
     missing = {normalised(w) for w in wanted} - {normalised(p) for p in pins} - {"trimtab"}
     assert not missing, f"constraints.txt: no version of {sorted(missing)}"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trimtab import models
+from trimtab import models, provenance
 from trimtab.dials.base import FORCE
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
+from trimtab.files import sha256, write_text
 
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial
@@ -105,7 +104,7 @@ def write(dial: Dial, folder: Path) -> None:
         "format": FORMAT,
         "kind": dial.kind,
         "settings": dial.settings(),
-        "weights": {"file": dial.weights_file, "sha256": _sha(folder / dial.weights_file)},
+        "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
     if not dial.info.base:
@@ -125,9 +124,7 @@ def save_measured(dial: Dial, folder: str | Path) -> None:
         note["measured"] = dial.info.measured
         text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
         for place, content in ((file, text), (file.with_name("README.md"), card(dial))):
-            aside = place.with_name(f".{place.name}.{os.getpid()}")
-            aside.write_text(content)
-            aside.replace(place)
+            write_text(place, content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DialError(f"{file}: cannot be written to ({error})") from error
 
@@ -148,7 +145,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
             raise DialError(
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
-        sha256 = note["weights"]["sha256"]
+        written = note["weights"]["sha256"]
         known = {"base": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
@@ -165,7 +162,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
     file = folder / KINDS[kind].weights_file
     if not file.is_file():
         raise DialError(f"{file}: missing; the dial is incomplete")
-    if _sha(file) != sha256:
+    if sha256(file) != written:
         raise DialError(f"{file}: damaged: its sha256 is not the one that dial.json names")
     try:
         dial = KINDS[kind].build(note["settings"], load_finite(file))
@@ -250,11 +247,4 @@ def _digest(note: dict[str, Any]) -> str:
     """sha256 over what decides a dial's effect; what is measured of it may be added later."""
     keys = ["format", "kind", "settings", "weights", "base_model", "base_digest"]
     keys += ["base"] * bool(note.get("base"))
-    return hashlib.sha256(
-        json.dumps({k: note[k] for k in keys}, sort_keys=True).encode()
-    ).hexdigest()
-
-
-def _sha(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return provenance.digest({k: note[k] for k in keys})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +86,10 @@ def read_reference(
         return Reference()
     extra = () if sites or not needs.reference_logps else _along(model, encoded)
     with progress.bar("reading the reference", encoded.n_answers, "answers") as update:
-        found = reference(
-            model,
-            encoded,
-            logps=needs.reference_logps,
-            sites=(*sites, *extra),
-            pool=needs.pool,
-            sinks=needs.sinks,
-            token_map=needs.token_map,
-            store=store,
-            progress=update,
+        asked = replace(
+            needs, logps=needs.reference_logps, sites=(*sites, *extra), confidence=False
         )
+        found = reference(model, encoded, store=store, progress=update, **asked.asked())
     found.states = {site: found.states[site] for site in sites}
     chosen, rejected = encoded.pair_answers()
     differences = {site: h[chosen] - h[rejected] for site, h in found.states.items()}

@@ -113,15 +113,8 @@ class ContrastiveModule(FitModule):
 
     def _ends(self, batch: Batch, *, logps: bool | None = None) -> tuple[Readout, Readout]:
         """Readouts at alpha = +1 and -1, of one pass."""
-        needs = self.needs
-        found = read(
-            self.model,
-            twice(batch),
-            logps=needs.logps if logps is None else logps,
-            sites=needs.sites if logps is None else (),
-            pool=needs.pool,
-            token_map=needs.token_map,
-        )
+        needs = self.needs if logps is None else Needs(logps=logps)
+        found = read(self.model, twice(batch), **needs.asked())
         n = batch.n_answers
         halves = [
             Readings(

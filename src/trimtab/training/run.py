@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, PromptStyle, encode
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
@@ -125,33 +125,24 @@ def fit(
         _claim(_work(folder), info, overwrite)
     how = named.recipe
     extra: dict[str, str | bytes] = {}
+    reading: Any = {
+        "max_length": max_length,
+        "prompt_style": prompt_style,
+        "rendering": rendering,
+    }
+    encoded: Encoded | Contrast
     if isinstance(how, SteeringRecipe):
-        poles = encode_poles(
-            how,
-            data,
-            tokenizer,
-            max_length=max_length,
-            prompt_style=prompt_style,
-            rendering=rendering,
-        )
-        progress.rendered(
-            data.name,
-            len(data) if isinstance(data, PairSet) else None,
-            poles,
-            max_length,
-            models.context(model),
-        )
-        dial: Dial = fit_direction(how, model, poles, seed=seed, store=store, progress=progress)
+        encoded = encode_poles(how, data, tokenizer, **reading)
     else:
         assert isinstance(data, PairSet)
-        encoded = encode(
-            data,
-            tokenizer,
-            max_length=max_length,
-            prompt_style=prompt_style,
-            rendering=rendering,
-        )
-        progress.rendered(data.name, len(data), encoded, max_length, models.context(model))
+        encoded = encode(data, tokenizer, **reading)
+    given = len(data) if isinstance(data, PairSet) else None
+    progress.rendered(data.name, given, encoded, max_length, models.context(model))
+    if isinstance(how, SteeringRecipe):
+        dial: Dial = fit_direction(how, model, encoded, seed=seed, store=store, progress=progress)
+    else:
+        assert isinstance(encoded, Encoded)
+        assert isinstance(data, PairSet)
         with (
             models.reading(model),  # training puts the model in eval mode
             tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
