@@ -11,6 +11,7 @@ No autograd may run here: its threads do not survive a fork.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -109,6 +110,8 @@ def _serve() -> None:
     import helpers_fit
 
     helpers_fit._tokenizer()
+    gc.collect()
+    gc.freeze()  # the Trainer collects garbage in every run, and would look at all of this
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -293,7 +293,12 @@ def test_the_page_of_a_run(smoke: Path):
     titles = ["Over seeds", "Which colours are lost", "What it shows instead"]
     titles += ["Where the model keeps its colours", "Training", "The space as it forms"]
     assert all(f">{title}<" in page for title in titles)
-    assert ">fail<" in page
+    assert "A short run of 40 steps: it proves nothing." in page
+    assert ">pass<" not in page
+    from trimtab.report.anchoring import read_run, verdict
+
+    result = read_result(smoke / "2.9.1")
+    assert "gates passed; missed: " in verdict(read_run(smoke / "2.9.1"), gates.judged(result))
 
 
 def test_a_page_over_all_runs(smoke: Path, tmp_path: Path):
@@ -336,6 +341,21 @@ def test_what_is_only_drawn_is_kept_apart(smoke: Path, tmp_path: Path):
     (bare / "arrays.safetensors").write_bytes(b"no")
     with pytest.raises(TrimtabError, match="not the result of an experiment"):
         read_run(bare)
+
+
+def test_a_figure_that_is_written_in_a_drawing_is_not_rounded():
+    """Places are cut to two decimals, labels of ticks are not."""
+    import re
+
+    from trimtab.report.anchoring_canvas import Run, chart
+
+    run = Run("x", {}, {})
+    panel = chart(run, "t", "", {"a": ([0, 1, 2], [0.0, 0.0031, 0.005])}, "k")
+    assert re.findall(r">(0\.\d\d+)<", panel.svg) == ["0.000", "0.002", "0.004"]
+    assert not [tag for tag in re.findall(r"<[^>]*>", panel.svg) if re.search(r"\d\.\d{3}", tag)]
+    several = chart(run, "t", "", {n: ([0, 1], [0, 1]) for n in ("one", "control")}, "k")
+    assert several.height > panel.height  # the legend stands beneath
+    assert "var(--muted)" in several.svg
 
 
 def test_gates_tell_good_from_bad():

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers_study import Commands, trimtab
-from trimtab.studies.anchoring import study
+from trimtab.studies.anchoring import experiment, mixing, stories, study
 from trimtab.studies.anchoring.colour import Colour
 from trimtab.studies.anchoring.experiment import Settings
 from trimtab.study.study import run
@@ -91,10 +92,23 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
     )
 
 
-def test_what_a_run_would_take(tmp_path):
-    said = trimtab("anchor", "run", "1.6", "--seeds", 2, "--out", tmp_path, "--dry-run")
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("1.6", "2 cells, 0 of them done already; 20,002 training steps"),
+        ("healing", "12 cells, 0 of them done already; 15,303 training steps"),
+        ("mixing", "4 cells, 0 of them done already; 6,000 training steps"),
+        ("stories", "2 cells, 0 of them done already; 3,200 training steps"),
+    ],
+)
+def test_what_a_run_would_take(tmp_path, monkeypatch, name, cells):
+    monkeypatch.setattr(experiment, "LEAST", 16)  # steps that are timed
+    monkeypatch.setattr(stories, "SETUP", replace(stories.SETUP, batch=2, layers=2, width=16))
+    arms = {arm: mixing.ARMS[arm] for arm in ("control", "strong")}
+    monkeypatch.setattr(mixing, "ARMS", arms)
+    said = trimtab("anchor", "run", name, "--seeds", 2, "--out", tmp_path, "--dry-run")
     assert said.code == 0
-    assert "anchoring: 2 cells, 0 of them done already; 20,002 training steps" in said.out
+    assert f"anchoring: {cells}" in said.out
     for what in ("minutes", "memory", "disk"):
         assert what in said.out
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ MAX_LINES = 400
 STILL_LONGER = {
     # serve
     "serve/engine.py",
+    # studies
     # study
     "study/tune.py",
 }
@@ -31,7 +32,7 @@ STILL_LONGER = {
 LONGEST = 600
 
 LINES_OF_ROOM = {
-    "anchoring": 1100,
+    "anchoring": 1060,
     "batching": 2450,  # which tokens are pooled, from states.py
     "cli": 3400,
     "compat": 550,
@@ -45,8 +46,8 @@ LINES_OF_ROOM = {
     "report": 4550,
     "serve": 1650,
     "statistics": 650,
-    "studies": 7700,  # the first look of the demo
-    "study": 3050,
+    "studies": 7650,
+    "study": 3400,
     "training": 4000,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises

@@ -440,8 +440,7 @@ def test_the_command_line(name: str, model: Any, tmp_path: Any, monkeypatch: Any
     """Flags say what the Python calls are told: `generate --system`, `cache`, `evaluate`."""
     case, made = CASES[name], CASES[name].tokenizer
     monkeypatch.setattr("trimtab.models.load", lambda *_, **__: (model, made))
-    for module in ("generate", "cache", "evaluate"):
-        monkeypatch.setattr(f"trimtab.cli.{module}.check_model", lambda *_: None, raising=False)
+    monkeypatch.setattr("trimtab.cli.flags.check_model", lambda *_: None)
     flags: list[object] = ["--model", "m"]
     if "system_role" in case.settings:
         flags += ["--system-role", "fold"]

@@ -61,7 +61,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "gguf": Format(
         "llama.cpp's control vector",
-        lambda d, m, _, a, p, b: export_gguf(d, m, a, p, "llama.cpp"),
+        lambda d, m, _, a, p, b=None: export_gguf(d, m, a, p, "llama.cpp"),
         VECTOR_FILE,
         "may",
     ),
@@ -72,15 +72,17 @@ FORMATS: dict[str, Format] = {
     ),
     "repeng": Format(
         "repeng's control vector, a GGUF file that may hold layer 0",
-        lambda d, m, _, a, p, b: export_gguf(d, m, a, p, "repeng"),
+        lambda d, m, _, a, p, b=None: export_gguf(d, m, a, p, "repeng"),
         VECTOR_FILE,
         "may",
     ),
-    "peft": Format("a PEFT LoRA folder", lambda d, m, t, a, p, b: export_peft(d, m, t, a, p)),
-    "merged": Format("a plain checkpoint", lambda d, m, t, a, p, b: export_merged(d, m, t, a, p)),
+    "peft": Format("a PEFT LoRA folder", lambda d, m, t, a, p, b=None: export_peft(d, m, t, a, p)),
+    "merged": Format(
+        "a plain checkpoint", lambda d, m, t, a, p, b=None: export_merged(d, m, t, a, p)
+    ),
     "steering-vectors": Format(
         "layer activations for the package steering-vectors",
-        lambda d, m, _, a, p, b: export_steering_vectors(d, m, a, p),
+        lambda d, m, _, a, p, b=None: export_steering_vectors(d, m, a, p),
     ),
 }
 REFUSED = {

@@ -116,7 +116,7 @@ def overview(judged: Sequence[tuple[Run, Sequence[Gate]]]) -> Page:
     blocks: list[Block] = [about, Table(header, rows, (2, None)), drawn]
     for run, gates in judged:
         parts: list[Block] = [Text(plain(run.result["about"]))]
-        if gates:
+        if gates or run.result.get("steps"):
             parts.append(Text(plain(verdict(run, gates))))
         for title, caption, table in tables(run, gates):
             parts += [Text(f"**{plain(title)}.** {caption.words}"), table]
@@ -140,10 +140,10 @@ def _share(gates: Sequence[Gate]) -> str:
 
 def verdict(run: Run, gates: Sequence[Gate]) -> str:
     """How many gates a run passed, in a sentence."""
-    if run.result.get("steps") is not None:
-        return f"A short run of {run.result['steps']} steps: it proves nothing."
     if not gates:
-        return "A figure: nothing is held against a bound."
+        steps = run.result.get("steps")
+        short = f"A short run of {steps} steps: it proves nothing."
+        return short if steps else "A figure: nothing is held against a bound."
     must, aims = ([g for g in gates if g.stretch is which] for which in (False, True))
     said = []
     for found, done, not_done in (

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab import files
 from trimtab.study.reading import kind_of, read
-from trimtab.study.results import ALPHA_1, FILES, Measurement, write
+from trimtab.study.results import ALPHA_1, EQUAL_KL, FILES, Measurement, write
 
 DIGITS = 7
 """Significant ones: single precision."""
@@ -19,7 +19,8 @@ DIGITS = 7
 
 def thin(folder: Path) -> None:
     """Leave out of the result files of a run, or of the runs in a folder, what no page reads: the lines of
-    single seeds that have a line over them, which then says of how many, but for accuracies at α = 1.
+    single seeds that have a line over them, which then says of how many, but for accuracies at α = 1, and
+    ways of scoring where pages have another (`_read`).
     Numbers keep `DIGITS`. The cells of a run keep all, and the study writes it anew from there.
 
     Raises:
@@ -36,7 +37,7 @@ def _thin(folder: Path) -> None:
     over = {_place(m) for m in run.measurements if m.aggregate}
     kept = [
         dataclasses.replace(m, seeds=m.seeds or own[_place(m)] or None) if m.aggregate else m
-        for m in run.measurements
+        for m in filter(_read, run.measurements)
         if m.seed is None or _place(m) not in over or (m.metric, m.at) == ("accuracy", ALPHA_1)
     ]
     write(folder, dataclasses.replace(run, measurements=tuple(kept)))
@@ -45,6 +46,17 @@ def _thin(folder: Path) -> None:
         short = [{k: _short(v) for k, v in row.items()} for row in rows]
         lines = [json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in short]
         files.write_text(file, "".join(f"{line}\n" for line in lines)) if rows else file.unlink()
+
+
+def _read(m: Measurement) -> bool:
+    """Whether pages have the metric there: beside accuracy other scores at α = 1 alone, and of steering the
+    share of valid readings over all strengths alone."""
+    scores = ("accuracy_sum", "accuracy_choice")
+    if m.split == "dose":
+        return m.metric not in (*scores, "rising")
+    if m.at == EQUAL_KL:
+        return m.metric not in (*scores, "margin")
+    return m.metric != "valid" or m.alpha is None
 
 
 def _place(m: Measurement) -> Hashable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from trimtab.files import aside
 from trimtab.studies.anchoring import colours, evaluate, gates
 from trimtab.studies.anchoring.autoencoder import Autoencoder
 from trimtab.studies.anchoring.catalogue import find
-from trimtab.studies.anchoring.experiment import Experiment, pace
+from trimtab.studies.anchoring.experiment import Experiment
 from trimtab.studies.anchoring.figures import figure_arrays
 from trimtab.studies.anchoring.train import Trained, members, sheet_of, train
 from trimtab.study.cells import Cell
@@ -78,11 +79,11 @@ class Colour(Experiment):
         values = {k: v.double().tolist() for k, v in self._values(done).items()}
         return {"values": values, "frames": done.frames, "losses": done.losses}
 
-    def work(self, cell: Cell) -> tuple[int, float]:
+    def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
         """Steps of the lot's sheet."""
         models = cell.own["models"]
         steps = self.steps or self.sheets[models[0][0]].table().steps
-        return steps, pace(lambda few: self.trained(models, few))
+        return steps, len(models), partial(self.trained, models)
 
     # ---- measuring ----
 

@@ -78,7 +78,8 @@ class Experiment(Study[Settings]):
         super().__init__(settings, out, host)
         self.entry = entry(settings.experiments[0])
         self.what = self.entry.name
-        self.steps: int | None = settings.steps
+        self.steps = settings.steps if self.entry.seeds else None
+        self.paces: dict[Any, float] = {}
         count = self.entry.seeds if settings.seeds is None else settings.seeds
         self.seeds = range(count if self.entry.seeds else 0)
         self.common = {"experiment": self.entry.name, "settings": self.entry.settings}
@@ -134,6 +135,8 @@ class Experiment(Study[Settings]):
             for metric, values in metrics.items()
             for value, seed in [(float(np.mean(values)), None), *zip(values, seeds, strict=True)]
         ]
+        if not seeds:  # a figure
+            lines = [self._line("main", "arrays", float(len(arrays)), None)]
         took = {c: {"seconds": file.get("seconds", 0.0)} for c, file in files}
         return results.write(self.out, results.Run(about, tuple(lines), costs=took))
 
@@ -146,21 +149,18 @@ class Experiment(Study[Settings]):
 
     def load(self, cell: Cell) -> Load:
         """Steps, and their time as a few of them take it now."""
-        steps, pace = self.work(cell)
+        steps, like, run = self.work(cell)
+        if like not in self.paces:
+            run(LEAST // 2)
+            start = time.perf_counter()
+            run(LEAST)
+            self.paces[like] = (time.perf_counter() - start) / LEAST
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return Load(steps, steps * pace, peak, self.disk)
+        return Load(steps, steps * self.paces[like], peak, self.disk)
 
-    def work(self, cell: Cell) -> tuple[int, float]:
-        """Steps of a cell, and seconds a step."""
+    def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
+        """Steps of a cell; what tells its pace from that of others; what runs so many of them."""
         raise NotImplementedError
-
-
-def pace(run: Callable[[int], Any]) -> float:
-    """Seconds a step of something that is run for so many."""
-    run(2)
-    start = time.perf_counter()
-    run(LEAST)
-    return (time.perf_counter() - start) / LEAST
 
 
 # ---- files --------------------------------------------------------------------------------------

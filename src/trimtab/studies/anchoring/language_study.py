@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 from trimtab import models
 from trimtab.dials import ConceptDial
 from trimtab.files import write_lines
-from trimtab.studies.anchoring.experiment import Experiment, pace
+from trimtab.studies.anchoring.experiment import Experiment
 from trimtab.studies.anchoring.language import ALPHAS, Setup
 from trimtab.study.cells import Cell
 
@@ -53,9 +54,9 @@ class Language(Experiment):
         file = self.out / "cells" / f"{seed}-{self.length}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def work(self, cell: Cell) -> tuple[int, float]:
+    def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
         """Steps of both models."""
-        return 2 * self.length, pace(lambda few: self.trained(True, 0, few))
+        return 2 * self.length, "", partial(self.trained, True, 0)
 
     def gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All cells, tables, metrics."""

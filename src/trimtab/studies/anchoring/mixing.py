@@ -9,8 +9,9 @@ holds no RGB: colours are names to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
 from trimtab.studies.anchoring import colours, mixing_measures
 from trimtab.studies.anchoring.colour import MODELS
-from trimtab.studies.anchoring.experiment import Experiment, pace
+from trimtab.studies.anchoring.experiment import Experiment
 from trimtab.studies.anchoring.mixing_task import LEVELS, Data, data
 from trimtab.studies.anchoring.ngpt import NGPT, Size
 from trimtab.study.cells import Cell
@@ -164,10 +165,10 @@ class Mixing(Experiment):
             save_file(model.state_dict(), writing)
         return mixing_measures.measure(arm, model, task, seed) | {"labelled": labelled}
 
-    def work(self, cell: Cell) -> tuple[int, float]:
+    def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
         """Steps of an arm."""
-        task = data()
-        return self.length, pace(lambda few: train(ARMS[cell.own["arm"]], 0, task, few))
+        arm = cell.own["arm"]
+        return self.length, arm, partial(train, ARMS[arm], 0, data())
 
     def gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Every arm's cells, tables, metrics."""

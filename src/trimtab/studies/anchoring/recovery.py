@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from trimtab.studies.anchoring import colours, evaluate
 from trimtab.studies.anchoring.autoencoder import Autoencoder, Edit
 from trimtab.studies.anchoring.catalogue import Cut, find
 from trimtab.studies.anchoring.colour import MODELS
-from trimtab.studies.anchoring.experiment import Experiment, pace
+from trimtab.studies.anchoring.experiment import Experiment
 from trimtab.studies.anchoring.train import members, sheet_of, train
 from trimtab.study.cells import Cell
 
@@ -115,14 +116,14 @@ class Healing(Experiment):
             entry["curves"][data] = {"red": red.tolist(), "rest": rest.tolist()}
         return entry
 
-    def work(self, cell: Cell) -> tuple[int, float]:
+    def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
         """Steps of the sheet, or of the relearning on both kinds of data."""
         if which := cell.own.get("which"):
             table = sheet_of(LEARNED[which], PLAIN.arms[0]).table()
-            return self.steps or table.steps, pace(lambda few: self._learned(which, few))
+            return self.steps or table.steps, which, partial(self._learned, which)
         model = Autoencoder(PLAIN.shape, self.seeds)
-        took = pace(lambda few: _relearn(model, None, DATA[0], self.seeds, few))
-        return len(DATA) * self.further, took
+        relearn = partial(_relearn, model, None, DATA[0], self.seeds)
+        return len(DATA) * self.further, "relearn", relearn
 
     def gathered(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Counts by kind, and their curves."""

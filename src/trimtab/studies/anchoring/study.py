@@ -101,10 +101,15 @@ def found(root: Path) -> list[str]:
 
 
 def page(folder: Path) -> Page | None:
-    """The page of an experiment's folder, or of all whose folders lie in one; None where there is none."""
+    """The page of an experiment's folder, or of all whose folders lie in one; None where there is none.
+    Short runs are held against no gates."""
     from trimtab.report import anchoring
 
+    def shown(run: Path) -> tuple[anchoring.Run, list[Gate]]:
+        result = read_result(run)
+        return anchoring.read_run(run), [] if result.get("steps") else judged(result)
+
     if (folder / RESULT).is_file():
-        return anchoring.page(anchoring.read_run(folder), judged(read_result(folder)))
-    runs = [anchoring.read_run(folder / name) for name in found(folder)]
-    return anchoring.overview([(r, judged(r.result)) for r in runs]) if runs else None
+        return anchoring.page(*shown(folder))
+    runs = [shown(folder / name) for name in found(folder)]
+    return anchoring.overview(runs) if runs else None
