@@ -382,7 +382,7 @@ def test_every_sheet_matches_its_terms():
 def test_the_recovery_experiment_runs(tmp_path: Path):
     result = read_result(study.run("healing", tmp_path, seeds=2, steps=20))
     ablated, pruned = (result["kinds"][k]["all colours"] for k in ("ablated", "pruned"))
-    assert set(ablated) >= {"steps", "samples", "before"}
+    assert set(ablated) >= {"steps", "red_samples", "before"}
     assert ablated["before"] == pytest.approx(pruned["before"], abs=1e-5)
     assert len(gates.judged(result)) == 4
     assert "Coming back" in html_of(tmp_path / "healing")

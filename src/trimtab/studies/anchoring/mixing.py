@@ -175,10 +175,16 @@ class Mixing(Experiment):
         cells = {a: [self.cells[f"{a}-{seed}"].read() for seed in self.seeds] for a in ARMS}
         along = {arm: [c.pop("cosine_by_redness") for c in found] for arm, found in cells.items()}
         return {
-            "arms": {arm: {"what": ARMS[arm].what, "cells": found} for arm, found in cells.items()},
+            "arms": {arm: {"cells": [_drawn(c) for c in found]} for arm, found in cells.items()},
             "bins": mixing_measures.BINS,
             "doses": mixing_measures.DOSES,
             "tables": mixing_measures.tables(cells),
             "metrics": mixing_measures.metrics(cells),
             "cosines": {arm: found[0] for arm, found in along.items()},
         }, {}
+
+
+def _drawn(cell: dict[str, Any]) -> dict[str, Any]:
+    """What of a cell is drawn; tables and metrics have the rest."""
+    cuts = {cut: {"by_bin": found["by_bin"]} for cut, found in cell["cuts"].items()}
+    return {"cuts": cuts} | {k: cell[k] for k in ("dose",) if k in cell}

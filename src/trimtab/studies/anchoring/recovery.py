@@ -108,10 +108,8 @@ class Healing(Experiment):
             entry[data] = {
                 "before": red[0].tolist(),
                 "steps": reached,
-                "samples": [None if r is None else r * BATCH for r in reached],
                 "red_samples": [None if r is None else r * BATCH * share for r in reached],
                 "recovered": float(np.mean([r is not None for r in reached])),
-                "rest_after": rest[-1].tolist(),
             }
             entry["curves"][data] = {"red": red.tolist(), "rest": rest.tolist()}
         return entry
