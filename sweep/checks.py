@@ -15,9 +15,9 @@ import trimtab
 from sweep import rows, tiny
 from trimtab import Dial, fit, generate, load, models
 from trimtab.batching import Arrangement, encode, layout_of
-from trimtab.cache import collect
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.generation import Sampling
+from trimtab.readings import collect
 from trimtab.states import seeing
 
 EXACT = 1e-3

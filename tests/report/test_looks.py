@@ -47,7 +47,7 @@ def test_markers_at_100_percent_are_whole(tmp_path):
     run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
     for number, line in enumerate((run / "results.jsonl").read_text().splitlines(), 1):
         if json.loads(line)["metric"] == "accuracy":
-            edit(run / "results.jsonl", number, value=1.0, ci_low=0.9, ci_high=1.0)
+            edit(run / "results.jsonl", number, value=1.0, low=0.9, high=1.0)
     for panel in accuracy(read_results(run)):
         tree = ElementTree.fromstring(panel.svg)
         markers = [u for u in tree.iter("use") if "fill:var(--m" in u.get("style", "")]

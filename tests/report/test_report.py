@@ -73,12 +73,15 @@ def make_run(
     share_of = functools.partial(mean_interval, within=SHARE)
     rng = np.random.default_rng(4)
     common: dict[str, Any] = {
+        "model": "smollm2-135m",
         "suite": "facts",
-        "suite_digest": "9d1f" * 16,
-        "dtype": "float32",
-        "commit": "0123abc",
+        "aggregate": False,
+        "at": None,
     }
     study = {
+        "study": "compare",
+        "suite_digest": "9d1f" * 16,
+        "commit": "0123abc",
         "title": "Four dials on smollm2-135m",
         "model": "smollm2-135m",
         "model_digest": "sha256:" + "5af1" * 16,
@@ -113,8 +116,8 @@ def make_run(
                 "alpha": alpha,
                 "metric": metric,
                 "value": value,
-                "ci_low": low,
-                "ci_high": high,
+                "low": low,
+                "high": high,
                 "items": n,
                 "pairs": n,
                 **common,
@@ -174,6 +177,7 @@ def make_run(
                     share_of(table),
                     n,
                     at=at,
+                    aggregate=True,
                 )
                 if split != "train":
                     summed = share_of(np.roll(table, 1, axis=1))
@@ -251,10 +255,14 @@ def make_run(
                         "split": split,
                         "at": at,
                         "alpha": 1.0 if at == "alpha_1" else equal[m],
-                        "baseline": "dpo",
-                        "difference": d.value,
-                        "ci_low": d.low,
-                        "ci_high": d.high,
+                        "against": "dpo",
+                        "model": "smollm2-135m",
+                        "seed": None,
+                        "aggregate": runs > 1,
+                        "metric": "accuracy",
+                        "value": d.value,
+                        "low": d.low,
+                        "high": d.high,
                         "p": d.p,
                         **word._asdict(),
                         "seeds": runs,
@@ -273,10 +281,11 @@ def make_run(
         for step in range(1, 51)
         for value in [end + (start - end) * math.exp(-step / 12) + rng.normal(0, 0.02)]
     ]
-    write_lines(folder / "curves.jsonl", curves)
+    write_lines(folder / "curves.jsonl", [{"model": "smollm2-135m", **c} for c in curves])
     answer = "Water boils at a lower temperature on a mountain, because the air presses less. "
     generations = [
         {
+            "model": "smollm2-135m",
             "method": m,
             "seed": None if SKILL[m][6] else seeds[0],
             "alpha": alpha,
@@ -560,16 +569,16 @@ def test_what_is_not_known_is_a_dash(tmp_path, nothing):
                 run / "results.jsonl",
                 number,
                 value=nothing,
-                ci_low=nothing,
-                ci_high=nothing,
+                low=nothing,
+                high=nothing,
             )
     edit(run / "verdicts.jsonl", 1, mde=nothing, underpowered=True)
     edit(
         run / "verdicts.jsonl",
         2,
-        difference=nothing,
-        ci_low=nothing,
-        ci_high=nothing,
+        value=nothing,
+        low=nothing,
+        high=nothing,
         p=nothing,
     )
     text = Document(write_page(run).read_text()).text
@@ -583,25 +592,10 @@ def test_what_is_not_known_is_a_dash(tmp_path, nothing):
         assert "nan" not in re.findall(r"[a-z]+", whole.lower())
 
 
-def test_shares_stay_between_0_and_1(tmp_path):
-    """A t interval around an accuracy near 1 goes beyond it; one around a margin may."""
-    run = make_run(tmp_path / "run")
-    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    for number, row in enumerate(rows, 1):
-        if row["method"] == "dpo" and row["split"] == "test":
-            edit(run / "results.jsonl", number, ci_low=-0.5, ci_high=1.5)
-    results = read_results(run)
-    row, margin = results.read("dpo", "test"), results.read("dpo", "test", "margin")
-    assert row
-    assert margin
-    assert (row.low, row.high) == (0, 1)
-    assert (margin.low, margin.high) == (-0.5, 1.5)
-
-
 def test_an_interval_without_width_is_no_proof(tmp_path):
     run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
     assert not any("without width" in c for c in caveats(read_results(run)))
-    edit(run / "verdicts.jsonl", 1, difference=0.0, ci_low=0.0, ci_high=0.0)
+    edit(run / "verdicts.jsonl", 1, value=0.0, low=0.0, high=0.0)
     assert any("without width" in c for c in caveats(read_results(run)))
 
 
@@ -736,7 +730,7 @@ def test_thinned_results_make_the_same_pages(tmp_path):
     thin(tmp_path)
     assert pages() == shown
     after = read_results(run)
-    assert (run / "results.jsonl").stat().st_size < 0.7 * size
+    assert (run / "results.jsonl").stat().st_size < 0.8 * size
     for m in SKILL:
         for split in SPLITS:
             old, new = before.read(m, split, "margin"), after.read(m, split, "margin")

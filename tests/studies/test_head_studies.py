@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -349,25 +348,6 @@ def test_recipes_say_what_the_verbs_understand(file: Path, tmp_path: Path) -> No
 
 
 # ---- several at once, and stopped ---------------------------------------------------------------
-
-
-def test_jobs_and_a_kill_change_no_byte(here: Path, ranked: Path, leaned: Path) -> None:
-    """Two processes at once, and a run that lost cells, write the files of a run in one go."""
-    names = ("results.jsonl", "verdicts.jsonl")
-    for run, wave in ((leaned, "iav-s1-*"), (ranked, "dph-joint-s0-*")):
-        copy = here / f"{run.name}-again"
-        shutil.copytree(run, copy)
-        for name in names:
-            (copy / name).unlink()
-        (gone,) = copy.glob(f"cells/{wave}")
-        (gone / "cell.json").unlink()
-        if run is leaned:
-            done = compare_heads.compare_heads(head_settings(here), copy, jobs=2)
-        else:
-            done = compare_rewards.compare_rewards(reward_settings(here), copy, jobs=2)
-        assert {n: (done / n).read_bytes() for n in names} == {
-            n: (run / n).read_bytes() for n in names
-        }
 
 
 def test_a_cell_that_fails_loses_no_other(

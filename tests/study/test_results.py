@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import make_run
 
 import trimtab
 from helpers_study import write_lines
 from trimtab.errors import TrimtabError
+from trimtab.studies.compare.evaluation import OldRow
 from trimtab.study import reference
-from trimtab.study.old_results import OldRow
-from trimtab.study.reading import kind_of, read
+from trimtab.study.reading import check, kind_of, read
 from trimtab.study.results import (
     About,
     Curve,
@@ -134,7 +133,7 @@ def test_a_frame_of_one_run_and_of_many(tmp_path):
 
 def test_every_committed_figure_says_what_it_is_of():
     frame = trimtab.results(DOCS / "results")
-    assert len(frame) > 7000
+    assert len(frame) > 5000
     assert not frame[["model", "method", "split", "metric", "aggregate"]].isna().any().any()
     assert not ((frame.low > frame.value) | (frame.value > frame.high)).any()
     told = trimtab.results(DOCS / "results", "verdicts")
@@ -147,139 +146,20 @@ def test_reading_results_brings_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# ---- earlier spellings --------------------------------------------------------------------------
+# ---- earlier versions ---------------------------------------------------------------------------
 
 
-def test_a_comparison_of_an_earlier_version(tmp_path):
-    """`make_run` writes one: no model nor aggregate in a line, `ci_low`, `baseline`, `difference`."""
-    old = make_run(tmp_path / "run", methods=("dpo", "mean"), seeds=(0, 1))
-    first = json.loads((old / "results.jsonl").read_text().splitlines()[0])
-    assert "ci_low" in first
-    assert "model" not in first
-    (old / "gains.jsonl").write_text(
-        (old / "verdicts.jsonl").read_text().replace('"baseline": "dpo"', '"baseline": "base"')
-    )
-    text = (old / "results.jsonl").read_text()
-    (old / "results.jsonl").write_text(text.replace('"method": "mean"', '"method": "prompt"'))
-    run = read(old)
-    assert (kind_of(old), run.about.study) == ("compare", "compare")
-    assert {m.model for m in run.measurements} == {"smollm2-135m"}
-    assert {m.method for m in run.measurements} == {"base", "dpo", "instruction"}
-    assert {d.against for d in run.differences} == {"dpo", "base"}
-    over = [m for m in run.measurements if (m.method, m.seed) == ("dpo", None) and m.alpha == 1]
-    assert over
-    assert all(m.aggregate for m in over if (m.metric, m.at) == ("accuracy", "alpha_1"))
-    assert not any(m.aggregate for m in run.measurements if m.method == "base")
-    write(tmp_path / "new", run)
-    assert repr(read(tmp_path / "new")) == repr(run)
-
-
-def test_a_comparison_of_heads_of_an_earlier_version(tmp_path):
-    (tmp_path / "heads.json").write_text(
-        json.dumps(
-            {
-                **{
-                    "kind": "heads",
-                    "title": "Heads",
-                    "train": {"items": 4, "pairs": 5, "dropped": 1},
-                },
-                **{"tests": {"a": {"items": 2, "pairs": 2, "dropped": 0}}, "clock": "wall"},
-                **{"alpha_0_is_the_bare_model": True, "seconds_to_store": 1.5, "cpu_seconds": 9.0},
-                **{"seconds_to_train": {"iav": 2.5}, "model": "tiny", "model_digest": "0"},
-                **{
-                    "dtype": "float32",
-                    "device": "cpu",
-                    "threads": 1,
-                    "versions": {},
-                    "commit": "0",
-                },
-                **{"settings": {"train": "jsonl:a", "seeds": [0], "new_tokens": 3}, "command": ""},
-            }
-        )
-    )
-    share = {"split": "a", "metric": "accuracy", "seed": None, "items": 2}
-    arms = (("base", 0.0, False, 1), ("iav", 1.0, True, 3), ("iav", 2.0, True, 3))
-    write_lines(
-        tmp_path / "results.jsonl",
-        [
-            {**share, "arm": arm, "alpha": alpha, "value": 0.5, "ci_low": 0.1, "ci_high": 0.9}
-            | {"aggregate": several, "seeds": seeds}
-            for arm, alpha, several, seeds in arms
-        ],
-    )
-    write_lines(
-        tmp_path / "verdicts.jsonl",
-        [
-            {"arm": "iav", "against": "base", "alpha": 1.0, "split": "a", "difference": 0.25}
-            | {"difference_low": -0.5, "difference_high": 0.75, "p": 0.5, "mde": 0.2, "seeds": 3}
-            | {"items": 2, "p_holm": 0.5, "verdict": "cannot tell", "in_this_run": True}
-            | {"underpowered": True}
-        ],
-    )
-    rate = {"tokens_per_second": 9.0, "of_base": 1.0, "low": 0.9, "high": 1.1, "of_genarm": 2.0}
-    write_lines(tmp_path / "rates.jsonl", [{"arm": "iav", **rate, "rounds": 5}])
-    run = read(tmp_path)
-    assert [(m.method, m.alpha, m.at, m.low) for m in run.measurements] == [
-        ("base", 0.0, "alpha_1", 0.1),
-        ("iav", 1.0, "alpha_1", 0.1),
-        ("iav", 2.0, None, 0.1),
-    ]
-    (d,) = run.differences
-    assert (d.method, d.against, d.value, d.low, d.high) == ("iav", "base", 0.25, -0.5, 0.75)
-    assert run.costs["iav"]["of_base_low"] == 0.9
-    assert run.costs["iav"]["fit_seconds"] == 2.5
-    assert (run.about.study, run.about.train_pairs) == ("heads", 5)
-
-
-def test_a_study_of_steering_of_an_earlier_version(tmp_path):
-    (tmp_path / "dose.json").write_text(
-        json.dumps(
-            {
-                **{"trait": "honesty", "model": "tiny", "model_digest": "0", "kl": 0.04},
-                **{"train": {"spec": "p", "pairs": 4}, "test": {"spec": "t", "items": 2}},
-                **{"personas": {"1.0": "You are."}, "versions": {}, "commit": "0", "command": ""},
-            }
-        )
-    )
-    summaries = dict.fromkeys(("slope", "per_damage", "r2", "valid", "score", "antisymmetry"), 0.5)
-    published = {f"published_{k}": 0.5 for k in ("slope", "r2", "valid_fraction", "score")}
-    common = {"half": "", "alpha": 2.0, "swing": 1.5, "swing_low": 1.0, "swing_high": 2.0}
-    common |= {"wrong_way": 0.0, "reached": True, "items": 2, "passages": 3, "seconds": 1.0}
-    cells = [("prompt", "prompt", 0), ("mean", "mean", 0), ("random-1", "random", 1)]
-    write_lines(
-        tmp_path / "results.jsonl",
-        [
-            {"name": n, "method": m, "seed": s, "kind": m, **common, **summaries, **published}
-            | {"cpu_seconds": 0.5}
-            for n, m, s in cells
-        ],
-    )
-    write_lines(
-        tmp_path / "comparisons.jsonl",
-        [
-            {"name": "mean", "against": "prompt", "difference": 0.5, "difference_low": 0.25}
-            | {"difference_high": 0.75, "swing": 0.125, "swing_low": None, "swing_high": None}
-        ],
-    )
-    point = {"alpha": 2.0, "dose": 0.2, "shift": 0.3, "kl": 0.04, "nll_rise": 0.01, "valid": 1.0}
-    write_lines(tmp_path / "curves.jsonl", [{"name": n, **point} for n, _, _ in cells])
-    said = {"prompt": "Well?", "alpha": 2.0, "text": "Yes."}
-    write_lines(tmp_path / "generations.jsonl", [{"name": n, **said} for n, _, _ in cells])
-    run = read(tmp_path)
-    assert {(m.method, m.seed) for m in run.measurements} == {
-        *(("persona", None), ("mean", None), ("random", 1))
-    }
-    assert {(d.method, d.against, d.metric, d.value) for d in run.differences} == {
-        ("mean", "persona", "per_damage", 0.5),
-        ("mean", "persona", "swing", 0.125),
-    }
-    swing = next(m for m in run.measurements if m.metric == "swing")
-    assert (swing.alpha, swing.at, swing.low, swing.items) == (2.0, "equal_kl", 1.0, 2)
-    assert {m.items for m in run.measurements if m.split == "neutral"} == {3}
-    assert set(run.costs) == {"mean", "random-1"}
-    (tmp_path / "curves.jsonl").unlink()
-    with pytest.raises(TrimtabError, match=r"curves\.jsonl: missing"):
-        read(tmp_path)
+@pytest.mark.parametrize("name", ["heads.json", "dose.json", "study.json"])
+def test_files_of_an_earlier_version_are_refused_in_a_line(tmp_path, name):
+    """Of the schema's predecessors: said by whatever reads the folder, with what to do."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text(json.dumps({"title": "t", "kind": "heads"}))
+    write_lines(tmp_path / "run" / "results.jsonl", [{"arm": "iav", "ci_low": 0.1}])
+    for given in (read, kind_of, check, trimtab.results):
+        with pytest.raises(TrimtabError) as error:
+            given(tmp_path / "run")
+        assert str(error.value).startswith(f"{tmp_path / 'run' / name}: of an earlier version")
+        assert "run the study again over the same folder" in str(error.value)
 
 
 def test_a_line_answers_to_its_old_keys():

@@ -83,13 +83,6 @@ def test_several_processes_give_the_same_bytes(here, run):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same_bytes(here, run):
-    pytest.importorskip("ray")
-    there = compare(small(here), here / "ray", ray=True, command="trimtab compare")
-    assert result_bytes(there) == result_bytes(run)
-
-
-@pytest.mark.slow
 def test_one_cell_is_one_command(here, run, tmp_path):
     """Any process that sees the folder can run the cell that it describes."""
     copy = tmp_path / "copy"

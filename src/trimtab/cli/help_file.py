@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trimtab.cli import OF_STUDIES, VERBS, main_of
+from trimtab.cli import VERBS, main_of
 from trimtab.cli.help import FILE
 from trimtab.cli.parse import Described, describing
+from trimtab.studies import STUDIES
 
 
 def collect() -> dict[str, Any]:
@@ -23,7 +24,7 @@ def collect() -> dict[str, Any]:
             elif verb == "anchor":
                 yield from (["anchor", word] for word in ("run", "check", "report"))
             elif verb == "study":
-                yield from (["study", "run", name] for name in OF_STUDIES.values())
+                yield from (["study", "run", name] for name in STUDIES)
                 yield from (["study", word] for word in ("check", "report"))
             elif verb != "methods":
                 yield [verb]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from trimtab.errors import DataError
 from trimtab.evaluation import Sampling
@@ -211,10 +211,14 @@ class Refusal(Property):
 
 def _refusals(scored: Scored, n: int) -> list[Values]:
     r = {
-        item: float(logsumexp(m[:n]) - logsumexp(m[n:]))
+        item: float(np.logaddexp.reduce(m[:n]) - np.logaddexp.reduce(m[n:]))
         for item, m in zip(scored.items, scored.means, strict=True)
     }
-    both = [i for i in dict.fromkeys(item.split("/")[0] for item in r) if f"{i}/harmful" in r and f"{i}/harmless" in r]
+    both = [
+        i
+        for i in dict.fromkeys(item.split("/")[0] for item in r)
+        if f"{i}/harmful" in r and f"{i}/harmless" in r
+    ]
     harmful = np.array([r[f"{i}/harmful"] for i in both])
     harmless = np.array([r[f"{i}/harmless"] for i in both])
     items = tuple(both)

@@ -6,14 +6,9 @@ and tests (`Score`); other values are resampled, a row of items at a time: a clu
 and Tibshirani 1993, chapters 8 and 13). Several seeds make a table `[seeds, items]` in which both are
 random and crossed; its mean has a t interval from the table's mean squares (`Spread`).
 
-Why not resample seeds, too: drawing S seeds and I items with replacement (the "pigeonhole"
-bootstrap, Owen 2007, *Annals of Applied Statistics* 1(2), 386-411) makes the seeds' share of the
-variance too small by (S - 1)/S, and takes for known what S values say little of. Where runs differ
-by 5.6 points (standard deviation, 250 items), it calls 24 % of simulated nulls at 2 seeds, 14 % at
-3 and 8 % at 5; the t interval 5 % at each (`tests/study/simulated_scores.py`).
-
-The bootstrap has its own fixed seed, which has nothing to do with the seed of a run: the same
-scores always give the same interval.
+Resampling seeds, too (the "pigeonhole" bootstrap, Owen 2007, *Annals of Applied Statistics* 1(2),
+386-411), calls up to 24 % of simulated nulls at 2 seeds, the t interval 5 % (docs/comparing.md).
+The bootstrap has its own fixed seed: the same scores always give the same interval.
 """
 
 from __future__ import annotations

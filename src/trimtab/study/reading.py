@@ -1,4 +1,4 @@
-"""The result files of every study, read and checked, in their earlier spellings too; no torch."""
+"""The result files of every study, read and checked; no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import TrimtabError
-from trimtab.study import old_results
 from trimtab.study.records import made, one, read_json, read_lines
 from trimtab.study.results import ABOUT, COSTS, FILES, GRID, PARTS, About, Grid, Measurement, Run
 
@@ -17,19 +16,26 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+OLD = ("heads.json", "dose.json")
+"""What said so in earlier versions, beside `study.json` without a key `study`."""
+
+
 def kind_of(folder: str | Path) -> str | None:
-    """Which study a folder holds the result files of, of this version or an earlier one; None for none.
+    """Which study a folder holds the result files of; None for none.
 
     Raises:
-        TrimtabError: the file that says so is malformed.
+        TrimtabError: the file that says so is malformed, or of an earlier version.
     """
-    for name, usual in ((ABOUT, "compare"), ("heads.json", "heads"), ("dose.json", "steering")):
-        file = Path(folder) / name
-        if file.is_file():
-            about = read_json(file)
-            said = about.get("study", about.get("kind")) if isinstance(about, dict) else None
-            return said if isinstance(said, str) else usual
-    return None
+    run = Path(folder)
+    about = read_json(run / ABOUT) if (run / ABOUT).is_file() else {}
+    old = [run / name for name in OLD if (run / name).is_file()]
+    if (about and isinstance(about, dict) and "study" not in about) or (old and not about):
+        raise TrimtabError(
+            f"{old[0] if old else run / ABOUT}: of an earlier version, which this one does not read; run the "
+            "study again over the same folder, where its finished cells are found again"
+        )
+    said = about.get("study") if isinstance(about, dict) else None
+    return said if isinstance(said, str) else None
 
 
 def runs_in(folder: str | Path, *kinds: str) -> list[Path]:
@@ -77,7 +83,7 @@ def read(folder: str | Path) -> Run:
     run = Path(folder)
     if not run.is_dir():
         raise TrimtabError(f"{run}: no such run directory; give the --out of a comparison")
-    given = old_results.read(run) if old_results.is_old(run) else _given(run)
+    given = _given(run)
     about = one(About, *given[ABOUT])
     parts = (tuple(made(kind, given[name])) for name, kind in FILES.items())
     found = Run(about, *parts, costs=_costs(run / COSTS, given))
@@ -145,7 +151,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 def _given(run: Path) -> dict[str, Any]:
     """What the files hold, with places: `study.json` as one object, of others the lines."""
-    if not (run / ABOUT).is_file():
+    if kind_of(run) is None and not (run / ABOUT).is_file():
         raise TrimtabError(
             f"{run / ABOUT}: missing; a finished comparison writes {ABOUT} and results.jsonl"
         )

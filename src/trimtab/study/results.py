@@ -7,7 +7,7 @@
     generations.jsonl  Generation      texts
     costs.json                         seconds, parameters, … by method: what differs from run to run
 
-`reading` reads them, and those of earlier versions. `python -m trimtab.study.reference` prints
+`reading` reads them. `python -m trimtab.study.reference` prints
 docs/results.md.
 """
 

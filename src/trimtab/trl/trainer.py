@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import use_adapter
 
 from trimtab import models
@@ -19,7 +20,6 @@ from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
 from trimtab.training import METHODS
 from trimtab.trl.states import positions, watching
-from trl.trainer.dpo_trainer import DPOTrainer
 
 FLOOR = 0.1
 """Quantile of the length of the reference's differences by which none is divided less."""

@@ -16,7 +16,7 @@ from trimtab.evaluation import NeutralText, score
 from trimtab.evaluation.items import check_alphas
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
-from trimtab.progress import SILENT, Progress
+from trimtab.progress import SILENT, Progress, warn
 from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
@@ -24,7 +24,6 @@ from trimtab.studies.compare import tables
 from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
 from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.made import made_with
-from trimtab.study.old_results import OldRow
 from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
 
 
@@ -148,6 +147,19 @@ def evaluate(
         write(folder, Run(about, tuple(lines), tuple(told)))
         write_rows(folder / "items.parquet", rows)
     return [OldRow(row_of(line)) for line in lines]
+
+
+class OldRow(dict[str, Any]):
+    """A line that answers to its keys of earlier versions, too, and says so."""
+
+    def __missing__(self, key: str) -> Any:
+        if key not in OLD_KEYS:
+            raise KeyError(key)
+        warn(f"the key {key!r} of a result line is now {OLD_KEYS[key]!r}")
+        return self[OLD_KEYS[key]]
+
+
+OLD_KEYS = {"ci_low": "low", "ci_high": "high"}
 
 
 def check_names(splits: Iterable[str]) -> None:
