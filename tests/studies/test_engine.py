@@ -259,7 +259,8 @@ def test_the_study_of_the_documentation(here, toy, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(toy))
     one = trimtab(*command, tmp_path / "one")
     assert one.code == 0, one.err
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(toy), os.environ["PYTHONPATH"]]))
+    there = [p for p in [os.environ.get("PYTHONPATH")] if p]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(toy), *there]))
     two = [
         sys.executable,
         "-m",
