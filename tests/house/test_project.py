@@ -49,7 +49,7 @@ LINES_OF_ROOM = {
     "statistics": 650,
     "studies": 7650,
     "study": 3400,
-    "trl": 420,
+    "trl": 460,
     "training": 4000,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import peft
@@ -251,3 +252,17 @@ def test_precomputed_references_are_refused(tiny, tokenizer, few_pairs, tmp_path
         )
     with pytest.raises(ConfigError, match="every: expected"):
         InnerMonitor(few_pairs, every=0)
+
+
+def test_the_documented_script(tiny, tokenizer, few_pairs, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text(encoding="utf-8")
+    script = page.split("```python\n")[1].split("```")[0]
+    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in few_pairs]
+    script = script.replace(
+        "max_steps=4", "max_steps=4, use_cpu=True, bf16=False, save_strategy='no'"
+    )
+    given = {"model": copy.deepcopy(tiny("llama")), "tokenizer": tokenizer, "rows": rows}
+    exec(script, names := {**given, "out": str(tmp_path), "held_out": few_pairs})
+    logged = names["trainer"].state.log_history
+    assert sum("inner/kl" in line for line in logged) == 2
+    assert "inner/separation" in logged[0]

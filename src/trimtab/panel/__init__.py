@@ -2,7 +2,7 @@
 
 from trimtab.panel.file import BUILT_IN, read_panel
 from trimtab.panel.properties import PROPERTIES, Bbq, Choices, Property, Refusal, Texts, Truth
-from trimtab.panel.run import Arm, measure
+from trimtab.panel.run import Arm, Change, changes, measure
 from trimtab.panel.values import Values, ratio
 
 __all__ = [
@@ -10,12 +10,14 @@ __all__ = [
     "PROPERTIES",
     "Arm",
     "Bbq",
+    "Change",
     "Choices",
     "Property",
     "Refusal",
     "Texts",
     "Truth",
     "Values",
+    "changes",
     "measure",
     "ratio",
     "read_panel",
