@@ -79,13 +79,13 @@ def honesty_set(suffixes: int) -> dict[str, Any]:
     """As repeng's notebook has it: a persona's prompt, then each suffix cut after every one of its
     tokens but the last; one couple of personas."""
     from trimtab import models
-    from trimtab.pairs.personas_tables import SUFFIXES as WRITTEN
+    from trimtab.pairs.personas import suffixes as written
 
     tokenizer = models.load_tokenizer(data.MODEL)
     heads = [rendered(tokenizer, persona) for persona in PERSONAS]
     kept: list[str] = []
     texts: list[tuple[str, str]] = []
-    for suffix in WRITTEN.strip().splitlines():
+    for suffix in written():
         ids = tokenizer(suffix, add_special_tokens=False)["input_ids"]
         cuts = [tokenizer.decode(ids[:n]) for n in range(1, len(ids))]
         # The peers tokenise text: only suffixes of which every cut gives its own tokens again.
@@ -104,11 +104,11 @@ def chat_set(pairs: int) -> dict[str, Any]:
     """Whole answers in one chat template, read at their last token: two suffixes joined, so that no
     answer is another's beginning."""
     from trimtab import models
-    from trimtab.pairs.personas_tables import SUFFIXES as WRITTEN
+    from trimtab.pairs.personas import suffixes as written
 
     tokenizer = models.load_tokenizer(data.MODEL)
     heads = [rendered(tokenizer, persona) for persona in PERSONAS]
-    lines = WRITTEN.strip().splitlines()
+    lines = written()
     kept: list[str] = []
     for i in range(10 * pairs):
         one, other = lines[i % len(lines)], lines[(i // len(lines) * 7 + i + 1) % len(lines)]

@@ -6,10 +6,11 @@ import pytest
 
 from trimtab.errors import DataError
 from trimtab.pairs import read_pairs
-from trimtab.pairs.personas_tables import PERSONAS, SUFFIXES
-from trimtab.pairs.traits_tables import TRAITS
+from trimtab.pairs.personas import suffixes
+from trimtab.pairs.written import written
 
-SUFFIX = SUFFIXES.strip().splitlines()
+SUFFIX = suffixes()
+TRAITS = written("traits")
 NAMES = ["honesty", "happiness", "formality", "spanish", "refusal", "reasoning"]
 
 
@@ -22,7 +23,7 @@ def grams(texts: list[str], n: int = 4) -> set[tuple[str, ...]]:
 
 
 def test_there_are_enough():
-    assert [p.trait for p in PERSONAS] == NAMES == list(TRAITS)
+    assert list(written("personas")["personas"]) == NAMES == list(TRAITS)
     assert len(set(SUFFIX)) == len(SUFFIX) >= 120
     assert not any(s != s.strip() or s.endswith(".") for s in SUFFIX)  # all of them go on
 

@@ -12,10 +12,9 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.panel import BUILT_IN, PROPERTIES, read_panel
 from trimtab.panel.bbq import bbq_values, read_bbq
 from trimtab.panel.options import Scored
-from trimtab.panel.properties import _refusals, _truth
+from trimtab.panel.properties import REQUESTS, _refusals, _truth
 from trimtab.panel.run import changes
 from trimtab.panel.texts import read_requests, text_values
-from trimtab.panel.texts_tables import REQUESTS
 from trimtab.panel.values import Values, by_cluster, product, ratio
 from trimtab.statistics import SHARE
 

@@ -26,9 +26,9 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import DataError, near
-from .facts_tables import COMMON, HARDER, MANNERS, Table, Twin
 from .files import Source
 from .pair import Pair
+from .written import cells, written
 
 TURNS = ("train", "train", "test", "train", "train", "test", "train", "dev")
 """Which split the couples of a table go to, in turn."""
@@ -37,6 +37,8 @@ SPLITS = ("train", "dev", "test", "oos", "rnd")
 
 Row = tuple[str, str]
 """A prompt and its right answer."""
+Table = dict[str, str]
+"""A topic of `data/facts.yaml`, with its questions, answer and lines."""
 
 
 def read_facts(name: str, root: Path | None, option: str | None) -> Source:
@@ -51,11 +53,11 @@ def read_facts(name: str, root: Path | None, option: str | None) -> Source:
 @cache
 def facts(split: str) -> tuple[Pair, ...]:
     """All pairs of a split, always the same."""
-    tables = {"rnd": MANNERS, "oos": HARDER}.get(split, COMMON)
+    tables = written("facts")[{"rnd": "manners", "oos": "harder"}.get(split, "common")]
     ranked = []
     for number, table in enumerate(tables):
         rows = list(couples(table))
-        if tables is COMMON:
+        if split not in ("rnd", "oos"):
             rows = [row for i, row in enumerate(rows) if TURNS[i % len(TURNS)] == split]
         # The i-th of n couples stands at (i + ½) / n of the split: topics are interleaved.
         ranked += [((i + 0.5) / len(rows), number, row) for i, row in enumerate(rows)]
@@ -63,22 +65,22 @@ def facts(split: str) -> tuple[Pair, ...]:
     for _, number, (one, other) in sorted(ranked):
         for (prompt, right), (_, wrong) in ((one, other), (other, one)):
             name = f"facts/{split}/{len(pairs)}"
-            pairs.append(Pair(prompt, right, wrong, name, tables[number].topic, source=name))
+            pairs.append(Pair(prompt, right, wrong, name, tables[number]["topic"], source=name))
     return tuple(pairs)
 
 
-def couples(table: Table | Twin) -> Iterator[tuple[Row, Row]]:
+def couples(table: Table) -> Iterator[tuple[Row, Row]]:
     """The couples of a table, in its order."""
-    for line in table.lines.strip().splitlines():
-        parts = [part.strip() for part in line.split(" | ")]
-        if isinstance(table, Table):
+    for parts in cells(table["lines"]):
+        if "question" in table:
             (a, x), (b, y) = (part.rsplit(": ", 1) for part in parts)
-            asked = table.question.format(a), table.question.format(b)
+            asked = table["question"].format(a), table["question"].format(b)
         else:
             key, x, y = parts
-            asked = table.first.format(key), table.second.format(key)
+            asked = table["first"].format(key), table["second"].format(key)
+        ask = table.get("ask", "Question")
         one, other = (
-            (f"{table.ask}: {question}\nAnswer:", f" {table.answer.format(value)}")
+            (f"{ask}: {question}\nAnswer:", f" {table['answer'].format(value)}")
             for question, value in zip(asked, (x, y), strict=True)
         )
         yield one, other

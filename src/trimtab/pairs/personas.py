@@ -16,8 +16,7 @@ from pathlib import Path
 from ..errors import DataError, near
 from .files import Source, is_empty, messages
 from .pair import Pair, PairSet
-from .personas_tables import PERSONAS, SUFFIXES
-from .traits_tables import TRAITS
+from .written import cells, written
 
 TURN = 11
 """Every so many-th question of a trait goes to `dev`."""
@@ -26,19 +25,19 @@ TURN = 11
 def read_personas(name: str, root: Path | None, option: str | None) -> Source:
     """`personas:TRAIT` or `personas:TRAIT/all`."""
     trait, _, which = name.partition("/")
-    known = {p.trait: p for p in PERSONAS}
+    known = written("personas")["personas"]
     if trait not in known or which not in ("", "all"):
         raise DataError(
             f"personas:{name}: there is no such set{near(trait, known)} "
             f"({', '.join(known)}; TRAIT/all takes every couple with every suffix)"
         )
     personas = known[trait]
-    couples = [line.strip().split(" | ") for line in personas.couples.strip().splitlines()]
+    couples = cells(personas["couples"])
     pairs = []
     for i, suffix in enumerate(suffixes()):
         for positive, negative in couples if which else (couples[i % len(couples)],):
             pairs.append(
-                contrast_pair(personas.template, positive, negative, suffix, f"{name}/{i}")
+                contrast_pair(personas["template"], positive, negative, suffix, f"{name}/{i}")
             )
     return Source(pairs)
 
@@ -46,13 +45,13 @@ def read_personas(name: str, root: Path | None, option: str | None) -> Source:
 def read_traits(name: str, root: Path | None, option: str | None) -> Source:
     """`traits:TRAIT/test` or `traits:TRAIT/dev`; `concept` is the trait."""
     trait, _, split = name.partition("/")
-    if trait not in TRAITS or split not in ("test", "dev"):
-        known = [f"{t}/{s}" for t in TRAITS for s in ("test", "dev")]
+    traits = written("traits")
+    if trait not in traits or split not in ("test", "dev"):
+        known = [f"{t}/{s}" for t in traits for s in ("test", "dev")]
         raise DataError(f"traits:{name}: there is no such set{near(name, known)}")
     pairs = []
-    for i, line in enumerate(TRAITS[trait].strip().splitlines()):
+    for i, (question, chosen, rejected) in enumerate(cells(traits[trait])):
         if (i % TURN == TURN - 1) is (split == "dev"):
-            question, chosen, rejected = line.split(" | ")
             prompt = messages([("user", question)])
             good, bad = (messages([("assistant", text)]) for text in (chosen, rejected))
             pairs.append(
@@ -63,7 +62,7 @@ def read_traits(name: str, root: Path | None, option: str | None) -> Source:
 
 def suffixes() -> list[str]:
     """The built-in beginnings of answers, which give no persona away."""
-    return [*SUFFIXES.strip().splitlines()]
+    return written("personas")["suffixes"].strip().splitlines()
 
 
 def persona_pairs(

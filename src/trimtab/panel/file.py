@@ -11,7 +11,7 @@ from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 from trimtab.panel.properties import PROPERTIES, Property
 
-BUILT_IN = Path(__file__).with_name("panel.yaml")
+BUILT_IN = Path(__file__).parent / "data" / "panel.yaml"
 """The panel that is used unless another is named."""
 
 

@@ -25,7 +25,8 @@ from trimtab.evaluation.generation import ends_of
 from trimtab.serve import request as engine_request
 from trimtab.serve.answers import Answer, Choice
 from trimtab.serve.bodies import Body, ChatBody, CompletionBody, Refused, parsed
-from trimtab.serve.engine import Busy, Engine, Job, TooLong
+from trimtab.serve.engine import Busy, Engine, TooLong
+from trimtab.serve.job import Job
 from trimtab.serve.request import End
 from trimtab.serve.shelf import Shelf
 

@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,25 +38,22 @@ from trimtab.store import Store
 from trimtab.study.cells import threads
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
+from trimtab.study.parameters import (
+    Parameters,
+    Range,
+    parameters_of,
+    parse_parameters,
+    value_of,
+)
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 from trimtab.training import METHODS, Method, fit
-from trimtab.training.steering import DirectionRecipe, GradientRecipe
 
 HELD_OUT = 0.25
 """Share of the training items that judge the trials."""
 
 SPLIT_SEED = 0
 """Which items those are: the same for every method."""
-
-RATES = (1e-5, 5e-3)
-"""Bounds of the learning rate."""
-
-FACTOR = 10.0
-"""Weights and betas of an objective are searched from a tenth of their default to ten times it."""
-
-SITES = ("0.3", "0.4", "0.5", "0.6", "0.7")
-"""Blocks that a direction may sit at."""
 
 TRIALS = "trials"
 RECIPE, FIT, LIST, NOTE, JOURNAL = (
@@ -99,65 +96,6 @@ class Search(Bounded):
     prompt_style: PromptStyle = "plain"
     """`chat` wraps plain prompts in the model's chat template."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers between two bounds, on a log scale."""
-
-    low: float
-    high: float
-
-
-Parameters = dict[str, Range | tuple[str, ...]]
-"""What is searched, by setting (`train.learning_rate`)."""
-
-
-def parameters_of(method: Method) -> Parameters:
-    """What is searched of a method unless something else is asked for: of a trained one the
-    learning rate and its objective's betas and weights, of a direction its block."""
-    recipe: Any = method.recipe
-    if isinstance(recipe, DirectionRecipe | GradientRecipe):
-        return {"sites": SITES}
-    found: Parameters = {"train.learning_rate": Range(*RATES)}
-    for field in fields(recipe.objective):
-        value = getattr(recipe.objective, field.name)
-        named = field.name.startswith(("beta", "weight_"))
-        if named and isinstance(value, float) and value > 0:
-            found[f"objective.{field.name}"] = Range(value / FACTOR, value * FACTOR)
-    return found
-
-
-def parse_parameters(texts: Sequence[str], method: Method) -> Parameters:
-    """`train.learning_rate=1e-5..1e-3` and `sites=0.3,0.5` as parameters of a method.
-
-    Raises:
-        ConfigError: a malformed text, an empty range, or no such setting.
-    """
-    found: Parameters = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        expected = f"--parameters {text}: expected NAME=LOW..HIGH or NAME=a,b,c"
-        if not equals or not name or not values:
-            raise ConfigError(expected)
-        low, dots, high = values.partition("..")
-        if dots:
-            try:
-                bounds = Range(float(low), float(high))
-            except ValueError:
-                raise ConfigError(expected) from None
-            if not 0 < bounds.low < bounds.high < math.inf:
-                raise ConfigError(f"{expected}, LOW above 0 and below HIGH")
-            found[name] = bounds
-        else:
-            found[name] = tuple(v for v in values.split(",") if v)
-        some = found[name]
-        configured(
-            method.recipe,
-            {name: some.low if isinstance(some, Range) else _value(some[0])},
-            f"--parameters {text}",
-        )
-    return found
 
 
 def tune(
@@ -358,12 +296,7 @@ def _suggest(trial: Any, name: str, values: Range | tuple[str, ...]) -> Any:
     """A value with six digits, as it is written down."""
     if isinstance(values, Range):
         return float(f"{trial.suggest_float(name, values.low, values.high, log=True):.6g}")
-    return _value(trial.suggest_categorical(name, values))
-
-
-def _value(text: str) -> Any:
-    """A choice as YAML reads it."""
-    return yaml.safe_load(text)
+    return value_of(trial.suggest_categorical(name, values))
 
 
 def _short(value: Any) -> str:

@@ -12,8 +12,7 @@ from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
 from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
-from trimtab.pairs.personas_tables import PERSONAS
-from trimtab.pairs.traits_tables import TRAITS
+from trimtab.pairs.written import written
 from trimtab.rendering import USUAL, Rendering
 from trimtab.training import Method
 from trimtab.training.methods import method
@@ -81,7 +80,7 @@ class Dosing(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = [p.trait for p in PERSONAS if p.trait in TRAITS]
+        known = [t for t in written("personas")["personas"] if t in written("traits")]
         for trait in self.traits:
             if trait not in known:
                 raise ConfigError(

@@ -20,7 +20,7 @@ from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, gener
 from trimtab.evaluation.dose import LogRatios, log_ratios, valid_answers
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
-from trimtab.pairs.personas_tables import PERSONAS
+from trimtab.pairs.written import cells, written
 from trimtab.readings import collect
 from trimtab.rendering import lead_ids
 from trimtab.store import Store
@@ -56,8 +56,8 @@ class Trait(OnModel[Dosing]):
         (self.trait,) = settings.traits
         self.train = read_pairs(f"personas:{self.trait}").limit(settings.limit)
         self.test = read_pairs(f"traits:{self.trait}/test").limit(settings.items)
-        personas = next(p for p in PERSONAS if p.trait == self.trait)
-        positive, negative = personas.couples.strip().splitlines()[0].strip().split(" | ")
+        couples = written("personas")["personas"][self.trait]["couples"]
+        positive, negative = cells(couples)[0]
         self.personas = {1.0: f"You are {positive}.", -1.0: f"You are {negative}."}
         self.common = common_of(settings, self.train, self.test, self.common["model"])
 
