@@ -435,11 +435,11 @@ def test_a_lead_is_not_measured(tiny, tokenizer):
     plain = NeutralText(model, tokenizer, [text])
     led = NeutralText(model, tokenizer, [text], lead=[7, 8, 9])
     tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    assert led._logps(0).shape[0] == tokens
-    assert plain._logps(0).shape[0] == plain.ids[0].shape[1] - 1
+    assert led.log_probs(0).shape[0] == tokens
+    assert plain.log_probs(0).shape[0] == plain.ids[0].shape[1] - 1
     same = led.damage_of_lead(NeutralText(model, tokenizer, [text], lead=[7, 8, 9]))
     assert same.kl.tolist() == [0.0]
     other = led.damage_of_lead(NeutralText(model, tokenizer, [text], lead=[10, 11]))
-    base, new = led._logps(0), NeutralText(model, tokenizer, [text], lead=[10, 11])._logps(0)
+    base, new = led.log_probs(0), NeutralText(model, tokenizer, [text], lead=[10, 11]).log_probs(0)
     assert other.kl[0] == pytest.approx((base.exp() * (base - new)).sum(-1).mean().item())
     assert other.kl[0] > 0

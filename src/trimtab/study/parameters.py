@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import yaml
+
 from trimtab.errors import ConfigError
 from trimtab.study.settings import configured
 from trimtab.training import Method
