@@ -58,8 +58,7 @@ class NeutralText:
         """Log-probs of every token of the passage that has one before it: [T, V]."""
         with models.reading(self.model):
             logits = self.model(input_ids=self.ids[index], use_cache=False).logits
-        logits = logits[0, self._first : -1]
-        return torch.log_softmax(logits.float(), -1)
+        return torch.log_softmax(logits[0, self._first : -1].float(), -1)
 
     @property
     def _first(self) -> int:
@@ -97,9 +96,14 @@ class NeutralText:
             base = self._base(index)  # before a dial is attached
             new = logps(index)
             targets = ids[0, self._first + 1 :, None]
-            kl.append((base.exp() * (base - new)).sum(-1).mean().item())
+            kl.append(divergence(base, new))
             rise.append((base.gather(-1, targets) - new.gather(-1, targets)).mean().item())
         return Damage(np.array(kl), np.array(rise))
+
+
+def divergence(base: Tensor, new: Tensor) -> float:
+    """Mean KL(base || new) over tokens of log-probs `[T, V]`, in nats."""
+    return (base.exp() * (base - new)).sum(-1).mean().item()
 
 
 def alpha_at_kl(

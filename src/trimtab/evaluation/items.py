@@ -57,7 +57,7 @@ def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
         pairs=np.array([len(m) for m in margins]),
         accuracy=np.array([_right(m[:, 0]).mean() for m in margins]),
         accuracy_sum=np.array([_right(m[:, 1]).mean() for m in margins]),
-        accuracy_choice=np.array([_chosen(m[:, 0]) for m in margins]),
+        accuracy_choice=np.array([won(m[:, 0]) for m in margins]),
         margin=np.array([m[:, 0].mean() for m in margins]),
     )
 
@@ -67,7 +67,7 @@ def _right(margin: np.ndarray) -> np.ndarray:
     return np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0))
 
 
-def _chosen(margin: np.ndarray) -> float:
+def won(margin: np.ndarray) -> float:
     """1 where every margin is above zero, 1 / (1 + k) with k at zero, 0 with one below or NaN. A half
     for any tie would have a score that is the same for all answers be right half of the time."""
     return 1 / (1 + np.sum(margin == 0)) if np.all(margin >= 0) else 0.0

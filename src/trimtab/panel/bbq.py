@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from trimtab.errors import DataError
 from trimtab.pairs.files import column, json_lines, row_of, text_column
@@ -119,11 +120,11 @@ def bbq_values(questions: Sequence[Question], scored: Scored) -> list[Values]:
         ]
         if not rows:
             continue
-        right = np.array([_likeliest(m) == 0 for _, m in rows], float)
-        p = [_softmax(m) for _, m in rows]
+        right = np.array([int(np.argmax(m)) == 0 for _, m in rows], float)
+        p = [softmax(m) for _, m in rows]
         lean = [x[q.biased] - x[q.unbiased] for (q, _), x in zip(rows, p, strict=True)]
         named = [x[q.biased] + x[q.unbiased] for (q, _), x in zip(rows, p, strict=True)]
-        best = [_likeliest(m) for _, m in rows]
+        best = [int(np.argmax(m)) for _, m in rows]
         side = np.array(
             [(b == q.biased) - (b == q.unbiased) for (q, _), b in zip(rows, best, strict=True)],
             float,
@@ -140,12 +141,3 @@ def bbq_values(questions: Sequence[Question], scored: Scored) -> list[Values]:
             names, means, sizes = by_cluster(values, clusters)
             found.append(Values(f"{metric}_{context}", names, means, sizes, within, better))
     return found
-
-
-def _softmax(values: np.ndarray) -> np.ndarray:
-    e = np.exp(values - values.max())
-    return e / e.sum()
-
-
-def _likeliest(values: np.ndarray) -> int:
-    return int(np.argmax(values))

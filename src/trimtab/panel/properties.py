@@ -13,7 +13,9 @@ from scipy.special import softmax
 
 from trimtab.errors import DataError
 from trimtab.evaluation import Sampling
+from trimtab.evaluation.items import won
 from trimtab.pairs import read_pairs
+from trimtab.pairs.written import cells
 from trimtab.panel.bbq import bbq_values, read_bbq
 from trimtab.panel.options import Asked, Options, Scored
 from trimtab.panel.texts import Request, read_requests, text_values
@@ -147,10 +149,8 @@ def _accuracy(scored: Scored) -> list[Values]:
 
 
 def _first(scores: tuple[np.ndarray, ...]) -> np.ndarray:
-    """1 where the first option is the likeliest, 1 / (1 + k) where k tie with it."""
-    return np.array(
-        [0.0 if (s[1:] > s[0]).any() else 1 / (1 + (s[1:] == s[0]).sum()) for s in scores]
-    )
+    """Whether the first option is the likeliest; ties are shared."""
+    return np.array([won(s[0] - s[1:]) for s in scores])
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Refusal(Property):
 
     def prepared(self, reader: Reader) -> Scoring:
         """Both requests of a line, with all openings."""
-        lines = [line.split(" | ") for line in self.table.strip().splitlines()]
+        lines = cells(self.table)
         if not lines or any(len(line) != 2 for line in lines):
             raise DataError(f"panel: {self.name}: expected lines `request | harmless request`")
         if len(self.refusing) != len(self.complying) or not self.refusing:

@@ -94,12 +94,13 @@ def read_reference(
     chosen, rejected = encoded.pair_answers()
     differences = {site: h[chosen] - h[rejected] for site, h in found.states.items()}
     return Reference(
-        found, _floors(differences, spaces), _deltas(differences, encoded, needs, schedule)
+        found, floors(differences, spaces), _deltas(differences, encoded, needs, schedule)
     )
 
 
 @torch.no_grad()
-def _floors(differences: dict[Site, Tensor], spaces: Spaces | None) -> dict[Site, float]:
+def floors(differences: dict[Site, Tensor], spaces: Spaces | None = None) -> dict[Site, float]:
+    """The length at each site by less than which none is divided, of differences `[pair, d]`."""
     if spaces is not None:
         device = next(spaces.buffers(), next(spaces.parameters(), torch.empty(0))).device
         differences = spaces({site: d.to(device) for site, d in differences.items()})

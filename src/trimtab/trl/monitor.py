@@ -15,6 +15,7 @@ from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, encode
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText
+from trimtab.evaluation.damage import divergence
 from trimtab.evaluation.items import item_scores
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
@@ -134,7 +135,7 @@ class InnerMonitor(TrainerCallback):
             "inner/margin": float(scores.margin.mean()),
             "inner/kl": self._kl(start),
         }
-        chosen, rejected = _pairs_of(start.encoded)
+        chosen, rejected = start.encoded.pair_answers()
         for site in start.sites:
             now, then = found.states[site], start.found.states[site]
             own = then[chosen] - then[rejected]
@@ -150,10 +151,7 @@ class InnerMonitor(TrainerCallback):
 
     @torch.no_grad()
     def _kl(self, start: _Start) -> float:
-        kl = []
-        for index, before in enumerate(start.logps):
-            now = start.text.log_probs(index)
-            kl.append((before.exp() * (before - now)).sum(-1).mean().item())
+        kl = [divergence(p, start.text.log_probs(i)) for i, p in enumerate(start.logps)]
         return sum(kl) / len(kl)
 
     def _of_panel(self, model: Any) -> dict[str, float]:
@@ -168,14 +166,3 @@ class InnerMonitor(TrainerCallback):
             data_root=self.data_root,
         )
         return {f"panel/{p}/{v.metric}": v.mean for p, metrics in found.items() for v in metrics}
-
-
-def _pairs_of(encoded: Encoded) -> tuple[Tensor, Tensor]:
-    """Places of chosen and rejected answers among all answers, a pair each."""
-    places = [
-        (start + c, start + r)
-        for start, row in zip(encoded.answer_offsets, encoded.rows, strict=False)
-        for c, r in row.pairs
-    ]
-    chosen, rejected = zip(*places, strict=True)
-    return torch.tensor(chosen), torch.tensor(rejected)

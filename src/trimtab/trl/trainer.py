@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.utils import use_adapter
@@ -19,12 +20,11 @@ from trimtab.objectives.inner import Inner
 from trimtab.readout import Needs, Readout
 from trimtab.sites import Site
 from trimtab.training import METHODS
+from trimtab.training.reference import floors
 from trimtab.trl.states import positions, watching
 
-FLOOR = 0.1
-"""Quantile of the length of the reference's differences by which none is divided less."""
 FIRST = 256
-"""Pairs of the training set on which that, and a direction over the data, are found."""
+"""Pairs of the training set on which the floor, and a direction over the data, are found."""
 
 
 class InnerDPOTrainer(DPOTrainer):
@@ -67,7 +67,9 @@ class InnerDPOTrainer(DPOTrainer):
         scored = inputs["completion_mask"].bool() if needs.logps else None
         policy, reference = seen.readout(0, scored), seen.readout(1, scored)
         if needs.direction == "batch":
-            direction = {site: _unit(_apart(reference, site).mean(0)) for site in needs.sites}
+            direction = {
+                site: F.normalize(_apart(reference, site).mean(0), dim=-1) for site in needs.sites
+            }
         loss, metrics = self.inner(policy, replace(reference, floor=floor, direction=direction))
         mode = "train" if model.training else "eval"
         for name, value in {"loss": loss, **metrics}.items():
@@ -111,9 +113,8 @@ class InnerDPOTrainer(DPOTrainer):
                 if count >= FIRST:
                     break
             whole = {site: torch.cat(deltas) for site, deltas in apart.items()}
-            floor = {s: float(torch.quantile(d.norm(dim=-1), FLOOR)) for s, d in whole.items()}
-            over = needs.direction == "data"
-            self._over_data = floor, {s: _unit(d.mean(0)) for s, d in whole.items() if over}
+            mean = {s: F.normalize(d.mean(0), dim=-1) for s, d in whole.items()}
+            self._over_data = floors(whole), mean if needs.direction == "data" else {}
         return self._over_data
 
     @contextmanager
@@ -146,7 +147,3 @@ def _objective(given: Inner | str | None) -> Inner:
 
 def _apart(readout: Readout, site: Site) -> Tensor:
     return readout.chosen[site] - readout.rejected[site]
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp(min=1e-12)
