@@ -24,13 +24,13 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2450,  # which tokens are pooled, from states.py
-    "cli": 3370,
+    "cli": 3420,  # --dial.kind, --with
     "compat": 550,
-    "dials": 4850,
-    "evaluation": 2880,
+    "dials": 5080,  # reft, doses
+    "evaluation": 2720,  # damage is a room of its own
     "export": 2140,  # llama.cpp's LoRAs with their check
-    "models": 3330,  # the head as a site and what comes after it, from training/
-    "objectives": 1700,
+    "models": 3340,
+    "objectives": 1710,
     "panel": 1000,  # what else a dial changes
     "pairs": 3400,
     "rendering": 1450,
@@ -40,7 +40,7 @@ LINES_OF_ROOM = {
     "studies": 7620,
     "study": 3050,
     "trl": 460,
-    "training": 4000,
+    "training": 4560,  # any dial on any objective: poles, vectors, edits of states
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
@@ -70,6 +70,7 @@ FLOORS = {
     1.3: ("readings",),
     2: ("spaces", "directions", "objectives", "interventions"),
     3: ("dials",),
+    3.5: ("damage",),
     4: ("training", "evaluation", "export", "anchoring"),
     4.5: ("panel",),
     5: ("study", "compat", "trl"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -53,6 +54,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -107,8 +113,9 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
@@ -146,7 +153,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")
@@ -175,7 +182,8 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
 def card(dial: Dial) -> str:
     """The model card of a dial, with its measured range and damage."""
     info = dial.info
-    measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
+    lines = [*dosed(dial), *(f"{k}: {v}" for k, v in info.measured.items())]
+    measured = "\n".join(f"- {line}" for line in lines) or "- not measured yet"
     data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
     return f"""---
 library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
@@ -205,6 +213,22 @@ with dial(model, alpha=1.0):
 
 {measured}
 """
+
+
+def dosed(dial: Dial) -> list[str]:
+    """What alpha = 1 does to a state, in words, a line a site; none where that is not known."""
+    dose, lines = dial.info.dose, []
+    for n, (site, share) in enumerate(zip(dial.places(), dose.get("relative", ()), strict=False)):
+        turn = math.degrees(math.atan(share))
+        said = (
+            f"site {site}: alpha 1 moves a state by {share:.3g} of its length ({turn:.2g} degrees)"
+        )
+        if "trained_norm" in dose:
+            said += f", trained norm {dose['trained_norm'][n]:.3g}"
+        if "raw_norm" in dose:
+            said += f", the mean difference by {dose['raw_norm'][n]:.3g}"
+        lines.append(said)
+    return lines
 
 
 def _folder(name: str | Path) -> Path:

@@ -19,10 +19,18 @@ from trimtab.objectives import (
     SimPO,
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
-from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, Recipe, RotationRecipe
+from trimtab.training.recipes import (
+    InnerRecipe,
+    Method,
+    PolesRecipe,
+    ProjectionRecipe,
+    Recipe,
+    RotationRecipe,
+)
 from trimtab.training.settings import (
     LogitsSettings,
     ProjectionSettings,
+    ReftSettings,
     RewardSettings,
     SpaceSettings,
 )
@@ -30,6 +38,7 @@ from trimtab.training.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 
 LORA = "LoRA on all linear layers"
 MIDDLE = "vector at the middle block"
+EDIT = "low-rank edit of the states after the middle block"
 
 INNER: dict[str, tuple[Any, str]] = {
     "mse": (MSE(), "rejected states drawn to the reference's chosen ones"),
@@ -143,6 +152,24 @@ METHODS: dict[str, Method] = {
             GradientRecipe(),
             MIDDLE,
             "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
+        ),
+        Method(
+            "bipo",
+            PolesRecipe(DPO()),
+            MIDDLE,
+            "DPO of the vector itself, at alpha = 1 and, the answers exchanged, at -1",
+        ),
+        Method(
+            "loreft",
+            Recipe(DPO(), ReftSettings("loreft")),
+            EDIT,
+            "DPO of an edit that replaces what lies in a few directions",
+        ),
+        Method(
+            "direft",
+            Recipe(DPO(), ReftSettings()),
+            EDIT,
+            "DPO of an edit that adds in a few directions, from what the state is",
         ),
         Method(
             "rotation",
