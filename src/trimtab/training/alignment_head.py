@@ -75,12 +75,12 @@ class IAVModule(HeadModule):
         both = readout[batch.pair_chosen], readout[batch.pair_rejected]
         if isinstance(self.objective, IAV):
             return self.objective(*both)
-        tokens = [r.tokens for r in both]
-        before = Readout(*(r.reference_logps for r in both), *tokens)
+        tokens: Any = [r.tokens for r in both]
+        before = Readout(both[0].reference_logps, both[1].reference_logps, *tokens)
         kl: Any = dict(
             zip(("chosen_kl", "rejected_kl"), (r.kl / r.tokens for r in both), strict=True)
         )
-        return self.objective(Readout(*(r.logps for r in both), *tokens, **kl), before)
+        return self.objective(Readout(both[0].logps, both[1].logps, *tokens, **kl), before)
 
     def readout(self, batch: HeadBatch, alpha: float = 1.0) -> HeadReadout:
         """What the head says of a batch's answers."""

@@ -28,7 +28,8 @@ def check_fits(recipe: Any, count: int | None = None) -> None:
     """
     if not isinstance(recipe, Recipe):
         return
-    objective, dial = recipe.objective, recipe.dial
+    objective: Any = recipe.objective
+    dial: Any = recipe.dial
     said = f"{type(objective).__name__} on a {dial.kind} dial"
     own = {IAV: "logits", DPH: "reward", ARM: "adapter"}.get(type(objective))
     if own and own != dial.kind:
@@ -62,7 +63,7 @@ def check_fits(recipe: Any, count: int | None = None) -> None:
             f"{said}: what is done to logits reaches no hidden state; expected dpo, ipo, simpo or orpo"
         )
     if count is not None:
-        where = dial.blocks or "0..1" if hasattr(dial, "blocks") else dial.sites
+        where = getattr(dial, "blocks", None) or getattr(dial, "sites", "0..1")
         heights = {"embed": -1.0, "final": float(count)}
         check_reach(
             recipe,
