@@ -396,7 +396,7 @@ def test_blocks_above_the_objective_are_refused(tiny, tokenizer):
     recipe = RotationRecipe(
         objective=ContrastiveSteering(sites="0"), dial=RotationSettings(blocks="0.5..1")
     )
-    with pytest.raises(ConfigError, match="above the objective's deepest site 0"):
+    with pytest.raises(ConfigError, match="up to site 0, and the dial acts from site 2 on"):
         fit(recipe, tiny("llama"), tokenizer, random_pairs(8))
 
 

@@ -614,7 +614,9 @@ def test_trap_18_a_vector_goes_to_the_device_of_the_states(tiny):
     """Not of the model: on several devices each block has its own. `meta` stands for another."""
     from trimtab.dials.vector import _add, _add_fused
 
-    step = torch.ones(4)
+    def step() -> Tensor:
+        return torch.ones(4)
+
     y = torch.zeros(1, 2, 4, device="meta")
     assert _add(step, y, y, 1.0).device.type == "meta"
     assert _add_fused(step, 1.0)(y, y).device.type == "meta"
