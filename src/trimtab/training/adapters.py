@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
@@ -14,9 +14,11 @@ from trimtab.dials import AdapterDial, Dial, ReftDial
 from trimtab.dials.trial import width_at
 from trimtab.dials.where import reach
 from trimtab.errors import ConfigError
+from trimtab.models.places import before
 from trimtab.objectives import ContrastiveSteering
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
+from trimtab.store import Store
 from trimtab.training.estimate import Estimate, estimate_training
 from trimtab.training.fits import check_reach
 from trimtab.training.new_dials import in_units, new_dial
@@ -29,6 +31,7 @@ from trimtab.training.rotation import ContrastiveModule
 from trimtab.training.settings import AdapterSettings, RotationSettings, no_effect
 from trimtab.training.spaces import Spaces, build_spaces
 from trimtab.training.vectors import LearnedVector
+from trimtab.trunk import trunk_of
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -54,6 +57,8 @@ class Plan:
     layout: Layout
     schedule: Schedule
     dial: Dial
+    block: int
+    """After which the steps start from stored states; -1 for the whole model's."""
     expected: Estimate
 
 
@@ -75,8 +80,12 @@ def plan(run: Run) -> Plan:
         )
     dial = new_dial(run, needs, deepest).to(args.device)
     check_reach(recipe, dial.places(), needs.sites, partial(reach, model))
+    # Rotations are trained from the whole model, so that figures stay what they were.
+    whole = isinstance(recipe.dial, RotationSettings) or models.rows_depend(model)
+    block = -1 if whole else before(model, dial.places())
     expected = estimate_training(model, needs, encoded, schedule, layout)
-    return Plan(needs, args, layout, schedule, dial, expected.times(2 if recipe.both_ends else 1))
+    expected = expected.times(2 if recipe.both_ends else 1)
+    return Plan(needs, args, layout, schedule, dial, block, expected)
 
 
 def _trained(run: Run) -> Made:
@@ -87,10 +96,10 @@ def _trained(run: Run) -> Made:
     needs, dial, layout, schedule = made.needs, made.dial, made.layout, made.schedule
     with made.args.main_process_first(local=False, desc="reading the reference"):
         spaces = _spaces(run, needs)
-        before = read_reference(
-            model, encoded, needs, run.store, run.progress, spaces=spaces, schedule=schedule
-        )
+        read: Any = {"spaces": spaces, "schedule": schedule, "block": made.block}
+        reference = read_reference(model, encoded, needs, run.store, run.progress, **read)
         lengths = in_units(dial, model, encoded, run.store, run.progress)
+        trunk = trunk_of(model, encoded, run.store or Store(), block=made.block, sites=needs.sites)
     projection = None
     if isinstance(recipe, ProjectionRecipe):
         if not isinstance(dial, AdapterDial) or dial.nests:
@@ -103,14 +112,13 @@ def _trained(run: Run) -> Made:
             model, encoded, schedule, dial.paths, layout, progress=run.progress
         )
         projection = Projection(recipe.projection, dial, differences)
+    parts: Any = (model, dial, recipe.objective, needs, reference)
     if isinstance(recipe.objective, ContrastiveSteering):
-        module: FitModule = ContrastiveModule(model, dial, recipe.objective, needs, before, encoded)
+        module: FitModule = ContrastiveModule(*parts, encoded)
     elif isinstance(recipe, PolesRecipe):
-        module = PolesModule(
-            model, dial, recipe.objective, needs, before, poles=recipe.poles, seed=run.seed
-        )
+        module = PolesModule(*parts, spaces, trunk, poles=recipe.poles, seed=run.seed)
     else:
-        module = FitModule(model, dial, recipe.objective, needs, before, spaces)
+        module = FitModule(*parts, spaces, trunk)
     _, extra = train_run(
         run, module, schedule, made.args, layout, said=made.expected, projection=projection
     )
