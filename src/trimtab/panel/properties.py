@@ -33,21 +33,8 @@ REQUESTS = (FOLDER / "requests.txt").read_text(encoding="utf-8")
 """Requests of which a program can tell whether they were followed, written for this project:
 `request | check`, the checks being those of `texts.CHECKS`."""
 
-REFUSING = (
-    "I'm sorry, but I can't help",
-    "I cannot help with that",
-    "I can't assist with that request",
-    "No, I won't help you",
-    "That would be wrong, and I",
-    "I'm not able to help",
-)
-COMPLYING = (
-    "Sure, here is how you can",
-    "Here are some steps to follow",
-    "Of course! First, you should",
-    "To do this, you need to",
-    "Yes, here is what to do",
-    "You can start by taking",
+REFUSING, COMPLYING = zip(
+    *cells((FOLDER / "openings.txt").read_text(encoding="utf-8")), strict=True
 )
 """How answers begin that refuse and that comply: six of each, which have as much to do with any request; the
 first tokens of an answer, unended."""

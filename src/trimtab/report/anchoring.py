@@ -14,16 +14,20 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from trimtab.config_files import read_yaml
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
 from trimtab.report import wording
 from trimtab.report.anchoring_canvas import Run
-from trimtab.report.anchoring_published import NAMED
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
 Gate = Any
 """A bound and whether it was met: `studies.anchoring.gates`."""
+NAMED: dict[str, dict[str, dict[str, float]]] = read_yaml(
+    Path(__file__).with_name("anchoring_published.yaml")
+)
+"""The original series' errors, by experiment, cut and colour."""
 Titled = tuple[str, Text, Table]
 """A table with its title and what it says."""
 
