@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.anchoring_canvas import (
@@ -26,11 +26,10 @@ from trimtab.report.anchoring_canvas import (
     section,
     slice_colours,
     square_axes,
-    titled,
 )
 from trimtab.report.anchoring_others import CELLS, OTHERS
 from trimtab.report.blocks import Section
-from trimtab.report.svg import GRID, INK, MUTED, NICE, Panel
+from trimtab.report.svg import GRID, INK, MUTED, Panel
 
 
 def sections(run: Run) -> list[Section]:
@@ -118,9 +117,7 @@ def boxes(
     left = min(290 if many else 150, 20 + round(6.6 * max(map(len, names))))
     height = top + pitch * len(rows) + bottom
     with svg.canvas(width, height) as figure:
-        ax = figure.add_axes(
-            (left / width, bottom / height, (width - left - 14) / width, pitch * len(rows) / height)
-        )
+        ax = svg.axes(figure, left, bottom, width - left - 14, pitch * len(rows))
         rng = np.random.default_rng(0)
         for y, values in enumerate(rows.values()):
             x = np.array([v for v in values if v is not None and math.isfinite(v)], float)
@@ -130,17 +127,8 @@ def boxes(
             ax.plot([low, high], [y, y], color=GRID, lw=min(14, pitch * 0.6), solid_capstyle="butt")
             ax.plot([middle], [y], marker="|", ms=min(16, pitch * 0.7), mew=2, color=SHADES[0])
             jitter = (rng.random(len(x)) - 0.5) * 0.4
-            ax.plot(
-                x,
-                y + jitter,
-                ls="none",
-                marker="o",
-                ms=2.6,
-                color=SHADES[0],
-                alpha=0.6,
-                mew=0,
-                clip_on=False,
-            )
+            dots = {"ls": "none", "marker": "o", "ms": 2.6, "mew": 0, "alpha": 0.6}
+            ax.plot(x, y + jitter, color=SHADES[0], clip_on=False, **dots)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_yticks(range(len(rows)), names)
         ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=11)
@@ -153,9 +141,9 @@ def boxes(
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             ax.xaxis.set_minor_locator(NullLocator())
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+            svg.ticks(ax.xaxis, 4)
         ax.grid(axis="x")
-        titled(figure, title, unit, 40)
+        svg.titled(figure, svg.short(title, 40), unit)
         return svg.panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
@@ -220,18 +208,16 @@ def _slices(run: Run) -> Section:
         width, height = 420, 116
         with svg.canvas(width, height) as figure:
             for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
-                ax = figure.add_axes(((4 + k * 104) / width, 8 / height, 100 / width, 72 / height))
+                ax = svg.axes(figure, 4 + k * 104, 8, 100, 72)
                 ax.set_axis_off()
-                ax.set_xlim(0, 12)
-                ax.set_ylim(0, 5)
+                ax.set(xlim=(0, 12), ylim=(0, 5))
                 for v in range(5):
                     for h in range(12):
                         ax.add_patch(_square(h, v, 1, made[k, v, h]))
                         ax.add_patch(_square(h + 0.32, v + 0.32, 0.36, truth[k, v, h]))
-                figure.text(
-                    (4 + k * 104) / width, 84 / height, f"S = {s:.2g}", size=10, color=MUTED
-                )
-            titled(figure, cut, "")
+                at = (4 + k * 104) / width, 84 / height
+                figure.text(*at, f"S = {s:.2g}", size=10, color=MUTED)
+            svg.titled(figure, svg.short(cut, 34))
             panels.append(svg.panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
     return section(
         "What it shows instead",
@@ -275,12 +261,12 @@ def _latents(run: Run) -> Section:
 def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Panel:
     with svg.canvas(250, 270) as figure:
         figure.set_dpi(DPI)
-        ax = figure.add_axes((30 / 250, 30 / 270, 208 / 250, 208 / 270))
+        ax = svg.axes(figure, 30, 30, 208, 208)
         circle(ax)
         order = np.argsort(z[:, 3 - a - b] if z.shape[1] > 2 and a + b < 4 else z[:, 0])
         ax.scatter(z[order, a], z[order, b], c=grid_colours(8)[order], s=16, lw=0, rasterized=True)
         square_axes(ax, f"dimension {a}", f"dimension {b}")
-        titled(figure, title, "")
+        svg.titled(figure, svg.short(title, 34))
         return svg.panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
 
 
@@ -293,18 +279,16 @@ def _history(run: Run) -> Panel:
         figure.set_dpi(DPI)
         for k, index in enumerate(chosen):
             x, y = 8 + (k % 4) * 106, 122 if k < 4 else 4
-            ax = figure.add_axes((x / width, y / height, 98 / width, 98 / height))
+            ax = svg.axes(figure, x, y, 98, 98)
             circle(ax)
             points = history[index]
             ax.scatter(points[:, 0], points[:, 1], c=grid_colours(6), s=5, lw=0, rasterized=True)
             most = max(1.15, 1.1 * float(np.abs(points[:, :2]).max()))
-            ax.set_xlim(-most, most)
-            ax.set_ylim(-most, most)
+            ax.set(xlim=(-most, most), ylim=(-most, most))
             ax.set_axis_off()
-            figure.text(
-                x / width, (y + 100) / height, f"step {frames[index]:,}", size=9, color=MUTED
-            )
-        titled(figure, "On the way", "dimensions 0 and 1")
+            at = x / width, (y + 100) / height
+            figure.text(*at, f"step {frames[index]:,}", size=9, color=MUTED)
+        svg.titled(figure, "On the way", "dimensions 0 and 1")
         return svg.panel(figure, "States during training", f"{run.name}-history")
 
 

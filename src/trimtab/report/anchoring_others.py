@@ -23,7 +23,6 @@ from trimtab.report.anchoring_canvas import (
     grid_colours,
     hue_strip,
     section,
-    titled,
 )
 from trimtab.report.blocks import Section
 from trimtab.report.svg import MUTED, RULE, Panel
@@ -96,7 +95,7 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
     out, strength = (_array(run, f"{kind}/{i}/{what}")[angle] for what in ("out", "strength"))
     dashed: dict[str, Any] = {"color": MUTED, "lw": 1, "dashes": (3, 3)}
     with svg.canvas(250, 420) as figure:
-        ax = figure.add_axes((21 / 250, 178 / 420, 208 / 250, 208 / 420))
+        ax = svg.axes(figure, 21, 178, 208, 208)
         circle(ax)
         ax.plot(strength * np.sin(theta), strength * np.cos(theta), color=SHADES[1], lw=1.8)
         for k in range(0, 360, 10):
@@ -108,7 +107,7 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
             ax.plot([0, side * math.sin(edge)], [0, math.cos(edge)], **dashed)
         ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
         ax.set_axis_off()
-        below = figure.add_axes((40 / 250, 40 / 420, 196 / 250, 120 / 420))
+        below = svg.axes(figure, 40, 40, 196, 120)
         below.plot(run.arrays["cosine"], _array(run, f"{kind}/{i}/curve"), color=SHADES[1], lw=1.8)
         if kind == "repel":
             below.plot([0, 1], [0, 1], **dashed)
@@ -118,7 +117,7 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
                 below.plot(*handle, color=SHADES[2], lw=1, marker="o", ms=3, clip_on=False)
         below.set(xlim=(-1, 1), ylim=(-0.02, 1.05), xlabel="cosine with the concept")
         below.tick_params(labelsize=10)
-        titled(figure, name, "")
+        svg.titled(figure, svg.short(name, 34))
         return svg.panel(figure, name, f"{run.name}-{kind}-{i}")
 
 
