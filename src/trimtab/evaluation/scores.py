@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from trimtab.evaluation.items import ItemScores, item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.progress import Update
 from trimtab.readings import Progress, collect, reference
+from trimtab.states import Readings
 from trimtab.store import Store
 
 
@@ -32,19 +33,28 @@ def score(
     Raises:
         DialError: the dial was made for another base model (`force` goes on).
     """
-    if dial is None or alpha == 0:
-        found = reference(model, encoded, logps=True, store=store, budget=budget, progress=progress)
-    elif isinstance(dial, RewardDial):
-        rewards, _ = rewards_of(model, dial, encoded, budget=budget, force=force, progress=progress)
-        return _told(reward_scores(encoded, alpha * rewards), progress)
+    how: dict[str, Any] = {"force": force, "budget": budget, "progress": progress}
+    if isinstance(dial, RewardDial) and alpha != 0:
+        found = reward_scores(encoded, alpha * rewards_of(model, dial, encoded, **how)[0])
     else:
-        with dial(model, alpha, force=force) if dial else nullcontext():
-            found = collect(model, encoded, logps=True, budget=budget, progress=progress)
-    return _told(item_scores(encoded, found), progress)
-
-
-def _told(found: ItemScores, progress: Progress | None) -> ItemScores:
-    """Scores whose accuracy, the mean over items, stands at the end of a bar."""
-    if isinstance(progress, Update):
+        found = item_scores(encoded, logps(model, encoded, dial, alpha, store=store, **how))
+    if isinstance(progress, Update):  # the mean over items stands at the end of a bar
         progress.said = f"accuracy {found.accuracy.mean():.3f}"
     return found
+
+
+def logps(
+    model: nn.Module,
+    encoded: Encoded,
+    dial: Dial | None,
+    alpha: float,
+    *,
+    force: bool = False,
+    store: Store | None = None,
+    **how: Any,
+) -> Readings:
+    """Log-probs of all answers with a dial at `alpha`; those of the bare model come from the store."""
+    if dial is None or alpha == 0:
+        return reference(model, encoded, logps=True, store=store, **how)
+    with dial(model, alpha, force=force):
+        return collect(model, encoded, logps=True, **how)

@@ -128,11 +128,11 @@ class Choices(Property):
         each = max(1, reader.items // len(self.sources))
         options = [o for spec in self.sources for o in _options(spec, reader, each)]
         asked = Asked(options, self.name, reader.tokenizer, max_length=reader.max_length)
-        return _OfOptions(asked, _accuracy)
+        return _OfOptions(asked, self.told)
 
-
-def _accuracy(scored: Scored) -> list[Values]:
-    return [Values("accuracy", scored.items, _first(scored.means), within=SHARE)]
+    def told(self, scored: Scored) -> list[Values]:
+        """What the log-probs say."""
+        return [Values("accuracy", scored.items, _first(scored.means), within=SHARE)]
 
 
 def _first(scores: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -146,22 +146,16 @@ class Truth(Choices):
     largest summed log-prob; `share`, the true answer's part of the options' probability; the same of
     mean log-probs, which does not reward short answers, as `share_by_token`."""
 
-    def prepared(self, reader: Reader) -> Scoring:
-        """Items with one true answer."""
-        found = super().prepared(reader)
-        assert isinstance(found, _OfOptions)
-        return _OfOptions(found.asked, _truth)
-
-
-def _truth(scored: Scored) -> list[Values]:
-    def share(scores: tuple[np.ndarray, ...]) -> np.ndarray:
-        return np.array([softmax(s)[0] for s in scores])
-
-    return [
-        Values("mc1", scored.items, _first(scored.sums), within=SHARE),
-        Values("share", scored.items, share(scored.sums), within=SHARE),
-        Values("share_by_token", scored.items, share(scored.means), within=SHARE, better=0),
-    ]
+    def told(self, scored: Scored) -> list[Values]:
+        """The three figures."""
+        share, by_token = (
+            np.array([softmax(s)[0] for s in scores]) for scores in (scored.sums, scored.means)
+        )
+        return [
+            Values("mc1", scored.items, _first(scored.sums), within=SHARE),
+            Values("share", scored.items, share, within=SHARE),
+            Values("share_by_token", scored.items, by_token, within=SHARE, better=0),
+        ]
 
 
 @dataclass(frozen=True)
