@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -40,10 +40,10 @@ class Fact:
 
 
 _KNOWN = read_yaml(Path(__file__).with_name("facts.yaml"))
-FACTS = tuple(
-    Fact(**{k: tuple(v) if isinstance(v, list) else v for k, v in fact.items()})
-    for fact in _KNOWN["facts"]
-)
+_ROWS: Any = [
+    {k: tuple(v) if isinstance(v, list) else v for k, v in f.items()} for f in _KNOWN["facts"]
+]
+FACTS = tuple(Fact(**row) for row in _ROWS)
 SAME: dict[str, str] = _KNOWN["names"]
 """Model types whose name in llama.cpp is not theirs without marks."""
 
