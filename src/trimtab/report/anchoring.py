@@ -190,7 +190,10 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Titled]:
                 table["title"],
                 table["caption"],
                 table["header"],
-                [[row[0], *map(_cell, row[1:])] for row in table["rows"]],
+                [
+                    [row[0], *(c if isinstance(c, str) else _number(c) for c in row[1:])]
+                    for row in table["rows"]
+                ],
                 table.get("text", ()),
             )
         )
@@ -252,11 +255,8 @@ def _healing_table(run: Run) -> Titled:
         for data in ("all colours", "reds alone"):
             steps = [np.inf if s is None else s for s in entry[data]["steps"]]
             middle = float(np.median(steps))
-            row.append(
-                f"{middle:.0f}"
-                if np.isfinite(middle)
-                else f"over {run.result['settings']['steps']}"
-            )
+            beyond = f"over {run.result['settings']['steps']}"
+            row.append(f"{middle:.0f}" if np.isfinite(middle) else beyond)
             share = entry[data]["red_samples"]
             reds = float(np.median([np.inf if s is None else s for s in share]))
             row.append(f"{reds:.0f}" if np.isfinite(reds) else wording.NOTHING)
@@ -314,18 +314,11 @@ def _value(gate: Gate) -> str:
     return found
 
 
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else _number(value)
-
-
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or value != value:
         return wording.NOTHING
-    if value != value:
-        return wording.NOTHING
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}".replace("-", "−")
-    return f"{value:.1e}".replace("-", "−")
+    form = ".4g" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".1e"
+    return f"{value:{form}}".replace("-", "−")
 
 
 def _anchor(run: Run) -> str:

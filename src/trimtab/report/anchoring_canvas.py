@@ -30,6 +30,10 @@ class Run:
     result: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
 
+    def array(self, name: str) -> np.ndarray:
+        """One of its arrays, in float64."""
+        return self.arrays[name].astype(float)
+
 
 def section(title: str, caption: str, panels: Sequence[Panel], columns: int = 2) -> Section:
     """Drawings under one heading, with what they show."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from trimtab.report import svg
@@ -153,24 +154,15 @@ def boxes(
 def _errors(run: Run) -> Section:
     """Error against likeness, and along hue, saturation and value."""
     panels = [_scatter(run, score) for score in run.result["scores"]]
-    for axis, what in (
-        ("hue", "hue, vivid"),
-        ("saturation", "saturation, at red"),
-        ("value", "value, at red"),
+    for axis, at, top, name in (
+        ("hue", "vivid", 360, "hue, degrees"),
+        ("saturation", "at red", 1, "saturation"),
+        ("value", "at red", 1, "value"),
     ):
-        curves = {c: run.arrays[f"line/{axis}/{c}"].astype(float) for c in _cuts(run)}
-        top = 360 if axis == "hue" else 1
-        panels.append(
-            chart(
-                run,
-                f"Error by {what}",
-                "MSE",
-                {c: (np.linspace(0, top, len(y)), y) for c, y in curves.items()},
-                f"line-{axis}",
-                "hue, degrees" if axis == "hue" else axis,
-                also=partial(hue_strip, axis=axis),
-            )
-        )
+        errors = {c: run.array(f"line/{axis}/{c}") for c in _cuts(run)}
+        curves = {c: (np.linspace(0, top, len(y)), y) for c, y in errors.items()}
+        title, strip = f"Error by {axis}, {at}", partial(hue_strip, axis=axis)
+        panels.append(chart(run, title, "MSE", curves, f"line-{axis}", name, also=strip))
     about = (
         f"The best seed ({run.result['best']['seed']}). Above: error of each colour of the 8×8×8 grid "
         "against its likeness to what was removed, to the power at which they should lie on a line. "
@@ -181,22 +173,18 @@ def _errors(run: Run) -> Section:
 
 def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
     cut, power = score["cut"], score["power"]
-    kind, what = (
-        ("similarity", "likeness to red") if score["of"] == "red" else ("vibrancy", "vibrancy")
-    )
-    base = run.arrays[kind].astype(float) ** power
-    error = run.arrays[f"error/{cut}"].astype(float)
+    red = score["of"] == "red"
+    kind, what = ("similarity", "likeness to red") if red else ("vibrancy", "vibrancy")
+    base = run.array(kind) ** power
+    error = run.array(f"error/{cut}")
     r2 = float(run.arrays[f"r2_fine/{cut}"].reshape(-1)[0])
     slope, offset = np.polyfit(base, error, 1)
 
     def fit(ax: Axes) -> None:
         ax.plot([0, 1], [offset, slope + offset], color=MUTED, lw=1, dashes=(3, 3))
 
-    names = (f"{what} to the power {power:g}", "MSE")
-    colours = grid_colours(8)
-    return cloud(
-        run, f"After {cut}", f"R² {r2:.2f}", (base, error), colours, f"sim-{cut}", names, fit
-    )
+    names, titles = (f"{what} to the power {power:g}", "MSE"), (f"After {cut}", f"R² {r2:.2f}")
+    return cloud(run, *titles, (base, error), grid_colours(8), f"sim-{cut}", names, fit)
 
 
 def _slices(run: Run) -> Section:
@@ -204,7 +192,7 @@ def _slices(run: Run) -> Section:
     panels = []
     truth = slice_colours()
     for cut in _cuts(run):
-        made = run.arrays[f"slice/{cut}"].astype(float).reshape(4, 5, 12, 3)
+        made = run.array(f"slice/{cut}").reshape(4, 5, 12, 3)
         width, height = 420, 116
         with svg.canvas(width, height) as figure:
             for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
@@ -228,8 +216,6 @@ def _slices(run: Run) -> Section:
 
 
 def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
-    from matplotlib.patches import Rectangle
-
     return Rectangle((x, y), size, size, facecolor=tuple(np.clip(colour, 0, 1)), lw=0)
 
 
@@ -239,15 +225,14 @@ def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
 def _latents(run: Run) -> Section:
     """Projections of the states, before and after."""
     panels = []
-    z = run.arrays["states"].astype(float)
+    z = run.array("states")
     width = z.shape[1]
     pairs = [(0, 1), (0, 2), (1, 2)] if width > 2 else [(0, 1)]
     for a, b in pairs:
         panels.append(_cloud(run, z, a, b, "Untouched", f"view-{a}{b}"))
     for cut in [c for c in run.result["cuts"] if f"states/{c}" in run.arrays and "renorm" not in c]:
-        panels.append(
-            _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
-        )
+        after = run.array(f"states/{cut}")
+        panels.append(_cloud(run, after, 0, 1, cut, f"view-{cut}"))
     return section(
         "Where the model keeps its colours",
         f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
@@ -271,7 +256,7 @@ def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Pan
 
 
 def _history(run: Run) -> Panel:
-    history = run.arrays["history"].astype(float)
+    history = run.array("history")
     frames = run.result["frames"]
     chosen = [round(i * (len(frames) - 1) / 7) for i in range(8)]
     width, height = 430, 270
@@ -294,7 +279,7 @@ def _history(run: Run) -> Panel:
 
 def _animation(run: Run) -> Panel:
     """The states during training as an animated SVG (dimensions 0 and 1), twelve seconds long."""
-    history = run.arrays["history"].astype(float)[..., :2]  # frame point 2
+    history = run.array("history")[..., :2]  # frame point 2
     colours = grid_colours(6)
     most = max(1.15, 1.05 * float(np.abs(history[-10:]).max()))
     place = np.clip(history / most, -1.2, 1.2) * 100

@@ -207,11 +207,6 @@ def dot(
     )
 
 
-def whisker(ax: Axes, look: Look, low: float, high: float, y: float, width: float = 2) -> None:
-    """An interval."""
-    ax.plot([low, high], [y, y], color=PAINT[look.colour], lw=width, zorder=2)
-
-
 def line(
     ax: Axes,
     look: Look,
