@@ -14,7 +14,7 @@ from trimtab.batching import Encoded, PromptStyle, Row, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
 from trimtab.evaluation.items import logps_of
-from trimtab.evaluation.scores import logps
+from trimtab.evaluation.scores import read_at
 from trimtab.pairs import Pair, PairSet
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
@@ -98,7 +98,8 @@ class Asked:
     ) -> Scored:
         """Log-probs with the dial at `alpha`; the bare model's come from the store."""
         encoded = self.encoded
-        sums, means = logps_of(logps(model, encoded, dial, alpha, store=store, progress=progress))
+        found = read_at(model, encoded, dial, alpha, store=store, progress=progress)
+        sums, means = logps_of(found)
         kept: list[tuple[str, np.ndarray]] = []
         for start, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
             if len(row.answers) == self.options[row.item] == len(row.pairs) + 1:
