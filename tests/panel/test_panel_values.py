@@ -212,8 +212,10 @@ def test_what_less_of_is_better_is_said_so():
 
     (change,) = changes(of(less), of(more))
     assert change.difference.value == pytest.approx(0.4)
+    assert change.verdict
     assert change.verdict.verdict == "worse"
     (change,) = changes(of(more), of(less))
+    assert change.verdict
     assert change.verdict.verdict == "better"
 
 
