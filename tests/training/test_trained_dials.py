@@ -32,7 +32,8 @@ from trimtab.objectives.heads import IAV
 from trimtab.pairs import PairSet
 from trimtab.readout import Readout
 from trimtab.study.settings import as_json, from_json
-from trimtab.training import METHODS, fit, method
+from trimtab.training import METHODS, method
+from trimtab.training import fit as _fit
 from trimtab.training.adapters import plan
 from trimtab.training.fit_module import FitModule
 from trimtab.training.fits import check_fits
@@ -51,7 +52,8 @@ from trimtab.training.settings import (
 )
 from trimtab.training.vectors import LearnedVector
 
-POSITIONS = ("all", "completion", "prompt", "last")
+fit: Any = _fit
+POSITIONS: Any = ("all", "completion", "prompt", "last")
 SHORT = {"pairs_per_step": 4, "max_steps": 6, "epochs": 99.0}
 
 
@@ -71,8 +73,9 @@ def module(tiny: Any, tokenizer: Any, made: Any, store: Any, tmp_path: Any, pole
     found = plan(run)
     before = read_reference(model, encoded, found.needs, store)
     in_units(found.dial, model, encoded, store)
-    parts = (model, found.dial, made.objective, found.needs, before)
-    mine = PolesModule(*parts, poles=poles, seed=0) if poles else FitModule(*parts)
+    parts = {"dial": found.dial, "objective": made.objective, "needs": found.needs}
+    parts |= {"model": model, "reference": before}
+    mine = PolesModule(**parts, poles=poles, seed=0) if poles else FitModule(**parts)
     return mine.train(), encoded, run.layout(found.layout)
 
 
@@ -328,7 +331,7 @@ def test_what_is_trained_is_what_a_plain_pass_gives(
     row = encoded.rows[0]
     batch = collate(encoded, [0], layout)
     with mine.dial(mine.model, 1.0, training=True, force=True):
-        seen = read(mine.model, batch, logps=True).logps
+        seen: Any = read(mine.model, batch, logps=True).logps
         ids = torch.tensor([[*row.prompt, *row.answers[0]]])
         with prompts([len(row.prompt)]):
             logp = mine.model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])

@@ -112,13 +112,15 @@ def _trained(run: Run) -> Made:
             model, encoded, schedule, dial.paths, layout, progress=run.progress
         )
         projection = Projection(recipe.projection, dial, differences)
-    parts: Any = (model, dial, recipe.objective, needs, reference)
+    parts: Any = {"dial": dial, "objective": recipe.objective, "needs": needs}
+    parts |= {"model": model, "reference": reference}
+    from_trunk: Any = {"spaces": spaces, "trunk": trunk}
     if isinstance(recipe.objective, ContrastiveSteering):
-        module: FitModule = ContrastiveModule(*parts, encoded)
+        module: FitModule = ContrastiveModule(**parts, encoded=encoded)
     elif isinstance(recipe, PolesRecipe):
-        module = PolesModule(*parts, spaces, trunk, poles=recipe.poles, seed=run.seed)
+        module = PolesModule(**parts, **from_trunk, poles=recipe.poles, seed=run.seed)
     else:
-        module = FitModule(*parts, spaces, trunk)
+        module = FitModule(**parts, **from_trunk)
     _, extra = train_run(
         run, module, schedule, made.args, layout, said=made.expected, projection=projection
     )

@@ -20,14 +20,14 @@ class PolesModule(FitModule):
     after its backward pass.
     """
 
-    def __init__(self, *parts: Any, poles: str, seed: int):
+    def __init__(self, *, poles: str, seed: int, **parts: Any):
         """
         Args:
             parts: of `FitModule`.
             poles: both, one or drawn (`recipes.PolesRecipe`).
             seed: of what is drawn, with the step.
         """
-        super().__init__(*parts)
+        super().__init__(**parts)
         self.poles, self.seed, self.alpha = poles, seed, torch.ones(1)
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
