@@ -60,7 +60,9 @@ class Work:
 def block_weights(model: nn.Module, blocks: int) -> int:
     """Weights of the linear layers in the first blocks, of a model without an adapter of PEFT's: it
     would be counted as layers of the model, and with it once more what it wraps."""
-    assert not any("lora_" in name for name, _ in model.named_modules()), "count before it is wrapped"
+    assert not any("lora_" in name for name, _ in model.named_modules()), (
+        "count before it is wrapped"
+    )
     return sum(a * b for a, b in linear_modules(model, blocks=range(blocks)).values())
 
 
