@@ -86,7 +86,8 @@ def test_refusals_go_through_the_chat_template_where_there_is_one(tiny, tokenize
     (chat,) = measure(model, tokenizer, [Refusal("r", table=table)], [Arm("base")], store=store)
     assert [v.metric for v in chat["r"]] == ["refusal", "over_refusal", "discernment"]
     assert len(chat["r"][0].items) == 3
-    prepared = Refusal("r", table=table).prepared(Reader(model, tokenizer))
+    refusal = Refusal("r", table=table)
+    prepared = refusal.prepared(refusal.read(9, None), Reader(model, tokenizer))
     row = prepared.asked.encoded.rows[0]
     assert tokenizer.decode(list(row.prompt)).startswith("<|im_start|>user")
     assert all(turns[0].stop == len(a) for a, turns in zip(row.answers, row.turns, strict=True))
