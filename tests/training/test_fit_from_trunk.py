@@ -63,7 +63,7 @@ def test_blocks_below_run_once_however_many_epochs(tiny, tokenizer, few_pairs, s
     fit(upper(), model, tokenizer, few_pairs, store=store, seed=1)  # proofs
     trunk._kept.clear()
     store.root.rename(store.root.with_name("other"))
-    calls, done = count_calls(*(layer.mlp for layer in models.layers(model)))
+    calls, done = count_calls(*(layer.get_submodule("mlp") for layer in models.layers(model)))
     fit(upper(), model, tokenizer, few_pairs, store=store)
     first = list(calls)
     fit(upper(), model, tokenizer, few_pairs, store=store, seed=2)
