@@ -52,6 +52,7 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -79,7 +80,17 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

@@ -20,6 +20,7 @@ from trimtab.dials.linear import linear_at
 from trimtab.dials.saved import KINDS, DialInfo, load_finite
 from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
+from trimtab.foreign import parse_json
 from trimtab.sites import Site
 
 PREFIX = "base_model.model."
@@ -180,7 +181,7 @@ class PeftDial(Dial):
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "adapter_config.json").read_text())
+            config = parse_json((folder / "adapter_config.json").read_bytes())
             tensors = load_finite(folder / PeftDial.weights_file)
             if not isinstance(config, dict):
                 raise ValueError("adapter_config.json holds no settings")

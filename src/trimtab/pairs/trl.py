@@ -12,12 +12,12 @@ user asks where there is a `suffix`, the beginning of the answer that both go on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..errors import DataError
+from ..foreign import Malformed, parse_json
 from .files import (
     column,
     digest_of,
@@ -224,6 +224,6 @@ def _from_text(value: object) -> object:
     if not isinstance(value, str) or not value.strip():
         return None if isinstance(value, str) else value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except Malformed:
         return value
