@@ -86,7 +86,7 @@ def _bomb(levels):
         ("!!timestamp x", "groupdict", 0),
         ("!!bool perhaps", "perhaps", 0),
         ("!!python/object:os.system x", "constructor", 1),
-        ("a: [", "flow sequence", 1),
+        ("a: [", "flow node", 1),
         (b"a: \xff", "not UTF-8", 0),
     ],
 )
