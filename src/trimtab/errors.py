@@ -34,6 +34,10 @@ class CacheError(TrimtabError):
     """A store entry that is truncated, stale or damaged."""
 
 
+class BusyError(TrimtabError):
+    """A file or folder that another process is writing."""
+
+
 class ConfigError(TrimtabError):
     """A setting, method, suite or flag that does not exist or makes no sense."""
 

@@ -22,6 +22,7 @@ from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, write_text
 from trimtab.foreign import parse_json
+from trimtab.holding import holding
 
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial
@@ -71,6 +72,7 @@ class DialInfo:
         return min(0.0, *found), max(0.0, *found)
 
 
+@holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
     folder = Path(folder).expanduser().absolute()
@@ -116,6 +118,7 @@ def write(dial: Dial, folder: Path) -> None:
     (folder / "README.md").write_text(card(dial))
 
 
+@holding("folder")
 def save_measured(dial: Dial, folder: str | Path) -> None:
     """See `Dial.save_measured`."""
     file = Path(folder).expanduser() / "dial.json"

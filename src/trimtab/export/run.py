@@ -30,6 +30,7 @@ from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
+from trimtab.holding import holding
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress, warn
@@ -92,6 +93,7 @@ REFUSED = {
 """Formats that are known and not written, with the reason."""
 
 
+@holding("out")
 def export(
     dial: Dial,
     model: Any,

@@ -22,6 +22,7 @@ from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.files import write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
@@ -39,6 +40,7 @@ from trimtab.training.settings import LogitsSettings, RewardSettings
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
+@holding("out")
 def fit(
     recipe: str | AnyRecipe | Method,
     model: nn.Module,

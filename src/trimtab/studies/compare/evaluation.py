@@ -14,6 +14,7 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText, score
 from trimtab.evaluation.items import check_alphas
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress, warn
@@ -27,6 +28,7 @@ from trimtab.study.made import made_with
 from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
 
 
+@holding("out")
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
