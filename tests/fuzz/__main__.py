@@ -42,7 +42,7 @@ def main(each: int, start: int) -> int:
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
+                suppress_health_check=[*HealthCheck.__members__.values()],
             )
             @given(st.data())
             def run(data: st.DataObject) -> None:

@@ -54,12 +54,12 @@ class Reader:
     """A reader: what is written for it, and what reads it from a folder."""
 
     contents: st.SearchStrategy[Any]
-    write: Callable[[Path, Any], None]
+    write: Callable[[Path, Any], object]
     call: Callable[[Path], Any]
 
 
-def _file(name: str) -> Callable[[Path, bytes], None]:
-    return lambda folder, data: (folder / name).write_bytes(data) and None
+def _file(name: str) -> Callable[[Path, bytes], object]:
+    return lambda folder, data: (folder / name).write_bytes(data)
 
 
 # ---- pairs, prompts, answers ---------------------------------------------------------------------
@@ -226,7 +226,7 @@ def _run() -> tuple[dict[str, Any], list[Any], list[Any]]:
                 [json.loads(line) for line in (folder / name).read_text().splitlines()[:3]]
                 for name in ("results.jsonl", "verdicts.jsonl")
             ]
-            return json.loads(file.read_text()), *lines
+            return json.loads(file.read_text()), lines[0], lines[1]
     raise AssertionError(f"no run in {COMMITTED}")
 
 
@@ -284,7 +284,7 @@ def _saved(kind: str) -> dict[str, bytes]:
                 transformers.LlamaForCausalLM(_model().config),
                 LoraConfig(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 1}),
             )
-            wrapped.save_pretrained(folder)
+            wrapped.save_pretrained(str(folder))
         return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix != ".md"}
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import LONGEST, ConfigError, DataError, TrimtabError
@@ -27,12 +27,14 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60, derandomize=True)
 @given(JSON)
 def test_what_json_writes_reads_back(value):
     assert parse_json(json.dumps(value)) == value
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
+@settings(deadline=None, max_examples=60, derandomize=True)
 @given(JSON)
 def test_what_yaml_writes_reads_back(value):
     text = yaml.safe_dump(value)
