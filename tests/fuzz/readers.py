@@ -280,6 +280,7 @@ def _saved(kind: str) -> dict[str, bytes]:
         else:
             from peft import LoraConfig, get_peft_model
 
+            torch.manual_seed(0)
             wrapped = get_peft_model(
                 transformers.LlamaForCausalLM(_model().config),
                 LoraConfig(r=2, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 1}),

@@ -188,7 +188,7 @@ class PeftDial(Dial):
         except (OSError, ValueError, SafetensorError) as error:
             raise DialError(f"{folder}: not a readable PEFT adapter folder: {error}") from error
         tuners = [kind for kind in KINDS.values() if issubclass(kind, PeftDial)]
-        tuner = {kind.peft_type: kind for kind in tuners}.get(config.get("peft_type", ""))
+        tuner = {kind.peft_type: kind for kind in tuners}.get(str(config.get("peft_type")))
         if tuner is None:
             known = ", ".join(kind.tuner for kind in tuners)
             raise DialError(
