@@ -35,7 +35,7 @@ from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.studies.compare import tables
-from trimtab.studies.compare.cell import Cell, Measuring, Setting, plan_cells
+from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names
 from trimtab.study.files import read_rows
@@ -291,11 +291,10 @@ def test_what_cannot_be_measured_is_refused(wrong):
 
 
 def test_what_lies_beside_a_dial_outlives_its_stamp(tmp_path):
-    cell = Cell(METHODS["mean"], None, "key", tmp_path)
     dial = VectorDial({1: torch.ones(4)}, {1: 1.0})
     dial.save_pretrained(tmp_path / "dial", {"training.jsonl": "{}\n", "space.safetensors": b"\0"})
     row = {"split": "neutral", "alpha": 1.0, "kl": 0.5}
-    _stamp(cell, dial, [row])
+    _stamp(tmp_path / "dial", dial, [row])
     assert (tmp_path / "dial/training.jsonl").read_text() == "{}\n"
     assert (tmp_path / "dial/space.safetensors").read_bytes() == b"\0"
     assert Dial.from_pretrained(tmp_path / "dial").info.measured["alphas"] == [1.0]

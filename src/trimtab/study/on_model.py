@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, encode
@@ -86,6 +89,19 @@ class OnModel(Study[S]):
         label = f"storing states of {encoded.name}"
         with self.progress.bar(label, encoded.n_answers, "answers") as update:
             return features(self.model, encoded, (site,), pool, store=self.store, progress=update)
+
+    @torch.no_grad()
+    def logits(
+        self, tests: Mapping[str, Encoded], dial: Dial, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the first answer of the first test: the bare model's, and with a dial attached."""
+        row = next(iter(tests.values())).rows[0]
+        ids = torch.tensor([[*row.prompt, *row.answers[0]]]).to(
+            next(self.model.parameters()).device
+        )
+        bare = self.model(input_ids=ids).logits
+        with dial(self.model, alpha):
+            return bare, self.model(input_ids=ids).logits
 
     def load_of(
         self,

@@ -67,6 +67,17 @@ class Study(Generic[S]):
         return cls(settings, Path(out).expanduser().absolute(), Host(progress), **more)
 
     @classmethod
+    def run_at(
+        cls, settings: S, out: str | Path, *, progress: Progress = SILENT, **how: Any
+    ) -> Path:
+        """Run every cell that is not done yet and write the result files.
+
+        Args:
+            how: as of `run`, whose folder is given and whose errors are raised.
+        """
+        return run(cls.at(settings, out, progress=progress), **how)
+
+    @classmethod
     def folders(cls, settings: S, out: str | Path) -> Sequence[Path]:
         """The folders that are written to."""
         return [Path(out)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ FORMAT = 2
 OLD_INSTRUCTION = "prompt"
 """What `instruction` was called; folders of cells, and the rows within, go on being called so."""
 SUMMARY, COSTS = "summary.json", "costs.json"
-
+STAGE = "trimtab.studies.compare.measure:Stage"
 
 _Strengths = Annotated[tuple[Strength, ...], tyro.conf.arg(name="alpha")]
 
@@ -138,56 +138,72 @@ def setting_of(value: Mapping[str, Any]) -> Setting:
     Raises:
         DataError: they cannot be.
     """
-    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring", "rendering")}
-    rendering = Rendering(**value.get("rendering", {}))
-    suite = Suite(**{**value["suite"], "capability": {}})
-    lists: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in value["measuring"].items()
-    }
-    root = Path(rest["data_root"]) if rest["data_root"] else None
-    data = read_data(suite, root, rest["limit"], rest["train_limit"])
-    return Setting(**rest, data=data, measuring=Measuring(**lists), rendering=rendering)
+    rest = dict(value)
+    suite = Suite(**{**rest.pop("suite"), "capability": {}})
+    for name, kind in (("measuring", Measuring), ("rendering", Rendering)):
+        rest[name] = cells.setting_of(kind, rest.get(name, {}))
+    data = read_data(suite, rest["data_root"], rest["limit"], rest["train_limit"])
+    return Setting(**rest, data=data)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A method at a seed. `method` None is the bare model, with an `instruction` its control."""
+class Cell(cells.Cell):
+    """A method at a seed. Without a method it is the bare model, with an `instruction` its control."""
 
-    method: Method | None
-    seed: int | None
-    key: str
-    folder: Path
-    instruction: str | None = None
+    @property
+    def method(self) -> Method | None:
+        """What is fitted."""
+        given = self.own["method"]
+        return from_json(given) if given else None
+
+    @property
+    def seed(self) -> int | None:
+        """None where nothing is drawn."""
+        return self.own["seed"]
+
+    @property
+    def instruction(self) -> str | None:
+        """What leads every prompt."""
+        return self.own.get("instruction")
 
     @property
     def name(self) -> str:
         """The method's name, `base` or `instruction`."""
-        if self.method:
-            return self.method.name
+        if given := self.own["method"]:
+            return given["name"]
         return INSTRUCTION if self.instruction else BASE
 
     @property
-    def label(self) -> str:
+    def said(self) -> str:
         """For progress: `dpo, seed 1`."""
         return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
-    @property
-    def done(self) -> bool:
-        """Whether the cell has been fitted and measured."""
-        return (self.folder / SUMMARY).is_file()
+    def again(self, target: float) -> cells.Cell:
+        """The cell, once it is done, to be measured at the alpha of a KL."""
+        file = self.folder / f"equal-kl-{target:.6g}.parquet"
+        own = {"method": self.own["method"], "seed": self.seed, "target": target}
+        run, _, _ = self.run.rpartition(".")
+        more: Any = {"run": f"{run}.equal_kl", "label": f"{self.label}, at equal KL"}
+        return replace(self, own=own, result=file, job=f"job-{file.stem}.json", **more)
 
 
 def cell_of(
-    out: Path, setting: Setting, method: Method | None, seed: int | None, instruction: str | None
+    out: Path,
+    setting: Setting,
+    method: Method | None = None,
+    seed: int | None = None,
+    instruction: str | None = None,
 ) -> Cell:
-    """A cell with its key and folder."""
-    own = {**setting.key, "method": method.name if method else None, "seed": seed}
-    own["recipe"] = recipe_digest(method.recipe) if method else None
-    own |= {"instruction": instruction} if instruction else {}
-    key = digest(own)[:16]
+    """A cell in the folder that is named by what it depends on."""
+    own = {"method": as_json(method) if method else None, "seed": seed, "instruction": instruction}
+    inputs = {**setting.key, "method": method.name if method else None, "seed": seed}
+    inputs["recipe"] = recipe_digest(method.recipe) if method else None
+    inputs |= {"instruction": instruction} if instruction else {}
     name = method.name if method else OLD_INSTRUCTION if instruction else BASE
-    words = [name, *([] if seed is None else [f"s{seed}"]), key]
-    return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)
+    words = [name, *([] if seed is None else [f"s{seed}"]), digest(inputs)[:16]]
+    folder = out / "cells" / "-".join(words)
+    common = digest(setting.key)
+    made = Cell(out, folder, f"{STAGE}.measure", setting, own, "", common, folder / SUMMARY)
+    return replace(made, label=f"{setting.data.suite.name}: {made.said}")
 
 
 def plan_cells(
@@ -200,44 +216,10 @@ def plan_cells(
 ) -> list[Cell]:
     """The bare model first, then every method at every seed (closed-form methods once), then, where
     it is wanted, the bare model with led prompts."""
-    found = [cell_of(out, setting, None, None, None)]
+    found = [cell_of(out, setting)]
     for method in methods:
         method = from_json(as_json(method))  # as the workers make it again: 1 epoch is 1.0 there
-        own = seeds if method.seeded else [None]
-        found += [cell_of(out, setting, method, seed, None) for seed in own]
+        found += [cell_of(out, setting, method, s) for s in (seeds if method.seeded else [None])]
     if prompt:
-        found.append(cell_of(out, setting, None, None, setting.data.suite.instruction))
+        found.append(cell_of(out, setting, instruction=setting.data.suite.instruction))
     return found
-
-
-def task(cell: Cell, out: Path, setting: Setting, target: float | None = None) -> cells.Cell:
-    """A cell as the engine runs it; with a `target` a done one to measure at the alpha of that KL."""
-    own = {"method": as_json(cell.method) if cell.method else None, "seed": cell.seed}
-    own |= {"instruction": cell.instruction} if target is None else {"target": target}
-    result = cell.folder / SUMMARY if target is None else equal_kl_file(cell, target)
-    return cells.Cell(
-        out,
-        cell.folder,
-        f"trimtab.studies.compare.measure:Stage.{'measure' if target is None else 'equal_kl'}",
-        setting,
-        own,
-        f"{setting.data.suite.name}: {cell.label}{'' if target is None else ', at equal KL'}",
-        digest(setting.key),
-        result,
-        cells.JOB if target is None else f"job-{result.stem}.json",
-    )
-
-
-def equal_kl_file(cell: Cell, target: float) -> Path:
-    """Where a cell keeps its scores at equal KL."""
-    return cell.folder / f"equal-kl-{target:.6g}.parquet"
-
-
-def check_model(setting: Setting, model: Any, tokenizer: Any) -> None:
-    """Raise ConfigError unless the loaded model is the one that was planned with."""
-    found = models.differences(setting.digest, setting.parts, models.source_of(model, tokenizer))
-    if differs := found.refused + found.warned:
-        raise ConfigError(
-            f"{setting.model}: is not here what the comparison was planned with: another "
-            f"{', another '.join(differs)}"
-        )

@@ -89,5 +89,4 @@ class Compare(Study[Comparison]):
     def write_parts(self, whole: Sequence[Any], command: str, title: str) -> None:
         """Write the result files once every part is whole."""
         if len(whole) == len(self.parts):
-            chosen = (self.settings, self.methods, self.varied)
-            write_results(self.out, list(whole), *chosen, command, title, self.notes)
+            write_results(self, command, title)

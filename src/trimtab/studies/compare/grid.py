@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,18 +20,12 @@ from trimtab.pairs.spec import spec_with
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
-from trimtab.studies.compare.cell import (
-    OLD_INSTRUCTION,
-    Cell,
-    Measuring,
-    Setting,
-    plan_cells,
-    task,
-)
+from trimtab.studies.compare.cell import OLD_INSTRUCTION, Cell, Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import mean_kl
 from trimtab.study import cells
 from trimtab.study.files import Rows, read_rows
 from trimtab.study.genies import genies_suites, is_genies
+from trimtab.study.lines import check_seeds
 from trimtab.study.results import INSTRUCTION
 from trimtab.study.settings import Settings
 from trimtab.study.suite import Suite, own_suite, read_data, read_suite
@@ -94,11 +88,13 @@ class Comparison(Bounded):
 class Study:
     """One model on one suite: its cells, and where its result files go."""
 
+    out: Path
+    """The folder of the comparison."""
     folder: Path
     setting: Setting
     methods: list[str]
     cells: list[Cell]
-    capability: dict[str, tuple[Setting, list[Cell]]] = field(default_factory=dict)
+    capability: dict[str, list[Cell]] = field(default_factory=dict)
     """By split, the cells of the model that is trained on the split's reference."""
 
     @property
@@ -106,48 +102,38 @@ class Study:
         """What it is judged on."""
         return self.setting.data.suite
 
-    @property
-    def out(self) -> Path:
-        """The folder of the comparison."""
-        return self.cells[0].folder.parent.parent
-
     def plan(self) -> Iterator[list[cells.Cell]]:
         """All its cells; then, where KL is DPO's."""
-        yield self.tasks()
-        if all(cell.done for cell in self.tasks()):
+        first = [*self.cells, *(cell for own in self.capability.values() for cell in own)]
+        yield list(first)
+        if all(cell.done for cell in first):
             yield self.again()
-
-    def tasks(self) -> list[cells.Cell]:
-        """All its cells, but for those at equal KL."""
-        found = [task(cell, self.out, self.setting) for cell in self.cells]
-        for setting, own in self.capability.values():
-            found += [task(cell, self.out, setting) for cell in own]
-        return found
-
-    def rows(self) -> Rows:
-        """Scores of all finished cells at every alpha."""
-        return [
-            {**row, "method": cell.name}
-            for cell in self.cells
-            for row in read_rows(cell.folder / "items.parquet")
-        ]
 
     def target(self) -> float | None:
         """DPO's mean KL at alpha 1, where there is a DPO that moved."""
-        own = [c for c in self.cells if c.name == tables.BASELINE]
-        rows = [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
+        rows = rows_of(c for c in self.cells if c.name == tables.BASELINE)
         found = mean_kl(rows) if rows else 0.0
         return found if 1e-8 < found < math.inf else None
 
     def again(self) -> list[cells.Cell]:
         """Every other method's cells, which are done, to be measured again at DPO's KL."""
-        target = self.target()
         turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
-        return [task(c, self.out, self.setting, target) for c in turned] if target else []
+        return [c.again(target) for c in turned] if (target := self.target()) else []
 
-    def turned(self) -> Rows:
-        """Scores at equal KL."""
-        return [row for cell in self.again() for row in read_rows(cell.result)]
+    def rows(self) -> Rows:
+        """Scores of all cells at every alpha, and at equal KL."""
+        return rows_of(self.cells) + [
+            row for cell in self.again() for row in read_rows(cell.result)
+        ]
+
+
+def rows_of(cells: Iterable[Cell]) -> Rows:
+    """Scores of finished cells."""
+    return [
+        {**row, "method": cell.name}
+        for cell in cells
+        for row in read_rows(cell.folder / "items.parquet")
+    ]
 
 
 def chosen_methods(
@@ -162,11 +148,7 @@ def chosen_methods(
         raise ConfigError(
             f"controls: {sorted(unknown)[0]!r} is none (there are: {', '.join(CONTROLS)})"
         )
-    seeds = comparison.seeds
-    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
-        raise ConfigError("seeds: expected at least one number of 0 or more, each once")
-    if comparison.threads < 1:
-        raise ConfigError(f"threads is {comparison.threads}; expected 1 or more")
+    check_seeds("seeds", comparison.seeds)
     added = [c for c in CONTROLS if c in controls and c not in own]
     first = [tables.BASELINE] if tables.BASELINE in added else []
     names = [*first, *own, *(c for c in added if c not in first)]
@@ -223,12 +205,12 @@ def plan_studies(
             planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
             folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
             names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
-            study = Study(folder, here, names, planned)
-            baseline = next((m for m in chosen if m.name == tables.BASELINE), None)
+            study = Study(out, folder, here, names, planned)
+            baseline = [m for m in chosen if m.name == tables.BASELINE]
             for split, specs in suite.capability.items() if baseline else ():
                 there = replace(setting, data=references[specs], measuring=_little(comparison))
-                own = plan_cells(out, there, [baseline] if baseline else [], comparison.seeds)
-                study.capability[split] = (there, own[1:])  # the bare model's is not needed
+                own = plan_cells(out, there, baseline, comparison.seeds)
+                study.capability[split] = own[1:]  # the bare model's is not needed
             studies.append(study)
     if len({study.folder for study in studies}) < len(studies):
         raise ConfigError("models, suites: two of them have names too alike for folders")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from trimtab.statistics import (
     paired_difference,
 )
 from trimtab.study.files import Rows
-from trimtab.study.lines import UNJUDGED, alone, ends, judged
+from trimtab.study.lines import alone, compared, ends, judged
 from trimtab.study.results import ALPHA_1, BASE, EQUAL_KL, Difference, Measurement
 
 SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
@@ -30,6 +31,8 @@ NOTHING = Interval(0.0, 0.0, 0.0)
 BASELINE = "dpo"
 COMPARED = (ALPHA_1, EQUAL_KL)
 """Where dials are compared."""
+NOWHERE = {"alpha": None, "at": None}
+"""Of a summary over strengths."""
 Key = tuple[str, str, str, float | None]
 """Method, split, where, alpha (None at equal KL)."""
 Seeds = dict[int | None, Rows]
@@ -51,22 +54,31 @@ def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             tables = {seed: _column(part, metric) for seed, part in seeds.items()}
             for seed, values in _with_all(tables).items():
                 found = NOTHING if idle else _interval(values, WITHIN.get(metric, SHARE))
-                lines.append(
-                    Measurement(
-                        method=method,
-                        split=split,
-                        seed=seed,
-                        aggregate=seed is None and None not in seeds,
-                        alpha=_alpha(seeds.values() if seed is None else [seeds[seed]]),
-                        at=at if at in COMPARED else None,
-                        metric=metric,
-                        **ends(found),
-                        items=len(first),
-                        pairs=None if split == "neutral" else sum(r["pairs"] for r in first),
-                        **common,
-                    )
-                )
+                where: dict[str, Any] = {
+                    "alpha": _alpha(seeds.values() if seed is None else [seeds[seed]]),
+                    "at": at if at in COMPARED else None,
+                    "pairs": None if split == "neutral" else sum(r["pairs"] for r in first),
+                }
+                drawn = seed, seed is None and None not in seeds
+                lines.append(_line(method, split, metric, found, drawn, len(first), common, where))
     return lines + _dose_summaries(rows, common)
+
+
+def _line(
+    method: str,
+    split: str,
+    metric: str,
+    found: Interval,
+    drawn: tuple[int | None, bool],
+    items: int,
+    common: Mapping[str, Any],
+    where: Mapping[str, Any],
+) -> Measurement:
+    """A figure; `drawn` is its seed, and whether it is over several."""
+    of = {"seed": drawn[0], "aggregate": drawn[1], "items": items}
+    return Measurement(
+        method=method, split=split, metric=metric, **ends(found), **of, **where, **common
+    )
 
 
 def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarray]:
@@ -99,23 +111,12 @@ def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             if not np.isfinite(table).all():
                 continue
             found = dose_response(alphas, table)
+            figures = {"slope": found.slope}
+            figures |= {m: alone(getattr(found, m)) for m in ("r2", "monotone", "rising")}
+            drawn = seed, seed is None and None not in curves
             lines += [
-                Measurement(
-                    method=method,
-                    split="dose",
-                    seed=seed,
-                    aggregate=seed is None and None not in curves,
-                    alpha=None,
-                    at=None,
-                    metric=metric,
-                    **ends(figure),
-                    items=len(items),
-                    **common,
-                )
-                for metric, figure in (
-                    ("slope", found.slope),
-                    *((m, alone(getattr(found, m))) for m in ("r2", "monotone", "rising")),
-                )
+                _line(method, "dose", metric, figure, drawn, len(items), common, NOWHERE)
+                for metric, figure in figures.items()
             ]
     return lines
 
@@ -143,42 +144,19 @@ def differences(
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    at: Any
-    for at in places:
-        for method in methods:
-            for split in splits:
-                theirs = _seeds(groups, baseline, split, ALPHA_1)
-                mine = _seeds(groups, method, split, at)
-                both = [s for s in mine if s in theirs] if None not in {*mine, *theirs} else None
-                if both is not None:
-                    mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
-                if method == baseline or not theirs or not mine:
-                    continue
-                values, against = _same_items(mine, theirs)
-                if not values.shape[1]:
-                    continue
-                found = paired_difference(values, against, SHARE)
-                seeds = max(len(mine), len(theirs))
-                lines.append(
-                    Difference(
-                        model=common["model"],
-                        suite=common["suite"],
-                        method=method,
-                        against=baseline,
-                        split=split,
-                        seed=None,
-                        aggregate=seeds > 1,
-                        alpha=_alpha(mine.values()),
-                        at=at,
-                        metric="accuracy",
-                        **ends(found),
-                        items=values.shape[1],
-                        seeds=seeds,
-                        p=found.p,
-                        mde=found.mde,
-                        **UNJUDGED,
-                    )
-                )
+    for at, method, split in product(places, methods, splits):
+        theirs = _seeds(groups, baseline, split, ALPHA_1)
+        mine = _seeds(groups, method, split, at)
+        if None not in {*mine, *theirs}:
+            both = [seed for seed in mine if seed in theirs]
+            mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
+        if method == baseline or not theirs or not mine:
+            continue
+        values, against = _same_items(mine, theirs)
+        if len(next(iter(values.values()))):
+            where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
+            labels = {"method": method, "against": baseline, "metric": "accuracy"}
+            lines.append(compared(values, against, **labels, **where, **common))
     return lines
 
 
@@ -204,34 +182,31 @@ def elicitation(
     Args:
         capability: by split, rows of the model that was trained on that split's reference.
     """
-    groups, lines = _grouped(rows), []
+    groups, lines, where = _grouped(rows), [], {"alpha": 1.0, "at": ALPHA_1}
 
     def line(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
-        several, own = len(seeds) > 1, {"alpha": 1.0, "at": ALPHA_1, "metric": metric}
-        own |= {"seed": None if several else next(iter(seeds)), "aggregate": several}
-        items = len(next(iter(seeds.values())))
-        return Measurement(method=method, split=split, **own, **ends(found), items=items, **common)
+        (first, items), several = next(iter(seeds.items())), len(seeds) > 1
+        drawn = None if several else first, several
+        return _line(method, split, metric, found, drawn, len(items), common, where)
 
     for split, reached in capability.items():
         seeds = _seeds(_grouped(reached), BASELINE, "capability", ALPHA_1)
         base = _seeds(groups, BASE, split, ALPHA_1)
         if not seeds or not base:
             continue
-        top = mean_interval(
-            np.stack([_column(part, "accuracy_choice") for part in seeds.values()]), SHARE
-        )
+        top = mean_interval([_column(part, "accuracy_choice") for part in seeds.values()], SHARE)
         lines.append(line(BASELINE, split, "capability", top, seeds))
         for method in methods:
             mine = _seeds(groups, method, split, ALPHA_1)
             if not mine or not top.value > 0:
                 continue
-            values, start_values = _same_items(mine, base, "accuracy_choice")
-            gain = paired_difference(values, start_values, SHARE)
-            share = gain.value / top.value
+            values, starts = _same_items(mine, base, "accuracy_choice")
+            gain = paired_difference([*values.values()], [*starts.values()], SHARE)
+            share, start = gain.value / top.value, np.mean([*starts.values()])
             half = (
                 np.hypot((gain.high - gain.low) / 2, share * (top.high - top.low) / 2) / top.value
             )
-            least, most = -start_values.mean() / top.value, (1 - start_values.mean()) / top.value
+            least, most = -start / top.value, (1 - start) / top.value
             found = Interval(share, max(share - half, least), min(share + half, most))
             lines.append(line(method, split, "elicitation", found, mine))
     return lines
@@ -239,15 +214,17 @@ def elicitation(
 
 def _same_items(
     mine: Seeds, theirs: Seeds, metric: str = "accuracy"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two tables `[seeds, items]` of the items that both have."""
+) -> tuple[dict[int | None, np.ndarray], dict[int | None, np.ndarray]]:
+    """The values by seed of the items that both sides have."""
     sides = [
-        [{r["item"]: r[metric] for r in part} for part in side.values()] for side in (mine, theirs)
+        {seed: {r["item"]: r[metric] for r in part} for seed, part in side.items()}
+        for side in (mine, theirs)
     ]
-    shared = set.intersection(*(set(values) for side in sides for values in side))
-    items = [item for item in sides[0][0] if item in shared]
+    parts = [values for side in sides for values in side.values()]
+    shared = [item for item in parts[0] if all(item in part for part in parts)]
     one, other = (
-        np.array([[values[i] for i in items] for values in side], dtype=float) for side in sides
+        {seed: np.array([values[i] for i in shared], float) for seed, values in side.items()}
+        for side in sides
     )
     return one, other
 

@@ -22,7 +22,6 @@ from trimtab.evaluation.generation import Sampling, end_ids
 from trimtab.evaluation.rewards import token_rewards
 from trimtab.models.heads import head_site
 from trimtab.pairs import read_pairs
-from trimtab.progress import SILENT, Progress
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.studies.heads.reading import Test
 from trimtab.studies.heads.settings import HeadComparison
@@ -31,7 +30,6 @@ from trimtab.study.forecast import Load
 from trimtab.study.lines import Scores, compared, judged, measured
 from trimtab.study.on_model import OnModel, split_of
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run
-from trimtab.study.study import run
 from trimtab.training import Method, method
 from trimtab.training.run import recipe_digest
 
@@ -43,30 +41,9 @@ Found = dict[str, dict[int, Any]]
 """What the arms' cells found, by arm and seed."""
 
 
-def compare_heads(
-    settings: HeadComparison,
-    out: str | Path,
-    *,
-    progress: Progress = SILENT,
-    **how: Any,
-) -> Path:
-    """Run every cell that is not done yet and write the result files.
-
-    Args:
-        how: as of `trimtab.study.study.run`.
-
-    Returns:
-        The folder: `results.jsonl` (accuracy and KL by arm, test and alpha), `verdicts.jsonl` (differences
-        at alpha 1), `costs.json` (tokens a second).
-
-    Raises:
-        StudyError, TrimtabError: as `run`.
-    """
-    return run(Heads.at(settings, out, progress=progress), **how)
-
-
 class Heads(OnModel[HeadComparison]):
-    """The model, the data, and the cells made of both."""
+    """The model, the data, and the cells made of both. Result files: `results.jsonl` (accuracy and KL by arm,
+    test and alpha), `verdicts.jsonl` (differences at alpha 1), `costs.json` (tokens a second)."""
 
     name, title, Settings = "heads", "An alignment head", HeadComparison
     marks = ("cells", "heads.json", "study.json")
@@ -201,14 +178,7 @@ class Heads(OnModel[HeadComparison]):
 
     def zero(self, folder: Path) -> dict[str, bool]:
         """Whether the logits at alpha 0 are the bare model's, to the last bit."""
-        dial = self._dial("iav")
-        row = next(iter(self.encoded.values())).rows[0]
-        ids = torch.tensor([[*row.prompt, *row.answers[0]]])
-        ids = ids.to(next(self.model.parameters()).device)
-        with torch.no_grad():
-            bare = self.model(input_ids=ids).logits
-            with dial(self.model, 0.0):
-                return {"equal": bool(torch.equal(self.model(input_ids=ids).logits, bare))}
+        return {"equal": torch.equal(*self.logits(self.encoded, self._dial("iav"), 0.0))}
 
     def rates(self, folder: Path) -> dict[str, list[float]]:
         """Seconds of each arm by round, one row at a time, arms in turn."""
@@ -344,3 +314,6 @@ class Heads(OnModel[HeadComparison]):
 
 def _column(by_seed: dict[int, Any], test: str, alpha: float, metric: str) -> Scores:
     return {seed: found["tests"][test][f"{alpha:g}"][metric] for seed, found in by_seed.items()}
+
+
+compare_heads = Heads.run_at

@@ -18,7 +18,6 @@ from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
-from trimtab.progress import SILENT, Progress
 from trimtab.readings import reference
 from trimtab.studies.rewards.settings import RewardComparison
 from trimtab.study.cells import Cell, Host
@@ -26,7 +25,6 @@ from trimtab.study.forecast import Load
 from trimtab.study.lines import Scores, averaged, compared, judged, measured
 from trimtab.study.on_model import OnModel, split_of
 from trimtab.study.results import ALPHA_1, BASE, Difference, Run
-from trimtab.study.study import run
 from trimtab.training import Method, method
 from trimtab.training.recipes import ORPORecipe, TrainSettings
 from trimtab.training.reward_head import aggregate_all
@@ -56,30 +54,9 @@ COMPARED = (
 """Arm and read-out, and what it is set against: the claims of the seed, and what explains them."""
 
 
-def compare_rewards(
-    settings: RewardComparison,
-    out: str | Path,
-    *,
-    progress: Progress = SILENT,
-    **how: Any,
-) -> Path:
-    """Run every cell that is not done yet and write the result files.
-
-    Args:
-        how: as of `trimtab.study.study.run`.
-
-    Returns:
-        The folder: `results.jsonl` (shares of items answered rightly), `verdicts.jsonl` (differences between
-        arms); the ablation's methods are called `dph, POOLING × LOSS`.
-
-    Raises:
-        StudyError, TrimtabError: as `run`.
-    """
-    return run(Rewards.at(settings, out, progress=progress), **how)
-
-
 class Rewards(OnModel[RewardComparison]):
-    """The model, the data, and the cells made of both."""
+    """The model, the data, and the cells made of both. Result files: `results.jsonl` (items answered
+    rightly), `verdicts.jsonl` (differences of arms); the ablation's methods are `dph, POOLING × LOSS`."""
 
     name, title, Settings = "rewards", "Preference heads on multiple choice", RewardComparison
     marks = ("cells", "heads.json", "study.json")
@@ -205,13 +182,7 @@ class Rewards(OnModel[RewardComparison]):
     def untouched(self, folder: Path) -> dict[str, float]:
         """The largest change of a logit by an attached frozen head, on a few test items."""
         dial = self.fit(method("dph"), self.train, self.settings.head_seeds[0], None)
-        encoded = next(iter(self.encoded.values()))
-        ids = torch.tensor([[*encoded.rows[0].prompt, *encoded.rows[0].answers[0]]])
-        ids = ids.to(next(self.model.parameters()).device)
-        with torch.no_grad():
-            bare = self.model(input_ids=ids).logits
-            with dial(self.model, 1.0):
-                after = self.model(input_ids=ids).logits
+        bare, after = self.logits(self.encoded, dial, 1.0)
         return {"largest": float((after - bare).abs().max())}
 
     # ---- result files ----
@@ -301,3 +272,6 @@ def _by_task(seeds: Sequence[int], found: Sequence[dict[str, list[float]]]) -> d
     return {
         task: {seed: f[task] for seed, f in zip(seeds, found, strict=True)} for task in found[0]
     }
+
+
+compare_rewards = Rewards.run_at
