@@ -36,6 +36,9 @@ class OnModel(Study[S]):
         ConfigError: no such model, dtype or device.
     """
 
+    tests: Mapping[str, PairSet] = {}
+    """What is judged on, by name."""
+
     def __init__(self, settings: S, out: Path, host: Host) -> None:
         super().__init__(settings, out, host)
         given = self.settings
@@ -72,6 +75,11 @@ class OnModel(Study[S]):
         """Its tokenizer."""
         return self.loaded[1]
 
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """The tests as tokens."""
+        return {name: self.encode(pairs) for name, pairs in self.tests.items()}
+
     def encode(self, pairs: PairSet) -> Encoded:
         """Pairs as tokens; says what is left out."""
         found = encode(pairs, self.tokenizer, **self.options)
@@ -91,11 +99,9 @@ class OnModel(Study[S]):
             return features(self.model, encoded, (site,), pool, store=self.store, progress=update)
 
     @torch.no_grad()
-    def logits(
-        self, tests: Mapping[str, Encoded], dial: Dial, alpha: float
-    ) -> tuple[Tensor, Tensor]:
+    def logits(self, dial: Dial, alpha: float) -> tuple[Tensor, Tensor]:
         """Logits of the first answer of the first test: the bare model's, and with a dial attached."""
-        row = next(iter(tests.values())).rows[0]
+        row = next(iter(self.encoded.values())).rows[0]
         ids = torch.tensor([[*row.prompt, *row.answers[0]]]).to(
             next(self.model.parameters()).device
         )
@@ -131,12 +137,20 @@ class OnModel(Study[S]):
             own: fields of `About`.
         """
         settings, source = self.settings, models.identify(self.settings.model)
+        splits = {name: split_of(name, e) for name, e in self.encoded.items()}
         content = {c.label: read_json(c.result) for c in self.cells.values()}
         made, mixed = made_with((label, c.get(VERSIONS, {})) for label, c in content.items())
         for line in mixed:
             self.progress.say(line)
         return About(
-            **{"suite": "", "methods": {}, "study": self.name, "seeds": (), **own},
+            **{
+                "suite": "",
+                "methods": {},
+                "study": self.name,
+                "seeds": (),
+                "splits": splits,
+                **own,
+            },
             model=source.name,
             model_digest=source.digest,
             dtype=str(models.resolve_dtype(settings.dtype, self.device)).removeprefix("torch."),

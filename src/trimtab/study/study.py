@@ -105,7 +105,8 @@ class Study(Generic[S]):
 
     def load(self, cell: Cell) -> Load:
         """What a cell fits and reads, so that `--dry-run` can say what it takes."""
-        return Load()
+        stage = self.host.stage(cell)
+        return Load() if stage is self else stage.load(cell)
 
     # ---- what it need not say ----
 

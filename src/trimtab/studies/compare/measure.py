@@ -56,12 +56,14 @@ class Stage(OnModel[Setting]):
         self.common, self.store = setting.key, Store()
         self.data, self.measuring = setting.data, setting.measuring
         m = setting.measuring
+        train = self.data.train.limit(m.train_items)  # scored before and after
+        self.tests = {**self.data.splits, "train": train}
         self.options |= {"max_length": m.max_length, "prompt_style": m.prompt_style}
 
     def load(self, cell: cells.Cell) -> Load:
         """What a cell fits and reads."""
         m, own = self.measuring, cell.own
-        splits = list(self.pairs.values())
+        splits = list(self.tests.values())
         if "target" in own:
             return self.load_of(reads=[(p, 1) for p in splits])
         method = from_json(own["method"]) if own["method"] else None
@@ -96,19 +98,9 @@ class Stage(OnModel[Setting]):
             )
         return found
 
-    @cached_property
-    def splits(self) -> dict[str, Encoded]:
-        """Evaluation splits, and the part of the training set that is scored, as tokens."""
-        return {name: self.encode(pairs) for name, pairs in self.pairs.items()}
-
-    @cached_property
-    def pairs(self) -> dict[str, PairSet]:
-        """The pairs that are scored, by split."""
-        return {**self.data.splits, "train": self.data.train.limit(self.measuring.train_items)}
-
     def led(self, instruction: str) -> dict[str, Encoded]:
         """The same, every prompt led by an instruction."""
-        return {name: self.encode(led(pairs, instruction)) for name, pairs in self.pairs.items()}
+        return {name: self.encode(led(pairs, instruction)) for name, pairs in self.tests.items()}
 
     @cached_property
     def dose(self) -> Encoded:
@@ -134,7 +126,7 @@ def run_cell(cell: Cell, stage: Stage) -> None:
     started = time.monotonic()
     dial = _fitted(cell, stage) if cell.method else None
     fitted = time.monotonic()
-    splits = stage.led(cell.instruction) if cell.instruction else stage.splits
+    splits = stage.led(cell.instruction) if cell.instruction else stage.encoded
     rows = _rows(cell, stage, dial, splits)
     texts = _generations(cell, stage, dial)
     write_rows(cell.folder / "items.parquet", rows)
@@ -237,8 +229,8 @@ def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
     alpha = float(f"{found[0]:.6g}")
     own = cell.name, cell.seed
     rows: Rows = []
-    for name, encoded in stage.splits.items():
-        if name != "train" and name in (stage.measuring.equal_kl or stage.splits):
+    for name, encoded in stage.encoded.items():
+        if name != "train" and name in (stage.measuring.equal_kl or stage.encoded):
             label = f"{cell.said}: scoring {name} at equal KL"
             scores = stage.score(encoded, label, dial, alpha)
             rows += score_rows(*own, name, "equal_kl", alpha, scores)

@@ -19,7 +19,7 @@ from trimtab.statistics import (
     paired_difference,
 )
 from trimtab.study.files import Rows
-from trimtab.study.lines import alone, compared, ends, judged
+from trimtab.study.lines import alone, compared, judged, line
 from trimtab.study.results import ALPHA_1, BASE, EQUAL_KL, Difference, Measurement
 
 SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
@@ -31,8 +31,6 @@ NOTHING = Interval(0.0, 0.0, 0.0)
 BASELINE = "dpo"
 COMPARED = (ALPHA_1, EQUAL_KL)
 """Where dials are compared."""
-NOWHERE = {"alpha": None, "at": None}
-"""Of a summary over strengths."""
 Key = tuple[str, str, str, float | None]
 """Method, split, where, alpha (None at equal KL)."""
 Seeds = dict[int | None, Rows]
@@ -54,31 +52,13 @@ def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             tables = {seed: _column(part, metric) for seed, part in seeds.items()}
             for seed, values in _with_all(tables).items():
                 found = NOTHING if idle else _interval(values, WITHIN.get(metric, SHARE))
-                where: dict[str, Any] = {
-                    "alpha": _alpha(seeds.values() if seed is None else [seeds[seed]]),
-                    "at": at if at in COMPARED else None,
-                    "pairs": None if split == "neutral" else sum(r["pairs"] for r in first),
-                }
-                drawn = seed, seed is None and None not in seeds
-                lines.append(_line(method, split, metric, found, drawn, len(first), common, where))
+                of: dict[str, Any] = {"method": method, "split": split, "metric": metric}
+                of |= {"seed": seed, "aggregate": seed is None and None not in seeds}
+                of["alpha"] = _alpha(seeds.values() if seed is None else [seeds[seed]])
+                of["at"] = at if at in COMPARED else None
+                of["pairs"] = None if split == "neutral" else sum(r["pairs"] for r in first)
+                lines.append(line(found, **of, items=len(first), **common))
     return lines + _dose_summaries(rows, common)
-
-
-def _line(
-    method: str,
-    split: str,
-    metric: str,
-    found: Interval,
-    drawn: tuple[int | None, bool],
-    items: int,
-    common: Mapping[str, Any],
-    where: Mapping[str, Any],
-) -> Measurement:
-    """A figure; `drawn` is its seed, and whether it is over several."""
-    of = {"seed": drawn[0], "aggregate": drawn[1], "items": items}
-    return Measurement(
-        method=method, split=split, metric=metric, **ends(found), **of, **where, **common
-    )
 
 
 def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarray]:
@@ -113,11 +93,9 @@ def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             found = dose_response(alphas, table)
             figures = {"slope": found.slope}
             figures |= {m: alone(getattr(found, m)) for m in ("r2", "monotone", "rising")}
-            drawn = seed, seed is None and None not in curves
-            lines += [
-                _line(method, "dose", metric, figure, drawn, len(items), common, NOWHERE)
-                for metric, figure in figures.items()
-            ]
+            of = {"method": method, "split": "dose", "items": len(items), **common}
+            of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+            lines += [line(figure, metric=metric, **of) for metric, figure in figures.items()]
     return lines
 
 
@@ -182,12 +160,13 @@ def elicitation(
     Args:
         capability: by split, rows of the model that was trained on that split's reference.
     """
-    groups, lines, where = _grouped(rows), [], {"alpha": 1.0, "at": ALPHA_1}
+    groups, lines = _grouped(rows), []
 
-    def line(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
+    def told(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
         (first, items), several = next(iter(seeds.items())), len(seeds) > 1
-        drawn = None if several else first, several
-        return _line(method, split, metric, found, drawn, len(items), common, where)
+        of = {"method": method, "split": split, "metric": metric, "items": len(items), **common}
+        of |= {"seed": None if several else first, "aggregate": several}
+        return line(found, **of, alpha=1.0, at=ALPHA_1)
 
     for split, reached in capability.items():
         seeds = _seeds(_grouped(reached), BASELINE, "capability", ALPHA_1)
@@ -195,7 +174,7 @@ def elicitation(
         if not seeds or not base:
             continue
         top = mean_interval([_column(part, "accuracy_choice") for part in seeds.values()], SHARE)
-        lines.append(line(BASELINE, split, "capability", top, seeds))
+        lines.append(told(BASELINE, split, "capability", top, seeds))
         for method in methods:
             mine = _seeds(groups, method, split, ALPHA_1)
             if not mine or not top.value > 0:
@@ -208,13 +187,13 @@ def elicitation(
             )
             least, most = -start / top.value, (1 - start) / top.value
             found = Interval(share, max(share - half, least), min(share + half, most))
-            lines.append(line(method, split, "elicitation", found, mine))
+            lines.append(told(method, split, "elicitation", found, mine))
     return lines
 
 
 def _same_items(
     mine: Seeds, theirs: Seeds, metric: str = "accuracy"
-) -> tuple[dict[int | None, np.ndarray], dict[int | None, np.ndarray]]:
+) -> tuple[dict[int | None, list[float]], dict[int | None, list[float]]]:
     """The values by seed of the items that both sides have."""
     sides = [
         {seed: {r["item"]: r[metric] for r in part} for seed, part in side.items()}
@@ -223,7 +202,7 @@ def _same_items(
     parts = [values for side in sides for values in side.values()]
     shared = [item for item in parts[0] if all(item in part for part in parts)]
     one, other = (
-        {seed: np.array([values[i] for i in shared], float) for seed, values in side.items()}
+        {seed: [float(values[i]) for i in shared] for seed, values in side.items()}
         for side in sides
     )
     return one, other
