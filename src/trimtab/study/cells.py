@@ -194,14 +194,14 @@ def values_of(setting: Any) -> dict[str, Any]:
     """A setting as JSON values: its own `as_json`, or its fields."""
     if hasattr(setting, "as_json"):
         return setting.as_json()
-    return json.loads(json.dumps(_plain(setting)))
+    return json.loads(json.dumps(plain(setting)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Rendering):
         return value.record()
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
 
 

@@ -17,15 +17,16 @@ import tyro
 
 from trimtab import models
 from trimtab.batching import PromptStyle
-from trimtab.bounds import Bounded, Count, Strength, Whole
+from trimtab.bounds import Bounded, Count, Strength, Whole, Within
 from trimtab.errors import ConfigError
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
+from trimtab.studies.compare import tables
 from trimtab.study import cells
 from trimtab.study.results import BASE, INSTRUCTION
 from trimtab.study.settings import as_json, from_json
-from trimtab.study.suite import Suite, SuiteData, read_data
+from trimtab.study.suite import Suite, read_data
 from trimtab.training import Method
 from trimtab.training.run import recipe_digest
 
@@ -74,26 +75,70 @@ class Measuring(Bounded, group="measuring"):
                 raise ConfigError(f"{name}: expected finite numbers, at least one, each once")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all cells of one model on one suite share."""
+CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
+"""What every table holds beside the bare model, asked for or not."""
 
-    model: str
+
+@dataclass(frozen=True)
+class Comparison(Bounded):
+    """A grid of models, suites, methods and seeds."""
+
+    model: str = models.DEFAULT_MODEL
     """Hub id, folder, .gguf file, or smollm2-135m."""
-    digest: str
-    """Of the model's weights."""
-    dtype: str
-    device: str
-    threads: int
-    """Of torch on a CPU: the last bits of a sum depend on them."""
-    data: SuiteData
-    measuring: Measuring
+    models: tuple[str, ...] = ()
+    """Several models, in place of --model."""
+    suite: str = "facts"
+    """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
+    suites: tuple[str, ...] = ()
+    """Several suites, in place of --suite."""
+    pairs: str = ""
+    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
+    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
+    """The share of the items of --pairs that is kept out of training and judged on."""
+    columns: str = ""
+    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
+    skip_bad: bool = False
+    """Leave out rows of it that cannot be read, count and list them."""
+    methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
+    """Methods to compare."""
+    controls: tuple[str, ...] = CONTROLS
+    """Added to the methods: the baseline of all verdicts, a random direction, led prompts. The bare
+    model is always there."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the methods that have one."""
+    recipes: tuple[str, ...] = ()
+    """YAML files with other settings of methods, such as `trimtab tune` writes."""
+    limit: Count | None = None
+    """The first so many items of every split and of the training set."""
+    train_limit: Count | None = None
+    """The first so many training items, where that differs."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
+    device: str = "auto"
+    """A torch device, or auto: the first GPU, else the CPU."""
+    threads: Count = 1
+    """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
+    --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
     data_root: str | None = None
-    limit: int | None = None
-    train_limit: int | None = None
-    rendering: Rendering = USUAL
+    """Folder of local data sources (default: TRIMTAB_DATA)."""
+    skip_missing: bool = False
+    """Leave out the shifts of suite genies whose data are not there."""
+    measuring: Measuring = field(default_factory=Measuring)
+    """What is measured, and on how much."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
+
+
+@dataclass(frozen=True)
+class Setting(Comparison):
+    """A comparison as all cells of one model on one suite have it: the model's place, dtype and device as
+    they are here."""
+
+    digest: str = ""
+    """Of the model's weights."""
     parts: dict[str, Any] = field(default_factory=dict)
     """What else the model is known by (`models.Source.parts`)."""
+    data: Any = None
+    """The pairs of the suite: `SuiteData`."""
 
     @property
     def source(self) -> models.Source:
@@ -126,10 +171,9 @@ class Setting:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values from which `setting_of` makes it again."""
-        suite = {k: v for k, v in asdict(self.data.suite).items() if k != "published"}
-        rest = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "data"}
-        plain = {"measuring": vars(self.measuring), "rendering": self.rendering.record()}
-        return json.loads(json.dumps({**rest, **plain, "suite": suite}))
+        rest = {k: cells.plain(v) for k, v in vars(self).items() if k != "data"}
+        suite = replace(self.data.suite, published=None, capability={})
+        return json.loads(json.dumps({**rest, "data": asdict(suite)}))
 
 
 def setting_of(value: Mapping[str, Any]) -> Setting:
@@ -138,12 +182,9 @@ def setting_of(value: Mapping[str, Any]) -> Setting:
     Raises:
         DataError: they cannot be.
     """
-    rest = dict(value)
-    suite = Suite(**{**rest.pop("suite"), "capability": {}})
-    for name, kind in (("measuring", Measuring), ("rendering", Rendering)):
-        rest[name] = cells.setting_of(kind, rest.get(name, {}))
-    data = read_data(suite, rest["data_root"], rest["limit"], rest["train_limit"])
-    return Setting(**rest, data=data)
+    suite = cells.setting_of(Suite, value["data"])
+    data = read_data(suite, value["data_root"], value["limit"], value["train_limit"])
+    return replace(cells.setting_of(Setting, {**value, "data": None}), data=data)
 
 
 class Cell(cells.Cell):

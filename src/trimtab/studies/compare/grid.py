@@ -9,18 +9,22 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from trimtab import models
-from trimtab.bounds import Bounded, Count, Within
 from trimtab.errors import ConfigError, near
 from trimtab.pairs.spec import spec_with
 from trimtab.progress import Progress
-from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
-from trimtab.studies.compare.cell import OLD_INSTRUCTION, Cell, Measuring, Setting, plan_cells
+from trimtab.studies.compare.cell import (
+    CONTROLS,
+    OLD_INSTRUCTION,
+    Cell,
+    Comparison,
+    Measuring,
+    Setting,
+    plan_cells,
+)
 from trimtab.studies.compare.measure import mean_kl
 from trimtab.study import cells
 from trimtab.study.files import Rows, read_rows
@@ -30,58 +34,6 @@ from trimtab.study.results import INSTRUCTION
 from trimtab.study.settings import Settings
 from trimtab.study.suite import Suite, own_suite, read_data, read_suite
 from trimtab.training import Method
-
-CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
-"""What every table holds beside the bare model, asked for or not."""
-
-
-@dataclass(frozen=True)
-class Comparison(Bounded):
-    """A grid of models, suites, methods and seeds."""
-
-    model: str = models.DEFAULT_MODEL
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    models: tuple[str, ...] = ()
-    """Several models, in place of --model."""
-    suite: str = "facts"
-    """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
-    suites: tuple[str, ...] = ()
-    """Several suites, in place of --suite."""
-    pairs: str = ""
-    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
-    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
-    """The share of the items of --pairs that is kept out of training and judged on."""
-    columns: str = ""
-    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
-    skip_bad: bool = False
-    """Leave out rows of it that cannot be read, count and list them."""
-    methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
-    """Methods to compare."""
-    controls: tuple[str, ...] = CONTROLS
-    """Added to the methods: the baseline of all verdicts, a random direction, led prompts. The bare
-    model is always there."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the methods that have one."""
-    recipes: tuple[str, ...] = ()
-    """YAML files with other settings of methods, such as `trimtab tune` writes."""
-    limit: Count | None = None
-    """The first so many items of every split and of the training set."""
-    train_limit: Count | None = None
-    """The first so many training items, where that differs."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
-    device: str = "auto"
-    """A torch device, or auto: the first GPU, else the CPU."""
-    threads: Count = 1
-    """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
-    --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-    skip_missing: bool = False
-    """Leave out the shifts of suite genies whose data are not there."""
-    measuring: Measuring = field(default_factory=Measuring)
-    """What is measured, and on how much."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass
@@ -186,20 +138,9 @@ def plan_studies(
     for name in many:
         local = Path(name).expanduser()
         source = models.identify(name)
-        setting = Setting(
-            model=str(local.absolute()) if local.exists() else name,
-            digest=source.digest,
-            parts=source.parts,
-            dtype=dtype,
-            device=str(device),
-            threads=comparison.threads,
-            data=data[0],
-            measuring=comparison.measuring,
-            data_root=root,
-            limit=comparison.limit,
-            train_limit=comparison.train_limit,
-            rendering=comparison.rendering,
-        )
+        place = {"model": str(local.absolute()) if local.exists() else name, "data_root": root}
+        here = {**place, "dtype": dtype, "device": str(device)}
+        setting = Setting(**vars(comparison) | here, digest=source.digest, parts=source.parts)
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)
             planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
