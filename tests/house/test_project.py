@@ -37,10 +37,10 @@ LINES_OF_ROOM = {
     "report": 4530,
     "serve": 1640,
     "statistics": 610,
-    "studies": 7620,
-    "study": 3050,
+    "studies": 7170,
+    "study": 2970,
     "trl": 460,
-    "training": 4000,
+    "training": 3950,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
