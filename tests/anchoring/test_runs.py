@@ -71,7 +71,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
 ):
     measure = Colour.measure
 
-    def broken(self: Colour, folder: Path, models: list[list]) -> dict:
+    def broken(self: Colour, folder: Path, models: list[tuple[str, int]]) -> dict:
         if models[0][0] == "stepped":
             raise ValueError("no")
         return measure(self, folder, models)

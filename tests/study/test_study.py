@@ -577,9 +577,9 @@ def table(accuracies: dict[tuple[str, int | None, str], list[float]]) -> list[di
 COMMON = {"model": "tiny", "suite": "s"}
 
 
-def verdicts(*made: Any) -> list[dict[str, Any]]:
+def verdicts(rows: Any, methods: list[str]) -> list[dict[str, Any]]:
     """Lines of `verdicts.jsonl`, as they are written."""
-    return [row_of(line) for line in tables.verdicts(*made, ["test"], COMMON)]
+    return [row_of(line) for line in tables.verdicts(rows, methods, ["test"], COMMON)]
 
 
 def results(made: Any) -> list[dict[str, Any]]:
@@ -617,9 +617,8 @@ def test_a_verdict_by_hand():
 
 
 def test_five_seeds_make_a_claim():
-    made = {("dpo", s, "alpha_1"): HALF for s in range(5)} | {
-        ("x", s, "alpha_1"): MOST for s in range(5)
-    }
+    made: dict[Any, list[float]] = {("dpo", s, "alpha_1"): HALF for s in range(5)}
+    made |= {("x", s, "alpha_1"): MOST for s in range(5)}
     (line,) = verdicts(table(made), ["dpo", "x"])
     assert (line["verdict"], line["in_this_run"], line["seeds"]) == ("better", False, 5)
 

@@ -104,7 +104,7 @@ def test_a_new_objective_has_flags_help_settings_and_a_digest(hinge, tmp_path, c
 
 
 def test_classes_of_earlier_versions_make_the_same_recipes():
-    from trimtab.training.head_recipes import IAVRecipe
+    from trimtab.training.head_recipes import IAVRecipe  # pyright: ignore[reportMissingImports]
 
     from trimtab.training.recipes import DPORecipe, InnerDPORecipe, PrefVecRecipe, TrainingRecipe
 
