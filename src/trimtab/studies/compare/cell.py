@@ -17,9 +17,10 @@ import tyro
 
 from trimtab import models
 from trimtab.batching import PromptStyle
-from trimtab.bounds import Bounded, Count, Strength, Whole, Within
+from trimtab.bounds import Bounded, Count, OptionalFile, Strength, Whole, Within
 from trimtab.errors import ConfigError
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
+from trimtab.panel.properties import ITEMS
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
@@ -123,6 +124,10 @@ class Comparison(Bounded):
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     skip_missing: bool = False
     """Leave out the shifts of suite genies whose data are not there."""
+    panel: OptionalFile = None
+    """Measure what else every dial changes: a YAML file of properties, by default the built-in panel."""
+    panel_items: Count = ITEMS
+    """At most so many items of a property."""
     measuring: Measuring = field(default_factory=Measuring)
     """What is measured, and on how much."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
@@ -225,6 +230,14 @@ class Cell(cells.Cell):
         run, _, _ = self.run.rpartition(".")
         more: Any = {"run": f"{run}.equal_kl", "label": f"{self.label}, at equal KL"}
         return replace(self, own=own, result=file, job=f"job-{file.stem}.json", **more)
+
+    def sides(self, panel: str, target: float | None) -> cells.Cell:
+        """The cell, once it is done, on a panel of that digest: at α = 1, and where a KL is a target."""
+        own = {"method": self.own["method"], "seed": self.seed, "panel": panel, "target": target}
+        file = f"panel-{panel[:12]}{'' if target is None else f'-{target:.6g}'}.json"
+        run, _, _ = self.run.rpartition(".")
+        more: Any = {"run": f"{run}.side_effects", "label": f"{self.label}, side effects"}
+        return replace(self, own=own, result=self.folder / file, job=f"job-{file}", **more)
 
 
 def cell_of(

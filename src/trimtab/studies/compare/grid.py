@@ -14,6 +14,7 @@ from typing import Any
 from trimtab import models
 from trimtab.errors import ConfigError, near
 from trimtab.pairs.spec import spec_with
+from trimtab.panel import Panel, read_items, read_panel
 from trimtab.progress import Progress
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import (
@@ -48,6 +49,8 @@ class Study:
     cells: list[Cell]
     capability: dict[str, list[Cell]] = field(default_factory=dict)
     """By split, the cells of the model that is trained on the split's reference."""
+    panel: Panel | None = None
+    """What side effects are looked for in."""
 
     @property
     def suite(self) -> Suite:
@@ -55,11 +58,13 @@ class Study:
         return self.setting.data.suite
 
     def plan(self) -> Iterator[list[cells.Cell]]:
-        """All its cells; then, where KL is DPO's."""
+        """All its cells; then, where KL is DPO's; then on the panel."""
         first = [*self.cells, *(cell for own in self.capability.values() for cell in own)]
         yield list(first)
         if all(cell.done for cell in first):
-            yield self.again()
+            yield (again := self.again())
+            if all(cell.done for cell in again):
+                yield list(self.sides())
 
     def target(self) -> float | None:
         """DPO's mean KL at alpha 1, where there is a DPO that moved."""
@@ -71,6 +76,15 @@ class Study:
         """Every other method's cells, which are done, to be measured again at DPO's KL."""
         turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
         return [c.again(target) for c in turned] if (target := self.target()) else []
+
+    def sides(self) -> Iterator[cells.Cell]:
+        """The bare model's cell and every method's, which are done, to be measured on the panel."""
+        target = self.target()
+        for c in self.cells if self.panel else ():
+            if not c.instruction:
+                at = target if c.method and c.name != tables.BASELINE else None
+                assert self.panel
+                yield c.sides(self.panel.digest, at)
 
     def rows(self) -> Rows:
         """Scores of all cells at every alpha, and at equal KL."""
@@ -128,6 +142,9 @@ def plan_studies(
                 f"measuring.equal_kl: {suite.name} has no split {split!r}"
                 f"{near(split, suite.evaluate)} (it has {', '.join(suite.evaluate)})"
             )
+    panel = None
+    if comparison.panel is not None:
+        panel = read_items(read_panel(comparison.panel), comparison.panel_items, root)
     data = [read_data(s, root, comparison.limit, comparison.train_limit) for s in suites]
     references = _references(suites, root, comparison)
     for pairs in (p for d in (*data, *references.values()) for p in (d.train, *d.splits.values())):
@@ -140,13 +157,15 @@ def plan_studies(
         source = models.identify(name)
         place = {"model": str(local.absolute()) if local.exists() else name, "data_root": root}
         here = {**place, "dtype": dtype, "device": str(device)}
+        if comparison.panel:
+            here["panel"] = str(Path(comparison.panel).expanduser().absolute())
         setting = Setting(**vars(comparison) | here, digest=source.digest, parts=source.parts)
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)
             planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
             folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
             names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
-            study = Study(out, folder, here, names, planned)
+            study = Study(out, folder, here, names, planned, panel=panel)
             baseline = [m for m in chosen if m.name == tables.BASELINE]
             for split, specs in suite.capability.items() if baseline else ():
                 there = replace(setting, data=references[specs], measuring=_little(comparison))

@@ -10,6 +10,7 @@ from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import COSTS
 from trimtab.studies.compare.grid import Study, rows_of
 from trimtab.studies.compare.measure import read_history
+from trimtab.studies.panel import lines as side_effects
 from trimtab.study.files import Rows, write_rows
 from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.records import read_json
@@ -122,6 +123,8 @@ def _write_part(
     common = _common(study)
     lines = tables.results(rows, common)
     lines += tables.elicitation(rows, capability, study.methods, common)
+    sides, changed, more = _side_effects(study, common)
+    lines += sides
     costs: dict[str, Any] = {}
     for cell in cells:
         if cell.method and cell.name not in costs and (cell.folder / COSTS).is_file():
@@ -149,6 +152,7 @@ def _write_part(
         published=suite.published,
         trials={m.name: run.varied.trials.get(m.name, 0) for m in run.methods if m.trained},
         equivalent=_equivalent(run.methods),
+        more=more,
         **{**about, "notes": (*about["notes"], *mixed)},
     )
     curves = [
@@ -163,5 +167,17 @@ def _write_part(
         for cell, summary in found
         for g in summary["generations"]
     ]
-    write(study.folder, Run(whole, tuple(lines), tuple(told), tuple(curves), tuple(texts), costs))
+    differences = (*told, *changed)
+    write(study.folder, Run(whole, tuple(lines), differences, tuple(curves), tuple(texts), costs))
     write_rows(study.folder / "items.parquet", rows)
+
+
+def _side_effects(study: Study, common: Any) -> tuple[list[Any], list[Difference], dict[str, Any]]:
+    """Lines of the panel, and what its page has to know; nothing where none was asked for."""
+    if study.panel is None:
+        return [], [], {}
+    bare, *dialled = (side_effects.read_of(r) for cell in study.sides() for r in cell.read())
+    trained = {m: [study.suite.train] for m in study.methods if m not in ("random", INSTRUCTION)}
+    known = side_effects.about(study.panel.properties, bare, dialled, trained, study.target())
+    known["not_reached"] = [m for m in known["not_reached"] if m != tables.BASELINE]
+    return *side_effects.lines(bare, dialled, common), {"panel": known}
