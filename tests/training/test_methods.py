@@ -58,9 +58,9 @@ def hinge(monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     loss, row = (block for block in blocks if "Hinge" in block)
     file = tmp_path / "hinge.py"
-    file.write_text(f"{HEADER}{loss}\n(ROW,) = {{{row.strip()}}}.items()\n")
+    file.write_text(f"{HEADER}{loss}\nROWS = {{}}\n{row}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    name, row = importlib.import_module("hinge").ROW
+    ((name, row),) = importlib.import_module("hinge").ROWS.items()
     monkeypatch.setitem(METHODS, name, made := listed(name, *row))
     yield made
     del sys.modules["hinge"]
