@@ -26,13 +26,13 @@ LINES_OF_ROOM = {
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
     "cli": 3380,
     "compat": 550,
-    "dials": 4860,
+    "dials": 4880,
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3415,  # a model run from one of its layers
     "objectives": 1700,
     "panel": 1180,  # what else a dial changes
-    "pairs": 3430,  # a reader of BiPO's behaviours
+    "pairs": 3450,  # a reader of BiPO's behaviours
     "rendering": 1450,
     "report": 4780,  # the page of a panel
     "serve": 1640,
@@ -52,6 +52,8 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "holding",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -80,7 +82,18 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "holding",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}
