@@ -37,10 +37,10 @@ LINES_OF_ROOM = {
     "report": 4780,  # the page of a panel
     "serve": 1640,
     "statistics": 610,
-    "studies": 8050,  # a panel in evaluate, compare and a study of its own
-    "study": 3050,
+    "studies": 7580,  # a panel in evaluate, compare and a study of its own
+    "study": 2970,
     "trl": 460,
-    "training": 4000,
+    "training": 3950,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
