@@ -24,21 +24,21 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3420,  # --dial.kind, --with
+    "cli": 3440,  # --dial.kind, --with
     "compat": 550,
-    "dials": 5090,  # reft, doses
+    "dials": 5110,  # reft, doses
     "evaluation": 2760,  # damage is a room of its own
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3430,  # a model run from one of its layers
     "objectives": 1710,
-    "panel": 1000,  # what else a dial changes
-    "pairs": 3430,  # a reader of BiPO's behaviours
+    "panel": 1180,  # what else a dial changes
+    "pairs": 3450,  # a reader of BiPO's behaviours
     "rendering": 1450,
-    "report": 4530,
+    "report": 4780,  # the page of a panel
     "serve": 1640,
     "statistics": 610,
-    "studies": 7620,
-    "study": 3050,
+    "studies": 7580,  # a panel in evaluate, compare and a study of its own
+    "study": 2970,
     "trl": 460,
     "training": 4600,  # any dial on any objective: poles, vectors, edits of states
 }
@@ -52,6 +52,8 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "holding",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -81,7 +83,18 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "holding",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}
