@@ -6,6 +6,8 @@
     hh:harmless-base/test[:1500]      HH-RLHF dialogues
     choices:ARC-Easy/train            multiple choice: one pair a wrong choice
     bipo:power-seeking/train          BiPO's behaviours: a question, the answer that shows it, another
+    mwe:persona/extraversion          model-written evaluations, two options, in both letter orders
+    letters:FILE                      the same from a file of one's own
     facts:train                       the embedded data set: train, dev, test, oos, rnd
     personas:honesty                  personas in contrast, to read a direction from
     traits:honesty/test               questions to measure it on: test, dev
@@ -40,6 +42,7 @@ from .facts import read_facts
 from .files import Source, is_empty
 from .genies import read_genies
 from .hh import read_hh
+from .letters import read_letters, read_mwe
 from .pair import Pair, PairSet
 from .personas import read_personas, read_traits
 from .tables import (
@@ -61,6 +64,8 @@ READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "hh": read_hh,
     "choices": read_choices,
     "bipo": read_bipo,
+    "mwe": read_mwe,
+    "letters": read_letters,
     "facts": read_facts,
     "personas": read_personas,
     "traits": read_traits,
@@ -90,7 +95,7 @@ SUFFIXES = {
     ".tsv.gz": "csv",
     ".parquet": "parquet",
 }
-OPTIONS = {"ethics": ("published",)}
+OPTIONS = dict.fromkeys(("ethics", "mwe", "letters"), ("published",))
 
 OURS = (*COLUMNS, *CONTRAST, *SETTING, "completion", "label", "response", "score")
 """Names of columns that a table's own may be given."""
