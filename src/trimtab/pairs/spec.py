@@ -10,6 +10,7 @@
     letters:FILE                      the same from a file of one's own
     facts:train                       the embedded data set: train, dev, test, oos, rnd
     personas:honesty                  personas in contrast, to read a direction from
+    personas:honesty/answers          the personas as answers to one prompt
     traits:honesty/test               questions to measure it on: test, dev
     jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them,
                                                      positive/negative(/suffix), or one of the shapes

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode, is_contrast
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
@@ -88,10 +88,7 @@ def fit(
     check_bare(model, "fitting")
     models.settle(model)
     data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
-    if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
-        raise ConfigError(
-            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
-        )
+    check_pairs(named, data)
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
     source = models.source_of(model, tokenizer)
@@ -157,6 +154,21 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def check_pairs(named: Method, data: PairSet | Contrast) -> None:
+    """Raise ConfigError where a method compares answers to a prompt, and there is none: whole sequences
+    that differ in what is asked would be scored as if they answered the same."""
+    contrast = isinstance(data, Contrast)
+    whole = contrast or is_contrast(data)
+    if not named.trained or not (contrast or (whole and named.recipe.on_answers)):
+        return
+    name = data.name.partition("[")[0].removesuffix("/all")
+    own = f" (`{name}/answers` has the personas as answers)" if name.startswith("personas:") else ""
+    raise ConfigError(
+        f"{named.name} trains on answers to prompts, and {data.name} has whole sequences without a "
+        f"prompt; give pairs with one{own}, or a method that reads states, such as mean or contrastive"
+    )
 
 
 def _trainer_of(recipe: Recipe[Any, Any]) -> Callable[[Run], Made]:
