@@ -18,9 +18,11 @@
     hub:ID/SPLIT  hub:ID:CONFIG/SPLIT                the same, from the Hugging Face Hub
 
 A path that ends in .jsonl, .json, .csv, .tsv (all also .gz) or .parquet is a spec too. After a table of
-one's own may stand, in braces, which columns are meant, and that bad rows are left out:
+one's own may stand, in braces, which columns are meant, that bad rows are left out, and that several
+scored answers are a ranking (each is paired with the next, not the best with all others):
 
     mine.csv{prompt=Frage,chosen=Gut,rejected=Schlecht,skip-bad}
+    nectar.jsonl{ranked}
 
 After any spec `[holdout 0.2]` is a fifth of its items, drawn once and for all, and `[without 0.2]` the
 rest of them.
@@ -209,17 +211,17 @@ def share_of(value: str | float, where: str) -> float:
 
 
 def reading_of(text: str, where: str = "--columns") -> Reading:
-    """`prompt=Frage,chosen=Gut,skip-bad` as a Reading; columns are ours = the file's.
+    """`prompt=Frage,chosen=Gut,skip-bad,ranked` as a Reading; columns are ours = the file's.
 
     Raises:
         DataError: no such column of ours, or one twice.
     """
     columns: dict[str, str] = {}
-    skip_bad = False
+    said: dict[str, bool] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         ours, mark, theirs = (each.strip() for each in part.partition("="))
-        if part == "skip-bad":
-            skip_bad = True
+        if part in ("skip-bad", "ranked"):
+            said[part.replace("-", "_")] = True
         elif not mark or not theirs or ours not in OURS:
             raise DataError(
                 f"{where}: {part!r}{near(ours, OURS)}; expected prompt=COLUMN,chosen=COLUMN,… with names "
@@ -229,7 +231,7 @@ def reading_of(text: str, where: str = "--columns") -> Reading:
             raise DataError(f"{where}: {ours!r} is given twice")
         else:
             columns[ours] = theirs
-    return Reading(columns, skip_bad)
+    return Reading(columns, **said)
 
 
 def spec_with(spec: str, columns: str = "", skip_bad: bool = False) -> str:

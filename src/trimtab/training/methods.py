@@ -14,6 +14,7 @@ from trimtab.objectives import (
     ORPO,
     ContrastiveSteering,
     InnerDPO,
+    PlackettLuce,
     PrefVec,
     Rank,
     SimPO,
@@ -82,6 +83,12 @@ METHODS: dict[str, Method] = {
         Method("ipo", Recipe(IPO()), LORA, "log-ratios drawn to a margin instead of to infinity"),
         Method("simpo", Recipe(SimPO()), LORA, "mean log-probs apart by a margin, no reference"),
         Method("orpo", Recipe(ORPO()), LORA, "likelihood of the chosen answer plus an odds ratio"),
+        Method(
+            "plackett-luce",
+            Recipe(PlackettLuce()),
+            LORA,
+            "the order of all answers of an item at once: DPO for rankings and best-of-K",
+        ),
         Method(
             "projgrad",
             ProjectionRecipe(DPO()),

@@ -20,9 +20,11 @@ from trimtab.batching import Contrast, Encoded, PromptStyle, encode, is_contrast
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
-from trimtab.errors import ConfigError, TrainingError
+from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.files import write_text
+from trimtab.objectives import PlackettLuce
 from trimtab.pairs import PairSet, read_pairs
+from trimtab.pairs.inspect import contradictions
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
@@ -158,7 +160,15 @@ def fit(
 
 def check_pairs(named: Method, data: PairSet | Contrast) -> None:
     """Raise ConfigError where a method compares answers to a prompt, and there is none: whole sequences
-    that differ in what is asked would be scored as if they answered the same."""
+    that differ in what is asked would be scored as if they answered the same; DataError where rankings
+    go in a circle."""
+    if named.trained and isinstance(named.recipe.objective, PlackettLuce):
+        circular = contradictions(data)["contradictory"] if isinstance(data, PairSet) else 0
+        if circular:
+            raise DataError(
+                f"{data.name}: {circular} pairs are part of a circle of preferences (A over B, B over A), "
+                f"which no ranking has; take them out, or train with dpo, pair by pair"
+            )
     contrast = isinstance(data, Contrast)
     whole = contrast or is_contrast(data)
     if not named.trained or not (contrast or (whole and named.recipe.on_answers)):
