@@ -27,20 +27,20 @@ LINES_OF_ROOM = {
     "cli": 3370,
     "compat": 550,
     "dials": 4850,
-    "evaluation": 2880,
+    "evaluation": 2940,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3330,  # the head as a site and what comes after it, from training/
-    "objectives": 1700,
+    "objectives": 1780,  # rankings
     "panel": 990,  # what else a dial changes
-    "pairs": 3600,  # readers of BiPO's behaviours and of lettered questions
+    "pairs": 3640,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 4530,
+    "report": 4560,
     "serve": 1640,
     "statistics": 610,
-    "studies": 7620,
+    "studies": 7650,
     "study": 3050,
     "trl": 460,
-    "training": 4000,
+    "training": 4040,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""

@@ -39,13 +39,13 @@ def read_personas(name: str, root: Path | None, option: str | None) -> Source:
     couples = cells(personas["couples"])
     pairs = []
     for i, suffix in enumerate(suffixes()):
-        for couple in couples if which == "all" else (couples[i % len(couples)],):
+        for one, other in couples if which == "all" else (couples[i % len(couples)],):
             item = f"{name}/{i}"
             if which == "answers":
-                good, bad = (f" {p[0].upper()}{p[1:]}: {suffix}" for p in couple)
+                good, bad = (f" {p[0].upper()}{p[1:]}: {suffix}" for p in (one, other))
                 pairs.append(Pair(ASKED, good, bad, item, source=item, open=True))
             else:
-                pairs.append(contrast_pair(personas["template"], *couple, suffix, item))
+                pairs.append(contrast_pair(personas["template"], one, other, suffix, item))
     return Source(pairs)
 
 

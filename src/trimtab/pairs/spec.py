@@ -98,7 +98,7 @@ SUFFIXES = {
     ".tsv.gz": "csv",
     ".parquet": "parquet",
 }
-OPTIONS = dict.fromkeys(("ethics", "mwe", "letters"), ("published",))
+OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(("ethics", "mwe", "letters"), ("published",))
 
 OURS = (*COLUMNS, *CONTRAST, *SETTING, "completion", "label", "response", "score")
 """Names of columns that a table's own may be given."""

@@ -10,9 +10,10 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import PromptStyle, encode
-from trimtab.dials import Dial
+from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText, score
+from trimtab.evaluation.dose import random_like
 from trimtab.evaluation.items import check_alphas
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
@@ -24,7 +25,7 @@ from trimtab.studies.compare import tables
 from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
 from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.made import made_with
-from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
+from trimtab.study.results import BASE, About, Row, Run, Split, random_for, row_of, write
 
 
 def evaluate(
@@ -96,6 +97,7 @@ def evaluate(
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
     rows: Rows = []
+    controls: Rows = []
     for method, dial in {BASE: None, **named}.items():
         for alpha in strengths if dial else [0.0]:
             at = "alpha_1" if alpha in (0.0, 1.0) else "other"
@@ -106,6 +108,11 @@ def evaluate(
                 rows += score_rows(method, None, name, at, alpha, found)
                 if name == next(iter(encoded)) and len(strengths) > 1:
                     rows += score_rows(method, None, "dose", "dose", alpha, found)
+                    if isinstance(dial, VectorDial):
+                        control = random_for(method)
+                        with progress.bar(f"{label}, {control}", e.n_answers, "answers") as update:
+                            found = score(model, e, random_like(dial), alpha, progress=update)
+                        controls += score_rows(control, None, "dose", "dose", alpha, found)
             if dial:
                 damage = neutral.damage(dial, alpha, force=force)
                 rows += damage_rows(
@@ -122,6 +129,8 @@ def evaluate(
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"model": source.name, "suite": suite}
     lines = tables.results(rows, common)
+    bare = [r for r in rows if r["split"] == "dose" and r["method"] == BASE]
+    lines += tables.dose_summaries(bare + controls, common)
     if folder is not None:
         trained = dict.fromkeys(spec for d in named.values() for spec in d.info.data)
         about = About(
@@ -145,7 +154,7 @@ def evaluate(
         )
         told = tables.verdicts(rows, list(named), list(sets), common)
         write(folder, Run(about, tuple(lines), tuple(told)))
-        write_rows(folder / "items.parquet", rows)
+        write_rows(folder / "items.parquet", rows + controls)
     return [OldRow(row_of(line)) for line in lines]
 
 
