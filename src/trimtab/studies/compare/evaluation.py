@@ -100,7 +100,7 @@ def evaluate(
     controls: Rows = []
     first = next(
         iter(named.values()), None
-    )  # whose states below are kept when the bare model is read
+    )  # its states below are kept when the bare model is read
     for method, dial in {BASE: None, **named}.items():
         for alpha in strengths if dial else [0.0]:
             at = "alpha_1" if alpha in (0.0, 1.0) else "other"
@@ -115,7 +115,9 @@ def evaluate(
                     if isinstance(dial, VectorDial):
                         control = random_for(method)
                         with progress.bar(f"{label}, {control}", e.n_answers, "answers") as update:
-                            found = score(model, e, random_like(dial), alpha, progress=update)
+                            found = score(
+                                model, e, random_like(dial), alpha, store=store, progress=update
+                            )
                         controls += score_rows(control, None, "dose", "dose", alpha, found)
             if dial:
                 damage = neutral.damage(dial, alpha, force=force)
