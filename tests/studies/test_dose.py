@@ -21,7 +21,6 @@ from trimtab.evaluation.dose import (
     binary_log_ratio_correlation,
     damage_dose,
     log_ratios,
-    random_like,
     score,
     slopes,
     steerability,
@@ -104,21 +103,6 @@ def test_a_liking_for_a_letter_is_no_slope(tiny, tokenizer, store):
     assert liking.wrong_way.value == 0.0
     assert liking.slope.low > 0.05
     assert abs(found.slopes).max() < 0.5 * liking.slopes.min()
-
-
-def test_a_random_vector_is_as_long_and_elsewhere(tiny, tokenizer):
-    dial = VectorDial(
-        {1: torch.ones(32), 3: torch.ones(32)}, {1: 2.0, 3: 0.5}, positions="completion"
-    )
-    other = random_like(dial)
-    assert other.scales == dial.scales
-    assert (other.sites, other.positions) == (dial.sites, dial.positions)
-    for site in dial.sites:
-        assert other.step(site).norm() == pytest.approx(float(dial.step(site).norm()))
-        assert abs(float(other.direction(site) @ dial.direction(site))) < 0.6
-    assert torch.equal(random_like(dial).direction(1), other.direction(1))
-    assert not torch.equal(random_like(dial, 1).direction(1), other.direction(1))
-    assert torch.equal(dial.direction(1), torch.ones(32) / 32**0.5)
 
 
 def test_straightness_by_hand():

@@ -1,4 +1,4 @@
-"""What a dose of a dial does to a binary log-ratio, as functions on arrays; and a vector's control.
+"""What a dose of a dial does to a binary log-ratio, as functions on arrays.
 
 y[a, i] = mean log p(answer that shows the trait) - mean log p(answer that does not), in nats a token,
 of item i at dose a: both answers are given (teacher-forced), nothing is drawn. A dose x is alpha, or
@@ -7,16 +7,13 @@ the damage that it did (`damage_dose`), so that dials of any kind and a prompt s
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 from trimtab.batching import Encoded
-from trimtab.dials import VectorDial
 from trimtab.states import Readings
 from trimtab.statistics import SHARE, Interval, mean_interval
 
@@ -151,16 +148,6 @@ def steerability(alphas: ArrayLike, preferences: ArrayLike) -> Steerability:
     """
     found = slopes(alphas, preferences)
     return Steerability(found, mean_interval(found), mean_interval((1 - np.sign(found)) / 2, SHARE))
-
-
-def random_like(dial: VectorDial, seed: int = 0) -> VectorDial:
-    """The control of a vector dial: random directions, as long, at the same sites and positions."""
-    found, draw = copy.deepcopy(dial), torch.Generator().manual_seed(seed)
-    for index, site in enumerate(dial.sites):
-        v = dial.direction(site)
-        other = torch.randn(len(v), generator=draw).to(v)
-        setattr(found, f"vector_{index}", other / other.norm())
-    return found
 
 
 def wrong_way(item_slopes: ArrayLike) -> float:
