@@ -26,7 +26,7 @@ LINES_OF_ROOM = {
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
     "cli": 3380,
     "compat": 550,
-    "dials": 4860,
+    "dials": 4880,
     "evaluation": 2990,  # steerability and its control
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3415,  # a model run from one of its layers
@@ -52,6 +52,8 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "holding",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -80,7 +82,18 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "holding",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}
