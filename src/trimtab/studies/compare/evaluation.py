@@ -54,7 +54,8 @@ def evaluate(
         dials: one dial, or several by name.
         pairs: a spec or pair set, or several by split name.
         alphas: strengths; 0 is the bare model and always measured.
-        out: folder for the result files, from which `trimtab report` makes a page.
+        out: folder for the result files, from which `trimtab report` makes a page: with verdicts against
+            the bare model, and against a dial called `dpo` where there is one.
         limit: the first so many items of every split.
         rendering: how the chat template is run.
         passages: neutral passages on which damage is measured.
@@ -143,7 +144,7 @@ def evaluate(
             limit=limit,
             notes=tuple(mixed),
         )
-        told = tables.verdicts(rows, list(named), list(sets), common)
+        told = tables.verdicts(rows, list(named), list(sets), common, strengths)
         write(folder, Run(about, tuple(lines), tuple(told)))
         write_rows(folder / "items.parquet", rows)
     return [OldRow(row_of(line)) for line in lines]
