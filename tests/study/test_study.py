@@ -703,7 +703,10 @@ def test_evaluate_dials_on_splits(tiny, tokenizer, here, tmp_path):
 @pytest.mark.parametrize("names", [("v", "w"), ("v", "dpo")])
 def test_evaluate_judges_against_the_bare_model_and_dpo(tiny, tokenizer, here, tmp_path, names):
     """Every dial at every strength against alpha 0, one Holm table; beside it DPO, where there is one."""
-    dials = {n: VectorDial({1: k * torch.ones(32)}, {1: 9.0}) for n, k in zip(names, (1, -1), strict=True)}
+    dials = {
+        n: VectorDial({1: k * torch.ones(32)}, {1: 9.0})
+        for n, k in zip(names, (1, -1), strict=True)
+    }
     splits, alphas = {"test": f"jsonl:{here}/test.jsonl"}, (0.5, 1.0)
     evaluate(tiny("llama"), tokenizer, dials, splits, alphas=alphas, out=tmp_path, passages=1)
     told = lines(tmp_path / "verdicts.jsonl")
