@@ -151,7 +151,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
     )
     if results.gains:
         told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
-        where = ", at α = 1" if all(d.at == ALPHA_1 for d in results.gains) else ""
+        where = ", at α = 1" * all(d.at == ALPHA_1 for d in results.gains)
         yield Section(f"Against the bare model{where}", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):

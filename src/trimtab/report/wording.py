@@ -164,13 +164,9 @@ def headline(*runs: Results) -> str:
     """A run, or several models and suites, in a sentence or two."""
     rows = [c for r in runs for c in r.told if not math.isnan(c.value)]
     if not rows and any(r.gains for r in runs):
-        return (
-            "No dial was measured at α\u00a0=\u00a01; a table has the verdicts at other strengths."
-        )
+        return "No dial was measured at α\u00a0=\u00a01; a table has verdicts at other strengths."
     if not rows:
-        return (
-            "This run compares no method with a baseline, so it holds accuracies and no verdicts."
-        )
+        return "This run compares no method with a baseline: accuracies, and no verdicts."
     baseline, opening = _rival(rows), _opening(rows)
     told = [c for c in rows if c.told]
     rest = len(rows) - len(told)

@@ -127,9 +127,8 @@ def verdicts(
     common: Mapping[str, Any],
     alphas: Sequence[float] = (),
 ) -> list[Difference]:
-    """Every other method against DPO on every split, at alpha 1 and at equal KL, where there is a DPO;
-    and every method against the bare model at each of `alphas`. p-values are adjusted by Holm over each
-    of the three tables."""
+    """Every other method against DPO on every split, at alpha 1 and at equal KL, and every method against
+    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables."""
     gains = differences(rows, methods, splits, common, BASE, alphas)
     return [*judged_apart(differences(rows, methods, splits, common)), *judged(gains)]
 
@@ -150,9 +149,8 @@ def differences(
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    at: Any
     for place in places:
-        at = place if place in COMPARED else ALPHA_1 if place == 1 else None
+        at: Any = place if place in COMPARED else ALPHA_1 if place == 1 else None
         for method in methods:
             for split in splits:
                 theirs = _seeds(groups, baseline, split, ALPHA_1)
