@@ -35,7 +35,7 @@ LINES_OF_ROOM = {
     "pairs": 3430,  # a reader of BiPO's behaviours
     "rendering": 1450,
     "report": 4530,
-    "serve": 1640,
+    "serve": 1810,  # the provider of Inspect
     "statistics": 610,
     "studies": 7620,
     "study": 3050,
@@ -76,6 +76,7 @@ FLOORS = {
     5.3: ("report",),
     5.5: ("studies",),
     6: ("serve",),
+    6.5: ("inspect_provider",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
