@@ -29,7 +29,7 @@ LINES_OF_ROOM = {
     "dials": 5110,  # the card and the Hub
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
-    "models": 3415,  # a model run from one of its layers
+    "models": 3425,  # a model run from one of its layers
     "objectives": 1700,
     "panel": 1000,  # what else a dial changes
     "pairs": 3430,  # a reader of BiPO's behaviours
@@ -37,7 +37,7 @@ LINES_OF_ROOM = {
     "report": 4530,
     "serve": 1810,  # the provider of Inspect
     "statistics": 610,
-    "studies": 7620,
+    "studies": 7621,
     "study": 3050,
     "trl": 460,
     "training": 4000,
