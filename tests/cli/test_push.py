@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def a_run(folder: Path, digest: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(tmp_path_factory) -> tuple[StandIn, list[str], str]:
+def pushed(tmp_path_factory) -> Iterator[tuple[StandIn, list[str], str]]:
     """The stand-in after several pushes, with what was printed, and the errors."""
     here = tmp_path_factory.mktemp("hub")
     data = {f"jsonl:{here}/mine/pairs.jsonl": "e" * 64, "facts:train": "f" * 64}
@@ -237,5 +238,5 @@ def test_a_saved_dials_card_is_the_same_but_for_the_place(tmp_path):
     folder = vector().save_pretrained(tmp_path / "v")
     text = (folder / "README.md").read_text()
     assert "Dial.from_pretrained('path/to/this/folder')" in text
-    assert ModelCard(text).data.base_model == BASE
+    assert ModelCard(text).data.to_dict()["base_model"] == BASE
     assert isinstance(Dial.from_pretrained(folder), VectorDial)

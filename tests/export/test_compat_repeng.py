@@ -116,7 +116,7 @@ def test_strength_and_layer_are_repengs(tiny):
     v = np.arange(32, dtype=np.float32) / 100
     ids = torch.tensor([[5, 6, 7, 8]])
     handle = models.layers(model)[2].register_forward_hook(
-        lambda _, __, out: out + 1.5 * torch.from_numpy(v)
+        lambda _, __, out: out + 1.5 * torch.from_numpy(v)  # pyright: ignore
     )
     truth = model(ids).logits
     handle.remove()
@@ -314,7 +314,7 @@ def test_i4_train_with_sae(tiny, tokenizer, dataset, decode):
         model, tokenizer, sae, dataset, hidden_layers=[1, 2], decode=decode
     )
     for layer, v in plain.directions.items():
-        wanted = v if decode else layers[layer].encode(v)
+        wanted = v if decode else layers[layer].encode(v)  # pyright: ignore
         assert float(found.directions[layer] @ wanted) > 0.9999
 
 

@@ -1,6 +1,7 @@
 """The provider under Inspect's own `eval` and command line (`make inspect`; inspect_ai is no part of
 `dev`, since it holds other packages back)."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio
@@ -66,7 +67,7 @@ def here(tiny: Any, tokenizer: Any, tmp_path_factory: Any) -> Path:
     return where
 
 
-def expected(here: Path, chat: list[dict[str, str]], alpha: float, n: int = 8) -> str:
+def expected(here: Path, chat: Any, alpha: float, n: int = 8) -> str:
     model, tokenizer = load(str(here / "model"))
     dial = VectorDial.from_pretrained(here / "up")
     how = Sampling(max_new_tokens=n)

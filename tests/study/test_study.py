@@ -583,7 +583,7 @@ COMMON = {"model": "tiny", "suite": "s"}
 
 def verdicts(*made: Any) -> list[dict[str, Any]]:
     """Lines of `verdicts.jsonl`, as they are written."""
-    return [row_of(line) for line in tables.verdicts(*made, ["test"], COMMON)]
+    return [row_of(line) for line in tables.verdicts(*made, ["test"], COMMON)]  # pyright: ignore
 
 
 def results(made: Any) -> list[dict[str, Any]]:
@@ -624,7 +624,7 @@ def test_five_seeds_make_a_claim():
     made = {("dpo", s, "alpha_1"): HALF for s in range(5)} | {
         ("x", s, "alpha_1"): MOST for s in range(5)
     }
-    (line,) = verdicts(table(made), ["dpo", "x"])
+    (line,) = verdicts(table(made), ["dpo", "x"])  # pyright: ignore
     assert (line["verdict"], line["in_this_run"], line["seeds"]) == ("better", False, 5)
 
 
