@@ -13,6 +13,7 @@ from torch import nn
 from trimtab.batching import Encoded, PromptStyle, Row, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
+from trimtab.evaluation.items import logps_of
 from trimtab.evaluation.scores import read_at
 from trimtab.pairs import Pair, PairSet
 from trimtab.rendering import USUAL, Rendering
@@ -98,10 +99,7 @@ class Asked:
         """Log-probs with the dial at `alpha`; the bare model's come from the store."""
         encoded = self.encoded
         found = read_at(model, encoded, dial, alpha, store=store, progress=progress)
-        assert found.logps is not None
-        assert found.tokens is not None
-        sums = found.logps.double().numpy()
-        means = sums / found.tokens.numpy()
+        sums, means = logps_of(found)
         kept: list[tuple[str, np.ndarray]] = []
         for start, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
             if len(row.answers) == self.options[row.item] == len(row.pairs) + 1:
