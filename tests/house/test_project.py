@@ -24,20 +24,20 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3440,  # push
+    "cli": 3450,  # push
     "compat": 550,
     "dials": 5110,  # the card and the Hub
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3425,  # a model run from one of its layers
     "objectives": 1700,
-    "panel": 1000,  # what else a dial changes
+    "panel": 1180,  # what else a dial changes
     "pairs": 3430,  # a reader of BiPO's behaviours
     "rendering": 1450,
-    "report": 4530,
+    "report": 4785,  # the page of a panel
     "serve": 1810,  # the provider of Inspect
     "statistics": 610,
-    "studies": 7621,
+    "studies": 8055,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
     "training": 4000,

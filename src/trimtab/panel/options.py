@@ -71,13 +71,8 @@ class Asked:
             raise DataError(f"{name}: no items")
         self.options = {o.item: len(o.answers) for o in options}
         self.name = name
-        pairs = [
-            Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})")
-            for o in options
-            for other in o.answers[1:]
-        ]
         found = encode(
-            PairSet(pairs, name),
+            PairSet(pairs_of(options, name), name),
             tokenizer,
             max_length=max_length,
             prompt_style=prompt_style,
@@ -113,6 +108,15 @@ class Asked:
             tuple(means[at] for _, at in kept),
             len(self.options) - len(kept),
         )
+
+
+def pairs_of(options: Sequence[Options], name: str) -> list[Pair]:
+    """The first answer of each beside every other one."""
+    return [
+        Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})")
+        for o in options
+        for other in o.answers[1:]
+    ]
 
 
 def _opened(row: Row) -> Row:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from rich.console import RenderableType
 
-from trimtab.report import figures, render, tables, wording
+from trimtab.report import figures, panel, render, tables, wording
 from trimtab.report.blocks import (
     Block,
     Figure,
@@ -149,9 +149,9 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             Section("Other ways of scoring", others, On.HTML, folded=True),
         ],
     )
-    if results.gains:
+    if results.over_base:
         told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
-        where = ", at α = 1" * all(d.at == ALPHA_1 for d in results.gains)
+        where = ", at α = 1" * all(d.at == ALPHA_1 for d in results.over_base)
         yield Section(f"Against the bare model{where}", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
@@ -168,6 +168,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
             yield Section(f"Against {baseline}, at {where}", told)
     yield _dose(results)
+    yield Section("What else the dials change", panel.blocks(results))
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
     yield Section("Training", [_training(results, many)], On.HTML)
     yield Section("Costs", [tables.costs(results)], On.HTML)

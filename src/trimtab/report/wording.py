@@ -163,7 +163,7 @@ def count(n: int, one: str, many: str | None = None) -> str:
 def headline(*runs: Results) -> str:
     """A run, or several models and suites, in a sentence or two."""
     rows = [c for r in runs for c in r.told if not math.isnan(c.value)]
-    if not rows and any(r.gains for r in runs):
+    if not rows and any(r.over_base for r in runs):
         return "No dial was measured at α\u00a0=\u00a01; a table has verdicts at other strengths."
     if not rows:
         return "This run compares no method with a baseline: accuracies, and no verdicts."
@@ -309,7 +309,7 @@ def trained(results: Results) -> str | None:
 
 def caveats(results: Results) -> list[str]:
     """What the figures do not say, from what was run; the study's own notes come last."""
-    study, rows = results.study, results.comparisons or results.gains
+    study, rows = results.study, results.comparisons or results.over_base
     found = []
     if not study.seeds:
         found.append(
@@ -358,7 +358,7 @@ def caveats(results: Results) -> list[str]:
 def _flat(results: Results) -> bool:
     rows = [results.read(m, s) for m in (BASE, *results.methods) for s in results.splits]
     return any(
-        row and row.low == row.high for row in (*rows, *(results.comparisons or results.gains))
+        row and row.low == row.high for row in (*rows, *(results.comparisons or results.over_base))
     )
 
 
