@@ -24,15 +24,15 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3450,  # push
+    "cli": 3458,  # push
     "compat": 550,
-    "dials": 5110,  # the card and the Hub
+    "dials": 5113,  # the card and the Hub
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3425,  # a model run from one of its layers
     "objectives": 1700,
     "panel": 1180,  # what else a dial changes
-    "pairs": 3430,  # a reader of BiPO's behaviours
+    "pairs": 3450,  # a reader of BiPO's behaviours
     "rendering": 1450,
     "report": 4785,  # the page of a panel
     "serve": 1810,  # the provider of Inspect
@@ -52,6 +52,8 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "holding",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -81,7 +83,18 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "holding",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from trimtab.holding import held
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
 from trimtab.study.cells import RESULT, Cell, Host, setting_of
@@ -147,14 +148,15 @@ def run(
     """
     check(jobs, ray)
     study.host.keep(study)
-    for out in dict.fromkeys(part.out for part in study.parts):
-        say_older((out / "cells").glob(study.finished), study.progress)
-    threads = study.settings.threads
-    try:
-        work(study.what, _waves(study.parts), study.host, jobs=jobs, ray=ray, threads=threads)
-    finally:
-        whole = [p for p in study.parts if all(cell.done for wave in p.plan() for cell in wave)]
-        study.write_parts(whole, command, title)
+    with held(study.out):
+        for out in dict.fromkeys(part.out for part in study.parts):
+            say_older((out / "cells").glob(study.finished), study.progress)
+        threads = study.settings.threads
+        try:
+            work(study.what, _waves(study.parts), study.host, jobs=jobs, ray=ray, threads=threads)
+        finally:
+            whole = [p for p in study.parts if all(cell.done for wave in p.plan() for cell in wave)]
+            study.write_parts(whole, command, title)
     return study.out
 
 

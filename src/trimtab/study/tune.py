@@ -30,6 +30,7 @@ from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluation import score
 from trimtab.files import write_json, write_lines, write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress, figures
 from trimtab.provenance import digest
@@ -98,6 +99,7 @@ class Search(Bounded):
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
+@holding("out")
 def tune(
     method: str, search: Search, out: str | Path, *, command: str = "", progress: Progress = SILENT
 ) -> Path:
