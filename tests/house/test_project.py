@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3458,  # push
+    "cli": 3484,  # push
     "compat": 550,
     "dials": 5113,  # the card and the Hub
     "evaluation": 2945,
@@ -40,7 +40,7 @@ LINES_OF_ROOM = {
     "studies": 8055,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
-    "training": 4000,
+    "training": 3950,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
