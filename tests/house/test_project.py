@@ -24,18 +24,18 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3410,
+    "cli": 3484,  # push
     "compat": 550,
-    "dials": 4880,
+    "dials": 5113,  # the card and the Hub
     "evaluation": 2990,  # steerability and its control
     "export": 2140,  # llama.cpp's LoRAs with their check
-    "models": 3415,  # a model run from one of its layers
+    "models": 3425,  # a model run from one of its layers
     "objectives": 1780,  # rankings
     "panel": 1180,  # what else a dial changes
     "pairs": 3640,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 4780,  # the page of a panel
-    "serve": 1640,
+    "report": 4785,  # the page of a panel
+    "serve": 1810,  # the provider of Inspect
     "statistics": 610,
     "studies": 8080,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
@@ -79,6 +79,7 @@ FLOORS = {
     5.3: ("report",),
     5.5: ("studies",),
     6: ("serve",),
+    6.5: ("inspect_provider",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
