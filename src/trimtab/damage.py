@@ -168,13 +168,10 @@ def first_range(dial: Dial, text: NeutralText, progress: Progress = SILENT) -> N
         for done, alpha in enumerate((-1.0, 1.0), 1):
             kl[alpha] = float(np.mean(text.damage(dial, alpha, force=True).kl))
             update(done * len(text.ids), 2 * len(text.ids))
-    ends = [*kl, *dial.info.measured.get("alphas", ())]
     dial.info.measured = {
-        "alpha": [min(ends), max(ends)],
         **dial.info.measured,
-        "kl on neutral text at alpha -1 and 1, nats a token": [
-            float(f"{v:.4g}") for v in kl.values()
-        ],
+        "alphas": sorted({*kl, *dial.info.measured.get("alphas", ())}),
+        "kl_nats_per_token": {f"{alpha:g}": float(f"{v:.4g}") for alpha, v in kl.items()},
     }
     said = f"neutral text: KL {kl[1.0]:.3g} nats a token at alpha 1, {kl[-1.0]:.3g} at -1"
     if not kl[1.0] <= DEAR:

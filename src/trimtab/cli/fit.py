@@ -92,6 +92,7 @@ def main(words: list[str]) -> None:
     from trimtab.progress import Progress
     from trimtab.store import Store
     from trimtab.training import fit
+    from trimtab.training.run import check_pairs
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
@@ -99,6 +100,7 @@ def main(words: list[str]) -> None:
     _check_depth(args)
     data, held = _pairs(args)
     condition = read_condition(args.condition, args.model, False)
+    check_pairs(replace(named, recipe=args.recipe), data)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
     store = Store(args.store, trunk=args.trunk == "auto")
@@ -137,7 +139,7 @@ def main(words: list[str]) -> None:
         print("it ranks answers and leaves the model as it is. Next:")
         print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
         return
-    from trimtab.dials.saved import dosed
+    from trimtab.dials.card import dosed
 
     for line in dosed(dial):
         print(line)
