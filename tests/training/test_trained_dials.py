@@ -15,7 +15,9 @@ from torch import nn
 from helpers_fit import random_pairs
 from trimtab.batching import collate, encode
 from trimtab.cli.fit import _parse
+from trimtab.damage import first_range, neutral
 from trimtab.dials import Dial, ReftDial, VectorDial
+from trimtab.dials.contexts import opened
 from trimtab.errors import ConfigError, DialError, TrainingError
 from trimtab.objectives import (
     DPO,
@@ -30,7 +32,9 @@ from trimtab.objectives import (
 )
 from trimtab.objectives.heads import IAV
 from trimtab.pairs import PairSet
+from trimtab.progress import Progress
 from trimtab.readout import Readout
+from trimtab.store import Store
 from trimtab.study.settings import as_json, from_json
 from trimtab.training import METHODS, method
 from trimtab.training import fit as _fit
@@ -50,6 +54,7 @@ from trimtab.training.settings import (
     VectorSettings,
     plain,
 )
+from trimtab.training.steering import DirectionRecipe, UnitSettings
 from trimtab.training.vectors import LearnedVector
 
 fit: Any = _fit
@@ -502,3 +507,80 @@ def test_settings_that_came_later_are_left_out_at_their_default():
     assert "dial" not in plain(METHODS["mean"].recipe)
     some = dataclasses.replace(METHODS["dpo"].recipe, dial=AdapterSettings(blocks="0.5..1"))
     assert plain(some)["dial"]["blocks"] == "0.5..1"
+
+
+# ---- beside a dial that stays on -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dial", [VectorSettings(sites="1"), AdapterSettings(rank=2)], ids=["vector", "lora"]
+)
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_policy_and_reference_agree_beside_a_held_dial(tiny, tokenizer, tmp_path, dial, kl):
+    """DPO is log 2 at the start, KL from the reference 0, and the store tells the two references apart."""
+    model, pairs = tiny("llama"), random_pairs(8)
+    store = Store(tmp_path / "store")
+    held = VectorDial({2: torch.ones(32)}, {2: 3.0}, positions="completion")
+    made = short(dial, DPO(weight_kl=kl), max_steps=2)
+    curves = {}
+    for name, beside in (("bare", None), ("held", held), ("again", held)):
+        out = tmp_path / name
+        found = fit(
+            made, model, tokenizer, pairs, out=out, store=store, held=beside, held_alpha=0.7
+        )
+        curves[name] = [json.loads(line) for line in (out / "training.jsonl").open()]
+        assert curves[name][0]["loss"] == pytest.approx(math.log(2), abs=2e-6)
+        assert curves[name][0].get("kl", 0.0) == pytest.approx(0, abs=1e-6)
+        assert ("held" in found.info.config) == (beside is not None)
+    assert curves["again"] == curves["held"]
+    assert curves["held"][1]["loss"] != curves["bare"][1]["loss"]
+    assert not opened(model)
+
+
+def test_a_mean_beside_a_held_dial_is_that_of_the_steered_states(tiny, tokenizer, few_pairs, store):
+    from trimtab.readings import collect
+
+    model, held = tiny("llama"), VectorDial({1: torch.ones(32)}, {1: 3.0}, positions="completion")
+    plain_mean = fit("mean", model, tokenizer, few_pairs, store=store)
+    found = fit("mean", model, tokenizer, few_pairs, store=store, held=held, held_alpha=2.0)
+    with held(model, 2.0):
+        encoded = encode(few_pairs, tokenizer)
+        h = collect(model, encoded, sites=(2,)).states[2]
+    chosen, rejected = encoded.pair_answers()
+    wanted = (h[chosen] - h[rejected]).mean(0)
+    assert torch.allclose(found.direction(2), wanted / wanted.norm(), atol=1e-5)
+    assert not torch.allclose(found.direction(2), plain_mean.direction(2), atol=1e-3)
+
+
+# ---- what a new dial costs -----------------------------------------------------------------------
+
+
+def test_a_fit_ends_with_its_first_range(tiny, tokenizer, few_pairs, tmp_path, capsys):
+    model = tiny("llama")
+    dial = fit(
+        "mean", model, tokenizer, few_pairs, out=tmp_path / "d", measure=True, progress=Progress()
+    )
+    assert dial.info.range == (-1.0, 1.0)
+    assert [alpha for alpha, _ in dial.info.damage] == [-1.0, 0.0, 1.0]
+    text = neutral(model, tokenizer)
+    assert dict(dial.info.damage)[1.0] == pytest.approx(text.damage(dial, 1.0).kl.mean(), rel=1e-3)
+    said = capsys.readouterr().err
+    assert "neutral text: KL" in said
+    strong = dial.times(20)
+    first_range(strong, text, Progress())
+    said = capsys.readouterr().err
+    alpha = float(said.partition("dear; alpha ")[2].split()[0])
+    assert text.damage(strong, alpha).kl.mean() == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_vector_whose_unit_is_damage(tiny, tokenizer, few_pairs):
+    model = tiny("llama")
+    made = DirectionRecipe(dial=UnitSettings("kl"))
+    dial = fit(made, model, tokenizer, few_pairs)
+    usual = fit("mean", model, tokenizer, few_pairs)
+    assert neutral(model, tokenizer).damage(dial, 1.0).kl.mean() == pytest.approx(0.05, rel=0.1)
+    assert torch.allclose(dial.direction(2), usual.direction(2), atol=1e-6)
+    assert dial.info.config["dial"] == {"unit": "kl"}
+    assert "dial" not in usual.info.config
+    grown = dial.scales[2] / usual.scales[2]
+    assert dial.info.dose["relative"][0] == pytest.approx(0.1 * grown)
