@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3380,
+    "cli": 3400,
     "compat": 550,
     "dials": 4880,
     "evaluation": 2945,
@@ -37,10 +37,10 @@ LINES_OF_ROOM = {
     "report": 4780,  # the page of a panel
     "serve": 1640,
     "statistics": 610,
-    "studies": 8050,  # a panel in evaluate, compare and a study of its own
-    "study": 3050,
+    "studies": 7580,  # a panel in evaluate, compare and a study of its own
+    "study": 2970,
     "trl": 460,
-    "training": 4000,
+    "training": 3950,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""

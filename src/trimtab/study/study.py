@@ -68,6 +68,17 @@ class Study(Generic[S]):
         return cls(settings, Path(out).expanduser().absolute(), Host(progress), **more)
 
     @classmethod
+    def run_at(
+        cls, settings: S, out: str | Path, *, progress: Progress = SILENT, **how: Any
+    ) -> Path:
+        """Run every cell that is not done yet and write the result files.
+
+        Args:
+            how: as of `run`, whose folder is given and whose errors are raised.
+        """
+        return run(cls.at(settings, out, progress=progress), **how)
+
+    @classmethod
     def folders(cls, settings: S, out: str | Path) -> Sequence[Path]:
         """The folders that are written to."""
         return [Path(out)]
@@ -95,7 +106,8 @@ class Study(Generic[S]):
 
     def load(self, cell: Cell) -> Load:
         """What a cell fits and reads, so that `--dry-run` can say what it takes."""
-        return Load()
+        stage = self.host.stage(cell)
+        return Load() if stage is self else stage.load(cell)
 
     # ---- what it need not say ----
 

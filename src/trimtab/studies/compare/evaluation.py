@@ -118,7 +118,8 @@ def evaluate(
         )
         progress.left_out(p.name, p.left_out, p.notes)
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
-    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
+    trunk = store is None or store.trunk
+    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages], trunk=trunk)
     rows: Rows = []
     first = next(
         iter(named.values()), None
