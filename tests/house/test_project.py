@@ -32,7 +32,7 @@ LINES_OF_ROOM = {
     "models": 3330,  # the head as a site and what comes after it, from training/
     "objectives": 1700,
     "panel": 1000,  # what else a dial changes
-    "pairs": 3400,
+    "pairs": 3430,  # a reader of BiPO's behaviours
     "rendering": 1450,
     "report": 4530,
     "serve": 1640,
