@@ -30,6 +30,7 @@ from transformers.cache_utils import (
 
 from trimtab import models
 from trimtab.batching.forward import forget_lengths
+from trimtab.batching.probes import thresholds
 from trimtab.batching.spans import one_line, prompts
 from trimtab.dials.contexts import paused
 from trimtab.errors import ModelError
@@ -237,12 +238,15 @@ def reads_in_pieces(model: Any, way: Way, piece: int, reach: int) -> bool:
 
 
 def _in_pieces(model: Any, way: Way, piece: int, reach: int) -> dict[str, Any]:
-    """What differs where a row is read in pieces: just past the first, and over the whole length."""
+    """What differs where a row is read in pieces: just past the first, past the second, and past the
+    last length at which the model's config may change what it computes."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = min(models.text_config(model).vocab_size, 1000)
     half = next(p.dtype for p in model.parameters() if p.is_floating_point()).itemsize < 4
     with paused():
-        for length in sorted({min(piece + 2, reach), reach}):
+        last = max((n for n in thresholds(model) if n < reach), default=0)
+        tried = (piece + 2, 2 * piece + 1, last + piece + 1)
+        for length in sorted({min(n, reach) for n in tried}):
             ids = torch.randint(2, vocabulary, (1, length), generator=draw).tolist()
             whole = _left(Rows(model, ids, way))
             try:
