@@ -13,8 +13,8 @@ from torch import nn
 from trimtab.batching import Encoded, PromptStyle, Row, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
+from trimtab.evaluation.scores import read_at
 from trimtab.pairs import Pair, PairSet
-from trimtab.readings import collect, reference
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
 
@@ -97,11 +97,7 @@ class Asked:
     ) -> Scored:
         """Log-probs with the dial at `alpha`; the bare model's come from the store."""
         encoded = self.encoded
-        if dial is None or alpha == 0:
-            found = reference(model, encoded, logps=True, store=store, progress=progress)
-        else:
-            with dial(model, alpha):
-                found = collect(model, encoded, logps=True, progress=progress)
+        found = read_at(model, encoded, dial, alpha, store=store, progress=progress)
         assert found.logps is not None
         assert found.tokens is not None
         sums = found.logps.double().numpy()
