@@ -115,16 +115,17 @@ MIXED = [  # lengths on both sides of the windows of 8; some begin alike
 ]
 
 
+HF: Any = transformers
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 OTHERS: dict[str, Callable[[], Any]] = {
-    "qwen2": lambda: transformers.Qwen2Config(**_GQA),
-    "falcon_h1": lambda: transformers.FalconH1Config(
+    "qwen2": lambda: HF.Qwen2Config(**_GQA),
+    "falcon_h1": lambda: HF.FalconH1Config(
         **_GQA, **MAMBA, mamba_n_groups=1, mamba_d_ssm=64, head_dim=8
     ),
-    "jamba": lambda: transformers.JambaConfig(
+    "jamba": lambda: HF.JambaConfig(
         **_GQA, num_experts=2, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
     ),
-    "mamba2": lambda: transformers.Mamba2Config(
+    "mamba2": lambda: HF.Mamba2Config(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, n_groups=1
     ),
 }
@@ -162,7 +163,7 @@ def engines(tokenizer: Any) -> Iterator[Callable[..., Engine]]:
                 if "row by row" in how:
                     patch.setattr("trimtab.serve.engine.way_to_serve", lambda *_: "rows")
                 prefill = PIECE if "in pieces" in how else 256
-                options = {"rows": 5, "context": 64, "prefill": prefill}
+                options: dict[str, Any] = {"rows": 5, "context": 64, "prefill": prefill}
                 made[name] = Engine(model, tokenizer, dials, **options)
         return made[name]
 
@@ -313,7 +314,9 @@ def test_joining_and_leaving_leaves_keys_and_values_as_they_are_alone(tiny: Any)
     for n, one in enumerate(alone):
         torch.testing.assert_close(rows.logits[n], one.logits[0], rtol=0, atol=2e-5)
     wide = 11
-    for layer, other in zip(rows.caches[0].layers, alone[0].caches[0].layers, strict=True):
+    mine: list[Any] = rows.caches[0].layers
+    theirs: list[Any] = alone[0].caches[0].layers
+    for layer, other in zip(mine, theirs, strict=True):
         held = min(wide, 7) if layer.is_sliding else wide
         assert layer.keys.shape[2] == held
         torch.testing.assert_close(layer.keys[0], other.keys[0], rtol=0, atol=2e-5)

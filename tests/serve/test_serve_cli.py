@@ -43,7 +43,7 @@ def chats(tiny: Any, tokenizer: Any) -> Any:
 def test_a_chat_keeps_its_history_and_turns_its_dials(chats: Chat, tokenizer: Any, tiny: Any):
     def expected(*texts: str, system: str = "", alpha: float = 0.0) -> str:
         roles = ["user", "assistant"] * 3
-        messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+        messages: Any = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
         if system:
             messages.insert(0, {"role": "system", "content": system})
         (found,) = generate(
@@ -82,7 +82,7 @@ def test_a_chat_keeps_its_history_and_turns_its_dials(chats: Chat, tokenizer: An
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(chats: Chat):
     whole = "".join(chats.says("Is the sky blue?"))
     chats.messages = []
-    answer = chats.says("Is the sky blue?")
+    answer: Any = chats.says("Is the sky blue?")
     begun = "".join(next(answer) for _ in range(3))
     answer.close()
     assert chats.messages[-1] == {"role": "assistant", "content": begun}
