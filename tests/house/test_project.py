@@ -24,20 +24,20 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3370,
+    "cli": 3380,
     "compat": 550,
     "dials": 4860,
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3415,  # a model run from one of its layers
     "objectives": 1700,
-    "panel": 1000,  # what else a dial changes
+    "panel": 1180,  # what else a dial changes
     "pairs": 3430,  # a reader of BiPO's behaviours
     "rendering": 1450,
-    "report": 4530,
-    "serve": 1829,
+    "report": 4780,  # the page of a panel
+    "serve": 1829,  # prompts in pieces
     "statistics": 610,
-    "studies": 7620,
+    "studies": 8050,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
     "training": 4000,

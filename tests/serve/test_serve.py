@@ -61,8 +61,9 @@ def together(engine: Engine, requests: Sequence[Request]) -> list[list[Any]]:
 
         return hear
 
-    for n, request in enumerate(requests):
-        engine.submit(request, listener(n))
+    with engine._lock:  # none is begun before all are there
+        for n, request in enumerate(requests):
+            engine.submit(request, listener(n))
     assert all(event.wait(60) for event in done)
     idle(engine)
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
+from trimtab.bounds import Count, OptionalFile, Positive
 from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPairs, place_of
 from trimtab.cli.parse import command, parse
 from trimtab.cli.study import show
@@ -30,6 +31,13 @@ class Args(WithCondition, WithPairs, OnModel):
     alpha: tuple[Alpha, ...] = (1.0,)
     """Strengths: numbers, or none, light, standard, strong, maximum; 0, the bare model, is always
     measured."""
+    panel: OptionalFile = None
+    """Measure what else each dial changes, at α = 1 and at equal damage, beside a random direction: a YAML
+    file of properties, by default the built-in panel."""
+    panel_items: Count = 300
+    """At most so many items of a property."""
+    panel_kl: Positive = 0.1
+    """Damage at which dials are compared on the panel: mean KL on neutral text, in nats a token."""
 
 
 def main(words: list[str]) -> None:
@@ -49,12 +57,22 @@ def main(words: list[str]) -> None:
         if name in specs:
             raise ConfigError(f"--pairs {name}={spec}: there is a split {name!r} already")
         specs[name] = args.spec(spec)
-    if not specs:
-        raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC")
-    check_names(specs)
+    if not specs and args.panel is None:
+        raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC, or --panel")
+    if specs:
+        check_names(specs)
     check_alphas(args.alpha)
     out = free_folder(args.out, "study.json")
     sets = {n: read_pairs(spec, args.data_root, limit=args.limit) for n, spec in specs.items()}
+    panel = None
+    if args.panel is not None:
+        if not args.dial:
+            raise ConfigError(
+                "evaluate --panel: give --dial DIR, whose side effects are to be measured"
+            )
+        from trimtab.panel import read_items, read_panel
+
+        panel = read_items(read_panel(args.panel), args.panel_items, args.data_root)
     args.check_model()
     dials: dict[str, Dial] = {}
     for text, dial in zip(args.dial, args.conditioned(), strict=True):
@@ -74,11 +92,13 @@ def main(words: list[str]) -> None:
         suite_digest=suite.digest if suite else "",
         limit=args.limit,
         **args.how,
+        panel=panel,
+        panel_kl=args.panel_kl,
         command=command("evaluate", words),
         force=args.force,
         progress=args.progress,
     )
-    if dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
+    if specs and dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
         _print_alphas(lines, list(specs))
     if not dials or 1.0 in args.alpha:
         show(out)

@@ -37,10 +37,12 @@ def score(
     """
     how: Any = {"budget": budget, "force": force, "progress": progress}
     if isinstance(dial, RewardDial) and alpha != 0:
-        rewards, _ = rewards_of(model, dial, encoded, **how)
-        return _told(reward_scores(encoded, alpha * rewards), progress)
-    found = read_at(model, encoded, dial, alpha, store=store, **how)
-    return _told(item_scores(encoded, found), progress)
+        found = reward_scores(encoded, alpha * rewards_of(model, dial, encoded, **how)[0])
+    else:
+        found = item_scores(encoded, read_at(model, encoded, dial, alpha, store=store, **how))
+    if isinstance(progress, Update):  # the mean over items stands at the end of a bar
+        progress.said = f"accuracy {found.accuracy.mean():.3f}"
+    return found
 
 
 def read_at(
@@ -68,10 +70,3 @@ def read_at(
     with dial(model, alpha, force=force):
         trunk = trunk_of(model, encoded, store, budget=budget)
         return collect(model, encoded, trunk=trunk, **how)
-
-
-def _told(found: ItemScores, progress: Progress | None) -> ItemScores:
-    """Scores whose accuracy, the mean over items, stands at the end of a bar."""
-    if isinstance(progress, Update):
-        progress.said = f"accuracy {found.accuracy.mean():.3f}"
-    return found

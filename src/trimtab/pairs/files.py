@@ -41,10 +41,7 @@ def located(
             looked for and the nearest of the `known` specs.
     """
     if root is None:
-        raise DataError(
-            f"{spec}: no data folder is known; give --data-root DIR (in Python data_root=) or set "
-            "the environment variable TRIMTAB_DATA"
-        )
+        raise no_root(spec)
     if not root.is_dir():
         raise DataError(f"{spec}: the data folder {root} does not exist")
     paths = [root / r for r in relative]
@@ -53,6 +50,14 @@ def located(
             return path
     looked = ", ".join(map(str, paths))
     raise DataError(f"{spec} was not found{near(spec, known)} (looked for {looked})")
+
+
+def no_root(spec: str) -> DataError:
+    """What is said where published data are asked for and nobody has said where they lie."""
+    return DataError(
+        f"{spec}: no data folder is known; give --data-root DIR (in Python data_root=) or set "
+        "the environment variable TRIMTAB_DATA"
+    )
 
 
 def name_and_split(kind: str, name: str, example: str) -> tuple[str, str]:

@@ -15,13 +15,13 @@ BUILT_IN = Path(__file__).parent / "data" / "panel.yaml"
 """The panel that is used unless another is named."""
 
 
-def read_panel(file: Path | None = None) -> list[Property]:
+def read_panel(file: str | Path | None = None) -> list[Property]:
     """Properties of a YAML file, the built-in ones without one.
 
     Raises:
         ConfigError: no properties, an unknown kind or setting, or a value of another type.
     """
-    file = file or BUILT_IN
+    file = Path(file or BUILT_IN).expanduser()
     found = read_yaml(file, "expected properties by name, each with its kind")
     if not found:
         raise ConfigError(f"{file}: no properties")

@@ -13,6 +13,7 @@ from torch import nn
 from trimtab.batching import Encoded, PromptStyle, Row, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
+from trimtab.evaluation.items import logps_of
 from trimtab.evaluation.scores import read_at
 from trimtab.pairs import Pair, PairSet
 from trimtab.rendering import USUAL, Rendering
@@ -70,13 +71,8 @@ class Asked:
             raise DataError(f"{name}: no items")
         self.options = {o.item: len(o.answers) for o in options}
         self.name = name
-        pairs = [
-            Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})")
-            for o in options
-            for other in o.answers[1:]
-        ]
         found = encode(
-            PairSet(pairs, name),
+            PairSet(pairs_of(options, name), name),
             tokenizer,
             max_length=max_length,
             prompt_style=prompt_style,
@@ -98,10 +94,7 @@ class Asked:
         """Log-probs with the dial at `alpha`; the bare model's come from the store."""
         encoded = self.encoded
         found = read_at(model, encoded, dial, alpha, store=store, progress=progress)
-        assert found.logps is not None
-        assert found.tokens is not None
-        sums = found.logps.double().numpy()
-        means = sums / found.tokens.numpy()
+        sums, means = logps_of(found)
         kept: list[tuple[str, np.ndarray]] = []
         for start, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
             if len(row.answers) == self.options[row.item] == len(row.pairs) + 1:
@@ -115,6 +108,15 @@ class Asked:
             tuple(means[at] for _, at in kept),
             len(self.options) - len(kept),
         )
+
+
+def pairs_of(options: Sequence[Options], name: str) -> list[Pair]:
+    """The first answer of each beside every other one."""
+    return [
+        Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})")
+        for o in options
+        for other in o.answers[1:]
+    ]
 
 
 def _opened(row: Row) -> Row:

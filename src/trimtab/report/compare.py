@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from rich.console import RenderableType
 
-from trimtab.report import figures, render, tables, wording
+from trimtab.report import figures, panel, render, tables, wording
 from trimtab.report.blocks import (
     Block,
     Figure,
@@ -149,7 +149,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             Section("Other ways of scoring", others, On.HTML, folded=True),
         ],
     )
-    if results.gains:
+    if results.over_base:
         told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
         yield Section("Against the bare model, at α = 1", told)
     gains = figures.gain(results)
@@ -167,6 +167,7 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
             yield Section(f"Against {baseline}, at {where}", told)
     yield _dose(results)
+    yield Section("What else the dials change", panel.blocks(results))
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)
     yield Section("Training", [_training(results, many)], On.HTML)
     yield Section("Costs", [tables.costs(results)], On.HTML)

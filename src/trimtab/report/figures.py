@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from trimtab.report import svg, wording
 from trimtab.report.looks import Look, looks_of
 from trimtab.report.results import ALPHA_1, BASE, DOSE, EQUAL_KL, NEUTRAL, Measurement, Results
 from trimtab.report.results import Difference as Diff
-from trimtab.report.svg import GRID, INK, MUTED, RULE, Panel
+from trimtab.report.svg import GRID, INK, MUTED, PAINT, RULE, Panel
 
 
 class Mark(NamedTuple):
@@ -44,22 +43,27 @@ def rows(
     *,
     at: float | None = None,
     pitch: int = 24,
+    scale: float = 100,
     **size: Any,
 ) -> Panel:
-    """Marks on named rows, in percent or points, with a line at 0 or, dashed, at the bare model's share."""
+    """Marks on named rows, in percent or points (`scale` 1: in their own unit), with a line at 0 or,
+    dashed, at the bare model's share."""
     names = list(dict.fromkeys(m.row for m in marks))
     with svg.rows(names, limits, pitch, title, note, **size) as (figure, ax):
         if at is not None and math.isfinite(at):
-            ax.axvline(100 * at, color=MUTED, lw=1, dashes=(3, 3) if at else ())
+            ax.axvline(scale * at, color=MUTED, lw=1, dashes=(3, 3) if at else ())
         for m in marks:
             y, line = names.index(m.row) + m.down, m.line
             if m.bar and isinstance(line, Diff) and math.isfinite(line.mde):
-                left, colour = -100 * line.mde, {"color": GRID, "zorder": 0.5}
-                ax.barh(y, 200 * line.mde, m.bar, left, **colour)
+                left, colour = -scale * line.mde, {"color": GRID, "zorder": 0.5}
+                ax.barh(y, 2 * scale * line.mde, m.bar, left, **colour)
             for seed in m.seeds:
-                svg.dot(ax, m.look, 100 * seed.value, y + 0.3, size=2.5)
-            svg.whisker(ax, m.look, 100 * line.low, 100 * line.high, y, m.width)
-            svg.dot(ax, m.look, 100 * line.value, y, m.size, hollow=m.hollow)
+                svg.dot(ax, m.look, scale * seed.value, y + 0.3, size=2.5)
+            ends = [scale * line.low, scale * line.high]
+            ax.plot(ends, [y, y], color=PAINT[m.look.colour], lw=m.width, zorder=2)
+            svg.dot(ax, m.look, scale * line.value, y, m.size, hollow=m.hollow)
+        if scale != 100:
+            svg.ticks(ax.xaxis)
         ax.set_xlabel(axis)
     return svg.panel(figure, about, name)
 
@@ -84,11 +88,11 @@ def accuracy(results: Results) -> list[Panel]:
     }
     ends, panels = limits([r for pairs in found.values() for _, r in pairs]), []
     for split, pairs in found.items():
-        marks = []
-        for m, row in pairs:
-            seeds = results.seeds(m, split)
-            shown = seeds if len(seeds) > 1 else ()
-            marks.append(Mark(wording.label(m), looks[m], row, seeds=shown))
+        seeds = {m: results.seeds(m, split) for m, _ in pairs}
+        marks = [
+            Mark(wording.label(m), looks[m], row, seeds=seeds[m] if len(seeds[m]) > 1 else ())
+            for m, row in pairs
+        ]
         items = next((r.items for _, r in pairs if r.items is not None), None)
         note, base = wording.count(items, "item") if items else "", results.read(BASE, split)
         named = (split, note, f"Accuracy on {split}", f"acc-{split}")
@@ -202,7 +206,11 @@ def over_alpha(
             value, low, high = ends
             label = {"label": legend(method)} if legend else {}
             svg.line(ax, looks[method], at, value, (low, high), **label)
-        alpha_axis(ax, alphas)
+        if len(alphas) <= 9:  # ticks at the alphas themselves
+            ax.xaxis.set_major_locator(FixedLocator(alphas))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: wording.alpha(x)))
+        ax.set_xlabel("α")
+        ax.margins(x=0.04)
         if metric == "kl":
             svg.root_ticks(ax, max([p.value for p in every if math.isfinite(p.value)], default=0.0))
         else:
@@ -249,12 +257,3 @@ def _equal_kl(results: Results) -> list[tuple[Look, float, float]]:
     looks = looks_of(results.methods)
     reached = {m: results.alpha_of_equal_kl(m) for m in results.methods}
     return [(looks[m], at, level) for m, at in reached.items() if at is not None]
-
-
-def alpha_axis(ax: Axes, alphas: Sequence[float]) -> None:
-    """Ticks at the alphas themselves, where they are few."""
-    if len(alphas) <= 9:
-        ax.xaxis.set_major_locator(FixedLocator(alphas))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: wording.alpha(x)))
-    ax.set_xlabel("α")
-    ax.margins(x=0.04)

@@ -16,6 +16,7 @@ from trimtab.study.results import (
     ALPHA_1,
     BASE,
     EQUAL_KL,
+    PANEL,
     About,
     Curve,
     Difference,
@@ -50,7 +51,8 @@ class Results:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """Evaluation splits with an accuracy, in the study's order."""
-        seen = dict.fromkeys(m.split for m in self.measurements if m.metric == "accuracy")
+        every = [m.split for m in self.measurements if m.metric == "accuracy"]
+        seen = dict.fromkeys(split for split in every if not split.startswith(PANEL))
         known = [s for s in self.study.splits if s in seen]
         apart = (TRAIN, DOSE, NEUTRAL)
         return tuple(s for s in dict.fromkeys([*known, *seen]) if s not in apart)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from trimtab.batching import PromptStyle
 from trimtab.bounds import Bounded, Count, Strength, Whole
 from trimtab.errors import ConfigError
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
+from trimtab.panel.properties import ITEMS
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
 from trimtab.study import cells
@@ -94,6 +95,9 @@ class Setting:
     rendering: Rendering = USUAL
     parts: dict[str, Any] = field(default_factory=dict)
     """What else the model is known by (`models.Source.parts`)."""
+    panel: str | None = None
+    """File of a panel of side effects, `""` the built-in one; a cell of its own measures it."""
+    panel_items: int = ITEMS
 
     @property
     def source(self) -> models.Source:
@@ -225,6 +229,26 @@ def task(cell: Cell, out: Path, setting: Setting, target: float | None = None) -
         digest(setting.key),
         result,
         cells.JOB if target is None else f"job-{result.stem}.json",
+    )
+
+
+def side_task(
+    cell: Cell, out: Path, setting: Setting, panel: str, target: float | None
+) -> cells.Cell:
+    """What a panel says of a cell that is done, at α = 1 and, with a `target`, at the alpha of that KL.
+
+    Args:
+        panel: its digest.
+    """
+    own = {"method": as_json(cell.method) if cell.method else None, "seed": cell.seed}
+    at = "" if target is None else f"-{target:.6g}"
+    return replace(
+        task(cell, out, setting),
+        run="trimtab.studies.compare.measure:Stage.side_effects",
+        own={**own, "panel": panel, "target": target},
+        label=f"{setting.data.suite.name}: {cell.label}, side effects",
+        result=cell.folder / f"panel-{panel[:12]}{at}.json",
+        job=f"job-panel-{panel[:12]}{at}.json",
     )
 
 

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import tyro
 
 from trimtab import models
-from trimtab.bounds import Bounded, Count, Within
+from trimtab.bounds import Bounded, Count, OptionalFile, Within
 from trimtab.errors import ConfigError, near
 from trimtab.pairs.spec import spec_with
+from trimtab.panel import Panel, read_items, read_panel
+from trimtab.panel.properties import ITEMS
 from trimtab.progress import Progress
 from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
@@ -26,6 +28,7 @@ from trimtab.studies.compare.cell import (
     Measuring,
     Setting,
     plan_cells,
+    side_task,
     task,
 )
 from trimtab.studies.compare.measure import mean_kl
@@ -85,6 +88,10 @@ class Comparison(Bounded):
     """Folder of local data sources (default: TRIMTAB_DATA)."""
     skip_missing: bool = False
     """Leave out the shifts of suite genies whose data are not there."""
+    panel: OptionalFile = None
+    """Measure what else every dial changes: a YAML file of properties, by default the built-in panel."""
+    panel_items: Count = ITEMS
+    """At most so many items of a property."""
     measuring: Measuring = field(default_factory=Measuring)
     """What is measured, and on how much."""
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
@@ -100,6 +107,8 @@ class Study:
     cells: list[Cell]
     capability: dict[str, tuple[Setting, list[Cell]]] = field(default_factory=dict)
     """By split, the cells of the model that is trained on the split's reference."""
+    panel: Panel | None = None
+    """What side effects are looked for in."""
 
     @property
     def suite(self) -> Suite:
@@ -112,10 +121,12 @@ class Study:
         return self.cells[0].folder.parent.parent
 
     def plan(self) -> Iterator[list[cells.Cell]]:
-        """All its cells; then, where KL is DPO's."""
+        """All its cells; then, where KL is DPO's; then on the panel."""
         yield self.tasks()
         if all(cell.done for cell in self.tasks()):
-            yield self.again()
+            yield (again := self.again())
+            if all(cell.done for cell in again):
+                yield list(self.sides())
 
     def tasks(self) -> list[cells.Cell]:
         """All its cells, but for those at equal KL."""
@@ -144,6 +155,15 @@ class Study:
         target = self.target()
         turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
         return [task(c, self.out, self.setting, target) for c in turned] if target else []
+
+    def sides(self) -> Iterator[cells.Cell]:
+        """The bare model's cell and every method's, which are done, to be measured on the panel."""
+        target = self.target()
+        for c in self.cells if self.panel else ():
+            if not c.instruction:
+                at = target if c.method and c.name != tables.BASELINE else None
+                assert self.panel
+                yield side_task(c, self.out, self.setting, self.panel.digest, at)
 
     def turned(self) -> Rows:
         """Scores at equal KL."""
@@ -194,6 +214,9 @@ def plan_studies(
                 f"measuring.equal_kl: {suite.name} has no split {split!r}"
                 f"{near(split, suite.evaluate)} (it has {', '.join(suite.evaluate)})"
             )
+    panel = None
+    if comparison.panel is not None:
+        panel = read_items(read_panel(comparison.panel), comparison.panel_items, root)
     data = [read_data(s, root, comparison.limit, comparison.train_limit) for s in suites]
     references = _references(suites, root, comparison)
     for pairs in (p for d in (*data, *references.values()) for p in (d.train, *d.splits.values())):
@@ -217,13 +240,15 @@ def plan_studies(
             limit=comparison.limit,
             train_limit=comparison.train_limit,
             rendering=comparison.rendering,
+            panel=comparison.panel and str(Path(comparison.panel).expanduser().absolute()),
+            panel_items=comparison.panel_items,
         )
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)
             planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
             folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
             names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
-            study = Study(folder, here, names, planned)
+            study = Study(folder, here, names, planned, panel=panel)
             baseline = next((m for m in chosen if m.name == tables.BASELINE), None)
             for split, specs in suite.capability.items() if baseline else ():
                 there = replace(setting, data=references[specs], measuring=_little(comparison))

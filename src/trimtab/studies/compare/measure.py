@@ -27,6 +27,7 @@ from trimtab.evaluation import (
 from trimtab.files import write_json
 from trimtab.pairs import Pair, PairSet
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
+from trimtab.panel import Arm, Panel, PanelOn, read_items, read_panel
 from trimtab.provenance import versions
 from trimtab.store import Store
 from trimtab.studies.compare.cell import (
@@ -39,12 +40,14 @@ from trimtab.studies.compare.cell import (
     equal_kl_file,
     setting_of,
 )
+from trimtab.studies.panel.lines import read_arms
 from trimtab.study import cells
 from trimtab.study.cells import JOB, Host
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.forecast import Load
 from trimtab.study.made import VERSIONS
 from trimtab.study.on_model import OnModel
+from trimtab.study.results import BASE, EQUAL_KL
 from trimtab.study.settings import from_json
 from trimtab.training.plan import HISTORY, SPACE
 
@@ -69,6 +72,9 @@ class Stage(OnModel[Setting]):
         """What a cell fits and reads."""
         m, own = self.measuring, cell.own
         splits = list(self.pairs.values())
+        if "panel" in own:
+            times = 1 if own["target"] is None else 2
+            return self.load_of(reads=[(self.panel.pairs, times)])
         if "target" in own:
             return self.load_of(reads=[(p, 1) for p in splits])
         method = from_json(own["method"]) if own["method"] else None
@@ -85,6 +91,34 @@ class Stage(OnModel[Setting]):
         """Measure a method that is done again at the alpha of that KL."""
         cell = self._cell(method, seed, None)
         write_rows(equal_kl_file(cell, target), _rows_at_kl(cell, self, target))
+
+    def side_effects(
+        self, folder: Path, method: Any, seed: int | None, panel: str, target: float | None
+    ) -> list[Any]:
+        """A method that is done, or the bare model, on the panel."""
+        if self.panel.digest != panel:
+            raise ConfigError(f"{folder}: planned with another panel than is here")
+        cell, arms = self._cell(method, seed, None), [Arm(BASE)]
+        if method:
+            dial = Dial.from_pretrained(folder / "dial")
+            dial.to(next(self.loaded[0].parameters()).device)
+            arms = [Arm(cell.name, dial, 1.0)]
+            if target is not None:
+                alphas = {row["alpha"] for row in read_rows(equal_kl_file(cell, target))}
+                arms += [Arm(cell.name, dial, alpha, EQUAL_KL) for alpha in alphas]
+        return [read.as_json() for read in read_arms(self.panel_on, arms, seed)]
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The properties, with their items."""
+        s = self.setting
+        return read_items(read_panel(s.panel), s.panel_items, s.data_root)
+
+    @cached_property
+    def panel_on(self) -> PanelOn:
+        """The panel on the model."""
+        how: Any = {"store": self.store, "progress": self.progress}
+        return PanelOn(*self.loaded, self.panel, max_length=self.options["max_length"], **how)
 
     def _cell(self, method: Any, seed: int | None, instruction: str | None) -> Cell:
         named = from_json(method) if method else None

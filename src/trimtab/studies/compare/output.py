@@ -12,6 +12,7 @@ from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import SUMMARY
 from trimtab.studies.compare.grid import Comparison, Study
 from trimtab.studies.compare.measure import read_history
+from trimtab.studies.panel import lines as side_effects
 from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.results import (
@@ -153,6 +154,8 @@ def _write_study(
     common = _common(study)
     lines = tables.results(rows, common)
     lines += tables.elicitation(rows, capability, study.methods, common)
+    sides, told, more = _side_effects(study, common)
+    lines += sides
     costs: dict[str, Any] = {}
     for cell in cells:
         if cell.method and cell.name not in costs and (cell.folder / COSTS).is_file():
@@ -183,6 +186,7 @@ def _write_study(
         trials={m.name: settings.trials.get(m.name, 0) for m in chosen if m.trained},
         equivalent=_equivalent(chosen),
         notes=(*notes, *mixed),
+        more=more,
     )
     curves = [
         Curve(setting.model, cell.name, cell.seed, record["step"], metric, record[metric])
@@ -196,6 +200,17 @@ def _write_study(
         for cell, summary in summaries.items()
         for g in summary["generations"]
     ]
-    differences = (*verdicts, *gains)
+    differences = (*verdicts, *gains, *told)
     write(out, Run(about, tuple(lines), differences, tuple(curves), tuple(texts), costs))
     write_rows(out / "items.parquet", rows)
+
+
+def _side_effects(study: Study, common: Any) -> tuple[list[Any], list[Difference], dict[str, Any]]:
+    """Lines of the panel, and what its page has to know; nothing where none was asked for."""
+    if study.panel is None:
+        return [], [], {}
+    bare, *dialled = (side_effects.read_of(r) for cell in study.sides() for r in cell.read())
+    trained = {m: [study.suite.train] for m in study.methods if m not in ("random", INSTRUCTION)}
+    known = side_effects.about(study.panel.properties, bare, dialled, trained, study.target())
+    known["not_reached"] = [m for m in known["not_reached"] if m != tables.BASELINE]
+    return *side_effects.lines(bare, dialled, common), {"panel": known}
