@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3400,
+    "cli": 3402,  # serve --prefill
     "compat": 550,
     "dials": 4880,
     "evaluation": 2945,

@@ -94,7 +94,5 @@ def begin(args: Any) -> tuple[Engine, Shelf]:
 
     shelf = Shelf(getattr(args, "name", None) or last_part(args.model), dials)
     model, tokenizer = args.load()
-    limits = {
-        name: getattr(args, name) for name in ("rows", "queue", "prefill") if hasattr(args, name)
-    }
+    limits = {n: getattr(args, n) for n in ("rows", "queue", "prefill") if hasattr(args, n)}
     return Engine(model, tokenizer, dials, context=args.context, force=args.force, **limits), shelf
