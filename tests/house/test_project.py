@@ -24,21 +24,21 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3402,  # serve --prefill
+    "cli": 3482,  # push, serve --prefill
     "compat": 550,
-    "dials": 4880,
+    "dials": 5113,  # the card and the Hub
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
-    "models": 3415,  # a model run from one of its layers
+    "models": 3425,  # a model run from one of its layers
     "objectives": 1700,
     "panel": 1180,  # what else a dial changes
     "pairs": 3450,  # a reader of BiPO's behaviours
     "rendering": 1450,
-    "report": 4780,  # the page of a panel
-    "serve": 1829,  # prompts in pieces
+    "report": 4785,  # the page of a panel
+    "serve": 2003,  # the provider of Inspect, prompts in pieces
     "statistics": 610,
-    "studies": 7580,  # a panel in evaluate, compare and a study of its own
-    "study": 2970,
+    "studies": 8055,  # a panel in evaluate, compare and a study of its own
+    "study": 3050,
     "trl": 460,
     "training": 3950,
 }
@@ -79,6 +79,7 @@ FLOORS = {
     5.3: ("report",),
     5.5: ("studies",),
     6: ("serve",),
+    6.5: ("inspect_provider",),
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

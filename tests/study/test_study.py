@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -34,6 +35,8 @@ from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
+from trimtab.report import read_results, wording
+from trimtab.statistics import holm
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
@@ -693,6 +696,31 @@ def test_evaluate_dials_on_splits(tiny, tokenizer, here, tmp_path):
     assert [{**r, "method": "v"} for r in again if r["method"] == "dial"] == [
         r for r in found if r["method"] == "v"
     ]
+
+
+@pytest.mark.parametrize("names", [("v", "w"), ("v", "dpo")])
+def test_evaluate_judges_against_the_bare_model_and_dpo(tiny, tokenizer, here, tmp_path, names):
+    """Every dial at every strength against alpha 0, one Holm table; beside it DPO, where there is one."""
+    dials = {
+        n: VectorDial({1: k * torch.ones(32)}, {1: 9.0})
+        for n, k in zip(names, (1, -1), strict=True)
+    }
+    splits, alphas = {"test": f"jsonl:{here}/test.jsonl"}, (0.5, 1.0)
+    evaluate(tiny("llama"), tokenizer, dials, splits, alphas=alphas, out=tmp_path, passages=1)
+    told = lines(tmp_path / "verdicts.jsonl")
+    bare = [d for d in told if d["against"] == "base"]
+    assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
+        (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
+    ]
+    items = pd.read_parquet(tmp_path / "items.parquet").query("split == 'test'")
+    means = items.groupby(["method", "alpha"]).accuracy.mean()
+    for d in bare:
+        assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
+    np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
+    against = [(d["method"], d["against"]) for d in told if d not in bare]
+    assert against == [("v", "dpo")] * ("dpo" in names)
+    said = " ".join(wording.headline(read_results(tmp_path)).split())
+    assert ("the bare model" in said, "DPO" in said) == ("w" in names, "dpo" in names)
 
 
 def test_evaluate_refuses(tiny, tokenizer, here, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials import saved
+from trimtab.dials import hub, saved
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
 from trimtab.dials.base import check, same_base
 from trimtab.dials.contexts import check_bare
@@ -201,18 +200,9 @@ class Dial(nn.Module):
         """
         saved.save_measured(self, folder)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Upload the dial as a model repository; keyword arguments go to `HfApi.upload_folder`."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(repo_id, exist_ok=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=self.save_pretrained(Path(temporary) / "dial"),
-                **kwargs,
-            )
+    def push_to_hub(self, repo_id: str, **how: Any) -> Any:
+        """Upload the dial as a model repository, with a full card; see `hub.push`."""
+        return hub.push(self, repo_id, **how)
 
     @staticmethod
     def from_pretrained(name: str | Path, *, force: bool = False) -> Dial:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab import models, provenance
 from trimtab.dials.base import FORCE
+from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, write_text
@@ -70,6 +71,19 @@ class DialInfo:
         if any(isinstance(a, bool) or not isinstance(a, int | float) for a in found):
             return None
         return min(0.0, *found), max(0.0, *found)
+
+    @property
+    def damage(self) -> list[tuple[float, float]]:
+        """Alphas at which damage was measured, and the mean KL from the bare model there, in nats a
+        token; 0 among them."""
+        found, curve = {0.0: 0.0}, self.measured.get("kl_nats_per_token")
+        if isinstance(curve, dict):
+            found |= {float(a): float(kl) for a, kl in curve.items()}
+        ends = self.measured.get("range")
+        if isinstance(ends, dict):
+            alphas = ends.get("alpha", [])
+            found |= dict(zip(alphas, ends.get("kl_nats_per_token", []), strict=False))
+        return sorted(found.items()) if len(found) > 1 else []
 
 
 @holding("folder")
@@ -175,41 +189,6 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
         raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
     dial.info = info
     return dial.eval()
-
-
-def card(dial: Dial) -> str:
-    """The model card of a dial, with its measured range and damage."""
-    info = dial.info
-    measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
-    data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
-    return f"""---
-library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
-base_model: {info.base_model}
-tags: [trimtab, alignment, {dial.kind}]
----
-
-# {info.method or dial.kind} dial for {info.base_model or "an unnamed model"}
-
-A {dial.kind} dial made by trimtab: at alpha = 0 the model is untouched, turned up it leans towards
-the preference of its training pairs, turned down it leans away.
-
-```python
-from trimtab import Dial, load
-
-model, tokenizer = load({info.base_model!r})
-dial = Dial.from_pretrained("path/to/this/folder")
-with dial(model, alpha=1.0):
-    ...
-```
-
-## Made from
-
-{data}
-
-## Measured
-
-{measured}
-"""
 
 
 def _folder(name: str | Path) -> Path:

@@ -114,7 +114,7 @@ def page(results: Results) -> Page:
 def _answer(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Block]:
     yield Text(plain(wording.headline(results)), lead=True)
     for at in (ALPHA_1, EQUAL_KL):
-        said = wording.answers(results, at) if results.at(at) else []
+        said = wording.answers(results, at) if at == ALPHA_1 or results.at(at) else []
         sentences = listed([plain(wording.label(m) + s) for m, s in said])
         if said and at == ALPHA_1:
             yield sentences
@@ -151,7 +151,8 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
     )
     if results.over_base:
         told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
-        yield Section("Against the bare model, at α = 1", told)
+        where = ", at α = 1" * all(d.at == ALPHA_1 for d in results.over_base)
+        yield Section(f"Against the bare model{where}", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)

@@ -71,7 +71,8 @@ def evaluate(
         dials: one dial, or several by name.
         pairs: a spec or pair set, or several by split name; with a panel perhaps none.
         alphas: strengths; 0 is the bare model and always measured.
-        out: folder for the result files, from which `trimtab report` makes a page.
+        out: folder for the result files, from which `trimtab report` makes a page: with verdicts against
+            the bare model, and against a dial called `dpo` where there is one.
         limit: the first so many items of every split.
         rendering: how the chat template is run.
         passages: neutral passages on which damage is measured.
@@ -189,7 +190,7 @@ def evaluate(
             notes=tuple(mixed),
             more=more,
         )
-        told = [*tables.verdicts(rows, list(named), list(sets), common), *told]
+        told = [*tables.verdicts(rows, list(named), list(sets), common, strengths), *told]
         write(folder, Run(about, tuple(lines), tuple(told)))
         write_rows(folder / "items.parquet", rows)
     return [OldRow(row_of(line)) for line in lines]

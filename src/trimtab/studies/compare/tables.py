@@ -100,11 +100,16 @@ def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
 
 
 def verdicts(
-    rows: Rows, methods: Sequence[str], splits: Sequence[str], common: Mapping[str, Any]
+    rows: Rows,
+    methods: Sequence[str],
+    splits: Sequence[str],
+    common: Mapping[str, Any],
+    alphas: Sequence[float] = (),
 ) -> list[Difference]:
-    """Every other method against DPO on every split, at alpha 1 and at equal KL; p-values adjusted by
-    Holm over each of the two tables."""
-    return judged_apart(differences(rows, methods, splits, common))
+    """Every other method against DPO on every split, at alpha 1 and at equal KL, and every method against
+    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables."""
+    gains = differences(rows, methods, splits, common, BASE, alphas)
+    return [*judged_apart(differences(rows, methods, splits, common)), *judged(gains)]
 
 
 def differences(
@@ -113,18 +118,19 @@ def differences(
     splits: Sequence[str],
     common: Mapping[str, Any],
     baseline: str = BASELINE,
-    places: Sequence[str] = COMPARED,
+    places: Sequence[str | float] = COMPARED,
 ) -> list[Difference]:
-    """Lines without verdicts: every method less the baseline on every split, on the same items.
+    """Lines without verdicts: every method less the baseline on every split, on the same items, at each
+    of some places, or alphas.
 
     Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
     the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    for at, method, split in product(places, methods, splits):
+    for place, method, split in product(places, methods, splits):
         theirs = _seeds(groups, baseline, split, ALPHA_1)
-        mine = _seeds(groups, method, split, at)
+        mine = _seeds(groups, method, split, place)
         if None not in {*mine, *theirs}:
             both = [seed for seed in mine if seed in theirs]
             mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
@@ -132,6 +138,7 @@ def differences(
             continue
         values, against = _same_items(mine, theirs)
         if len(next(iter(values.values()))):
+            at = place if place in COMPARED else ALPHA_1 if place == 1 else None
             where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
             labels = {"method": method, "against": baseline, "metric": "accuracy"}
             lines.append(compared(values, against, **labels, **where, **common))
@@ -208,9 +215,10 @@ def _same_items(
     return one, other
 
 
-def _seeds(groups: dict[Key, Seeds], method: str, split: str, at: str) -> Seeds:
-    """Rows of a method on a split by seed, seeds in order; empty where it was not measured."""
-    found = next((group for key, group in groups.items() if key[:3] == (method, split, at)), {})
+def _seeds(groups: dict[Key, Seeds], method: str, split: str, place: str | float) -> Seeds:
+    """Rows of a method on a split at a place or an alpha by seed, seeds in order; empty where it was not
+    measured."""
+    found = next((g for k, g in groups.items() if k[:2] == (method, split) and place in k[2:]), {})
     return dict(sorted(found.items(), key=lambda pair: -1 if pair[0] is None else pair[0]))
 
 
