@@ -123,7 +123,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     for column in ("α", *splits, "KL", "NLL rise"):
         table.add_column(column, justify="right")
     found = {(r["method"], r["alpha"], r["split"], r["metric"]): r["value"] for r in lines}
-    places = {key[:2] for key in found if key[3] == "accuracy"}
+    places = {key[:2] for key in found if key[3] == "accuracy" and key[2] in splits}
     for method, alpha in sorted(places, key=lambda place: (place[0] != "base", *place)):
         damage = [found.get((method, alpha, "neutral", m)) for m in ("kl", "nll_rise")]
         table.add_row(

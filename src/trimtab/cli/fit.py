@@ -90,12 +90,14 @@ def main(words: list[str]) -> None:
     from trimtab.progress import Progress
     from trimtab.store import Store
     from trimtab.training import fit
+    from trimtab.training.run import check_pairs
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
     args.check_model()
     data, held = _pairs(args)
     condition = read_condition(args.condition, args.model, False)
+    check_pairs(replace(named, recipe=args.recipe), data)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
     store = Store(args.store, trunk=args.trunk == "auto")

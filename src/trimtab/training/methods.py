@@ -15,6 +15,7 @@ from trimtab.objectives import (
     ORPO,
     ContrastiveSteering,
     InnerDPO,
+    PlackettLuce,
     PrefVec,
     Rank,
     SimPO,
@@ -82,6 +83,10 @@ ROWS: dict[str, tuple[Any, str]] = {
     "ipo": (Recipe(IPO()), "log-ratios drawn to a margin instead of to infinity"),
     "simpo": (Recipe(SimPO()), "mean log-probs apart by a margin, no reference"),
     "orpo": (Recipe(ORPO()), "likelihood of the chosen answer plus an odds ratio"),
+    "plackett-luce": (
+        Recipe(PlackettLuce()),
+        "the order of all answers of an item at once: DPO for rankings and best-of-K",
+    ),
     "projgrad": (
         ProjectionRecipe(DPO()),
         "DPO, the weights' gradient kept to the reference's preference direction",

@@ -62,6 +62,11 @@ class Recipe(Generic[O, D]):
         return isinstance(self.objective, ContrastiveSteering)
 
     @property
+    def on_answers(self) -> bool:
+        """Whether it compares what is said after a prompt, and not hidden states alone."""
+        return not isinstance(self.objective, MSE | PrefVec | Rank | ContrastiveSteering)
+
+    @property
     def head(self) -> bool:
         """Whether its dial is a head on a frozen model."""
         return isinstance(self.dial, LogitsSettings | RewardSettings)

@@ -16,14 +16,16 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode, is_contrast
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
-from trimtab.errors import ConfigError, TrainingError
+from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.files import write_text
 from trimtab.holding import holding
+from trimtab.objectives import PlackettLuce
 from trimtab.pairs import PairSet, read_pairs
+from trimtab.pairs.inspect import contradictions
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
@@ -91,10 +93,7 @@ def fit(
     check_bare(model, "fitting")
     models.settle(model)
     data = (pairs if isinstance(pairs, Contrast) else read_pairs(pairs, data_root)).limit(limit)
-    if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
-        raise ConfigError(
-            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
-        )
+    check_pairs(named, data)
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
     source = models.source_of(model, tokenizer)
@@ -160,6 +159,29 @@ def fit(
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def check_pairs(named: Method, data: PairSet | Contrast) -> None:
+    """Raise ConfigError where a method compares answers to a prompt, and there is none: whole sequences
+    that differ in what is asked would be scored as if they answered the same; DataError where rankings
+    go in a circle."""
+    if named.trained and isinstance(named.recipe.objective, PlackettLuce):
+        circular = contradictions(data)["contradictory"] if isinstance(data, PairSet) else 0
+        if circular:
+            raise DataError(
+                f"{data.name}: {circular} pairs are part of a circle of preferences (A over B, B over A), "
+                f"which no ranking has; take them out, or train with dpo, pair by pair"
+            )
+    contrast = isinstance(data, Contrast)
+    whole = contrast or is_contrast(data)
+    if not named.trained or not (contrast or (whole and named.recipe.on_answers)):
+        return
+    name = data.name.partition("[")[0].removesuffix("/all")
+    own = f" (`{name}/answers` has the personas as answers)" if name.startswith("personas:") else ""
+    raise ConfigError(
+        f"{named.name} trains on answers to prompts, and {data.name} has whole sequences without a "
+        f"prompt; give pairs with one{own}, or a method that reads states, such as mean or contrastive"
+    )
 
 
 def _trainer_of(recipe: Recipe[Any, Any]) -> Callable[[Run], Made]:
