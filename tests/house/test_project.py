@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3482,  # push, serve --prefill
+    "cli": 3484,  # push, serve --prefill
     "compat": 550,
     "dials": 5113,  # the card and the Hub
     "evaluation": 2990,  # steerability and its control
