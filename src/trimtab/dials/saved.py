@@ -57,6 +57,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -125,8 +130,9 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
@@ -165,7 +171,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")
