@@ -32,6 +32,7 @@ VERBS = {
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
     "import": "a dial of another tool as one of ours, checked on its model",
+    "push": "a dial to the Hugging Face Hub, with a full card",
     "explain": "the tokens that a dial promotes and demotes, step by step",
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
