@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.bounds import Count, Positive
-from trimtab.cli.flags import Forced, OnModel
+from trimtab.cli.flags import Forced, FromTrunk, OnModel
 from trimtab.cli.parse import parse
 from trimtab.errors import ConfigError, DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Forced, OnModel):
+class Args(Forced, FromTrunk, OnModel):
     """Flags."""
 
     dial: str
@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
                 f"{args.dial}: expected a saved dial's folder, to write the range into"
             )
         model, tokenizer = args.load(dial)
-        text = NeutralText(model, tokenizer, passages)
+        text = NeutralText(model, tokenizer, passages, trunk=args.trunk == "auto")
         found = calibrate(text, dial, budget, largest=args.largest, force=args.force)
         dial.info.measured = {**dial.info.measured, "range": found.note()}
         dial.save_measured(args.dial)

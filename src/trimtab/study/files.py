@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         ("item", pa.string()),
         ("pairs", pa.int64()),
         *((score, pa.float64()) for score in ("accuracy", "accuracy_sum", "accuracy_choice")),
-        *((score, pa.float64()) for score in ("margin", "kl", "nll_rise")),
+        *((score, pa.float64()) for score in ("margin", "preference", "kl", "nll_rise")),
     ]
 )
 """Per-item scores. `at`: `alpha_1`, `equal_kl` or `dose`; items of split `neutral` are passages."""
