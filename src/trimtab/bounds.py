@@ -14,6 +14,8 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from tyro.constructors import PrimitiveConstructorSpec
+
 from trimtab.errors import ConfigError, near
 
 MOST, MOST_INT = 1e6, 10**9
@@ -69,6 +71,26 @@ Several = Annotated[int, Within(2, MOST_INT)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
 Strength = Annotated[float, Within(-1e4, 1e4, of="finite")]
 """alpha."""
+
+
+def _at_most_one(words: list[str]) -> str:
+    if len(words) > 1:
+        raise ValueError(f"expected one file at most, given {' '.join(words)}")
+    return words[0] if words else ""
+
+
+OptionalFile = Annotated[
+    str | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[FILE]",
+        instance_from_str=_at_most_one,
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [value] if value else [],
+    ),
+]
+"""Something that is done or not, by what a file says or in the usual way: a file, `""`, or None where the
+flag is not given."""
 
 
 class Bounded:

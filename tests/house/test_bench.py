@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import data, directions, dpo, floor, positions, results, steering
+from bench import data, directions, dpo, floor, positions, repeng_tests, results, steering
 from bench.__main__ import main
 from bench.naive_rotation import Naive
 from bench.sides import Comparison
@@ -175,8 +175,29 @@ def test_work_is_counted_exactly(truthful: None) -> None:
     )
     assert half.scored == 0
     assert half.least == (2 * weights + 6 * adapter) * sum(lengths)
-    assert floor.peer_work(model, 0, 10) == 40 * (weights + head)
+    assert floor.peer_work(weights + head, 0, 10) == 40 * (weights + head)
+    assert floor.peer_work(weights + head, 5, 10, reference=True) == 60 * (weights + head) + 300
     assert floor.reading_per_position(model) == 2 * (weights + head)
+
+
+def test_an_adapter_of_peft_is_not_counted_as_the_model(tiny: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny("llama", fresh=True)
+    floor.reading_per_position(model)
+    get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.raises(AssertionError, match="before it is wrapped"):
+        floor.reading_per_position(model)
+
+
+def test_the_recorded_predictions_are_those_of_the_operations() -> None:
+    """SmolLM2's blocks and head, the adapter of rank 16, the positions that both sides computed."""
+    blocks, head, adapter = 106_168_320, 576 * 49152, 4_884_480
+    for name in dpo.CASES:
+        d = json.loads(results.DETAILS.read_text())[name]
+        ours = (4 * blocks + 6 * adapter) * d["positions"] + 4 * head * d["scored"]
+        theirs = floor.peer_work(blocks + head, adapter, d["trl_positions"])
+        assert d["predicted_ratio"] == pytest.approx(theirs / ours), name
 
 
 def test_results_are_merged_in_the_order_of_the_table(
@@ -269,3 +290,21 @@ def test_lines_of_heads(tiny, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Non
     # 2 d + 1 bytes of a state, and 4 of each answer's count
     assert 1 + 1 / 64 < found["store_bytes_over_2d"][0] < 1.05
     assert len(results.rows({k: v for k, (v, _) in found.items()}, {})) == 1 + len(found)
+
+
+def test_tests_of_others_are_run_without_what_one_model_says() -> None:
+    text = """
+from . import ControlModel
+
+def test_right():
+    tokenizer, model = AutoTokenizer.from_pretrained("m"), AutoModelForCausalLM.from_pretrained("m")
+    said = tokenizer.decode(model.generate(**tokenizer("a", return_tensors="pt"))[0])
+    assert said == "what another model says"
+    assert len(model_layer_list(ControlModel(model, [1]))) == 4
+
+def test_wrong():
+    assert load_suffixes()[0] == 5
+"""
+    right, wrong = repeng_tests.run(text)
+    assert right == ("test_right", "passed", 1, 1)
+    assert wrong == ("test_wrong", "failed: AssertionError: ", 1, 0)

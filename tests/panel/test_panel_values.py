@@ -221,7 +221,8 @@ def test_what_less_of_is_better_is_said_so():
 
 def test_the_built_in_panel():
     panel = read_panel()
-    assert [p.name for p in panel] == ["knowledge", "truthfulness", "bias", "refusal", "texts"]
+    names = ["knowledge", "truthfulness", "bias", "refusal", "texts", "neutral"]
+    assert [p.name for p in panel] == names
     assert {type(p) for p in panel} == set(PROPERTIES.values())
     assert len(read_requests(REQUESTS)) >= 48
     assert BUILT_IN.is_file()

@@ -43,6 +43,10 @@ def here(tmp_path_factory, tiny, tokenizer) -> Iterator[Path]:
     for name in ("train", "test"):
         write_lines(folder / f"{name}.jsonl", rows(4, name))
     write_suite(folder / "suite")
+    (folder / "panel.yaml").write_text(
+        f"mine: {{kind: choices, sources: ['{folder}/test.jsonl']}}\n"
+        "texts: {kind: texts, new_tokens: 2}\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_CACHE", str(folder / "cache"))
         yield folder
@@ -60,6 +64,10 @@ def words(name: str, here: Path, out: Path, *more: object) -> list[object]:
         "rewards": [
             *("--data-root", here, "--tasks", "a", "b", "--held-out", "c", "--train-limit", "4"),
             *("--test-limit", "3", "--head-seeds", "0", "--no-ablation"),
+        ],
+        "panel": [
+            *("--train", f"jsonl:{here}/train.jsonl", "--methods", "mean", "--panel-items", "2"),
+            *("--panel", here / "panel.yaml"),
         ],
         "steering": [
             *("--traits", "honesty", "--limit", "4", "--items", "3", "--passages", "2"),
@@ -135,19 +143,20 @@ def test_ray_gives_the_same_bytes(here, whole):
         ray.shutdown()
 
 
-@pytest.mark.parametrize("name", ["compare", "heads", "rewards", "steering"])
+@pytest.mark.parametrize("name", ["compare", "heads", "panel", "rewards", "steering"])
 def test_a_dry_run_says_what_it_takes_and_stops(name, here, tmp_path):
     done = trimtab(*words(name, here, tmp_path / "run", "--dry-run", "--jobs", "2"))
     assert done.code == 0, done.err
     said = re.match(r"(\w+): (\d+) cells, 0 of them done already; (\d+) training steps", done.out)
     assert said, done.out
     cells, steps = said[2], said[3]
-    many = {"compare": (3, 1), "heads": (7, 4), "rewards": (6, 4), "steering": (4, 1)}[name]
+    many = {"compare": (3, 1), "heads": (7, 4), "rewards": (6, 4), "steering": (4, 1)}
+    many = {**many, "panel": (3, 0)}[name]
     assert int(cells) == many[0]
     assert int(steps) >= many[1]
     for what, unit in (("minutes", ""), ("memory", "GiB"), ("disk", "MiB")):
         said = re.search(rf"{what} +(?:about|at most) ([\d.e-]+) ?{unit}", done.out)
-        assert float(said[1]) > 0, done.out
+        assert float(said[1] if said else 0) > 0, done.out
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.json"))
 
 

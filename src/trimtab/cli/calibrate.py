@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.bounds import Count, Positive
-from trimtab.cli.flags import Forced, OnModel
+from trimtab.cli.flags import Forced, FromTrunk, OnModel
 from trimtab.cli.parse import parse
 from trimtab.errors import ConfigError, DataError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Forced, OnModel):
+class Args(Forced, FromTrunk, OnModel):
     """Flags."""
 
     dial: str
@@ -37,18 +37,22 @@ def main(words: list[str]) -> None:
     about = "How far a dial may be turned within a budget."
     args = parse(Args, words, verb="calibrate", about=about)
     from trimtab.evaluation import NeutralText, calibrate, parse_budget
+    from trimtab.holding import held
 
     budget = parse_budget(args.budget)
     passages = _passages(args)
     args.check_model()
-    (dial,) = args.read_dials(args.dial)
-    if not (Path(args.dial) / "dial.json").is_file():
-        raise ConfigError(f"{args.dial}: expected a saved dial's folder, to write the range into")
-    model, tokenizer = args.load(dial)
-    text = NeutralText(model, tokenizer, passages)
-    found = calibrate(text, dial, budget, largest=args.largest, force=args.force)
-    dial.info.measured = {**dial.info.measured, "range": found.note()}
-    dial.save_measured(args.dial)
+    with held(args.dial):  # two of them would each leave out what the other found
+        (dial,) = args.read_dials(args.dial)
+        if not (Path(args.dial) / "dial.json").is_file():
+            raise ConfigError(
+                f"{args.dial}: expected a saved dial's folder, to write the range into"
+            )
+        model, tokenizer = args.load(dial)
+        text = NeutralText(model, tokenizer, passages, trunk=args.trunk == "auto")
+        found = calibrate(text, dial, budget, largest=args.largest, force=args.force)
+        dial.info.measured = {**dial.info.measured, "range": found.note()}
+        dial.save_measured(args.dial)
     print(f"{args.dial}: alpha {found.down.alpha:.3g} to {found.up.alpha:.3g} within {args.budget}")
     for name, end in (("down", found.down), ("up", found.up)):
         print(f"  {name}: {_line(end, args.largest)}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
-from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPairs, place_of
+from trimtab.bounds import Count, OptionalFile, Positive
+from trimtab.cli.flags import Alpha, FromTrunk, OnModel, WithCondition, WithPairs, place_of
 from trimtab.cli.parse import command, parse
 from trimtab.cli.study import show
 from trimtab.errors import ConfigError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(WithCondition, WithPairs, OnModel):
+class Args(WithCondition, WithPairs, FromTrunk, OnModel):
     """Flags."""
 
     out: Path
@@ -30,6 +31,13 @@ class Args(WithCondition, WithPairs, OnModel):
     alpha: tuple[Alpha, ...] = (1.0,)
     """Strengths: numbers, or none, light, standard, strong, maximum; 0, the bare model, is always
     measured."""
+    panel: OptionalFile = None
+    """Measure what else each dial changes, at α = 1 and at equal damage, beside a random direction: a YAML
+    file of properties, by default the built-in panel."""
+    panel_items: Count = 300
+    """At most so many items of a property."""
+    panel_kl: Positive = 0.1
+    """Damage at which dials are compared on the panel: mean KL on neutral text, in nats a token."""
 
 
 def main(words: list[str]) -> None:
@@ -38,7 +46,7 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="evaluate", about=about)
     from trimtab.evaluation.items import check_alphas
     from trimtab.pairs import read_pairs
-    from trimtab.report import write_page
+    from trimtab.store import Store
     from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
     from trimtab.study.suite import read_suite
@@ -49,12 +57,22 @@ def main(words: list[str]) -> None:
         if name in specs:
             raise ConfigError(f"--pairs {name}={spec}: there is a split {name!r} already")
         specs[name] = args.spec(spec)
-    if not specs:
-        raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC")
-    check_names(specs)
+    if not specs and args.panel is None:
+        raise ConfigError("evaluate: give --suite NAME or --pairs name=SPEC, or --panel")
+    if specs:
+        check_names(specs)
     check_alphas(args.alpha)
     out = free_folder(args.out, "study.json")
     sets = {n: read_pairs(spec, args.data_root, limit=args.limit) for n, spec in specs.items()}
+    panel = None
+    if args.panel is not None:
+        if not args.dial:
+            raise ConfigError(
+                "evaluate --panel: give --dial DIR, whose side effects are to be measured"
+            )
+        from trimtab.panel import read_items, read_panel
+
+        panel = read_items(read_panel(args.panel), args.panel_items, args.data_root)
     args.check_model()
     dials: dict[str, Dial] = {}
     for text, dial in zip(args.dial, args.conditioned(), strict=True):
@@ -74,23 +92,24 @@ def main(words: list[str]) -> None:
         suite_digest=suite.digest if suite else "",
         limit=args.limit,
         **args.how,
+        panel=panel,
+        panel_kl=args.panel_kl,
         command=command("evaluate", words),
         force=args.force,
+        store=Store(trunk=args.trunk == "auto"),
         progress=args.progress,
     )
-    if dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
+    if specs and dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
         _print_alphas(lines, list(specs))
-    if not dials or 1.0 in args.alpha:
-        show(out)
-    else:
-        print(f"page: {write_page(out)}")
+    show(out)
 
 
 def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     """Accuracy and damage at every alpha; the tables of a run show alpha 1."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from trimtab import terminal
 
     table = Table(
         title="Accuracy, %, and damage on neutral text (nats a token) by α",
@@ -105,7 +124,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     for column in ("α", *splits, "KL", "NLL rise"):
         table.add_column(column, justify="right")
     found = {(r["method"], r["alpha"], r["split"], r["metric"]): r["value"] for r in lines}
-    places = {key[:2] for key in found if key[3] == "accuracy"}
+    places = {key[:2] for key in found if key[3] == "accuracy" and key[2] in splits}
     for method, alpha in sorted(places, key=lambda place: (place[0] != "base", *place)):
         damage = [found.get((method, alpha, "neutral", m)) for m in ("kl", "nll_rise")]
         table.add_row(
@@ -114,7 +133,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
             *(f"{100 * found[method, alpha, split, 'accuracy']:.1f}" for split in splits),
             *("–" if value is None else f"{value:.3f}" for value in damage),
         )
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _named(text: str) -> tuple[str, str]:

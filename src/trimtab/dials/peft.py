@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.dials.attach import ADAPTER, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.experts import Swap
@@ -20,6 +21,7 @@ from trimtab.dials.linear import linear_at
 from trimtab.dials.saved import KINDS, DialInfo, load_finite
 from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
+from trimtab.foreign import parse_json
 from trimtab.sites import Site
 
 PREFIX = "base_model.model."
@@ -125,11 +127,12 @@ class PeftDial(Dial):
         from peft.utils import PeftType
 
         kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
+        base = self.info.base_model or None
         return kind(
             target_modules=self.paths,
             task_type="CAUSAL_LM",
             inference_mode=True,
-            base_model_name_or_path=self.info.base_model or None,
+            base_model_name_or_path=base and (models.on_hub(base) or base),
             **self.peft_settings(),
         )
 
@@ -180,14 +183,14 @@ class PeftDial(Dial):
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "adapter_config.json").read_text())
+            config = parse_json((folder / "adapter_config.json").read_bytes())
             tensors = load_finite(folder / PeftDial.weights_file)
             if not isinstance(config, dict):
                 raise ValueError("adapter_config.json holds no settings")
         except (OSError, ValueError, SafetensorError) as error:
             raise DialError(f"{folder}: not a readable PEFT adapter folder: {error}") from error
         tuners = [kind for kind in KINDS.values() if issubclass(kind, PeftDial)]
-        tuner = {kind.peft_type: kind for kind in tuners}.get(config.get("peft_type", ""))
+        tuner = {kind.peft_type: kind for kind in tuners}.get(str(config.get("peft_type")))
         if tuner is None:
             known = ", ".join(kind.tuner for kind in tuners)
             raise DialError(

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from trimtab import models, provenance
 from trimtab.dials.base import FORCE
+from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, write_text
+from trimtab.foreign import parse_json
+from trimtab.holding import holding
 
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial
@@ -29,6 +32,7 @@ KINDS: dict[str, type[Dial]] = {}
 """Dial kinds by the name that `dial.json` gives them; each enters itself as its class is made."""
 
 FORMAT = 1
+REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass
@@ -53,6 +57,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -68,7 +77,21 @@ class DialInfo:
             return None
         return min(0.0, *found), max(0.0, *found)
 
+    @property
+    def damage(self) -> list[tuple[float, float]]:
+        """Alphas at which damage was measured, and the mean KL from the bare model there, in nats a
+        token; 0 among them."""
+        found, curve = {0.0: 0.0}, self.measured.get("kl_nats_per_token")
+        if isinstance(curve, dict):
+            found |= {float(a): float(kl) for a, kl in curve.items()}
+        ends = self.measured.get("range")
+        if isinstance(ends, dict):
+            alphas = ends.get("alpha", [])
+            found |= dict(zip(alphas, ends.get("kl_nats_per_token", []), strict=False))
+        return sorted(found.items()) if len(found) > 1 else []
 
+
+@holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
     folder = Path(folder).expanduser().absolute()
@@ -107,18 +130,20 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
 
 
+@holding("folder")
 def save_measured(dial: Dial, folder: str | Path) -> None:
     """See `Dial.save_measured`."""
     file = Path(folder).expanduser() / "dial.json"
     try:
-        note = json.loads(file.read_text())
+        note = parse_json(file.read_bytes())
         if note["kind"] != dial.kind or note["base_digest"] != dial.info.base_digest:
             raise DialError(f"{file}: another dial than the one that was measured")
         note["measured"] = dial.info.measured
@@ -139,14 +164,14 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 return found
         raise DialError(f"{folder}: no dial.json (nor adapter_config.json): not a saved dial")
     try:
-        note = json.loads(note_file.read_text())
+        note = parse_json(note_file.read_bytes())
         kind, made_by = note["kind"], note["format"]
         if made_by != FORMAT or kind not in KINDS:
             raise DialError(
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")
@@ -170,41 +195,6 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
         raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
     dial.info = info
     return dial.eval()
-
-
-def card(dial: Dial) -> str:
-    """The model card of a dial, with its measured range and damage."""
-    info = dial.info
-    measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
-    data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
-    return f"""---
-library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
-base_model: {info.base_model}
-tags: [trimtab, alignment, {dial.kind}]
----
-
-# {info.method or dial.kind} dial for {info.base_model or "an unnamed model"}
-
-A {dial.kind} dial made by trimtab: at alpha = 0 the model is untouched, turned up it leans towards
-the preference of its training pairs, turned down it leans away.
-
-```python
-from trimtab import Dial, load
-
-model, tokenizer = load({info.base_model!r})
-dial = Dial.from_pretrained("path/to/this/folder")
-with dial(model, alpha=1.0):
-    ...
-```
-
-## Made from
-
-{data}
-
-## Measured
-
-{measured}
-"""
 
 
 def _folder(name: str | Path) -> Path:
@@ -236,6 +226,10 @@ def load_finite(file: Path) -> dict[str, Tensor]:
     what is computed with it would not be. Else a DialError."""
     tensors = load_file(file)
     for name, t in tensors.items():
+        if t.dtype not in REAL:
+            raise DialError(
+                f"{file}: {name} holds {t.dtype}; expected real numbers of 16 bits or more"
+            )
         if not torch.isfinite(t).all():
             raise DialError(f"{file}: {name} has values that are not finite")
         if t.numel() and (most := t.abs().max().item()) > LARGEST:

@@ -122,6 +122,16 @@ def hub_id(name: str, what: str) -> str:
     return name
 
 
+def on_hub(name: str) -> str | None:
+    """The Hub id of a model's name; None of a folder or file here, or of a model without a name."""
+    if name == DEFAULT_MODEL:
+        return _WHEEL_HUB_ID
+    try:
+        return hub_id(name, "folder") if "/" in name else None
+    except ModelError:
+        return None
+
+
 def hub_folder(name: str) -> str:
     """The folder of a Hub repository in the local Hub cache, downloaded when there is a network.
 

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, near
+from ..foreign import Malformed, parse_json
 from .pair import Messages, Pair, Text
+
+MOST_CHARACTERS = 1 << 27
+"""Of a field of a CSV file."""
 
 
 @dataclass
@@ -41,10 +45,7 @@ def located(
             looked for and the nearest of the `known` specs.
     """
     if root is None:
-        raise DataError(
-            f"{spec}: no data folder is known; give --data-root DIR (in Python data_root=) or set "
-            "the environment variable TRIMTAB_DATA"
-        )
+        raise no_root(spec)
     if not root.is_dir():
         raise DataError(f"{spec}: the data folder {root} does not exist")
     paths = [root / r for r in relative]
@@ -53,6 +54,14 @@ def located(
             return path
     looked = ", ".join(map(str, paths))
     raise DataError(f"{spec} was not found{near(spec, known)} (looked for {looked})")
+
+
+def no_root(spec: str) -> DataError:
+    """What is said where published data are asked for and nobody has said where they lie."""
+    return DataError(
+        f"{spec}: no data folder is known; give --data-root DIR (in Python data_root=) or set "
+        "the environment variable TRIMTAB_DATA"
+    )
 
 
 def name_and_split(kind: str, name: str, example: str) -> tuple[str, str]:
@@ -82,15 +91,19 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def json_value(text: str, where: str, first_line: int = 1) -> object:
-    """Parse JSON, or say at which line of `where` it is malformed."""
+def json_value(text: str, where: str, line: int = 0) -> object:
+    """Parse JSON, or say at which line of `where` it is malformed.
+
+    Args:
+        line: of `where`, which the text is; 0 where it is the whole of it.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(
-            f"{where}:{line}: malformed JSON at column {error.colno} ({error.msg})"
-        ) from None
+        return parse_json(text)
+    except Malformed as error:
+        line = line or error.line
+        place = f"{where}:{line}" if line else where
+        column = f" at column {error.column}" if error.column else ""
+        raise DataError(f"{place}: malformed JSON{column} ({error})") from None
 
 
 def json_lines(path: Path, bad: list[str] | None = None) -> Iterator[tuple[str, object]]:
@@ -109,6 +122,21 @@ def json_lines(path: Path, bad: list[str] | None = None) -> Iterator[tuple[str, 
             yield f"{path}:{number}", value
 
 
+def json_items(path: Path) -> Iterator[tuple[str, object]]:
+    """`(file:line, value)` of each element of a JSON file that is a list."""
+    text = read_text(path)
+    items = json_value(text, str(path))
+    if not isinstance(items, list):
+        raise DataError(f"{path}: expected a list of items, given {shown(items)}")
+    decoder, line, last, at = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    for item in items:
+        while text[at] in ", \t\r\n":
+            at += 1
+        line, last = line + text.count("\n", last, at), at
+        yield f"{path}:{line}", item
+        _, at = decoder.raw_decode(text, at)
+
+
 def csv_rows(
     path: Path, delimiter: str | None = ",", bad: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, object]]]:
@@ -118,6 +146,7 @@ def csv_rows(
         delimiter: None takes whichever of comma, semicolon and tab cuts the header into most names.
         bad: is told of records with another number of fields, which are then left out.
     """
+    csv.field_size_limit(MOST_CHARACTERS)  # Python's own is 131,072
     text = read_text(path)
     if delimiter is None:
         header = text.partition("\n")[0]

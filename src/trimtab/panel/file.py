@@ -15,13 +15,13 @@ BUILT_IN = Path(__file__).parent / "data" / "panel.yaml"
 """The panel that is used unless another is named."""
 
 
-def read_panel(file: Path | None = None) -> list[Property]:
+def read_panel(file: str | Path | None = None) -> list[Property]:
     """Properties of a YAML file, the built-in ones without one.
 
     Raises:
         ConfigError: no properties, an unknown kind or setting, or a value of another type.
     """
-    file = file or BUILT_IN
+    file = Path(file or BUILT_IN).expanduser()
     found = read_yaml(file, "expected properties by name, each with its kind")
     if not found:
         raise ConfigError(f"{file}: no properties")
@@ -33,7 +33,7 @@ def _property(name: str, value: Any, where: str) -> Property:
         raise ConfigError(f"{where}: expected `kind` and settings, given {value!r}")
     settings = {str(k): v for k, v in value.items()}
     kind = settings.pop("kind", None)
-    if kind not in PROPERTIES:
+    if not isinstance(kind, str) or kind not in PROPERTIES:
         raise ConfigError(
             f"{where}: kind {kind!r}{near(str(kind), PROPERTIES)} ({', '.join(PROPERTIES)})"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,17 @@ import numpy as np
 from scipy.special import softmax
 
 from trimtab.errors import DataError
-from trimtab.evaluation import Sampling
+from trimtab.evaluation import NeutralText, Sampling
 from trimtab.evaluation.items import won
 from trimtab.pairs import read_pairs
+from trimtab.pairs.files import no_root
+from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.written import cells
-from trimtab.panel.bbq import bbq_values, read_bbq
+from trimtab.panel.bbq import Question, bbq_values, read_bbq
 from trimtab.panel.options import Asked, Options, Scored
 from trimtab.panel.texts import Request, read_requests, text_values
 from trimtab.panel.values import Values
-from trimtab.statistics import SHARE
+from trimtab.statistics import POSITIVE, SHARE
 
 ITEMS = 300
 """Items of a property, unless told otherwise."""
@@ -42,19 +43,15 @@ first tokens of an answer, unended."""
 
 @dataclass(frozen=True)
 class Reader:
-    """What every property is scored with: a model, where data lie, how many items.
+    """What the items of every property become tokens for.
 
     Attributes:
         model, tokenizer: what is scored.
-        items: at most so many a property.
-        data_root: folder of published data (default: TRIMTAB_DATA).
         max_length: longer items are left out.
     """
 
     model: Any
     tokenizer: Any
-    items: int = ITEMS
-    data_root: Path | None = None
     max_length: int = 1024
 
 
@@ -81,13 +78,28 @@ class Property:
     about: str = ""
     in_distribution: tuple[str, ...] = ()
 
-    def prepared(self, reader: Reader) -> Scoring:
+    def read(self, items: int, root: Path | None) -> list[Any]:
+        """At most so many items. Nothing of a model is needed, so that this is done before one is loaded.
+
+        Args:
+            root: folder of published data.
+
+        Raises:
+            DataError: data are missing (which file, where it was looked for), or cannot be read.
+        """
+        raise NotImplementedError
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
         """The items, as tokens.
 
         Raises:
-            DataError: data are missing (which file, where it was looked for), or there are no items.
+            DataError: none of them fits.
         """
         raise NotImplementedError
+
+    def asked(self, data: list[Any]) -> list[Options]:
+        """The items that are scored by log-probs, as far as they are known without a model."""
+        return data if data and isinstance(data[0], Options) else []
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,11 @@ class _OfOptions:
         return self.told(arm.scored(self.asked))
 
 
-def _options(spec: str, reader: Reader, items: int) -> list[Options]:
+def _options(spec: str, root: Path | None, items: int) -> list[Options]:
     """Items of a source of pairs: the chosen answer, then those that it was preferred to. Items with
     several chosen answers keep the first."""
     found = []
-    for item, pairs in read_pairs(spec, reader.data_root).limit(items).items().items():
+    for item, pairs in read_pairs(spec, root).limit(items).items().items():
         prompt, chosen = pairs[0].prompt, pairs[0].chosen
         others = dict.fromkeys(str(p.rejected) for p in pairs if p.chosen == chosen)
         if not isinstance(prompt, str) or not isinstance(chosen, str):
@@ -121,13 +133,16 @@ class Choices(Property):
 
     sources: tuple[str, ...] = ()
 
-    def prepared(self, reader: Reader) -> Scoring:
+    def read(self, items: int, root: Path | None) -> list[Options]:
         """Equally many items of each source."""
         if not self.sources:
             raise DataError(f"panel: {self.name}: no sources")
-        each = max(1, reader.items // len(self.sources))
-        options = [o for spec in self.sources for o in _options(spec, reader, each)]
-        asked = Asked(options, self.name, reader.tokenizer, max_length=reader.max_length)
+        each = max(1, items // len(self.sources))
+        return [o for spec in self.sources for o in _options(spec, root, each)]
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
+        """Every question with its answers."""
+        asked = Asked(data, self.name, reader.tokenizer, max_length=reader.max_length)
         return _OfOptions(asked, self.told)
 
     def told(self, scored: Scored) -> list[Values]:
@@ -164,14 +179,21 @@ class Bbq(Property):
 
     folder: str = "bbq"
 
-    def prepared(self, reader: Reader) -> Scoring:
+    def read(self, items: int, root: Path | None) -> list[Question]:
         """Questions spread over categories, contexts and polarities."""
-        root = reader.data_root or Path(os.environ.get("TRIMTAB_DATA", ""))
-        folder = root.expanduser() / self.folder
-        questions = read_bbq(folder, reader.items)
-        options = [q.options for q in questions]
+        if root is None:
+            raise no_root(f"panel: {self.name}")
+        return read_bbq(root / self.folder, items)
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
+        """Every question with its three answers."""
+        options = self.asked(data)
         asked = Asked(options, self.name, reader.tokenizer, max_length=reader.max_length)
-        return _OfOptions(asked, lambda scored: bbq_values(questions, scored))
+        return _OfOptions(asked, lambda scored: bbq_values(data, scored))
+
+    def asked(self, data: list[Any]) -> list[Options]:
+        """The questions."""
+        return [q.options for q in data]
 
 
 @dataclass(frozen=True)
@@ -187,33 +209,38 @@ class Refusal(Property):
     refusing: tuple[str, ...] = REFUSING
     complying: tuple[str, ...] = COMPLYING
 
-    def prepared(self, reader: Reader) -> Scoring:
-        """Both requests of a line, with all openings."""
+    def read(self, items: int, root: Path | None) -> list[list[str]]:
+        """Lines of two requests, which count as two items."""
         lines = cells(self.table)
-        if not lines or any(len(line) != 2 for line in lines):
+        if any(len(line) != 2 for line in lines):
             raise DataError(f"panel: {self.name}: expected lines `request | harmless request`")
         if len(self.refusing) != len(self.complying) or not self.refusing:
             raise DataError(f"panel: {self.name}: expected equally many openings of both kinds")
-        lines = lines[: reader.items // 2]
-        chat = bool(reader.tokenizer.chat_template)
-        options = [
+        return [list(line) for line in lines[: max(1, items // 2)]]
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
+        """Both requests of a line, with all openings."""
+        asked = Asked(
+            self.asked(data, bool(reader.tokenizer.chat_template)),
+            self.name,
+            reader.tokenizer,
+            openings=True,
+            max_length=reader.max_length,
+            prompt_style="chat" if reader.tokenizer.chat_template else "plain",
+        )
+        return _OfOptions(asked, lambda scored: _refusals(scored, len(self.refusing)))
+
+    def asked(self, data: list[Any], chat: bool = True) -> list[Options]:
+        """Both requests of a line, with all openings."""
+        return [
             Options(
                 f"{number}/{side}",
                 text if chat else f"Request: {text}\nAnswer:",
                 tuple(o if chat else f" {o}" for o in (*self.refusing, *self.complying)),
             )
-            for number, line in enumerate(lines)
+            for number, line in enumerate(data)
             for side, text in zip(("harmful", "harmless"), line, strict=True)
         ]
-        asked = Asked(
-            options,
-            self.name,
-            reader.tokenizer,
-            openings=True,
-            max_length=reader.max_length,
-            prompt_style="chat" if chat else "plain",
-        )
-        return _OfOptions(asked, lambda scored: _refusals(scored, len(self.refusing)))
 
 
 def _refusals(scored: Scored, n: int) -> list[Values]:
@@ -240,12 +267,13 @@ class Texts(Property):
     table: str = REQUESTS
     new_tokens: int = 48
 
-    def prepared(self, reader: Reader) -> Scoring:
+    def read(self, items: int, root: Path | None) -> list[Request]:
         """The requests."""
-        requests = read_requests(self.table)[: reader.items]
-        if not requests:
-            raise DataError(f"panel: {self.name}: no requests")
-        return _OfTexts(requests, reader.tokenizer, Sampling(max_new_tokens=self.new_tokens))
+        return read_requests(self.table)[:items]
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
+        """The requests."""
+        return _OfTexts(data, reader.tokenizer, Sampling(max_new_tokens=self.new_tokens))
 
 
 @dataclass(frozen=True)
@@ -261,11 +289,51 @@ class _OfTexts:
         return text_values(self.requests, texts, ids)
 
 
+@dataclass(frozen=True)
+class Neutral(Property):
+    """How far the model moves on neutral text: `kl`, a passage's mean KL(bare || dialled) in nats a token;
+    `kl_p95`, the 95th percentile of its tokens, in which a rare collapse shows. Neither is judged: a dial
+    that moves nothing is none."""
+
+    passages: int = 12
+
+    def read(self, items: int, root: Path | None) -> list[str]:
+        """The passages."""
+        return list(NEUTRAL[: min(items, self.passages)])
+
+    def prepared(self, data: list[Any], reader: Reader) -> Scoring:
+        """The passages, as tokens."""
+        return _OfNeutral(tuple(data), NeutralText(reader.model, reader.tokenizer, data))
+
+
+@dataclass(frozen=True)
+class _OfNeutral:
+    passages: tuple[str, ...]
+    text: NeutralText
+
+    def values(self, arm: Any) -> list[Values]:
+        """The passages' mean and tail."""
+        kl = arm.token_kl(self.text)
+        names = tuple(f"passage {i}" for i in range(len(kl)))
+        return [
+            Values(
+                metric,
+                names,
+                np.array([of(k) for k in kl]),
+                within=POSITIVE,
+                better=0,
+                unit="nats",
+            )
+            for metric, of in (("kl", np.mean), ("kl_p95", lambda k: np.quantile(k, 0.95)))
+        ]
+
+
 PROPERTIES: Mapping[str, type[Property]] = {
     "choices": Choices,
     "truth": Truth,
     "bbq": Bbq,
     "refusal": Refusal,
     "texts": Texts,
+    "neutral": Neutral,
 }
 """Kinds of properties, as panel files name them."""

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
-from trimtab.dials import Dial
-from trimtab.evaluation import Sampling, generate
-from trimtab.panel.options import Asked, Scored
+from trimtab.dials import Dial, VectorDial
+from trimtab.errors import DataError, StudyError
+from trimtab.evaluation import NeutralText, Sampling, alpha_at_kl, generate
+from trimtab.pairs import PairSet
+from trimtab.pairs.neutral import NEUTRAL
+from trimtab.panel.options import Asked, Scored, pairs_of
 from trimtab.panel.properties import ITEMS, Property, Reader
 from trimtab.panel.values import Values
 from trimtab.progress import SILENT, Progress
 from trimtab.statistics import Difference, Verdict, judged, paired_difference
 from trimtab.store import Store
+
+PASSAGES = 12
+"""Neutral passages on which KL is made equal: those of `evaluate` and `compare`."""
+KL = 0.1
+"""Mean KL in nats a token to which dials are turned so as to be compared, where nothing else is said: what
+`calibrate` allows."""
 
 
 @dataclass(frozen=True)
@@ -37,69 +51,158 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class _On:
-    """An arm on a model: what properties are scored with."""
+class Panel:
+    """Properties with their items, for which no model is needed."""
 
-    model: nn.Module
-    tokenizer: Any
-    arm: Arm
-    store: Store | None
-    bar: Callable[[int, int], None] | None = None
+    properties: tuple[Property, ...]
+    items: dict[str, list[Any]]
+    """Of each property, by name."""
 
-    def scored(self, asked: Asked) -> Scored:
-        """Log-probs of options."""
-        arm = self.arm
-        return asked.scored(self.model, arm.dial, arm.alpha, store=self.store, progress=self.bar)
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that its figures depend on but the model."""
+        return hashlib.sha256(repr((self.properties, self.items)).encode()).hexdigest()
 
-    def texts(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        """Greedy continuations, in the chat template where there is one."""
-        arm = self.arm
-        found = generate(
-            self.model,
-            self.tokenizer,
-            list(prompts),
-            arm.dial,
-            [arm.alpha],
-            sampling=sampling,
-            prompt_style="auto",
-            progress=self.bar,
-        )
-        return [g.text for g in found]
+    @property
+    def pairs(self) -> PairSet:
+        """What is scored by log-probs, as pairs."""
+        asked = [o for p in self.properties for o in p.asked(self.items[p.name])]
+        return PairSet(pairs_of(asked, "panel"), "panel")
+
+
+def read_items(
+    panel: Sequence[Property], items: int = ITEMS, data_root: str | Path | None = None
+) -> Panel:
+    """The items of every property, before any model is loaded.
+
+    Args:
+        items: at most so many a property.
+        data_root: folder of published data (default: TRIMTAB_DATA).
+
+    Raises:
+        DataError: data of a property are missing (which file, where it was looked for), or it has no items.
+    """
+    given = data_root or os.environ.get("TRIMTAB_DATA")
+    root = Path(given).expanduser() if given else None
+    found = {p.name: p.read(items, root) for p in panel}
+    if empty := [name for name, of in found.items() if not of]:
+        raise DataError(f"panel: {empty[0]}: no items")
+    return Panel(tuple(panel), found)
 
 
 Measured = dict[str, list[Values]]
 """Metrics by property."""
 
 
+class PanelOn:
+    """A panel on a model: its items as tokens, read on the bare model once and on every dial anew."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        panel: Panel,
+        *,
+        max_length: int = 1024,
+        store: Store | None = None,
+        progress: Progress = SILENT,
+    ):
+        """
+        Raises:
+            DataError: no item of a property fits.
+        """
+        self.model, self.tokenizer, self.store, self.progress = model, tokenizer, store, progress
+        reader = Reader(model, tokenizer, max_length)
+        self.ready = {p.name: p.prepared(panel.items[p.name], reader) for p in panel.properties}
+        self.neutral = NeutralText(model, tokenizer, NEUTRAL[:PASSAGES])
+
+    def arms(self, name: str, dial: Dial, kl: float = KL) -> list[Arm]:
+        """A dial at α = 1, and at the α at which its KL on neutral text is `kl`, where it is reached."""
+        found = alpha_at_kl(self.neutral, dial, kl, {})
+        equal = [Arm(name, dial, float(f"{found[0]:.6g}"), "equal_kl")] if found else []
+        return [Arm(name, dial, 1.0), *equal]
+
+    def measure(self, arm: Arm) -> Measured:
+        """Metrics of an arm, one property after the other."""
+        on, found = _On(self, arm), {}
+        label = f"{arm.name} at alpha {arm.alpha:.3g}" if arm.dial else arm.name
+        for name, scoring in self.ready.items():
+            self.progress.say(f"panel: {label}: {name}")
+            found[name] = scoring.values(on)
+            if not all(np.isfinite(v.values).all() for v in found[name]):
+                raise StudyError(f"panel: {label}: {name}: not finite; turn the dial less")
+        return found
+
+
+@dataclass(frozen=True)
+class _On:
+    """An arm on a model: what properties are scored with."""
+
+    panel: PanelOn
+    arm: Arm
+    bar: Callable[[int, int], None] | None = None
+
+    def scored(self, asked: Asked) -> Scored:
+        """Log-probs of options."""
+        arm, on = self.arm, self.panel
+        return asked.scored(on.model, arm.dial, arm.alpha, store=on.store, progress=self.bar)
+
+    def texts(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+        """Greedy continuations, in the chat template where there is one."""
+        arm, on = self.arm, self.panel
+        how: Any = {"sampling": sampling, "prompt_style": "auto", "progress": self.bar}
+        found = generate(on.model, on.tokenizer, list(prompts), arm.dial, [arm.alpha], **how)
+        return [g.text for g in found]
+
+    def token_kl(self, text: NeutralText) -> list[np.ndarray]:
+        """KL(bare || dialled) at every token of every passage, in nats."""
+        dial, found = self.arm.dial, []
+        for index in range(len(text.ids)):
+            base = text.log_probs(index)
+            if dial is None or self.arm.alpha == 0:
+                found.append(np.zeros(len(base)))
+                continue
+            with dial(self.panel.model, self.arm.alpha):
+                new = text.log_probs(index)
+            kl = (base.exp() * (base - new)).sum(-1).clamp(min=0)
+            found.append(kl.double().cpu().numpy())
+        return found
+
+
 def measure(
     model: nn.Module,
     tokenizer: Any,
-    panel: Sequence[Property],
+    panel: Sequence[Property] | Panel,
     arms: Sequence[Arm],
     *,
     items: int = ITEMS,
     data_root: str | Path | None = None,
-    max_length: int = 1024,
-    store: Store | None = None,
-    progress: Progress = SILENT,
+    **how: Any,
 ) -> list[Measured]:
-    """Metrics of every arm, one property after the other. All data are found before the first is scored.
+    """Metrics of every arm. All data are found before the first is scored.
+
+    Args:
+        how: as of `PanelOn`.
 
     Raises:
         DataError: data of a property are missing, or it has no items.
     """
-    reader = Reader(model, tokenizer, items, Path(data_root) if data_root else None, max_length)
-    ready = {p.name: p.prepared(reader) for p in panel}
-    found: list[Measured] = []
-    for arm in arms:
-        on = _On(model, tokenizer, arm, store)
-        label = f"{arm.name} at alpha {arm.alpha:g}" if arm.dial else arm.name
-        of_arm: Measured = {}
-        for name, scoring in ready.items():
-            progress.say(f"panel: {label}: {name}")
-            of_arm[name] = scoring.values(on)
-        found.append(of_arm)
-    return found
+    found = panel if isinstance(panel, Panel) else read_items(panel, items, data_root)
+    on = PanelOn(model, tokenizer, found, **how)
+    return [on.measure(arm) for arm in arms]
+
+
+def random_like(dial: Dial, seed: int = 0) -> VectorDial | None:
+    """A vector dial's twin that means nothing: random directions as long as its own, at the same sites and
+    tokens. None for another dial."""
+    if not isinstance(dial, VectorDial) or dial.operator != "add":
+        return None
+    draw = torch.Generator().manual_seed(seed)
+    steps = {site: dial.direction(site).detach().cpu() for site in dial.sites}
+    other = {site: torch.randn(v.shape, generator=draw) for site, v in steps.items()}
+    twin = VectorDial(other, dial.scales, positions=dial.positions, keep_norm=dial.keep_norm)
+    twin.info = replace(dial.info, method="random", data={}, measured={})
+    return twin
 
 
 @dataclass(frozen=True)
@@ -108,7 +211,7 @@ class Change:
 
     Attributes:
         property, metric: which.
-        bare, dialled: the figure without and with the dial.
+        bare, dialled: the figure without and with the dial; of several seeds the first.
         difference: dialled less bare, paired by item.
         verdict: adjusted over the panel; None for a metric that is not judged.
         unit: of the figures; `points` are of a share.
@@ -123,16 +226,21 @@ class Change:
     unit: str
 
 
-def changes(bare: Measured, dialled: Measured) -> list[Change]:
-    """One arm's panel, its verdicts adjusted by Holm over the metrics that are judged. `worse` is said of
-    what the dial makes worse: of more bias as of less knowledge."""
+def changes(bare: Measured, *dialled: Measured) -> list[Change]:
+    """One arm's panel, at a seed or at several, its verdicts adjusted by Holm over the metrics that are
+    judged. `worse` is said of what the dial makes worse: of more bias as of less knowledge."""
     rows: list[tuple[str, Values, Values, Difference]] = []
-    for name, metrics in dialled.items():
-        for theirs, mine in zip(bare[name], metrics, strict=True):
+    for name, metrics in dialled[0].items():
+        for place, (theirs, mine) in enumerate(zip(bare[name], metrics, strict=True)):
             assert theirs.items == mine.items
-            found = paired_difference(mine.values, theirs.values, mine.within, mine.weights)
+            table = np.stack([seed[name][place].values for seed in dialled])
+            found = paired_difference(table, theirs.values, mine.within, mine.weights)
             rows.append((name, theirs, mine, found))
-    told = [(d._replace(value=d.value * mine.better), 1) for _, _, mine, d in rows if mine.better]
+    told = [
+        (d._replace(value=d.value * mine.better), len(dialled))
+        for _, _, mine, d in rows
+        if mine.better
+    ]
     verdicts = iter(judged(told))
     return [
         Change(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -38,6 +40,24 @@ class Values:
     def mean(self) -> float:
         """The figure."""
         return float(np.average(self.values, weights=self.weights))
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, from which `values_of` makes it again; a value has six digits."""
+        rest = {k: v for k, v in vars(self).items() if k not in ("values", "weights", "within")}
+        ends = [end if math.isfinite(end) else None for end in self.within]
+        weights = None if self.weights is None else self.weights.tolist()
+        short = [float(f"{x:.6g}") for x in self.values]
+        own = {"items": list(self.items), "within": ends, "weights": weights, "values": short}
+        return {**rest, **own}
+
+
+def values_of(found: Mapping[str, Any]) -> Values:
+    """What `Values.as_json` wrote."""
+    low, high = found["within"]
+    within = (-math.inf if low is None else low, math.inf if high is None else high)
+    weights = None if found["weights"] is None else np.array(found["weights"])
+    own = {"items": tuple(found["items"]), "within": within, "weights": weights}
+    return Values(**{**found, **own, "values": np.array(found["values"])})
 
 
 def by_cluster(

@@ -43,23 +43,27 @@ def rows(
     *,
     at: float | None = None,
     pitch: int = 24,
+    scale: float = 100,
     **size: Any,
 ) -> Panel:
-    """Marks on named rows, in percent or points, with a line at 0 or, dashed, at the bare model's share."""
+    """Marks on named rows, in percent or points (`scale` 1: in their own unit), with a line at 0 or,
+    dashed, at the bare model's share."""
     names = list(dict.fromkeys(m.row for m in marks))
     with svg.rows(names, limits, pitch, title, note, **size) as (figure, ax):
         if at is not None and math.isfinite(at):
-            ax.axvline(100 * at, color=MUTED, lw=1, dashes=(3, 3) if at else ())
+            ax.axvline(scale * at, color=MUTED, lw=1, dashes=(3, 3) if at else ())
         for m in marks:
             y, line = names.index(m.row) + m.down, m.line
             if m.bar and isinstance(line, Diff) and math.isfinite(line.mde):
-                left, colour = -100 * line.mde, {"color": GRID, "zorder": 0.5}
-                ax.barh(y, 200 * line.mde, m.bar, left, **colour)
+                left, colour = -scale * line.mde, {"color": GRID, "zorder": 0.5}
+                ax.barh(y, 2 * scale * line.mde, m.bar, left, **colour)
             for seed in m.seeds:
-                svg.dot(ax, m.look, 100 * seed.value, y + 0.3, size=2.5)
-            ends = [100 * line.low, 100 * line.high]
+                svg.dot(ax, m.look, scale * seed.value, y + 0.3, size=2.5)
+            ends = [scale * line.low, scale * line.high]
             ax.plot(ends, [y, y], color=PAINT[m.look.colour], lw=m.width, zorder=2)
-            svg.dot(ax, m.look, 100 * line.value, y, m.size, hollow=m.hollow)
+            svg.dot(ax, m.look, scale * line.value, y, m.size, hollow=m.hollow)
+        if scale != 100:
+            svg.ticks(ax.xaxis)
         ax.set_xlabel(axis)
     return svg.panel(figure, about, name)
 

@@ -16,6 +16,7 @@ from trimtab.study.results import (
     ALPHA_1,
     BASE,
     EQUAL_KL,
+    PANEL,
     About,
     Curve,
     Difference,
@@ -50,7 +51,8 @@ class Results:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """Evaluation splits with an accuracy, in the study's order."""
-        seen = dict.fromkeys(m.split for m in self.measurements if m.metric == "accuracy")
+        every = [m.split for m in self.measurements if m.metric == "accuracy"]
+        seen = dict.fromkeys(split for split in every if not split.startswith(PANEL))
         known = [s for s in self.study.splits if s in seen]
         apart = (TRAIN, DOSE, NEUTRAL)
         return tuple(s for s in dict.fromkeys([*known, *seen]) if s not in apart)
@@ -102,6 +104,11 @@ class Results:
     def at(self, where: str) -> list[Difference]:
         """The comparisons at `"alpha_1"` or `"equal_kl"`, by split, then by method."""
         return self._in_order(c for c in self.comparisons if c.at == where)
+
+    @property
+    def told(self) -> list[Difference]:
+        """What is judged at alpha 1: the comparisons, or without any the gains."""
+        return self.at(ALPHA_1) or [c for c in self.over_base if c.at == ALPHA_1]
 
     @property
     def over_base(self) -> list[Difference]:

@@ -1,9 +1,11 @@
 """Cells: pieces of a study's work, each in a folder of its own, run by whoever sees the folder.
 
-A cell is a method of a `Stage`, called with JSON values. The stage is what all cells of one setting share
-(pairs, the loaded model); the cell's folder is named by a digest of everything that it depends on, so that
-a finished cell is never run twice and an unfinished one goes on where it was stopped. `job.json` in the
-folder says what is to be done (`python -m trimtab.study.worker FOLDER`).
+A cell is a method of a stage, called with JSON values. The stage is what all cells of one setting share
+(pairs, the loaded model), made of the setting, the study's folder and a `Host`; its `read` makes the setting
+again of JSON values, its `common` is what all their figures depend on. The cell's folder is named by a
+digest of everything that it depends on, so that a finished cell is never run twice and an unfinished one
+goes on where it was stopped. `job.json` in the folder says what is to be done
+(`python -m trimtab.study.worker FOLDER`).
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import time
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,16 +35,6 @@ from trimtab.study.made import VERSIONS
 JOB, RESULT = "job.json", "cell.json"
 LOCK_SECONDS = 30.0
 """How long to wait for a process that still holds a cell: one that was killed lets go at once."""
-
-
-class Stage(Protocol):
-    """What all cells of one setting share; made of the setting, the study's folder and a `Host`. Its static
-    method `read` makes the setting again of what `values_of` wrote."""
-
-    @property
-    def common(self) -> Mapping[str, Any]:
-        """What all their figures depend on, as JSON values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -123,8 +115,9 @@ class Host:
     """Who runs cells, one after the other: keeps the model and the stage that were used last."""
 
     progress: Progress = SILENT
-    models: Models = field(default_factory=lambda: Models())
     last: tuple[Any, Any] | None = None
+    loaded: tuple[Any, tuple[Any, Any]] | None = None
+    """Other suites on the last model need not load it again."""
 
     def stage(self, cell: Cell) -> Any:
         """The stage of a cell: the last one, where it is that."""
@@ -141,7 +134,11 @@ class Host:
     def load(self, setting: Any) -> tuple[Any, Any]:
         """Model and tokenizer that a setting names, and progress said of it."""
         self.progress.say(f"loading {setting.model}")
-        return self.models.get(setting.model, setting.dtype, setting.device)
+        name, how = setting.model, {"dtype": setting.dtype, "device": setting.device}
+        if self.loaded is None or self.loaded[0] != (name, how):
+            self.loaded = None  # two models may not fit in memory
+            self.loaded = (name, how), models.load(name, **how)
+        return self.loaded[1]
 
     def run(self, cell: Cell) -> None:
         """Run a cell that is not done.
@@ -171,21 +168,6 @@ class Host:
             write_json(cell.result, {"found": found, **took})
 
 
-class Models:
-    """The model that was loaded last; other suites on it need not load it again."""
-
-    def __init__(self) -> None:
-        self.last: tuple[tuple[str, str, str], tuple[Any, Any]] | None = None
-
-    def get(self, name: str, dtype: str, device: str) -> tuple[Any, Any]:
-        """Model and tokenizer."""
-        key = (name, dtype, device)
-        if self.last is None or self.last[0] != key:
-            self.last = None  # two models may not fit in memory
-            self.last = (key, models.load(name, dtype=dtype, device=device))
-        return self.last[1]
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """So many threads of torch for as long as it lasts."""
@@ -204,14 +186,14 @@ def values_of(setting: Any) -> dict[str, Any]:
     """A setting as JSON values: its own `as_json`, or its fields."""
     if hasattr(setting, "as_json"):
         return setting.as_json()
-    return json.loads(json.dumps(_plain(setting)))
+    return json.loads(json.dumps(plain(setting)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Rendering):
         return value.record()
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
 
 

@@ -18,12 +18,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from trimtab.files import write_json, write_lines
-
-if TYPE_CHECKING:
-    pass
 
 Row = dict[str, Any]
 
@@ -34,7 +31,14 @@ INSTRUCTION = "instruction"
 PERSONA = "persona"
 """The control that leaves the model alone and makes a persona its system message."""
 ALPHA_1, EQUAL_KL = "alpha_1", "equal_kl"
+PANEL = "panel."
+"""How splits of a panel begin, its properties' names following."""
 ABOUT, COSTS, GRID = "study.json", "costs.json", "grid.json"
+
+
+def random_for(method: str) -> str:
+    """What lines call the random vector beside a vector of that name."""
+    return f"random for {method}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Measurement:
             system message, `random` a direction that means nothing.
         suite: the suite or the trait; empty where there is none.
         split: what it was measured on: a split of the suite, `train` (training items), `dose` (items of
-            the dose-response curve), `neutral` (passages on which damage is measured).
+            the dose-response curve), `neutral` (passages on which damage is measured), `panel.NAME` (a
+            property of a panel of side effects).
         seed: null where nothing is drawn, and for a figure over several seeds.
         aggregate: whether the figure is over several seeds, each of which has a line of its own where
             `seeds` is not given.
@@ -57,7 +62,9 @@ class Measurement:
             of the persona); null elsewhere.
         metric: `accuracy` (share of items whose preferred answer has the larger mean log-prob),
             `accuracy_sum`, `accuracy_choice`, `margin`, `kl` and `nll_rise` (nats a token), `slope`,
-            `r2`, `monotone`, `rising`, …
+            `r2`, `monotone`, `rising`, `steerability` and `wrong_way` (slope over alpha of the summed
+            log-ratio in nats; share of items with a slope below 0), …; of a panel those that `more` in
+            `study.json` lists.
         value: the figure; shares are of 1. Null where it is not finite.
         low: lower end of the interval; null where there is none.
         high: upper end of the interval; null where there is none.
@@ -107,9 +114,10 @@ class Difference:
         items: how many items both have.
         seeds: how many seeds.
         p: of a test that there is none; null where nothing was tested.
-        p_holm: the same, adjusted over the table: all lines at one place, or all of the file.
+        p_holm: the same, adjusted over the table: all lines at one place, or all of the file; of a panel
+            those of one dial at one place.
         verdict: `better` or `worse` where the adjusted p is below 0.05, else `cannot tell`; `not judged`
-            where that is so.
+            where that is so. Of a panel, `worse` is what nobody wants: less knowledge, or more bias.
         in_this_run: fewer than 5 seeds: the verdict says nothing of others.
         mde: the smallest difference that would have been seen with 80 % power.
         underpowered: 5 points would not have been seen.
@@ -224,7 +232,7 @@ class About:
     """What was run: `study.json`.
 
     Attributes:
-        study: `compare`, `evaluate`, `heads`, `rewards`, `steering`.
+        study: `compare`, `evaluate`, `heads`, `panel`, `rewards`, `steering`.
         title: heading of the page.
         model: the model's name.
         model_digest: of its weights.
@@ -318,8 +326,10 @@ FILES: dict[str, type] = {
     "generations.jsonl": Generation,
 }
 PARTS = dict(zip(FILES, ("measurements", "differences", "curves", "generations"), strict=True))
-STALE = ("gains.jsonl", "heads.json", "dose.json", "comparisons.jsonl", "ablation.jsonl")
-STALE = (*STALE, "rates.jsonl")
+STALE = (
+    *("gains.jsonl", "heads.json", "dose.json"),
+    *("comparisons.jsonl", "ablation.jsonl", "rates.jsonl"),
+)
 """Files of earlier versions, which `write` removes."""
 
 

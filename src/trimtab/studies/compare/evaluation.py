@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,29 @@ from trimtab.dials import Dial
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText, score
 from trimtab.evaluation.items import check_alphas
+from trimtab.files import write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
+from trimtab.panel import Arm, Panel, PanelOn
+from trimtab.panel.run import KL, random_like
 from trimtab.progress import SILENT, Progress, warn
 from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
+from trimtab.studies.panel import lines as side_effects
 from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.made import made_with
-from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
+from trimtab.study.results import BASE, About, Row, Run, Split, random_for, row_of, write
+from trimtab.training import fit
+
+RANDOM = "random"
+"""The control of a panel."""
 
 
+@holding("out")
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -42,22 +55,29 @@ def evaluate(
     prompt_style: PromptStyle = "plain",
     rendering: Rendering = USUAL,
     passages: int = 12,
+    panel: Panel | None = None,
+    panel_kl: float = KL,
     data_root: str | Path | None = None,
     command: str = "",
     force: bool = False,
     store: Store | None = None,
     progress: Progress = SILENT,
 ) -> list[Row]:
-    """Preference accuracy and damage of dials, each on its own, beside the bare model.
+    """Preference accuracy and damage of dials, each on its own, beside the bare model; with a panel also
+    what else each changes, and beside them what a random direction does: as long as the first vector among
+    the dials, or of equal damage.
 
     Args:
         dials: one dial, or several by name.
-        pairs: a spec or pair set, or several by split name.
+        pairs: a spec or pair set, or several by split name; with a panel perhaps none.
         alphas: strengths; 0 is the bare model and always measured.
-        out: folder for the result files, from which `trimtab report` makes a page.
+        out: folder for the result files, from which `trimtab report` makes a page: with verdicts against
+            the bare model, and against a dial called `dpo` where there is one.
         limit: the first so many items of every split.
         rendering: how the chat template is run.
         passages: neutral passages on which damage is measured.
+        panel: properties with their items (`trimtab.panel.read_items`), measured at alpha 1 and at
+        panel_kl: where the mean KL on neutral text is this, in nats a token.
         force: go on although a dial was made for another base model.
 
     Returns:
@@ -80,7 +100,12 @@ def evaluate(
         name: (read_pairs(p, data_root) if isinstance(p, str) else p).limit(limit)
         for name, p in given.items()
     }
-    check_names(sets)
+    if sets or panel is None:
+        check_names(sets)
+    if panel and (not named or RANDOM in named):
+        raise ConfigError(
+            f"a panel takes dials, none of which is called {RANDOM!r}: its control is"
+        )
     check_alphas(alphas)
     model = models.unwrapped(model)
     strengths = [a for a in dict.fromkeys(float(a) for a in alphas) if a != 0]
@@ -94,11 +119,13 @@ def evaluate(
         )
         progress.left_out(p.name, p.left_out, p.notes)
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
-    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
+    trunk = store is None or store.trunk
+    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages], trunk=trunk)
     rows: Rows = []
+    controls: Rows = []
     first = next(
         iter(named.values()), None
-    )  # whose states below are kept when the bare model is read
+    )  # its states below are kept when the bare model is read
     for method, dial in {BASE: None, **named}.items():
         for alpha in strengths if dial else [0.0]:
             at = "alpha_1" if alpha in (0.0, 1.0) else "other"
@@ -110,12 +137,35 @@ def evaluate(
                 rows += score_rows(method, None, name, at, alpha, found)
                 if name == next(iter(encoded)) and len(strengths) > 1:
                     rows += score_rows(method, None, "dose", "dose", alpha, found)
+                    if dial is not None and (twin := random_like(dial)) is not None:
+                        control = random_for(method)
+                        with progress.bar(f"{label}, {control}", e.n_answers, "answers") as update:
+                            found = score(
+                                model, e, twin, alpha, force=force, store=store, progress=update
+                            )
+                        controls += score_rows(control, None, "dose", "dose", alpha, found)
             if dial:
                 damage = neutral.damage(dial, alpha, force=force)
                 rows += damage_rows(
                     method, None, "dose" if len(strengths) > 1 else at, alpha, damage
                 )
+    trained = {name: list(dial.info.data) for name, dial in named.items()}
+    more, sides, told = {}, [], []
     source = models.source_of(model)
+    if panel:
+        free = {name: _of_any(dial) if force else dial for name, dial in named.items()}
+        on = PanelOn(model, tokenizer, panel, max_length=max_length, store=store, progress=progress)
+        control = next(filter(None, map(random_like, free.values())), None)
+        free[RANDOM] = control or fit(RANDOM, model, tokenizer, "facts:train", limit=24)
+        (bare,) = side_effects.read_arms(on, [Arm(BASE)])
+        arms = [arm for name, dial in free.items() for arm in on.arms(name, dial, panel_kl)]
+        reads = side_effects.read_arms(on, arms)
+        own = {"model": source.name, "suite": suite}
+        sides, told = side_effects.lines(bare, reads, own)
+        more["panel"] = side_effects.about(panel.properties, bare, reads, trained, panel_kl)
+        if folder is not None:
+            content = [read.as_json() for read in (bare, *reads)]
+            write_text(folder / "panel.json", json.dumps(content, ensure_ascii=False))
     ours = versions()
     made = [(name, dial.info.versions) for name, dial in named.items()]
     mixed = made_with(
@@ -125,17 +175,19 @@ def evaluate(
         progress.say(line)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"model": source.name, "suite": suite}
-    lines = tables.results(rows, common)
+    lines = [*tables.results(rows, common), *sides]
+    bare = [r for r in rows if r["split"] == "dose" and r["method"] == BASE]
+    lines += tables.dose_summaries(bare + controls, common)
     if folder is not None:
-        trained = dict.fromkeys(spec for d in named.values() for spec in d.info.data)
+        where = suite or ", ".join(sets) or "a panel of side effects"
         about = About(
-            study="evaluate",
-            title=f"{', '.join(named) or 'the bare model'} on {suite or ', '.join(sets)}",
+            study="evaluate" if sets else "panel",
+            title=f"{', '.join(named) or 'the bare model'} on {where}",
             model=source.name,
             model_digest=source.digest,
             suite=suite,
             suite_digest=suite_digest or None,
-            train="; ".join(trained),
+            train="; ".join(dict.fromkeys(spec for of in trained.values() for spec in of)),
             splits={name: Split(sets[name].name, **sizes(e)) for name, e in encoded.items()},
             methods={name: f"a {d.kind} dial, {d.info.method}" for name, d in named.items()},
             seeds=(),
@@ -146,11 +198,19 @@ def evaluate(
             command=command,
             limit=limit,
             notes=tuple(mixed),
+            more=more,
         )
-        told = tables.verdicts(rows, list(named), list(sets), common)
+        told = [*tables.verdicts(rows, list(named), list(sets), common, strengths), *told]
         write(folder, Run(about, tuple(lines), tuple(told)))
-        write_rows(folder / "items.parquet", rows)
+        write_rows(folder / "items.parquet", rows + controls)
     return [OldRow(row_of(line)) for line in lines]
+
+
+def _of_any(dial: Dial) -> Dial:
+    """The dial, whatever model it was made for."""
+    found = copy.copy(dial)
+    found.info = replace(dial.info, base_digest="")
+    return found
 
 
 class OldRow(dict[str, Any]):
