@@ -36,6 +36,7 @@ KNOWN = [
     *LOOKS["known"],
     *(f"side-none-{loss}" for loss in _LOSSES),
     *(f"hs-{s}-{x}" for x in _LOSSES for s in ("svd", "ortho", "hra", "ether", "etherplus")),
+    *LOOKS["later"],
 ]
 """Methods in the order of their colours and markers."""
 
