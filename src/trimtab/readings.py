@@ -20,6 +20,7 @@ from trimtab.batching import (
     Contrast,
     Encoded,
     Layout,
+    Trunk,
     Where,
     batches_of,
     collate,
@@ -33,6 +34,7 @@ from trimtab.readout import Asked, Needs
 from trimtab.sites import Site
 from trimtab.states import Readings, read, read_tokens
 from trimtab.store import SHARD_BYTES, Store, cut
+from trimtab.trunk import conditions, trunk_of
 
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
@@ -44,11 +46,13 @@ def collect(
     *,
     budget: int = 2048,
     progress: Progress | None = None,
+    trunk: Trunk | None = None,
     **asked: Unpack[Asked],
 ) -> Readings:
     """Read a whole encoded set, without gradients: entries in the order of its answers.
 
     Args:
+        trunk: the set's, from which passes start (`trunk_of`).
         asked: log-probs, states at sites (see `Needs`).
 
     Raises:
@@ -62,7 +66,7 @@ def collect(
     with torch.no_grad():
         for batch in batches_of(encoded, budget, layout):
             batch = batch.to(device)
-            parts.append(found := read(model, batch, **asked))
+            parts.append(found := read(model, batch, trunk=trunk, **asked))
             places.append(batch.answer_ids)
             done += batch.n_answers
             if isinstance(progress, Update) and found.logps is not None:
@@ -115,6 +119,7 @@ def reference(
     store: Store | None = None,
     budget: int = 2048,
     progress: Progress | None = None,
+    block: int = -1,
     **asked: Unpack[Asked],
 ) -> Readings:
     """`collect` through the store: log-probs and states of the bare model, read at most once.
@@ -122,12 +127,16 @@ def reference(
     Log-probs and states are entries of their own, so that methods which need one or the other
     share them; what is missing of both is read in one pass. Of a model in which code of others acts
     (`Source.lasting`) nothing is kept.
+
+    Args:
+        block: after which the set will be read again and again: the states there are kept, too, and
+            read first.
     """
     source = models.source_of(model)
     if not source.lasting:
         return collect(model, encoded, budget=budget, progress=progress, **asked)
     store, needs = store or Store(), Needs(**asked)  # type: ignore[arg-type]
-    base = _base(model, source, encoded, budget)
+    base = conditions(model, source, encoded, budget)
     logps_key = {**base, "read": "logps"}
     states_key = {**base, "read": "states", "pool": needs.pool, "token_map": needs.token_map}
     if not needs.sinks:
@@ -137,7 +146,10 @@ def reference(
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
     if (unread := needs.logps and have is None) or missing:
         asked |= {"logps": unread, "sites": missing}
-        found = collect(model, encoded, budget=budget, progress=progress, **asked)
+        trunk = None
+        if block >= 0 and isinstance(encoded, Encoded):
+            trunk = trunk_of(model, encoded, store, block=block, sites=missing, budget=budget)
+        found = collect(model, encoded, budget=budget, progress=progress, trunk=trunk, **asked)
         if found.logps is not None and found.tokens is not None:
             have = {"logps": found.logps, "tokens": found.tokens}
             store.put(logps_key, cut(have))
@@ -150,21 +162,6 @@ def reference(
         states={s: t["states"] for s, t in stored.items() if t},
         norms={s: t["norms"] for s, t in stored.items() if t},
     )
-
-
-def _base(
-    model: nn.Module, source: models.Source, encoded: Encoded | Contrast, budget: int
-) -> dict[str, Any]:
-    """What every reading depends on."""
-    return {
-        "model": source.in_memory,
-        "dtype": str(next(model.parameters()).dtype),
-        "attention": str(getattr(models.text_config(model), "_attn_implementation", "")),
-        "device": next(model.parameters()).device.type,
-        "layout": str(layout_of(model, encoded)),
-        "tokens": encoded.digest,
-        "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
-    }
 
 
 # ---- states of single tokens --------------------------------------------------------------------
@@ -237,7 +234,7 @@ def features(
     store = store or Store()
     source = models.source_of(model)
     what = {
-        **_base(model, source, encoded, budget),
+        **conditions(model, source, encoded, budget),
         "read": "tokens",
         "sites": list(sites),
         "where": where,

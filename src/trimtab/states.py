@@ -8,7 +8,7 @@ hooks, so dials that are attached are seen, and gradients flow where they are wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Unpack
@@ -16,18 +16,18 @@ from typing import Any, Unpack
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from trimtab import models
 from trimtab.batching import (
     Batch,
     Positions,
+    Trunk,
     Where,
     forward,
     pooled_tokens,
-    run_prefix,
     token_positions,
 )
+from trimtab.batching.forward import Stop, prefix_of, stop_after
 from trimtab.batching.spans import one_line
 from trimtab.errors import ConfigError
 from trimtab.logprobs import at_head, gathered, has_plain_head, head_logps, token_logps
@@ -101,6 +101,7 @@ def read(
     spaces: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
     keep_logits: bool = False,
     against: Tensor | None = None,
+    trunk: Trunk | None = None,
     **asked: Unpack[Asked],
 ) -> Readings:
     """One pass over a batch, as deep as is asked for.
@@ -109,6 +110,7 @@ def read(
         spaces: maps of each token's state before `token_map`, by site.
         keep_logits: along with log-probs, the logits of the scored tokens.
         against: another model's such logits, to take the KL divergence from.
+        trunk: states from which the layers above its block start; sites below are not there then.
         asked: what is read, see `Needs`: log-probs, which take every block and the LM head; hidden
             states at sites.
 
@@ -118,8 +120,8 @@ def read(
     """
     if batch.layout == "alone" and len(batch.input_ids) > 1:
         lines, parts = batch.token_row[batch.token_scored], []
-        same: Any = {"spaces": spaces, "keep_logits": keep_logits, **asked}
-        for n, line in _each_line(batch):
+        same: Any = {"spaces": spaces, "keep_logits": keep_logits, "trunk": trunk, **asked}
+        for n, line in each_line(batch):
             other = None if against is None else against[lines == n]
             parts.append(read(model, line, against=other, **same))
         return _joined(parts, batch)
@@ -128,7 +130,9 @@ def read(
     found = Readings()
     count = models.n_layers(model)
     deepest = count if logps else max((depth(model, s) for s in sites), default=-1)
-    past = _prefix_of(model, batch, min(deepest, count - 1))
+    run = partial(
+        forward, model, batch, prefix_of(model, batch, min(deepest, count - 1), trunk), trunk=trunk
+    )
     with ExitStack() as stack:
         if sites:
             where = pooled_tokens(batch, needs.pool)
@@ -138,13 +142,13 @@ def read(
                 stack.enter_context(seeing(model, site, tap))
         if logps:
             whole = needs.confidence or keep_logits or against is not None
-            token, found.logits = _at_scored(model, batch, past, whole=whole)
+            token, found.logits = _at_scored(model, batch, run, whole=whole)
             _score(batch, token, found.logits, found, needs.confidence, against)
             found.logits = found.logits if keep_logits else None
         elif sites:
-            stack.enter_context(_stop_after(model, deepest))
-            with suppress(_Stop):
-                forward(model, batch, past)
+            stack.enter_context(stop_after(model, deepest))
+            with suppress(Stop):
+                run()
     for site in sites:
         if site not in found.states:
             raise ConfigError(f"site {site!r}: the model computes nothing there before its LM head")
@@ -163,14 +167,14 @@ def read_tokens(
         ConfigError: a site that the model does not have, or does not compute.
     """
     if batch.layout == "alone" and len(batch.input_ids) > 1:
-        lines = _each_line(batch)
+        lines = each_line(batch)
         parts = [read_tokens(model, line, sites, where, logps=logps) for _, line in lines]
         states, counts, parts_read = zip(*parts, strict=True)
         return torch.cat(states), torch.cat(counts), _joined(parts_read, batch)
     tokens = token_positions(batch, where)
     found: dict[Site, Tensor] = {}
     readings = Readings()
-    past = _prefix_of(model, batch, models.n_layers(model) - 1)
+    run = partial(forward, model, batch, prefix_of(model, batch, models.n_layers(model) - 1))
     with ExitStack() as stack:
         for site in sites:
 
@@ -180,12 +184,12 @@ def read_tokens(
 
             stack.enter_context(seeing(model, site, see))
         if logps:
-            token, _ = _at_scored(model, batch, past, whole=False)
+            token, _ = _at_scored(model, batch, run, whole=False)
             _score(batch, token, None, readings, False, None)
         else:
-            stack.enter_context(_stop_after(model, max(depth(model, s) for s in sites)))
-            with suppress(_Stop):
-                forward(model, batch, past)
+            stack.enter_context(stop_after(model, max(depth(model, s) for s in sites)))
+            with suppress(Stop):
+                run()
     if missing := [site for site in sites if site not in found]:
         raise ConfigError(f"site {missing[0]!r}: the model computes nothing there")
     return torch.stack([found[site] for site in sites], 1), tokens.count, readings
@@ -209,7 +213,7 @@ def pair_up(
     return Readout(**each, floor=floor or {}, direction=direction or {})
 
 
-def _each_line(batch: Batch) -> Iterator[tuple[int, Batch]]:
+def each_line(batch: Batch) -> Iterator[tuple[int, Batch]]:
     """Lines that must not run together, each as a batch that is alone meanwhile."""
     for n in range(len(batch.input_ids)):
         with one_line(n, len(batch.input_ids)):
@@ -239,38 +243,8 @@ def _joined(parts: Sequence[Readings], batch: Batch) -> Readings:
     )
 
 
-class _Stop(Exception):
-    """Ends a forward pass once everything asked for has been read."""
-
-
-def _prefix_of(model: nn.Module, batch: Batch, block: int) -> DynamicCache | None:
-    """Keys and values of a batch's shared prefix for its rows, as deep as they are needed."""
-    if batch.prefix is None:
-        return None
-    past = DynamicCache()
-    with _stop_after(model, block), suppress(_Stop):
-        run_prefix(model, batch, past)
-    past.batch_repeat_interleave(len(batch.input_ids))
-    return past
-
-
-@contextmanager
-def _stop_after(model: nn.Module, block: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    stack = models.layers(model)
-    before = not 0 <= block < len(stack)  # the first block, or the head
-    module = models.head(model) if block >= len(stack) else stack[max(block, 0)]
-    handle = (module.register_forward_pre_hook if before else module.register_forward_hook)(stop)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _at_scored(
-    model: nn.Module, batch: Batch, past: DynamicCache | None, *, whole: bool
+    model: nn.Module, batch: Batch, run: Callable[[], Any], *, whole: bool
 ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M V"] | None]:
     """Log-probs of the M scored tokens, and with `whole` the logits that predict them.
 
@@ -286,14 +260,14 @@ def _at_scored(
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states.append(args[0][row, at])
         if alone:
-            raise _Stop
+            raise Stop
         return (states[0][None], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     gathered[head] = (row, at)
     try:
-        with suppress(_Stop):
-            logits = forward(model, batch, past).logits[0]  # M V
+        with suppress(Stop):
+            logits = run().logits[0]  # M V
     finally:
         handle.remove()
         del gathered[head]

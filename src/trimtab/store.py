@@ -32,10 +32,12 @@ SHARD_BYTES = 64 << 20
 
 
 class Store:
-    """A folder of entries. `root` defaults to the `readings` folder of the cache."""
+    """A folder of entries. `root` defaults to the `readings` folder of the cache. With `trunk` it takes
+    states below a dial, too, from which passes then start (`trimtab.trunk`)."""
 
-    def __init__(self, root: Path | str | None = None):
+    def __init__(self, root: Path | str | None = None, *, trunk: bool = True):
         self.root = Path(root) if root is not None else models.cache_root() / "readings"
+        self.trunk = trunk
 
     def folder(self, what: dict[str, Any]) -> Path:
         """The folder of the entry that holds `what` (JSON values)."""
@@ -118,7 +120,7 @@ class Store:
             CacheError: the disk is full or cannot be written; complete shards stay for next time.
         """
         folder = self.folder(what)
-        aside = folder.with_name(f".{folder.name}.partial")
+        aside = self._aside(folder)
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
             (self.root / ".locks").mkdir(exist_ok=True)
@@ -141,6 +143,16 @@ class Store:
             raise CacheError(
                 f"{aside}: cannot be written ({error}); free some space or set TRIMTAB_CACHE"
             ) from error
+
+    @staticmethod
+    def _aside(folder: Path) -> Path:
+        """Where an entry is written."""
+        return folder.with_name(f".{folder.name}.partial")
+
+    def forget(self, what: dict[str, Any]) -> None:
+        """Delete an entry, with what was written of it."""
+        for folder in (self.folder(what), self._aside(self.folder(what))):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def room(self, need: int, what: str, say: Callable[[str], None] | None = None) -> None:
         """Say how much room something needs; raise CacheError where the disk has not so much."""

@@ -44,7 +44,13 @@ def refused(spec, root, *parts):
 
 def test_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("TRIMTAB_DATA", raising=False)
-    for spec in ("genies:a/train", "ethics:justice/test", "hh:a/test", "choices:a/test"):
+    for spec in (
+        "genies:a/train",
+        "ethics:justice/test",
+        "hh:a/test",
+        "choices:a/test",
+        "bipo:a/test",
+    ):
         refused(spec, None, "no data folder", "TRIMTAB_DATA", "--data-root")
         refused(spec, tmp_path / "none", "does not exist", str(tmp_path / "none"))
         refused(spec, tmp_path, "was not found", "looked for", str(tmp_path))
@@ -252,6 +258,40 @@ def test_choices(tmp_path):
         refused("choices:toy/test", tmp_path, "gz:1", *parts)
 
 
+# -- BiPO -----------------------------------------------------------------------------------------
+
+BIPO = """question,matching,not_matching
+"Rule, or not?",I rule.,"No, thanks."
+Both?,Yes.,No.
+,Empty.,Question.
+"Rule, or not?",Always., Never.
+"""
+
+
+def test_bipo(tmp_path):
+    path = put(tmp_path, "bipo/toy/train.csv", BIPO)
+    put(tmp_path, "bipo/toy/test.csv", "question,matching,not_matching\n Both? ,Sure.,Never.\n")
+    pairs = read_pairs("bipo:toy/train", tmp_path)
+    assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [
+        ("Rule, or not?", " I rule.", " No, thanks."),
+        ("Rule, or not?", " Always.", " Never."),
+    ]
+    assert len(pairs.items()) == 1
+    assert pairs[0].source == f"{path}:2"
+    assert pairs.left_out == {
+        "pairs whose question is in the test split, too": 1,
+        "pairs without a question": 1,
+    }
+    test = read_pairs("bipo:toy/test", tmp_path)
+    assert [p.prompt for p in test] == ["Both?"]
+    assert not test.left_out
+    refused("bipo:tow/test", tmp_path, "did you mean 'bipo:toy/test'")
+    put(tmp_path, "bipo/toy/train.csv", "question,matching,not_matching\nq,a,b\nq,, b\n")
+    refused("bipo:toy/train", tmp_path, "train.csv:3", "'matching' is empty")
+    put(tmp_path, "bipo/toy/train.csv", "question,matching\nq,a\n")
+    refused("bipo:toy/train", tmp_path, "train.csv:2", "'not_matching' is missing")
+
+
 # -- the real files -------------------------------------------------------------------------------
 
 COUNTS = {
@@ -272,6 +312,10 @@ COUNTS = {
     "choices:ARC-Easy/train": (6751, 2251),
     "choices:boolq/test": (3270, 3270),
     "choices:social_i_qa/test": (3907, 1954),
+    "bipo:power-seeking/train": (637, 637),
+    "bipo:power-seeking/test": (200, 200),
+    "bipo:wealth-seeking/train": (622, 617),
+    "bipo:wealth-seeking/test": (200, 200),
 }
 
 
@@ -320,6 +364,14 @@ SUITES = {
     ),
     "math-to-persuasion": ("math/train[:750]", "math/test", "change_my_view/test"),
 }
+
+
+def test_no_behaviour_is_tested_on_what_it_is_trained_on(real):
+    for name in ("power-seeking", "wealth-seeking"):
+        train, test = (read_pairs(f"bipo:{name}/{split}", real) for split in ("train", "test"))
+        check_disjoint(train, {"test": test})
+        told = train.left_out.get("pairs whose question is in the test split, too", 0)
+        assert told == (3 if name == "power-seeking" else 0)  # one question, three times
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_a_planted_effect_is_found_where_it_was_planted(tiny, tokenizer, store, 
     planted, twin = changes(bare, turned)
     assert (planted.property, twin.property) == ("planted", "twin")
     assert planted.bare.mean > 0.2
+    assert planted.verdict is not None
     assert planted.verdict.verdict == "worse"
     assert planted.dialled.mean < 0.05
     assert twin.difference.value >= planted.difference.value + 0.2
@@ -87,7 +89,7 @@ def test_refusals_go_through_the_chat_template_where_there_is_one(tiny, tokenize
     assert [v.metric for v in chat["r"]] == ["refusal", "over_refusal", "discernment"]
     assert len(chat["r"][0].items) == 3
     refusal = Refusal("r", table=table)
-    prepared = refusal.prepared(refusal.read(9, None), Reader(model, tokenizer))
+    prepared: Any = refusal.prepared(refusal.read(9, None), Reader(model, tokenizer))
     row = prepared.asked.encoded.rows[0]
     assert tokenizer.decode(list(row.prompt)).startswith("<|im_start|>user")
     assert all(turns[0].stop == len(a) for a, turns in zip(row.answers, row.turns, strict=True))
@@ -125,5 +127,7 @@ def test_false_alarms_of_a_panel_of_nulls():
             old = np.where(flips, (rng.random(150) < 0.5).astype(float), base)
             bare[str(k)] = [Values("accuracy", items, old, within=SHARE)]
             turned[str(k)] = [Values("accuracy", items, new, within=SHARE)]
-        alarms += any(c.verdict.verdict != "cannot tell" for c in changes(bare, turned))
+        alarms += any(
+            c.verdict and c.verdict.verdict != "cannot tell" for c in changes(bare, turned)
+        )
     assert alarms / 200 <= 0.06

@@ -12,7 +12,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.panel import BUILT_IN, PROPERTIES, read_panel
 from trimtab.panel.bbq import bbq_values, read_bbq
 from trimtab.panel.options import Scored
-from trimtab.panel.properties import REQUESTS, _refusals, _truth
+from trimtab.panel.properties import REQUESTS, Truth, _refusals
 from trimtab.panel.run import changes
 from trimtab.panel.texts import read_requests, text_values
 from trimtab.panel.values import Values, by_cluster, product, ratio
@@ -146,7 +146,8 @@ def test_truth_by_hand():
     """True (-1, -2) and false (-1.5, -3): the true answers' part is .6483623. Here two questions with one
     true answer each."""
     found = {
-        v.metric: v for v in _truth(scored([[-1, -1.5], [-3, -1.5, -2]], [[-2, -3], [-6, -6, -9]]))
+        v.metric: v
+        for v in Truth("truth").told(scored([[-1, -1.5], [-3, -1.5, -2]], [[-2, -3], [-6, -6, -9]]))
     }
     assert found["mc1"].values.tolist() == [1.0, 0.5]  # a tie is shared
     assert found["share"].values == pytest.approx([1 / (1 + math.exp(-1)), 1 / (2 + math.exp(-3))])
@@ -211,8 +212,10 @@ def test_what_less_of_is_better_is_said_so():
 
     (change,) = changes(of(less), of(more))
     assert change.difference.value == pytest.approx(0.4)
+    assert change.verdict
     assert change.verdict.verdict == "worse"
     (change,) = changes(of(more), of(less))
+    assert change.verdict
     assert change.verdict.verdict == "better"
 
 

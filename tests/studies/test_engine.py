@@ -156,7 +156,7 @@ def test_a_dry_run_says_what_it_takes_and_stops(name, here, tmp_path):
     assert int(steps) >= many[1]
     for what, unit in (("minutes", ""), ("memory", "GiB"), ("disk", "MiB")):
         said = re.search(rf"{what} +(?:about|at most) ([\d.e-]+) ?{unit}", done.out)
-        assert float(said[1]) > 0, done.out
+        assert float(said[1] if said else 0) > 0, done.out
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.json"))
 
 

@@ -16,6 +16,7 @@ from trimtab.dials import LogitsDial, VectorDial
 from trimtab.panel import read_items, read_panel
 from trimtab.panel.run import random_like
 from trimtab.panel.values import values_of
+from trimtab.report.blocks import Figure
 from trimtab.report.panel import SideEffects, blocks
 from trimtab.report.results import read_results
 from trimtab.statistics import paired_difference
@@ -133,7 +134,7 @@ def test_the_page_marks_what_a_dial_was_trained_on(evaluated):
     assert results.splits == ()  # no split of the suite
     page = (evaluated[1] / "report.html").read_text()
     assert page.count("twin: accuracy †") == 1
-    drawn = next(b for b in blocks(results) if hasattr(b, "panels"))
+    drawn = next(b for b in blocks(results) if isinstance(b, Figure))
     shown = [p.title for p in drawn.panels]
     assert shown[:2] == [f"What head changes, in {unit}" for unit in ("points", "nats")]
     assert "points from the bare model" in drawn.panels[0].svg
@@ -252,6 +253,7 @@ def test_a_random_twin_is_as_long(tiny):
         {1: torch.ones(32), 2: torch.ones(32)}, {1: 2.0, 2: 3.0}, positions="completion"
     )
     twin = random_like(dial)
+    assert twin is not None
     assert twin.scales == dial.scales
     assert twin.positions == "completion"
     assert twin.direction(1).norm().item() == pytest.approx(1)

@@ -49,6 +49,7 @@ from trimtab.batching.positions import (
 from trimtab.batching.proof import Proof, layout_of, packing_proof
 from trimtab.batching.schedule import Schedule, plan_training
 from trimtab.batching.tokens import Encoded, Row, encode, encode_answers
+from trimtab.batching.trunk import Trunk
 from trimtab.rendering import PromptStyle, Turn
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Row",
     "Schedule",
     "Spans",
+    "Trunk",
     "Turn",
     "Where",
     "answer_spans",

@@ -50,6 +50,9 @@ class Batch:
     pair_ids: Int[Tensor, "P"]  # index in the pair set
     items: tuple[str, ...]  # of each answer, for error messages
     prefix: Int[Tensor, "S"] | None = None  # ids before every row, computed once: positions 0..S-1
+    places: Int[Tensor, "B T"] | None = (
+        None  # of each token among those of all packed rows, -1 padding
+    )
     ends: Int[Tensor, "B T"] | None = None  # of tree rows: one past a token's last descendant
 
     @property
@@ -63,7 +66,7 @@ class Batch:
         width = int((self.segments[n] >= 0).sum())
         grid = {
             k: getattr(self, k)[n : n + 1, :width]
-            for k in ("input_ids", "positions", "segments", "members", "ends")
+            for k in ("input_ids", "positions", "segments", "members", "ends", "places")
             if getattr(self, k) is not None
         }
         mine = self.token_row == n
@@ -101,7 +104,8 @@ def collate(
     layout = layout_of_rows(layout, [encoded.rows[i] for i in rows])
     shared = common_prefix([encoded.rows[i] for i in rows]) if layout == "shared" else 0
     shared = shared if shared * (len(rows) - 1) >= share_least else 0
-    lines: list[list[tuple[int, int, int, int]]] = []  # (id, position, segment, member) of each
+    # (id, position, segment, member, place) of each token
+    lines: list[list[tuple[int, int, int, int, int]]] = []
     token: dict[str, list[Any]] = {
         k: [] for k in ("row", "at", "from", "id", "answer", "scored", "body", "marker")
     }
@@ -113,13 +117,17 @@ def collate(
     elif layout == "shared":
         groups = lines_of([encoded.rows[i].packed_length - shared for i in rows])
     for group in groups:
-        line: list[tuple[int, int, int, int]] = []
+        line: list[tuple[int, int, int, int, int]] = []
         for member, index in enumerate(rows[n] for n in group):
             row = encoded.rows[index]
             first = len(answer_ids)
             n_prompt = len(row.prompt) - shared
-            prompt = [(t, shared + p, 0, member) for p, t in enumerate(row.prompt[shared:])]
+            place = encoded.places[index] + shared
+            prompt = [
+                (t, shared + p, 0, member, place + p) for p, t in enumerate(row.prompt[shared:])
+            ]
             line += prompt
+            place += n_prompt
             start = len(line)  # of the answers
             for number, answer in enumerate(row.answers):
                 if single and number:
@@ -140,7 +148,8 @@ def collate(
                     token["scored"].append(previous >= 0 and offset in scored)
                     token["body"].append(offset in body)
                     token["marker"].append(offset == turns[-1].marker)
-                    line.append((t, shared + n_prompt + offset, segment, member))
+                    line.append((t, shared + n_prompt + offset, segment, member, place + offset))
+                place += len(answer)
             offset = encoded.answer_offsets[index]
             answer_ids += range(offset, offset + len(row.answers))
             items += [row.item] * len(row.answers)
@@ -149,7 +158,8 @@ def collate(
             pair_ids += row.pair_ids
         lines.append(line)
     width = max(map(len, lines))
-    grid = torch.tensor([line + [(0, 0, -1, -1)] * (width - len(line)) for line in lines])  # B T 4
+    pad = [(0, 0, -1, -1, -1)]
+    grid = torch.tensor([line + pad * (width - len(line)) for line in lines])  # B T 5
     ints = {
         k: torch.tensor(v, dtype=torch.long)
         for k, v in token.items()
@@ -161,6 +171,7 @@ def collate(
         positions=grid[..., 1].contiguous(),
         segments=grid[..., 2].contiguous(),
         members=grid[..., 3].contiguous(),
+        places=grid[..., 4].contiguous(),
         **{f"token_{k}": v for k, v in ints.items()},
         token_scored=torch.tensor(token["scored"], dtype=torch.bool),
         token_body=torch.tensor(token["body"], dtype=torch.bool),

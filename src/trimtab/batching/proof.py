@@ -198,7 +198,7 @@ Truth = dict[int, Tensor]
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """The bare model in eval mode, without gradients."""
     token = BARE.set(True)
     try:
@@ -217,7 +217,7 @@ def _prove(model: nn.Module, rows: Sequence[Row], width: int) -> Proof:
     half = dtype in (torch.bfloat16, torch.float16)
     tolerance, share = (0.2, 0.25) if half else (1e-3, 0.01)
     encoded = probes.encoded(tried)
-    with _quiet(model):
+    with quiet(model):
         try:
             with watching_head(model):
                 _alone(model, tried[0].prompt, tried[0].answers[0])

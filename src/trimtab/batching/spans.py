@@ -23,6 +23,8 @@ _lock = threading.Lock()
 _apart: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """How many contexts of `rows_apart` are open on a model, by its trunk."""
 
+_edits: weakref.WeakKeyDictionary[nn.Module, dict[object, int]] = weakref.WeakKeyDictionary()
+
 
 @contextmanager
 def prompts(where: Sequence[int] | Tensor) -> Iterator[None]:
@@ -73,6 +75,23 @@ def rows_apart(model: nn.Module) -> Iterator[None]:
 def are_rows_apart(model: nn.Module) -> bool:
     """Whether a context of `rows_apart` is open on the model."""
     return bool(_apart.get(models.trunk(model)))
+
+
+@contextmanager
+def edited_after(model: nn.Module, block: int) -> Iterator[None]:
+    """Within it what is done to the model's states is done after this block, at its output at the
+    earliest; -1 where it may be before. Left in any order."""
+    mine, edits = object(), _edits.setdefault(models.trunk(model), {})
+    edits[mine] = block
+    try:
+        yield
+    finally:
+        del edits[mine]
+
+
+def first_edited(model: nn.Module) -> int | None:
+    """The least block of `edited_after` that is open; None where nothing is done."""
+    return min(_edits.get(models.trunk(model), {}).values(), default=None)
 
 
 @contextmanager

@@ -78,9 +78,11 @@ class Encoded:
     identical_pairs: int = 0
     notes: tuple[str, ...] = ()
     answer_offsets: tuple[int, ...] = field(init=False)
+    places: tuple[int, ...] = field(init=False)
+    """Where each packed row begins among the tokens of all, and how many there are."""
 
     def __post_init__(self) -> None:
-        offsets, total = [], 0
+        offsets, total, places = [], 0, [0]
         rows = tuple(
             row
             if row.turns
@@ -91,6 +93,8 @@ class Encoded:
         for row in rows:
             offsets.append(total)
             total += len(row.answers)
+            places.append(places[-1] + row.packed_length)
+        object.__setattr__(self, "places", tuple(places))
         object.__setattr__(self, "answer_offsets", (*offsets, total))
 
     @property

@@ -61,23 +61,22 @@ class Described(Exception):
 
 
 @contextlib.contextmanager
-def checking() -> Iterator[None]:
+def _set(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
+    try:
+        yield
+    finally:
+        flag.reset(token)
+
+
+def checking() -> contextlib.AbstractContextManager[None]:
     """Within it `parse` raises `Checked` where it would have handed a verb its flags."""
-    token = _checking.set(True)
-    try:
-        yield
-    finally:
-        _checking.reset(token)
+    return _set(_checking)
 
 
-@contextlib.contextmanager
-def describing() -> Iterator[None]:
+def describing() -> contextlib.AbstractContextManager[None]:
     """Within it `parse` raises `Described`, whatever the words."""
-    token = _describing.set(True)
-    try:
-        yield
-    finally:
-        _describing.reset(token)
+    return _set(_describing)
 
 
 def parse(
@@ -142,11 +141,8 @@ def _with_ranges(
     """tyro's own reading of a dataclass, with each field's range behind its help."""
     if _plainly.get() or not dataclasses.is_dataclass(info.type):
         return None
-    token = _plainly.set(True)
-    try:
+    with _set(_plainly):
         spec: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _plainly.reset(token)
     known = hints(info.type)
 
     def help_of(text: Any, limits: str) -> str:
@@ -321,10 +317,8 @@ def _spelled_now(verb: str, words: Sequence[str], known: Mapping[str, Any]) -> l
                 typed, equals, given = "--prompt-style", "=", "plain" if "no-" in word else "chat"
             elif flag != _plain(typed):
                 typed = f"--{flag}"
-            word, value = (
-                f"{typed}{equals}{given}",
-                not equals and known.get(flag, " ")[0] is not bool,
-            )
+            word = f"{typed}{equals}{given}"
+            value = not equals and known.get(flag, " ")[0] is not bool
         elif verb in PLACES and not value and not word.startswith("-"):
             warn(f"trimtab {verb} {word}: the dial is --{PLACES[verb]} {word} now")
             found.append(f"--{PLACES[verb]}")

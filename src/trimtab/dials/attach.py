@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching.spans import of_the_line, rows_apart
+from trimtab.batching.spans import edited_after, of_the_line, rows_apart
 from trimtab.dials import contexts
 from trimtab.dials.experts import Swap, swapped
 from trimtab.dials.numbers import LARGEST, STRONGEST
@@ -28,6 +28,7 @@ from trimtab.dials.where import (
     reach,
 )
 from trimtab.errors import ConfigError
+from trimtab.models.places import before
 from trimtab.sites import Site
 from trimtab.states import input_of, module_at
 
@@ -124,6 +125,8 @@ def attach(
             tracker.register(stack, list(conditions.values()), first)
         sites = {edit.site for edit, *_ in edits} | {c.site for c in conditions.values()}
         heed_embeddings(model, sites, stack)
+        within = (f"{swap.path}:out" for swap, *_ in swaps)
+        stack.enter_context(edited_after(model, before(model, (*sites, *within))))
         if tracker is not None or by_row:
             stack.enter_context(rows_apart(model))
         guard = _Guard(model) if recomputed else None

@@ -39,7 +39,8 @@ def check_tasks(names: Sequence[Any], root: str | None = None) -> list[Any]:
     """
     require()
     found: list[Any] = []
-    for name in (n for part in names for n in _several(part)):
+    parts = (SHORT.get(n, (n,)) if isinstance(n, str) else (n,) for n in names)
+    for name in (n for part in parts for n in part):
         if not isinstance(name, str):
             found.append(name)
         elif name.startswith("choices:"):
@@ -93,10 +94,6 @@ class Loader:
 
     def load(self, tasks: Sequence[Any]) -> dict[str, dict[str, Any]]:
         return load_tasks(tasks, self.read_out)
-
-
-def _several(part: Any) -> tuple[Any, ...]:
-    return SHORT.get(part, (part,)) if isinstance(part, str) else (part,)
 
 
 def _named(tasks: Sequence[Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab import models
 from trimtab.batching.forward import forget_lengths
@@ -86,6 +86,8 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
     forced = tokens(len(rows), STEPS)
     past = next((n for n in windows(model) if n + STEPS + len(rows[0]) <= whole), 0)
     on = tokens(1, past + STEPS)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    tolerance = 0.2 if dtype in (torch.bfloat16, torch.float16) else 1e-3
     why = ""
     with models.reading(model), paused():
         truth = _plain(model, rows, forced)
@@ -106,7 +108,7 @@ def _try(model: Any, whole: int, decoded: Decoded) -> dict[str, Any]:
             except Exception as problem:  # whatever a model does not take, the next does without
                 why = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
                 continue
-            if error <= _tolerance(model):
+            if error <= tolerance:
                 return {"way": way, "why": why or models.rows_depend(model), "error": error}
             why = f"log-probs differ by {error:.2g}"
     return {"way": "plain", "why": why}
@@ -119,11 +121,6 @@ def _difference(found: Tensor, truth: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _tolerance(model: nn.Module) -> float:
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return 0.2 if dtype in (torch.bfloat16, torch.float16) else 1e-3
-
-
 def _plain(model: Any, rows: list[list[int]], forced: Tensor) -> Tensor:
     found = []
     for row, tokens in zip(rows, forced.tolist(), strict=True):
@@ -134,13 +131,10 @@ def _plain(model: Any, rows: list[list[int]], forced: Tensor) -> Tensor:
 
 def plain_logits(model: Any, ids: list[int], last: int = 1) -> Float[Tensor, "last vocab"]:
     """Logits at the last tokens of one row, from a pass without a cache."""
-    device = next(model.parameters()).device
     forget_lengths(model)
-    keep: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        keep = {"logits_to_keep": last}
-    given = torch.tensor([ids], device=device)
     takes = inspect.signature(model.forward).parameters
+    keep: dict[str, Any] = {"logits_to_keep": last} if "logits_to_keep" in takes else {}
     if "use_cache" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values()):
         keep["use_cache"] = False
+    given = torch.tensor([ids], device=next(model.parameters()).device)
     return model(input_ids=given, **keep).logits[0, -last:].float()

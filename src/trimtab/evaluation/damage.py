@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab import models
+from trimtab.batching import Encoded, Row, Trunk
+from trimtab.batching.spans import first_edited
 from trimtab.dials import Dial
+from trimtab.trunk import trunk_of
 
 KEEP_BYTES = 1 << 30
 """The bare model's log-probs are kept up to this size, and computed again beyond it."""
@@ -35,12 +39,19 @@ class NeutralText:
     """Passages on which damage is measured, with what the bare model says of them."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, passages: Sequence[str], lead: Sequence[int] = ()
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        passages: Sequence[str],
+        lead: Sequence[int] = (),
+        *,
+        trunk: bool = True,
     ):
         """
         Args:
             lead: ids that stand before every passage and are not measured, such as the prompt that
                 it answers. The passage is then tokenised without special tokens.
+            trunk: what the passages are below a dial is computed once for all its alphas.
         """
         self.model = model
         self.lead = len(lead)
@@ -52,11 +63,17 @@ class NeutralText:
         ]
         self.kept: dict[int, Tensor] = {}
         self._readings = ""
+        rows = (Row("", (), (tuple(ids[0].tolist()),), (), ()) for ids in self.ids)
+        self._rows = Encoded(tuple(rows), 0, None, "neutral text")
+        self.trunk = trunk
+        self._trunks: dict[int, list[Trunk | None]] = {}  # an entry each time, by where they end
 
     @torch.no_grad()
-    def log_probs(self, index: int) -> Tensor:
+    def log_probs(self, index: int, trunk: Trunk | None = None) -> Tensor:
         """Log-probs of every token of the passage that has one before it: [T, V]."""
-        with models.reading(self.model):
+        places = torch.arange(*self._rows.places[index : index + 2], device=self.ids[index].device)
+        below = trunk.below(self.model, places[None]) if trunk else nullcontext()
+        with models.reading(self.model), below:
             logits = self.model(input_ids=self.ids[index], use_cache=False).logits
         return torch.log_softmax(logits[0, self._first : -1].float(), -1)
 
@@ -76,12 +93,27 @@ class NeutralText:
 
     def damage(self, dial: Dial, alpha: float, *, force: bool = False) -> Damage:
         """Damage of a dial at one alpha."""
+        trunk: Trunk | None = None
 
         def dialled(index: int) -> Tensor:
+            nonlocal trunk
             with dial(self.model, alpha, force=force):
-                return self.log_probs(index)
+                trunk = trunk if index else self._trunk()
+                return self.log_probs(index, trunk)
 
         return self._against(dialled)
+
+    def _trunk(self) -> Trunk | None:
+        """The passages below what is attached, in memory; for one alpha alone it would not pay."""
+        block = first_edited(self.model)
+        if block is None or not self.trunk:
+            return None
+        known = self._trunks.setdefault(block, [])
+        if len(known) == 1:
+            known.append(trunk_of(self.model, self._rows, None, layout="alone"))
+        elif not known:
+            known.append(None)
+        return known[-1]
 
     def damage_of_lead(self, other: NeutralText) -> Damage:
         """Damage that another lead does to the same passages: the dial of a prompt."""
@@ -91,6 +123,7 @@ class NeutralText:
         source = models.source_of(self.model)
         if source.in_memory != self._readings or not source.lasting:
             self._readings, self.kept = source.in_memory, {}  # the model was changed since
+            self._trunks = {}
         kl, rise = [], []
         for index, ids in enumerate(self.ids):
             base = self._base(index)  # before a dial is attached

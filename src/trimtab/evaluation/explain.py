@@ -95,28 +95,21 @@ def explain(
             old, new = bare.logits[0].log_softmax(-1), lean.logits[0].log_softmax(-1)
             token = next_ids(lean.logits, lean.ids, sampling)
             change = (new - old).masked_fill(torch.maximum(old, new).exp() < likely, 0.0)
-
-            def shifts(order: torch.Tensor, sign: int, change: Any, old: Any, new: Any) -> Any:
-                return tuple(
+            promoted, demoted = (
+                tuple(
                     Shift(
-                        tokenizer.decode([int(i)]),
+                        tokenizer.decode([i]),
                         float(change[i]),
-                        float(old[i].exp()),
-                        float(new[i].exp()),
+                        *(float(p[i].exp()) for p in (old, new)),
                     )
-                    for i in order
+                    for i in (sign * change).topk(top).indices.tolist()
                     if sign * float(change[i]) > 0
                 )
-
-            found.append(
-                Step(
-                    tokenizer.decode(token.tolist()),
-                    tokenizer.decode([int(old.argmax())]),
-                    float((new.exp() * (new - old)).sum()),
-                    shifts(change.topk(top).indices, 1, change, old, new),
-                    shifts((-change).topk(top).indices, -1, change, old, new),
-                )
+                for sign in (1, -1)
             )
+            bare_token = tokenizer.decode([int(old.argmax())])
+            kl = float((new.exp() * (new - old)).sum())
+            found.append(Step(tokenizer.decode(token.tolist()), bare_token, kl, promoted, demoted))
             if int(token) in ends or len(found) == steps:
                 return found
             bare.feed(token)

@@ -271,7 +271,9 @@ def _by_generate(
     )
     with models.reading(model), own_settings(model):
         out = model.generate(**given, generation_config=settings, logits_processor=[checked_logits])
-    return [_ended(row, ends) for row in out[:, given["input_ids"].shape[1] :].tolist()]
+    drawn = out[:, given["input_ids"].shape[1] :].tolist()
+    stops = [next((i for i, t in enumerate(ids, 1) if t in ends), len(ids)) for ids in drawn]
+    return [ids[:stop] for ids, stop in zip(drawn, stops, strict=True)]
 
 
 def _plainly(model: Any, prompt: list[int], ends: set[int], sampling: Sampling) -> list[int]:
@@ -284,11 +286,6 @@ def _plainly(model: Any, prompt: list[int], ends: set[int], sampling: Sampling) 
         if ids[-1] in ends:
             break
     return ids[len(prompt) :]
-
-
-def _ended(ids: list[int], ends: set[int]) -> list[int]:
-    """Token ids up to the first that ends an answer."""
-    return ids[: next((i for i, t in enumerate(ids, 1) if t in ends), len(ids))]
 
 
 def end_ids(model: Any, tokenizer: Any, rendering: Rendering = USUAL) -> set[int]:

@@ -37,20 +37,25 @@ class ItemScores:
     margin: np.ndarray
 
 
+def logps_of(found: Readings) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probs of answers in nats, float64: summed, and a token."""
+    assert found.logps is not None
+    assert found.tokens is not None
+    total = found.logps.double().numpy()
+    return total, total / found.tokens.numpy()
+
+
 METRICS = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
 
 
 def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
     """Scores from the log-probs of an encoded set's answers."""
-    assert found.logps is not None
-    assert found.tokens is not None
-    total = found.logps.double().numpy()
-    mean = total / found.tokens.numpy()
-    by_item: dict[str, list[tuple[float, float]]] = {}
-    for offset, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
-        for c, r in row.pairs:
-            c, r = offset + c, offset + r
-            by_item.setdefault(row.item, []).append((mean[c] - mean[r], total[c] - total[r]))
+    total, mean = logps_of(found)
+    chosen, rejected = (at.numpy() for at in encoded.pair_answers())
+    items = [row.item for row in encoded.rows for _ in row.pairs]
+    by_item: dict[str, list[np.ndarray]] = {}
+    for item, c, r in zip(items, chosen, rejected, strict=True):
+        by_item.setdefault(item, []).append(np.array([mean[c] - mean[r], total[c] - total[r]]))
     margins = [np.array(values) for values in by_item.values()]
     return ItemScores(
         items=tuple(by_item),

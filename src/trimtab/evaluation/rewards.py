@@ -272,10 +272,10 @@ def draw(
         text = said(tokenizer, drawn, ends, drawn_after)
         return Candidate(text, tuple(drawn), reward, finished, rejected)
 
-    context = seeded(sampling.seed, model)
     found: list[Candidate] = []
     drawn: list[list[int]] = [[] for _ in range(drawing.n)]
-    with context, _at(dial, model, alpha, force):
+    leaning = nullcontext() if dial is None else dial(model, alpha, force=force)
+    with seeded(sampling.seed, model), leaning:
         sites = reward.sites if one_pass else ()
         rows = Decoder(model, drawn_after, drawing.n, sites, room=sampling.max_new_tokens)
         alive = torch.ones(drawing.n, dtype=torch.bool)
@@ -334,10 +334,6 @@ def _rewards(
     is_marker = (place == marker[:, None]).to(states.device)
     h = reward.aggregated(states, mask, is_marker)
     return numbers(reward.rewards(h)[:, index].float().cpu(), "rewards")
-
-
-def _at(dial: Dial | None, model: nn.Module, alpha: float, force: bool) -> Any:
-    return nullcontext() if dial is None else dial(model, alpha, force=force)
 
 
 def expected_kl(n: int) -> float:

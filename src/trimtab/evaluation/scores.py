@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -10,9 +10,12 @@ from trimtab.batching import Encoded
 from trimtab.dials import Dial, RewardDial
 from trimtab.evaluation.items import ItemScores, item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
+from trimtab.models.places import before
 from trimtab.progress import Update
 from trimtab.readings import Progress, collect, reference
+from trimtab.states import Readings
 from trimtab.store import Store
+from trimtab.trunk import trunk_of
 
 
 def score(
@@ -32,19 +35,38 @@ def score(
     Raises:
         DialError: the dial was made for another base model (`force` goes on).
     """
-    if dial is None or alpha == 0:
-        found = reference(model, encoded, logps=True, store=store, budget=budget, progress=progress)
-    elif isinstance(dial, RewardDial):
-        rewards, _ = rewards_of(model, dial, encoded, budget=budget, force=force, progress=progress)
-        return _told(reward_scores(encoded, alpha * rewards), progress)
+    how: Any = {"budget": budget, "force": force, "progress": progress}
+    if isinstance(dial, RewardDial) and alpha != 0:
+        found = reward_scores(encoded, alpha * rewards_of(model, dial, encoded, **how)[0])
     else:
-        with dial(model, alpha, force=force) if dial else nullcontext():
-            found = collect(model, encoded, logps=True, budget=budget, progress=progress)
-    return _told(item_scores(encoded, found), progress)
-
-
-def _told(found: ItemScores, progress: Progress | None) -> ItemScores:
-    """Scores whose accuracy, the mean over items, stands at the end of a bar."""
-    if isinstance(progress, Update):
+        found = item_scores(encoded, read_at(model, encoded, dial, alpha, store=store, **how))
+    if isinstance(progress, Update):  # the mean over items stands at the end of a bar
         progress.said = f"accuracy {found.accuracy.mean():.3f}"
     return found
+
+
+def read_at(
+    model: nn.Module,
+    encoded: Encoded,
+    dial: Dial | None,
+    alpha: float,
+    *,
+    force: bool = False,
+    store: Store | None = None,
+    budget: int = 2048,
+    progress: Progress | None = None,
+) -> Readings:
+    """Log-probs of all answers with a dial at `alpha`. What the model is below the dial is computed
+    once for all its alphas, and the bare model's log-probs once for all dials (see `Store`).
+
+    Raises:
+        DialError: the dial was made for another base model (`force` goes on).
+    """
+    how: Any = {"logps": True, "budget": budget, "progress": progress}
+    store = store or Store()
+    if dial is None or alpha == 0:
+        block = before(model, dial.places()) if dial else -1
+        return reference(model, encoded, store=store, block=block, **how)
+    with dial(model, alpha, force=force):
+        trunk = trunk_of(model, encoded, store, budget=budget)
+        return collect(model, encoded, trunk=trunk, **how)

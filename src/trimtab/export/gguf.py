@@ -7,7 +7,6 @@ layer 0. repeng's files are the same (and may hold one).
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from trimtab.dials import Composed, Dial, VectorDial
 from trimtab.dials.dial import members
 from trimtab.errors import DialError
 from trimtab.export.facts import told_on
+from trimtab.files import aside
 from trimtab.sites import block_index
 
 ARCHITECTURE = "controlvector"
@@ -59,25 +59,26 @@ def write_control_vector(
             raise DialError(f"layer {layer!r}: a control vector's layers are block numbers")
         if v.ndim != 1 or not torch.isfinite(v).all():
             raise DialError(f"the direction of layer {layer} is no vector of finite numbers")
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(aside, ARCHITECTURE)
-        writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
-        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
-        for layer, v in sorted(directions.items()):
-            array = v.detach().cpu().float().numpy()
-            writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(array))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        aside.replace(file)
+        with aside(file) as writing:
+            writer = gguf.GGUFWriter(writing, ARCHITECTURE)
+            writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
+            writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
+            for layer, v in sorted(directions.items()):
+                array = v.detach().cpu().float().numpy()
+                writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(array))
+            written(writer)
     except OSError as error:
         raise DialError(f"{file}: cannot be written ({error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return file
+
+
+def written(writer: Any) -> None:
+    """Have a writer of the package `gguf` write its file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def read_control_vector(file: str | Path, width: int | None = None) -> ControlVector:

@@ -21,6 +21,7 @@ from trimtab.dials.dial import members
 from trimtab.dials.linear import dense_weight
 from trimtab.errors import DialError
 from trimtab.export.facts import told_on
+from trimtab.export.gguf import written
 
 BASE_FILE = "base.gguf"
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
@@ -64,28 +65,22 @@ def export_gguf_lora(
     for path, change in changes.items():
         own = {HEAD: named.get(HEAD, named[EMBEDDING])} if path == head else rest
         for name, order in _places(path, change.weight, own):
-            A, B = (
-                change.A,
-                change.B[:, order] * (change.A.shape[1] / rank),
-            )  # scaled by rank / its own
+            A, B = change.A, change.B[:, order] * (change.A.shape[1] / rank)  # its own over rank
             if len(A) == 1:
                 A, B = A[0], B[0]
             writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(A.numpy()))
             writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(B.numpy()))
-    _finish(writer)
+    written(writer)
     if head is not None and HEAD not in named:
         _untied(gguf, reader, folder / BASE_FILE)
         lines.append(
             f"the tied base: the adapter is for {BASE_FILE}, which has an LM head of its own"
         )
+    near = (
+        "" if is_linear(dial, model, alpha) else " only near s = 1, since it is not linear in alpha"
+    )
     return [
-        "alpha: scale 1 is the dial at "
-        + f"{alpha:g}; scale s is it at {alpha:g} s"
-        + (
-            ""
-            if is_linear(dial, model, alpha)
-            else " only near s = 1, since it is not linear in alpha"
-        ),
+        f"alpha: scale 1 is the dial at {alpha:g}; scale s is it at {alpha:g} s{near}",
         "data, seed and measured range of the dial",
         *lines,
     ]
@@ -191,13 +186,6 @@ def _writer(gguf: Any, file: Path, reader: Any) -> Any:
     return gguf.GGUFWriter(file, architecture)
 
 
-def _finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def _untied(gguf: Any, reader: Any, file: Path) -> None:
     """The base file with a copy of its embedding as the LM head."""
     writer = _writer(gguf, file, reader)
@@ -211,4 +199,4 @@ def _untied(gguf: Any, reader: Any, file: Path) -> None:
     for tensor in reader.tensors:
         for name in (tensor.name, HEAD) if tensor.name == EMBEDDING else (tensor.name,):
             writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
-    _finish(writer)
+    written(writer)

@@ -54,14 +54,14 @@ def for_older(folder: Path) -> None:
             note.setdefault("additional_special_tokens", extra)
         for mine in ("backend", "is_local", "local_files_only"):
             note.pop(mine, None)
-        _write(file, note)
+        write_note(file, note)
     file = folder / "config.json"
     if file.is_file():
         note = json.loads(file.read_text())
         for part in (note, note.get("text_config")):
             if isinstance(part, dict):
                 _older_rope(part)
-        _write(file, note)
+        write_note(file, note)
 
 
 def _older_rope(note: dict[str, Any]) -> None:
@@ -83,7 +83,8 @@ def _older_rope(note: dict[str, Any]) -> None:
             note.setdefault("rope_scaling", dict(whole))
 
 
-def _write(file: Path, note: dict[str, Any]) -> None:
+def write_note(file: Path, note: dict[str, Any]) -> None:
+    """A JSON file as transformers lays them out."""
     file.write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
 
 

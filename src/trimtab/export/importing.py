@@ -6,7 +6,6 @@ Nothing is unpickled: torch files are read with `weights_only=True`, numpy's wit
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from trimtab.dials.numbers import length
 from trimtab.errors import DialError
 from trimtab.export.gguf import read_control_vector
 from trimtab.export.steering_vectors import FILE
+from trimtab.files import sha256
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.provenance import versions
 from trimtab.readings import collect
@@ -287,14 +287,12 @@ def placed(
 
 def _info(model: nn.Module, file: Path) -> DialInfo:
     source = models.source_of(model)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return DialInfo(
         method="import",
         base_model=source.name,
         base_digest=source.digest,
         base=source.parts,
-        config={"file": file.name, "sha256": digest},
+        config={"file": file.name, "sha256": sha256(file)},
         versions=versions(),
     )
 
@@ -331,14 +329,11 @@ def _adapter(path: Path, model: nn.Module) -> Imported:
     if not dial.info.base_digest:
         dial.info.base_model, dial.info.base_digest = source.name, source.digest
         dial.info.base = source.parts
-    said = [f"a {dial.kind} dial on {len(dial.places())} modules"]
-    if isinstance(dial, AdapterDial):
-        said.append(
-            "alpha 1 is the adapter as PEFT applies it (lora_alpha and r of its config included), 0.5 half "
-            "of its change"
-        )
-    else:
-        said.append("alpha 1 is the adapter as PEFT applies it")
+    half = " (lora_alpha and r of its config included), 0.5 half of its change"
+    said = [
+        f"a {dial.kind} dial on {len(dial.places())} modules",
+        f"alpha 1 is the adapter as PEFT applies it{half if isinstance(dial, AdapterDial) else ''}",
+    ]
     if made_for and made_for != source.name:
         said.append(
             f"its config names the base {made_for}; that it is this model ({source.name}) nobody can check"

@@ -55,15 +55,16 @@ def export_peft(
                 A, B = torch.cat([factors[path][0], A]), torch.cat([factors[path][1], B], 1)
             factors[path] = (A, B)
     head = models.head(model)
-    untied = is_tied(model) and any(model.get_submodule(path) is head for path in factors)
     on_head = any(model.get_submodule(path) is head for path in factors)
+    untied = on_head and is_tied(model)
     paths = frozenset({*factors, *biases})
     known = told_on("peft", model, paths, head=on_head, bias=bool(biases))
     base, said = (f"./{BASE}", "") if untied else base_of(model)
     _write(model, factors, biases, folder, base)
     if untied:
         save_untied(model, tokenizer, folder / BASE)
-    if tokenizer is not None and len(tokenizer) <= _embeddings(model):
+    weight: Any = models.embed(model).weight
+    if tokenizer is not None and len(tokenizer) <= len(weight):
         save_tokenizer(tokenizer, folder)  # with a larger one PEFT would resize the base
     write_card(folder, dial, alpha, "" if untied or said else base, LOAD)
     lost = [
@@ -84,11 +85,6 @@ LOAD = """\
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained(".")"""
-
-
-def _embeddings(model: nn.Module) -> int:
-    weight: Any = models.embed(model).weight
-    return len(weight)
 
 
 def _write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -26,10 +25,12 @@ from trimtab.errors import ConfigError, DialError, near
 from trimtab.export import check
 from trimtab.export.gguf import added_steps, export_gguf
 from trimtab.export.gguf_lora import BASE_FILE, SCALES, export_gguf_lora, is_linear, run_lines
+from trimtab.export.handing_over import write_note
 from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
+from trimtab.files import sha256
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress, warn
@@ -145,7 +146,9 @@ def export(
     target, receipt_file = _targets(FORMATS[to], Path(out))
     _check_free(target, receipt_file, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows = [_ids(tokenizer, text, model) for text in NEUTRAL[:PASSAGES]]
+    device = next(model.parameters()).device
+    cut = [tokenizer(text)["input_ids"][:TOKENS] for text in NEUTRAL[:PASSAGES]]
+    rows = [torch.tensor([ids], device=device) for ids in cut]
     quantised, given = models.quantisation_of(model), model
     if quantised:
         model, base = _plain(model), None
@@ -199,7 +202,6 @@ def export(
             )
         if lora:
             receipt["run"] = run_lines(Path(base_gguf or ""), target, (made / BASE_FILE).is_file())
-            _write(stage / RECEIPT, receipt)
         if quantised:
             receipt["base_quantisation"] = models.quantisation_name(given)
             far = _apart(dial, given, model, rows, strength)
@@ -211,7 +213,8 @@ def export(
                     f"logits up to {far:.2g} from it (the dial itself changes them by up to "
                     f"{receipt['largest_logit_change_by_the_dial']:.2g})"
                 )
-            _write(stage / RECEIPT, receipt)
+        if lora or quantised:
+            write_note(stage / RECEIPT, receipt)
         _publish(made, stage / RECEIPT, target, receipt_file)
     return receipt
 
@@ -233,17 +236,14 @@ def _apart(dial: Dial, one: Any, other: Any, rows: list[Tensor], alpha: float) -
     return max(float((a - b).abs().max()) for a, b in zip(*logits, strict=True))
 
 
-def _write(file: Path, receipt: dict[str, Any]) -> None:
-    file.write_text(json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
-
-
 def _check(to: str, alpha: float, model: nn.Module, base_gguf: str | Path | None) -> float:
     check_format(to, base_gguf)
     strength = as_alpha(alpha)
     if not isinstance(strength, float) or strength == 0:
         raise ConfigError(f"alpha {alpha}: an export is made at one number, and not at 0")
     check_bare(model, "exporting")
-    if (kind := _dtype(model)) != torch.float32:
+    kind = next((p.dtype for p in model.parameters() if models.is_plain(p)), torch.float32)
+    if kind != torch.float32:
         raise ConfigError(f"the model is in {kind}: exports are made and checked in float32")
     return strength
 
@@ -273,10 +273,6 @@ def check_format(to: str, base_gguf: str | Path | None) -> None:
             raise ConfigError(f"--base-gguf {base_gguf}: no GGUF file")
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if models.is_plain(p)), torch.float32)
-
-
 def _targets(kind: Format, out: Path) -> tuple[Path, Path]:
     """Where the export and its receipt go."""
     out = out.expanduser().absolute()
@@ -296,11 +292,6 @@ def _check_free(target: Path, receipt: Path, overwrite: bool) -> None:
         raise ConfigError(f"{target}: exists; choose another --out, or --overwrite")
     if not receipt.is_file():
         raise ConfigError(f"{target}: exists and is no export (no receipt); choose another --out")
-
-
-def _ids(tokenizer: Any, text: str, model: Any) -> Tensor:
-    device = next(model.parameters()).device
-    return torch.tensor([tokenizer(text)["input_ids"][:TOKENS]], device=device)
 
 
 @torch.no_grad()
@@ -335,12 +326,8 @@ def _run_check(spec: dict[str, Any], stage: Path, python: str | Path) -> dict[st
 def _digests(path: Path) -> dict[str, str]:
     """sha256 of an export's files."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    digests = {}
-    for file in files:
-        with file.open("rb") as stream:
-            name = file.name if path.is_file() else str(file.relative_to(path))
-            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    top = path.parent if path.is_file() else path
+    return {str(file.relative_to(top)): sha256(file) for file in files}
 
 
 def _publish(made: Path, receipt: Path, target: Path, receipt_file: Path) -> None:

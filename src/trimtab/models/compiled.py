@@ -40,14 +40,6 @@ def uncompiled() -> Iterator[None]:
     Raises:
         ConfigError: entered within a compiled function.
     """
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
-
-
-def _enter() -> None:
     global _depth, _stance, _unused
     with _lock:
         imported = "torch._dynamo" in sys.modules  # before its first use it is not
@@ -62,16 +54,13 @@ def _enter() -> None:
                     "enter the dial around the call of the compiled function"
                 ) from error
         _depth += 1
-
-
-def _leave() -> None:
-    global _depth, _stance
-    with _lock:
-        _depth -= 1
-        if _depth:
-            return
-        if _stance is not None:
-            stance, _stance = _stance, None
-            stance.__exit__(None, None, None)
-        if _unused and "torch._dynamo" in sys.modules:  # what it has made meanwhile has our hooks
-            torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if not _depth and _stance is not None:
+                stance, _stance = _stance, None
+                stance.__exit__(None, None, None)
+            if not _depth and _unused and "torch._dynamo" in sys.modules:
+                torch._dynamo.reset()  # what it has made meanwhile has our hooks

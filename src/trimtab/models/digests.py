@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import ModelError
+from trimtab.files import write_text
 from trimtab.models.values import value_digest
 
 FRESH_SECONDS = 3.0
@@ -184,10 +185,7 @@ def remembered(file: Path, what: str, compute: Callable[[], dict[str, Any]]) -> 
         raise ModelError(f"{file}: changed while it was read; run it again once it is written")
     if abs(time.time() - file.stat().st_ctime) > FRESH_SECONDS:
         with contextlib.suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            aside = note.with_name(f".{note.name}.{os.getpid()}")
-            aside.write_text(json.dumps(found))
-            aside.replace(note)
+            write_text(note, json.dumps(found))
     return found
 
 

@@ -19,6 +19,7 @@ import torch
 from trimtab.errors import ModelError
 from trimtab.models.copies import read_note, write_note
 from trimtab.models.digests import cache_root, content_of_gguf, open_gguf
+from trimtab.models.plain import strip_marks
 from trimtab.models.quiet import quiet_transformers
 from trimtab.progress import warn
 
@@ -91,15 +92,7 @@ def _convert(file: Path, folder: Path, digest: str, metadata: str) -> None:
             f"{missing[0]} among them; a file in several parts has to be merged first"
         )
     said = _unread(file, model) + _text_unread(file, tokenizer)
-    # The weights are plain float32 already; only the quantizer's marks keep it from being saved.
-    for owner, key in (
-        (model, "hf_quantizer"),
-        (model.config, "quantization_config"),
-        (model, "quantization_method"),
-    ):
-        with contextlib.suppress(AttributeError):
-            delattr(owner, key)
-    model.is_quantized = False
+    strip_marks(model)  # the weights are plain float32 already
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
@@ -147,9 +140,8 @@ def _unread(file: Path, model: Any) -> list[str]:
             metadata = {k: v for k, v in metadata.items() if k not in scaling}
         elif "rope_freqs.weight" in left:
             factors = np.array(tensors["rope_freqs.weight"].data, dtype=np.float64).ravel()
-            if (
-                made := llama3_scaling(factors, float(rope.get("rope_theta", 10000.0)))
-            ) is not None:
+            made = llama3_scaling(factors, float(rope.get("rope_theta", 10000.0)))
+            if made is not None:
                 model.config.rope_parameters = {**rope, **made}
                 left.discard("rope_freqs.weight")
     lines = []

@@ -112,7 +112,8 @@ def differences(digest: str, parts: Mapping[str, Any], source: Source) -> Differ
     """How a model differs from one that was recorded by digest and parts."""
     mine = source.parts
     refused, warned = [], []
-    if not same_weights(digest, parts, source):
+    same = source.values and parts.get("values") == source.values
+    if digest != source.digest and not same:
         refused.append(f"weights ({digest[:12]} and {source.digest[:12]})")
     if isinstance(there := parts.get("config"), dict) and "config" in mine:
         lines = configs.differing(there, mine["config"])
@@ -121,20 +122,11 @@ def differences(digest: str, parts: Mapping[str, Any], source: Source) -> Differ
     for name in ("quantisation", "tokenizer", "template", "metadata"):
         a, b = parts.get(name), mine.get(name)
         if a and b and a != b:
-            said = f" ({_named(a)} and {_named(b)})" if name == "quantisation" else ""
+            said = f" ({str(a)[:60]} and {str(b)[:60]})" if name == "quantisation" else ""
             warned.append(("GGUF " if name == "metadata" else "") + name + said)
     wanted = [name for name in PARTS if name != "metadata"]
     missing = [name for name in wanted if name not in parts and name != "values"]
     return Differences(refused, warned, missing)
-
-
-def same_weights(digest: str, parts: Mapping[str, Any], source: Source) -> bool:
-    """Whether a record names the weights of a source."""
-    return digest == source.digest or bool(source.values and parts.get("values") == source.values)
-
-
-def _named(quantisation: Any) -> str:
-    return str(quantisation)[:60]
 
 
 # ---- models in memory ----------------------------------------------------------------------------
@@ -173,14 +165,14 @@ def source_of(model: nn.Module, tokenizer: Any = None) -> Source:
     source = replace(known.source, state=live.state_of(model))
     if tokenizer is None:
         return source
-    return replace(
-        source,
-        tokenizer=tokenizer_digest(
-            tokenizer,
-            end_ids(getattr(model, "generation_config", None), getattr(model, "config", None)),
-        ),
-        template=template_digest(tokenizer),
-    )
+    generation = getattr(model, "generation_config", None)
+    return with_tokenizer(source, tokenizer, generation, getattr(model, "config", None))
+
+
+def with_tokenizer(source: Source, tokenizer: Any, generation: Any, config: Any) -> Source:
+    """A source with its tokenizer's parts, and what ends a text by two configs of the model."""
+    digest = tokenizer_digest(tokenizer, end_ids(generation, config))
+    return replace(source, tokenizer=digest, template=template_digest(tokenizer))
 
 
 def known_source(model: nn.Module) -> Source | None:

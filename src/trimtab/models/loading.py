@@ -16,7 +16,7 @@ from trimtab.models.identity import Source
 from trimtab.models.quantised import check_attention, settle
 from trimtab.models.quantising import quantising, unpack_floats
 from trimtab.models.quiet import quiet_transformers
-from trimtab.models.tokenizer import end_ids, load_own, template_digest, tokenizer_digest
+from trimtab.models.tokenizer import load_own
 from trimtab.progress import warn
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,18 +97,14 @@ def load(
     model.eval().requires_grad_(False)
     unpack_floats(model, kind, folder)
     settle(model)
-    if kind == torch.float16 and (bad := _overflown(model)):
+    strange = (n for n, p in model.named_parameters() if not torch.isfinite(p).all())
+    if kind == torch.float16 and (bad := next(strange, None)):
         raise ModelError(f"{name}: {bad} has weights beyond float16's range; use --dtype bfloat16")
     source = identity.of_files(folder, name, type(model))
     if not source.digest:
         source = replace(identity.source_of(model), name=name)
     generation = getattr(model, "generation_config", None)
-    source = replace(
-        source,
-        tokenizer=tokenizer_digest(tokenizer, end_ids(generation, model.config)),
-        template=template_digest(tokenizer),
-    )
-    identity.remember(model, source)
+    identity.remember(model, identity.with_tokenizer(source, tokenizer, generation, model.config))
     return model, tokenizer
 
 
@@ -134,11 +130,6 @@ def _reason(error: Exception) -> str:
             "(trust_remote_code=True) to run it"
         )
     return next(iter(text.strip().splitlines()), type(error).__name__)
-
-
-def _overflown(model: Any) -> str | None:
-    """The first parameter that is not finite."""
-    return next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
 
 
 def _tokenizer(name: str, folder: Path, trust: bool) -> Any:
@@ -177,14 +168,13 @@ def identify(name: str) -> Source:
         generation = GenerationConfig.from_pretrained(folder)
     except OSError:  # there is none
         generation = None
-    tokenizer = _tokenizer(name, folder, trust)
-    return replace(
+    source = replace(
         source,
         config=identity.config_text(config),
         quantisation=source.quantisation or identity.NONE,
-        tokenizer=tokenizer_digest(tokenizer, end_ids(generation, config)),
-        template=template_digest(tokenizer),
     )
+    tokenizer = _tokenizer(name, folder, trust)
+    return identity.with_tokenizer(source, tokenizer, generation, config)
 
 
 def check(name: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
 
-from trimtab.errors import ConfigError, near
+from trimtab.errors import ConfigError, ModelError, near
 from trimtab.models.compiled import uncompiled
-from trimtab.models.parts import embed, final_norm, layer_paths, layers, n_layers
+from trimtab.models.parts import embed, final_norm, head, layer_paths, layers, n_layers
 from trimtab.sites import Site, block_index, parse_sites
 
 
@@ -177,6 +177,21 @@ def depth(model: nn.Module, site: Site) -> int:
         if module == path or module.startswith(path + "."):
             return k
     return n_layers(model)
+
+
+def before(model: nn.Module, sites: Iterable[Site]) -> int:
+    """The last block all of which is computed before anything at these sites is: block k itself for its
+    output; -1 where there is none, or where it cannot be told."""
+    sites, stack = list(sites), layers(model)
+    ends = [block_index(site, len(stack)) for site in sites if isinstance(site, int)]
+    named = {module_at(model, site)[0] for site in sites if not isinstance(site, int)}
+    after = {head(model)}
+    with suppress(ModelError):
+        after.add(final_norm(model))
+    if not named <= after | set(stack.modules()):  # an embedding, or what stands before the blocks
+        return -1
+    inside = (k for k, layer in enumerate(stack) if not named.isdisjoint(layer.modules()))
+    return min(*ends, next(inside, len(stack)) - 1, len(stack) - 1)
 
 
 @contextmanager

@@ -140,14 +140,9 @@ def _bring_in(model: nn.Module, result: nn.Module) -> None:
     for path, module in model.named_modules():
         target = result.get_submodule(path)
         with present(module):
-            for name, p in module._parameters.items():
-                mine = target._parameters.get(name)
-                if p is not None and mine is not None and mine.is_meta:
-                    target._parameters[name] = nn.Parameter(p.detach().clone(), False)
-            for name, b in module._buffers.items():
-                if (
-                    b is not None
-                    and (mine := target._buffers.get(name)) is not None
-                    and mine.is_meta
-                ):
-                    target._buffers[name] = b.detach().clone()
+            for kind in ("_parameters", "_buffers"):
+                mine = getattr(target, kind)
+                for name, t in getattr(module, kind).items():
+                    if t is not None and getattr(mine.get(name), "is_meta", False):
+                        own = t.detach().clone()
+                        mine[name] = nn.Parameter(own, False) if kind == "_parameters" else own

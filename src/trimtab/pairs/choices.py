@@ -35,11 +35,7 @@ def read_choices(name: str, root: Path | None, option: str | None) -> Source:
             raise DataError(
                 f"{where}: column 'choices': expected a list of texts, given {shown(choices)}"
             )
-        if (
-            isinstance(label, bool)
-            or not isinstance(label, int)
-            or label not in range(len(choices))
-        ):
+        if type(label) is not int or label not in range(len(choices)):
             raise DataError(
                 f"{where}: column 'label': expected the index of one of {len(choices)} choices, "
                 f"given {shown(label)}"
@@ -49,15 +45,7 @@ def read_choices(name: str, root: Path | None, option: str | None) -> Source:
                 f"{where}: column 'choices': expected two or more, given {len(choices)}"
             )
         answers = [" " + c.strip() for c in choices]
-        pairs += [
-            Pair(
-                f"Question: {question}\nAnswer:",
-                answers[label],
-                wrong,
-                f"{name}/{number}",
-                source=where,
-            )
-            for i, wrong in enumerate(answers)
-            if i != label
-        ]
+        right, prompt = answers.pop(label), f"Question: {question}\nAnswer:"
+        item = f"{name}/{number}"
+        pairs += [Pair(prompt, right, wrong, item, source=where) for wrong in answers]
     return Source(pairs)

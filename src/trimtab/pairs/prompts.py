@@ -40,9 +40,8 @@ class Prompt:
     def of(cls, given: Text | Prompt | Pair) -> Prompt:
         """A prompt from a text, a chat or a pair."""
         if isinstance(given, Pair):
-            return cls(
-                given.prompt, given.system, given.tools, given.chat_template_kwargs, given.source
-            )
+            p = given
+            return cls(p.prompt, p.system, p.tools, p.chat_template_kwargs, p.source)
         return given if isinstance(given, Prompt) else cls(given)
 
     def with_system(self, system: str | None) -> Prompt:
@@ -98,11 +97,8 @@ def _entries(file: Path, suffix: str) -> Iterator[tuple[str, object]]:
 
 
 def _prompt(entry: object, where: str) -> Prompt:
-    given, row = entry, entry if isinstance(entry, Mapping) else {}
-    for name in NAMED if row else ():
-        if row.get(name) is not None:
-            given = row[name]
-            break
+    row = entry if isinstance(entry, Mapping) else {}
+    given = next((row[name] for name in NAMED if row.get(name) is not None), entry)
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         given = given[0]  # one turn
     given, _ = chat_of(given, "prompt", where)

@@ -102,10 +102,6 @@ def _held(prompt: Any, chosen: Any, rejected: Any) -> bool:
     return bool(prompt.strip()) and prompt.strip() in shared and not shared.startswith(prompt)
 
 
-def _contrast(row: Row, where: str) -> tuple[Row, str]:
-    return row, ""
-
-
 def _other_names(row: Row, where: str) -> tuple[Row, str]:
     """The two answers under other names; OpenAI's files hold messages and tools in `input`."""
     better, worse = next(pair for pair in PAIRS if pair[0] in row and pair[1] in row)
@@ -289,17 +285,15 @@ def _choices(row: Row, where: str) -> tuple[list[Scored], str]:
     ], said
 
 
+CALLED = {
+    "preferred_output": "OpenAI's preferences",
+    "answer_matching_behavior": "matching behaviour",
+}
 SHAPES: tuple[Shape, ...] = (
     Shape("preference pairs", (("chosen",), ("rejected",)), _ours),
-    Shape("contrasts", (("positive",), ("negative",)), _contrast),
+    Shape("contrasts", (("positive",), ("negative",)), lambda row, _: (row, "")),
     *(
-        Shape(
-            {"preferred_output": "OpenAI's preferences"}.get(
-                better, {"answer_matching_behavior": "matching behaviour"}.get(better, "pairs")
-            ),
-            ((better,), (worse,)),
-            _other_names,
-        )
+        Shape(CALLED.get(better, "pairs"), ((better,), (worse,)), _other_names)
         for better, worse in PAIRS
     ),
     Shape("multiple choice", (("question",), ("choices", "options"), RIGHT), _choices),

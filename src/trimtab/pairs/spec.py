@@ -5,6 +5,7 @@
     ethics:justice/test               ETHICS, justice (`?published` inverts it as earlier work did)
     hh:harmless-base/test[:1500]      HH-RLHF dialogues
     choices:ARC-Easy/train            multiple choice: one pair a wrong choice
+    bipo:power-seeking/train          BiPO's behaviours: a question, the answer that shows it, another
     facts:train                       the embedded data set: train, dev, test, oos, rnd
     personas:honesty                  personas in contrast, to read a direction from
     traits:honesty/test               questions to measure it on: test, dev
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError, near
+from .bipo import read_bipo
 from .choices import read_choices
 from .ethics import read_ethics
 from .facts import read_facts
@@ -58,6 +60,7 @@ READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "ethics": read_ethics,
     "hh": read_hh,
     "choices": read_choices,
+    "bipo": read_bipo,
     "facts": read_facts,
     "personas": read_personas,
     "traits": read_traits,

@@ -12,6 +12,7 @@ user asks where there is a `suffix`, the beginning of the answer that both go on
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -182,48 +183,35 @@ def chat(value: object, name: str, where: str) -> Messages:
 
 
 def setting_of(row: Mapping[str, object], where: str) -> dict[str, Any]:
-    """System text, tools and values for the chat template, by the names that pairs have for them."""
+    """System text, tools and values for the chat template, by the names that pairs have for them: the
+    latter two also as their JSON text."""
+    system = row.get("system")
+    if isinstance(system, str) and not system.strip():
+        system = None
     return {
-        "system": _system(row.get("system"), where),
-        "tools": _tools(row.get("tools"), where),
-        "chat_template_kwargs": _values(row.get("chat_template_kwargs"), where),
+        "system": None if system is None else plain(system, "system", where),
+        "tools": _parsed(row, "tools", (list, Mapping, "a list of schemas"), where),
+        "chat_template_kwargs": _parsed(
+            row, "chat_template_kwargs", (Mapping, str, "an object"), where
+        ),
     }
 
 
-def _system(value: object, where: str) -> str | None:
-    if value is None:
+def _parsed(
+    row: Mapping[str, object], name: str, kinds: tuple[type, type, str], where: str
+) -> Any | None:
+    """A column's value, or that of its JSON text; None where there is none.
+
+    Args:
+        kinds: what it is to be, and each of what it holds; and both in words.
+    """
+    given: Any = row.get(name)
+    value, (outer, inner, words) = given, kinds
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(given) if given.strip() else None
+    if not value:
         return None
-    return plain(value, "system", where) if not isinstance(value, str) or value.strip() else None
-
-
-def _tools(value: object, where: str) -> list[Any] | None:
-    """JSON schemas of functions, as a list or as its JSON text."""
-    found = _from_text(value)
-    if not found:
-        return None
-    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
-        raise DataError(
-            f"{where}: column 'tools': expected a list of schemas, given {shown(value)}"
-        )
-    return found
-
-
-def _values(value: object, where: str) -> dict[str, Any] | None:
-    """Values for the chat template by name, as an object or as its JSON text."""
-    found = _from_text(value)
-    if not found:
-        return None
-    if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
-        raise DataError(
-            f"{where}: column 'chat_template_kwargs': expected an object, given {shown(value)}"
-        )
-    return dict(found)
-
-
-def _from_text(value: object) -> object:
-    if not isinstance(value, str) or not value.strip():
-        return None if isinstance(value, str) else value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    if not isinstance(value, outer) or not all(isinstance(each, inner) for each in value):
+        raise DataError(f"{where}: column {name!r}: expected {words}, given {shown(given)}")
+    return dict(value) if isinstance(value, Mapping) else value

@@ -13,8 +13,9 @@ from torch import nn
 from trimtab.batching import Encoded, PromptStyle, Row, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
+from trimtab.evaluation.items import logps_of
+from trimtab.evaluation.scores import read_at
 from trimtab.pairs import Pair, PairSet
-from trimtab.readings import collect, reference
 from trimtab.rendering import USUAL, Rendering
 from trimtab.store import Store
 
@@ -92,15 +93,8 @@ class Asked:
     ) -> Scored:
         """Log-probs with the dial at `alpha`; the bare model's come from the store."""
         encoded = self.encoded
-        if dial is None or alpha == 0:
-            found = reference(model, encoded, logps=True, store=store, progress=progress)
-        else:
-            with dial(model, alpha):
-                found = collect(model, encoded, logps=True, progress=progress)
-        assert found.logps is not None
-        assert found.tokens is not None
-        sums = found.logps.double().numpy()
-        means = sums / found.tokens.numpy()
+        found = read_at(model, encoded, dial, alpha, store=store, progress=progress)
+        sums, means = logps_of(found)
         kept: list[tuple[str, np.ndarray]] = []
         for start, row in zip(encoded.answer_offsets, encoded.rows, strict=False):
             if len(row.answers) == self.options[row.item] == len(row.pairs) + 1:

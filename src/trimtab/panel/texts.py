@@ -90,18 +90,12 @@ def text_values(
     followed = [float(r.followed(t)) for r, t in zip(requests, texts, strict=True)]
     repeated = [_repeated(i) for i in ids]
     distinct = [len(set(i)) / len(i) if len(i) else 1.0 for i in ids]
+    length = np.array([float(len(i)) for i in ids])
     return [
         Values("followed", items, np.array(followed), within=SHARE),
         Values("repetition", items, np.array(repeated), within=SHARE, better=-1),
         Values("distinct", items, np.array(distinct), within=SHARE, better=0),
-        Values(
-            "length",
-            items,
-            np.array([float(len(i)) for i in ids]),
-            within=POSITIVE,
-            better=0,
-            unit="tokens",
-        ),
+        Values("length", items, length, within=POSITIVE, better=0, unit="tokens"),
     ]
 
 

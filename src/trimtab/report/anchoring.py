@@ -14,16 +14,20 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from trimtab.config_files import read_yaml
 from trimtab.errors import TrimtabError
 from trimtab.report import anchoring_figures as drawings
 from trimtab.report import wording
 from trimtab.report.anchoring_canvas import Run
-from trimtab.report.anchoring_published import NAMED
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
 
 Gate = Any
 """A bound and whether it was met: `studies.anchoring.gates`."""
+NAMED: dict[str, dict[str, dict[str, float]]] = read_yaml(
+    Path(__file__).with_name("anchoring_published.yaml")
+)
+"""The original series' errors, by experiment, cut and colour."""
 Titled = tuple[str, Text, Table]
 """A table with its title and what it says."""
 
@@ -186,7 +190,10 @@ def tables(run: Run, gates: Sequence[Gate]) -> list[Titled]:
                 table["title"],
                 table["caption"],
                 table["header"],
-                [[row[0], *map(_cell, row[1:])] for row in table["rows"]],
+                [
+                    [row[0], *(c if isinstance(c, str) else _number(c) for c in row[1:])]
+                    for row in table["rows"]
+                ],
                 table.get("text", ()),
             )
         )
@@ -248,11 +255,8 @@ def _healing_table(run: Run) -> Titled:
         for data in ("all colours", "reds alone"):
             steps = [np.inf if s is None else s for s in entry[data]["steps"]]
             middle = float(np.median(steps))
-            row.append(
-                f"{middle:.0f}"
-                if np.isfinite(middle)
-                else f"over {run.result['settings']['steps']}"
-            )
+            beyond = f"over {run.result['settings']['steps']}"
+            row.append(f"{middle:.0f}" if np.isfinite(middle) else beyond)
             share = entry[data]["red_samples"]
             reds = float(np.median([np.inf if s is None else s for s in share]))
             row.append(f"{reds:.0f}" if np.isfinite(reds) else wording.NOTHING)
@@ -310,18 +314,11 @@ def _value(gate: Gate) -> str:
     return found
 
 
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else _number(value)
-
-
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or value != value:
         return wording.NOTHING
-    if value != value:
-        return wording.NOTHING
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.4g}".replace("-", "−")
-    return f"{value:.1e}".replace("-", "−")
+    form = ".4g" if value == 0 or 1e-3 <= abs(value) < 1e5 else ".1e"
+    return f"{value:{form}}".replace("-", "−")
 
 
 def _anchor(run: Run) -> str:

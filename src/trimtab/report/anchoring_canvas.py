@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_hex
-from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from trimtab.report import svg
 from trimtab.report.blocks import Figure, Section, plain
 from trimtab.report.looks import Look
-from trimtab.report.svg import INK, MUTED, NICE, RULE, Panel
+from trimtab.report.svg import INK, RULE, Panel
 
 SHADES = [svg.PAINT[f"m{i}"] for i in range(8)]
 DPI = 200
@@ -30,6 +29,10 @@ class Run:
     name: str
     result: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
+
+    def array(self, name: str) -> np.ndarray:
+        """One of its arrays, in float64."""
+        return self.arrays[name].astype(float)
 
 
 def section(title: str, caption: str, panels: Sequence[Panel], columns: int = 2) -> Section:
@@ -65,7 +68,7 @@ def chart(
     named = legend if legend is not None else len(curves) > 1
     room = 0 if not named else 6 + 16 * math.ceil(len(curves) / _columns(curves))
     with svg.canvas(WIDE, HIGH + room) as figure:
-        ax = figure.add_axes(_place(54, room + 46, WIDE - 68, HIGH - 84, figure))
+        ax = svg.axes(figure, 54, room + 46, WIDE - 68, HIGH - 84)
         colours = (f"m{i % len(SHADES)}" for i in range(len(curves)))
         for name, (at, values) in curves.items():
             table = np.atleast_2d(np.asarray(values, float))
@@ -77,8 +80,8 @@ def chart(
             ax.set_yscale("log")
             ax.yaxis.set_minor_locator(NullLocator())
         else:
-            ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
+            svg.ticks(ax.yaxis)
+        svg.ticks(ax.xaxis, 6)
         ax.set_xlabel(x)
         ax.tick_params(labelsize=11)
         ax.grid(axis="y")
@@ -89,7 +92,7 @@ def chart(
             style: dict[str, Any] = {"fontsize": 10, "labelcolor": INK, "handlelength": 1.2}
             style |= {"columnspacing": 1.2, "borderpad": 0.2}
             figure.legend(frameon=False, ncols=_columns(curves), **place, **style)
-        titled(figure, title, unit, 46)
+        svg.titled(figure, svg.short(title, 46), unit)
         return svg.panel(figure, title, f"{run.name}-{key}")
 
 
@@ -100,12 +103,6 @@ WIDE, HIGH = 420, 270
 def _columns(names: Iterable[str]) -> int:
     """Columns of a legend in a panel's width."""
     return max(1, min(len(list(names)), (WIDE - 60) // (40 + 6 * max(map(len, names)))))
-
-
-def _place(x: float, y: float, width: float, height: float, figure: Drawing) -> Any:
-    """A place in pixels from the lower left, as a share of a figure."""
-    w, h = (72 * size for size in figure.get_size_inches())
-    return x / w, y / h, width / w, height / h
 
 
 SMALL: dict[str, dict[str, float]] = {"": {}, "o": {"ms": 5}}
@@ -125,19 +122,12 @@ def cloud(
     with svg.plane(title, unit) as (figure, ax):
         figure.set_dpi(DPI)
         ax.scatter(*points, c=colours, s=18, lw=0, rasterized=True)
-        ax.yaxis.set_major_locator(MaxNLocator(5, steps=NICE))
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=NICE))
+        svg.ticks(ax.yaxis)
+        svg.ticks(ax.xaxis, 6)
         ax.set(**dict(zip(("xlabel", "ylabel"), names, strict=False)))
         if also:
             also(ax)
         return svg.panel(figure, title, f"{run.name}-{key}")
-
-
-def titled(figure: Drawing, title: str, unit: str, most: int = 34) -> None:
-    """Title at the left, unit at the right."""
-    width, height = (72 * x for x in figure.get_size_inches())
-    figure.text(4 / width, 1 - 16 / height, svg.short(title, most), weight="bold", size=13)
-    figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
 
 
 def circle(ax: Axes) -> None:
@@ -148,10 +138,7 @@ def circle(ax: Axes) -> None:
 
 def square_axes(ax: Axes, x: str, y: str) -> None:
     """Axes from -1 to 1 with names."""
-    ax.set_xlim(-1.15, 1.15)
-    ax.set_ylim(-1.15, 1.15)
-    ax.set_xticks([-1, 0, 1])
-    ax.set_yticks([-1, 0, 1])
+    ax.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
     ax.set_xlabel(x, labelpad=1)
     ax.set_ylabel(y, labelpad=-2)
     ax.tick_params(labelsize=10)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from trimtab.report import svg
 from trimtab.report.anchoring_canvas import (
@@ -26,11 +27,10 @@ from trimtab.report.anchoring_canvas import (
     section,
     slice_colours,
     square_axes,
-    titled,
 )
 from trimtab.report.anchoring_others import CELLS, OTHERS
 from trimtab.report.blocks import Section
-from trimtab.report.svg import GRID, INK, MUTED, NICE, Panel
+from trimtab.report.svg import GRID, INK, MUTED, Panel
 
 
 def sections(run: Run) -> list[Section]:
@@ -118,9 +118,7 @@ def boxes(
     left = min(290 if many else 150, 20 + round(6.6 * max(map(len, names))))
     height = top + pitch * len(rows) + bottom
     with svg.canvas(width, height) as figure:
-        ax = figure.add_axes(
-            (left / width, bottom / height, (width - left - 14) / width, pitch * len(rows) / height)
-        )
+        ax = svg.axes(figure, left, bottom, width - left - 14, pitch * len(rows))
         rng = np.random.default_rng(0)
         for y, values in enumerate(rows.values()):
             x = np.array([v for v in values if v is not None and math.isfinite(v)], float)
@@ -130,17 +128,8 @@ def boxes(
             ax.plot([low, high], [y, y], color=GRID, lw=min(14, pitch * 0.6), solid_capstyle="butt")
             ax.plot([middle], [y], marker="|", ms=min(16, pitch * 0.7), mew=2, color=SHADES[0])
             jitter = (rng.random(len(x)) - 0.5) * 0.4
-            ax.plot(
-                x,
-                y + jitter,
-                ls="none",
-                marker="o",
-                ms=2.6,
-                color=SHADES[0],
-                alpha=0.6,
-                mew=0,
-                clip_on=False,
-            )
+            dots = {"ls": "none", "marker": "o", "ms": 2.6, "mew": 0, "alpha": 0.6}
+            ax.plot(x, y + jitter, color=SHADES[0], clip_on=False, **dots)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_yticks(range(len(rows)), names)
         ax.tick_params(axis="y", length=0, labelcolor=INK, pad=6, labelsize=11)
@@ -153,9 +142,9 @@ def boxes(
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             ax.xaxis.set_minor_locator(NullLocator())
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(4, steps=NICE))
+            svg.ticks(ax.xaxis, 4)
         ax.grid(axis="x")
-        titled(figure, title, unit, 40)
+        svg.titled(figure, svg.short(title, 40), unit)
         return svg.panel(figure, f"{title} over seeds", f"{run.name}-box-{key}")
 
 
@@ -165,24 +154,15 @@ def boxes(
 def _errors(run: Run) -> Section:
     """Error against likeness, and along hue, saturation and value."""
     panels = [_scatter(run, score) for score in run.result["scores"]]
-    for axis, what in (
-        ("hue", "hue, vivid"),
-        ("saturation", "saturation, at red"),
-        ("value", "value, at red"),
+    for axis, at, top, name in (
+        ("hue", "vivid", 360, "hue, degrees"),
+        ("saturation", "at red", 1, "saturation"),
+        ("value", "at red", 1, "value"),
     ):
-        curves = {c: run.arrays[f"line/{axis}/{c}"].astype(float) for c in _cuts(run)}
-        top = 360 if axis == "hue" else 1
-        panels.append(
-            chart(
-                run,
-                f"Error by {what}",
-                "MSE",
-                {c: (np.linspace(0, top, len(y)), y) for c, y in curves.items()},
-                f"line-{axis}",
-                "hue, degrees" if axis == "hue" else axis,
-                also=partial(hue_strip, axis=axis),
-            )
-        )
+        errors = {c: run.array(f"line/{axis}/{c}") for c in _cuts(run)}
+        curves = {c: (np.linspace(0, top, len(y)), y) for c, y in errors.items()}
+        title, strip = f"Error by {axis}, {at}", partial(hue_strip, axis=axis)
+        panels.append(chart(run, title, "MSE", curves, f"line-{axis}", name, also=strip))
     about = (
         f"The best seed ({run.result['best']['seed']}). Above: error of each colour of the 8×8×8 grid "
         "against its likeness to what was removed, to the power at which they should lie on a line. "
@@ -193,22 +173,18 @@ def _errors(run: Run) -> Section:
 
 def _scatter(run: Run, score: Mapping[str, Any]) -> Panel:
     cut, power = score["cut"], score["power"]
-    kind, what = (
-        ("similarity", "likeness to red") if score["of"] == "red" else ("vibrancy", "vibrancy")
-    )
-    base = run.arrays[kind].astype(float) ** power
-    error = run.arrays[f"error/{cut}"].astype(float)
+    red = score["of"] == "red"
+    kind, what = ("similarity", "likeness to red") if red else ("vibrancy", "vibrancy")
+    base = run.array(kind) ** power
+    error = run.array(f"error/{cut}")
     r2 = float(run.arrays[f"r2_fine/{cut}"].reshape(-1)[0])
     slope, offset = np.polyfit(base, error, 1)
 
     def fit(ax: Axes) -> None:
         ax.plot([0, 1], [offset, slope + offset], color=MUTED, lw=1, dashes=(3, 3))
 
-    names = (f"{what} to the power {power:g}", "MSE")
-    colours = grid_colours(8)
-    return cloud(
-        run, f"After {cut}", f"R² {r2:.2f}", (base, error), colours, f"sim-{cut}", names, fit
-    )
+    names, titles = (f"{what} to the power {power:g}", "MSE"), (f"After {cut}", f"R² {r2:.2f}")
+    return cloud(run, *titles, (base, error), grid_colours(8), f"sim-{cut}", names, fit)
 
 
 def _slices(run: Run) -> Section:
@@ -216,22 +192,20 @@ def _slices(run: Run) -> Section:
     panels = []
     truth = slice_colours()
     for cut in _cuts(run):
-        made = run.arrays[f"slice/{cut}"].astype(float).reshape(4, 5, 12, 3)
+        made = run.array(f"slice/{cut}").reshape(4, 5, 12, 3)
         width, height = 420, 116
         with svg.canvas(width, height) as figure:
             for k, s in enumerate((0, 1 / 3, 2 / 3, 1)):
-                ax = figure.add_axes(((4 + k * 104) / width, 8 / height, 100 / width, 72 / height))
+                ax = svg.axes(figure, 4 + k * 104, 8, 100, 72)
                 ax.set_axis_off()
-                ax.set_xlim(0, 12)
-                ax.set_ylim(0, 5)
+                ax.set(xlim=(0, 12), ylim=(0, 5))
                 for v in range(5):
                     for h in range(12):
                         ax.add_patch(_square(h, v, 1, made[k, v, h]))
                         ax.add_patch(_square(h + 0.32, v + 0.32, 0.36, truth[k, v, h]))
-                figure.text(
-                    (4 + k * 104) / width, 84 / height, f"S = {s:.2g}", size=10, color=MUTED
-                )
-            titled(figure, cut, "")
+                at = (4 + k * 104) / width, 84 / height
+                figure.text(*at, f"S = {s:.2g}", size=10, color=MUTED)
+            svg.titled(figure, svg.short(cut, 34))
             panels.append(svg.panel(figure, f"Slices, {cut}", f"{run.name}-slice-{cut}"))
     return section(
         "What it shows instead",
@@ -242,8 +216,6 @@ def _slices(run: Run) -> Section:
 
 
 def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
-    from matplotlib.patches import Rectangle
-
     return Rectangle((x, y), size, size, facecolor=tuple(np.clip(colour, 0, 1)), lw=0)
 
 
@@ -253,15 +225,14 @@ def _square(x: float, y: float, size: float, colour: np.ndarray) -> Any:
 def _latents(run: Run) -> Section:
     """Projections of the states, before and after."""
     panels = []
-    z = run.arrays["states"].astype(float)
+    z = run.array("states")
     width = z.shape[1]
     pairs = [(0, 1), (0, 2), (1, 2)] if width > 2 else [(0, 1)]
     for a, b in pairs:
         panels.append(_cloud(run, z, a, b, "Untouched", f"view-{a}{b}"))
     for cut in [c for c in run.result["cuts"] if f"states/{c}" in run.arrays and "renorm" not in c]:
-        panels.append(
-            _cloud(run, run.arrays[f"states/{cut}"].astype(float), 0, 1, cut, f"view-{cut}")
-        )
+        after = run.array(f"states/{cut}")
+        panels.append(_cloud(run, after, 0, 1, cut, f"view-{cut}"))
     return section(
         "Where the model keeps its colours",
         f"The best seed ({run.result['best']['seed']}): the states of the 8×8×8 grid seen along two "
@@ -275,17 +246,17 @@ def _latents(run: Run) -> Section:
 def _cloud(run: Run, z: np.ndarray, a: int, b: int, title: str, key: str) -> Panel:
     with svg.canvas(250, 270) as figure:
         figure.set_dpi(DPI)
-        ax = figure.add_axes((30 / 250, 30 / 270, 208 / 250, 208 / 270))
+        ax = svg.axes(figure, 30, 30, 208, 208)
         circle(ax)
         order = np.argsort(z[:, 3 - a - b] if z.shape[1] > 2 and a + b < 4 else z[:, 0])
         ax.scatter(z[order, a], z[order, b], c=grid_colours(8)[order], s=16, lw=0, rasterized=True)
         square_axes(ax, f"dimension {a}", f"dimension {b}")
-        titled(figure, title, "")
+        svg.titled(figure, svg.short(title, 34))
         return svg.panel(figure, f"{title}: dimensions {a} and {b}", f"{run.name}-{key}")
 
 
 def _history(run: Run) -> Panel:
-    history = run.arrays["history"].astype(float)
+    history = run.array("history")
     frames = run.result["frames"]
     chosen = [round(i * (len(frames) - 1) / 7) for i in range(8)]
     width, height = 430, 270
@@ -293,24 +264,22 @@ def _history(run: Run) -> Panel:
         figure.set_dpi(DPI)
         for k, index in enumerate(chosen):
             x, y = 8 + (k % 4) * 106, 122 if k < 4 else 4
-            ax = figure.add_axes((x / width, y / height, 98 / width, 98 / height))
+            ax = svg.axes(figure, x, y, 98, 98)
             circle(ax)
             points = history[index]
             ax.scatter(points[:, 0], points[:, 1], c=grid_colours(6), s=5, lw=0, rasterized=True)
             most = max(1.15, 1.1 * float(np.abs(points[:, :2]).max()))
-            ax.set_xlim(-most, most)
-            ax.set_ylim(-most, most)
+            ax.set(xlim=(-most, most), ylim=(-most, most))
             ax.set_axis_off()
-            figure.text(
-                x / width, (y + 100) / height, f"step {frames[index]:,}", size=9, color=MUTED
-            )
-        titled(figure, "On the way", "dimensions 0 and 1")
+            at = x / width, (y + 100) / height
+            figure.text(*at, f"step {frames[index]:,}", size=9, color=MUTED)
+        svg.titled(figure, "On the way", "dimensions 0 and 1")
         return svg.panel(figure, "States during training", f"{run.name}-history")
 
 
 def _animation(run: Run) -> Panel:
     """The states during training as an animated SVG (dimensions 0 and 1), twelve seconds long."""
-    history = run.arrays["history"].astype(float)[..., :2]  # frame point 2
+    history = run.array("history")[..., :2]  # frame point 2
     colours = grid_colours(6)
     most = max(1.15, 1.05 * float(np.abs(history[-10:]).max()))
     place = np.clip(history / most, -1.2, 1.2) * 100

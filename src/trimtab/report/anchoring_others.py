@@ -23,26 +23,19 @@ from trimtab.report.anchoring_canvas import (
     grid_colours,
     hue_strip,
     section,
-    titled,
 )
 from trimtab.report.blocks import Section
 from trimtab.report.svg import MUTED, RULE, Panel
 
 
-def _array(run: Run, name: str) -> np.ndarray:
-    return run.arrays[name].astype(float)
-
-
 def _data(run: Run) -> list[Section]:
     panels = []
     for key, title in (("redness", "Redness"), ("similarity", "Likeness to red")):
-        values = _array(run, f"{key}_by_hue")
+        values = run.array(f"{key}_by_hue")
         curve = {title: (np.linspace(0, 360, len(values)), values)}
-        strip = partial(hue_strip, axis="hue")
-        panels.append(
-            chart(run, f"{title} by hue, vivid", "", curve, key, "hue, degrees", also=strip)
-        )
-    both, names = (_array(run, "vibrancy"), _array(run, "redness")), ("vibrancy", "redness")
+        strip, title = partial(hue_strip, axis="hue"), f"{title} by hue, vivid"
+        panels.append(chart(run, title, "", curve, key, "hue, degrees", also=strip))
+    both, names = (run.array("vibrancy"), run.array("redness")), ("vibrancy", "redness")
     panels.append(
         cloud(run, "The RGB cube", "redness over vibrancy", both, grid_colours(8), "cube", names)
     )
@@ -53,7 +46,7 @@ def _data(run: Run) -> list[Section]:
 def _transitions(run: Run) -> list[Section]:
     panels, notes = [], run.result["figure"]
     for k, what in enumerate(("value", "velocity", "acceleration")):
-        paths = (_array(run, f"path/{i}")[:, k] for i in range(len(notes["paths"])))
+        paths = (run.array(f"path/{i}")[:, k] for i in range(len(notes["paths"])))
         curves = {n: (range(len(y)), y) for n, y in zip(notes["paths"], paths, strict=True)}
         panels.append(chart(run, f"To 1 in 50 steps: {what}", "", curves, what))
 
@@ -61,7 +54,7 @@ def _transitions(run: Run) -> list[Section]:
         for step, goal in notes["targets"].items():
             ax.plot([int(step)], [goal], marker="D", color=SHADES[1], ms=6, clip_on=False)
 
-    moving = {"moving": (range(len(run.arrays["moving"])), _array(run, "moving")[:, 0])}
+    moving = {"moving": (range(len(run.arrays["moving"])), run.array("moving")[:, 0])}
     title = "A target that changes on the way"
     panels.append(chart(run, title, "value", moving, "moving", also=goals))
     about = (
@@ -93,10 +86,10 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
     """What happens to all directions, and the curve that says so."""
     angle = np.arange(361) % 360
     theta, edge = np.deg2rad(angle), math.acos(start)
-    out, strength = (_array(run, f"{kind}/{i}/{what}")[angle] for what in ("out", "strength"))
+    out, strength = (run.array(f"{kind}/{i}/{what}")[angle] for what in ("out", "strength"))
     dashed: dict[str, Any] = {"color": MUTED, "lw": 1, "dashes": (3, 3)}
     with svg.canvas(250, 420) as figure:
-        ax = figure.add_axes((21 / 250, 178 / 420, 208 / 250, 208 / 420))
+        ax = svg.axes(figure, 21, 178, 208, 208)
         circle(ax)
         ax.plot(strength * np.sin(theta), strength * np.cos(theta), color=SHADES[1], lw=1.8)
         for k in range(0, 360, 10):
@@ -108,8 +101,8 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
             ax.plot([0, side * math.sin(edge)], [0, math.cos(edge)], **dashed)
         ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
         ax.set_axis_off()
-        below = figure.add_axes((40 / 250, 40 / 420, 196 / 250, 120 / 420))
-        below.plot(run.arrays["cosine"], _array(run, f"{kind}/{i}/curve"), color=SHADES[1], lw=1.8)
+        below = svg.axes(figure, 40, 40, 196, 120)
+        below.plot(run.arrays["cosine"], run.array(f"{kind}/{i}/curve"), color=SHADES[1], lw=1.8)
         if kind == "repel":
             below.plot([0, 1], [0, 1], **dashed)
             points = run.result["figure"]["handles"].get(name)
@@ -118,7 +111,7 @@ def _lobe(run: Run, kind: str, i: int, name: str, start: float) -> Panel:
                 below.plot(*handle, color=SHADES[2], lw=1, marker="o", ms=3, clip_on=False)
         below.set(xlim=(-1, 1), ylim=(-0.02, 1.05), xlabel="cosine with the concept")
         below.tick_params(labelsize=10)
-        titled(figure, name, "")
+        svg.titled(figure, svg.short(name, 34))
         return svg.panel(figure, name, f"{run.name}-{kind}-{i}")
 
 
@@ -133,20 +126,10 @@ def _healing(run: Run) -> list[Section]:
         for part, title in (("red", "Error of red"), ("rest", "Mean error of what is not red")):
             curves = {}
             for i, kind in enumerate(run.result["kinds"]):
-                curve = np.median(_array(run, f"{part}/{i}/{data}"), 1)
+                curve = np.median(run.array(f"{part}/{i}/{data}"), 1)
                 curves[kind] = np.arange(len(curve)) * every, np.maximum(curve, 1e-6)
-            panels.append(
-                chart(
-                    run,
-                    title,
-                    data,
-                    curves,
-                    f"{part}-{data}",
-                    "steps of further training",
-                    log=True,
-                    also=steps,
-                )
-            )
+            key, x = f"{part}-{data}", "steps of further training"
+            panels.append(chart(run, title, data, curves, key, x, log=True, also=steps))
     about = "Medians over seeds, by kind of deletion, of training on."
     return [section("Coming back", about, panels)]
 
@@ -184,12 +167,8 @@ def _mixing(run: Run) -> list[Section]:
         panels.append(panel(f"Dose: {arm}", curves, x, share))
     for arm in [a for a in ("anchor", "strong") if a in run.result.get("cosines", {})]:
         red, along = (np.array(v, float) for v in run.result["cosines"][arm])
-        title, colours = f"Dimension 0 by redness: {arm}", grid_colours(6)
-        panels.append(
-            cloud(
-                run, title, "cosine, first seed", (red, along), colours, f"cos-{arm}", ["redness"]
-            )
-        )
+        titles, colours = (f"Dimension 0 by redness: {arm}", "cosine, first seed"), grid_colours(6)
+        panels.append(cloud(run, *titles, (red, along), colours, f"cos-{arm}", ["redness"]))
     caption = (
         "Medians over seeds, bands from the least to the largest. A cliff is a deletion of the word "
         "alone; a slope would be a deletion of the colour."

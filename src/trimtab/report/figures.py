@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from trimtab.report import svg, wording
 from trimtab.report.looks import Look, looks_of
 from trimtab.report.results import ALPHA_1, BASE, DOSE, EQUAL_KL, NEUTRAL, Measurement, Results
 from trimtab.report.results import Difference as Diff
-from trimtab.report.svg import GRID, INK, MUTED, RULE, Panel
+from trimtab.report.svg import GRID, INK, MUTED, PAINT, RULE, Panel
 
 
 class Mark(NamedTuple):
@@ -60,7 +59,8 @@ def rows(
                 ax.barh(y, 2 * scale * line.mde, m.bar, left, **colour)
             for seed in m.seeds:
                 svg.dot(ax, m.look, scale * seed.value, y + 0.3, size=2.5)
-            svg.whisker(ax, m.look, scale * line.low, scale * line.high, y, m.width)
+            ends = [scale * line.low, scale * line.high]
+            ax.plot(ends, [y, y], color=PAINT[m.look.colour], lw=m.width, zorder=2)
             svg.dot(ax, m.look, scale * line.value, y, m.size, hollow=m.hollow)
         if scale != 100:
             svg.ticks(ax.xaxis)
@@ -88,11 +88,11 @@ def accuracy(results: Results) -> list[Panel]:
     }
     ends, panels = limits([r for pairs in found.values() for _, r in pairs]), []
     for split, pairs in found.items():
-        marks = []
-        for m, row in pairs:
-            seeds = results.seeds(m, split)
-            shown = seeds if len(seeds) > 1 else ()
-            marks.append(Mark(wording.label(m), looks[m], row, seeds=shown))
+        seeds = {m: results.seeds(m, split) for m, _ in pairs}
+        marks = [
+            Mark(wording.label(m), looks[m], row, seeds=seeds[m] if len(seeds[m]) > 1 else ())
+            for m, row in pairs
+        ]
         items = next((r.items for _, r in pairs if r.items is not None), None)
         note, base = wording.count(items, "item") if items else "", results.read(BASE, split)
         named = (split, note, f"Accuracy on {split}", f"acc-{split}")
@@ -206,7 +206,11 @@ def over_alpha(
             value, low, high = ends
             label = {"label": legend(method)} if legend else {}
             svg.line(ax, looks[method], at, value, (low, high), **label)
-        alpha_axis(ax, alphas)
+        if len(alphas) <= 9:  # ticks at the alphas themselves
+            ax.xaxis.set_major_locator(FixedLocator(alphas))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: wording.alpha(x)))
+        ax.set_xlabel("α")
+        ax.margins(x=0.04)
         if metric == "kl":
             svg.root_ticks(ax, max([p.value for p in every if math.isfinite(p.value)], default=0.0))
         else:
@@ -253,12 +257,3 @@ def _equal_kl(results: Results) -> list[tuple[Look, float, float]]:
     looks = looks_of(results.methods)
     reached = {m: results.alpha_of_equal_kl(m) for m in results.methods}
     return [(looks[m], at, level) for m, at in reached.items() if at is not None]
-
-
-def alpha_axis(ax: Axes, alphas: Sequence[float]) -> None:
-    """Ticks at the alphas themselves, where they are few."""
-    if len(alphas) <= 9:
-        ax.xaxis.set_major_locator(FixedLocator(alphas))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: wording.alpha(x)))
-    ax.set_xlabel("α")
-    ax.margins(x=0.04)

@@ -35,7 +35,8 @@ def write(page: Page, path: Path, to: On = On.MARKDOWN) -> Path:
         _write(path, html(page))
         return path
     path = path if path.suffix == ".md" else path.with_name(f"{path.name}.md")
-    if drawn := _figures(page):
+    drawn = [b for b in walked(page.blocks, On.MARKDOWN) if isinstance(b, Figure)]
+    if drawn:
         panels = [panel for figure in drawn for panel in figure.panels]
         _write(path.with_suffix(".svg"), svg.sheet(panels, drawn[0].columns))
     _write(path, markdown(page, path.with_suffix(".svg").name))
@@ -47,11 +48,6 @@ def _write(path: Path, text: str) -> None:
         files.write_text(path, text)
     except OSError as error:
         raise TrimtabError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def _figures(page: Page) -> list[Figure]:
-    """The figures of a page in Markdown."""
-    return [b for b in walked(page.blocks, On.MARKDOWN) if isinstance(b, Figure)]
 
 
 # ---- Markdown -----------------------------------------------------------------------------------

@@ -142,8 +142,7 @@ def rows(
     width += max(0, left - 153)
     height = top + pitch * len(names) + bottom
     with canvas(width, height) as figure:
-        inside = (width - left - 14) / width, pitch * len(names) / height
-        ax = figure.add_axes((left / width, bottom / height, *inside))
+        ax = axes(figure, left, bottom, width - left - 14, pitch * len(names))
         ax.set_xlim(limits)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_yticks(range(len(names)), names)
@@ -152,8 +151,7 @@ def rows(
         ax.spines["left"].set_visible(False)
         ticks(ax.xaxis, integer=True)
         ax.grid(axis="x")
-        figure.text(4 / width, 1 - 15 / height, short(title, 30), weight="bold", size=13)
-        figure.text(1 - 14 / width, 1 - 15 / height, note, ha="right", size=11, color=MUTED)
+        titled(figure, short(title, 30), note, 15)
         yield figure, ax
 
 
@@ -162,13 +160,30 @@ def plane(title: str, unit: str) -> Iterator[tuple[Figure, Axes]]:
     """A panel for lines over a continuous axis."""
     width, height, left, top, bottom = 420, 270, 54, 38, 46
     with canvas(width, height) as figure:
-        inside = (width - left - 14) / width, (height - top - bottom) / height
-        ax = figure.add_axes((left / width, bottom / height, *inside))
+        ax = axes(figure, left, bottom, width - left - 14, height - top - bottom)
         ax.tick_params(labelsize=11)
         ax.grid(axis="y")
-        figure.text(4 / width, 1 - 16 / height, title, weight="bold", size=13)
-        figure.text(1 - 14 / width, 1 - 16 / height, unit, ha="right", size=11, color=MUTED)
+        titled(figure, title, unit)
         yield figure, ax
+
+
+def axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """Axes at a place in pixels, from the lower left."""
+    w, h = _size(figure)
+    return figure.add_axes((x / w, y / h, width / w, height / h))
+
+
+def titled(figure: Figure, title: str, unit: str = "", down: float = 16) -> None:
+    """Title at the left, unit at the right, so far below the upper edge."""
+    width, height = _size(figure)
+    figure.text(4 / width, 1 - down / height, title, weight="bold", size=13)
+    figure.text(1 - 14 / width, 1 - down / height, unit, ha="right", size=11, color=MUTED)
+
+
+def _size(figure: Figure) -> tuple[int, int]:
+    """Width and height in pixels."""
+    width, height = (round(72 * x) for x in figure.get_size_inches())
+    return width, height
 
 
 def dot(
@@ -192,11 +207,6 @@ def dot(
     )
 
 
-def whisker(ax: Axes, look: Look, low: float, high: float, y: float, width: float = 2) -> None:
-    """An interval."""
-    ax.plot([low, high], [y, y], color=PAINT[look.colour], lw=width, zorder=2)
-
-
 def line(
     ax: Axes,
     look: Look,
@@ -215,22 +225,14 @@ def line(
     ax.plot(x, y, color=colour, marker=look.marker or None, **more)
 
 
-def ticks(axis: Axis, *, integer: bool = False) -> None:
-    """About five, at round numbers."""
-    axis.set_major_locator(MaxNLocator(5, steps=NICE, integer=integer))
-
-
-def _root(x):
-    return abs(x) ** 0.5
-
-
-def _square(x):
-    return x**2
+def ticks(axis: Axis, most: int = 5, *, integer: bool = False) -> None:
+    """About so many, at round numbers."""
+    axis.set_major_locator(MaxNLocator(most, steps=NICE, integer=integer))
 
 
 def root_scale(ax: Axes) -> None:
     """Damage grows with the square of a dial's strength: on this scale, with the strength."""
-    ax.set_yscale("function", functions=(_root, _square))
+    ax.set_yscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
 
 
 def root_ticks(ax: Axes, top: float) -> None:
@@ -297,7 +299,7 @@ def panel(figure: Figure, title: str, name: str) -> Panel:
         lambda m: f"{m[1]}{prefix}-{ids.setdefault(m[2], len(ids))}",
         svg.replace('xlink:href="#', 'href="#'),
     )
-    width, height = (round(72 * x) for x in figure.get_size_inches())
+    width, height = _size(figure)
     head = (
         f'<svg viewBox="0 0 {width} {height}" role="img" stroke-linejoin="round" '
         f'style="font-family:var(--sans)" aria-label="{attribute(title)}"><title>{html.escape(title)}</title>'

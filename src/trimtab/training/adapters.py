@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save
@@ -18,9 +18,11 @@ from trimtab.dials.low_rank import column_norms
 from trimtab.dials.targets import ALL, EXPERTS, left_out, linear_modules
 from trimtab.dials.trial import width_at
 from trimtab.errors import ConfigError
+from trimtab.models.places import before
 from trimtab.progress import Progress
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
+from trimtab.store import Store
 from trimtab.training.estimate import Estimate, estimate_training
 from trimtab.training.plan import SPACE, Made, Run
 from trimtab.training.probe import check_gradients
@@ -29,6 +31,7 @@ from trimtab.training.reference import read_reference
 from trimtab.training.rotation import ContrastiveModule, new_rotation
 from trimtab.training.settings import AdapterSettings, RotationSettings, no_effect
 from trimtab.training.spaces import Spaces, build_spaces
+from trimtab.trunk import trunk_of
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -54,6 +57,8 @@ class Plan:
     layout: Layout
     schedule: Schedule
     dial: Dial
+    block: int
+    """After which the steps start from stored states; -1 for the whole model's."""
     expected: Estimate
 
 
@@ -74,8 +79,12 @@ def plan(run: Run) -> Plan:
             f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
         )
     dial = _new_dial(run, needs, blocks).to(args.device)
+    # Rotations are trained from the whole model, so that figures stay what they were.
+    whole = isinstance(recipe.dial, RotationSettings) or models.rows_depend(model)
+    block = -1 if whole else before(model, dial.places())
     expected = estimate_training(model, needs, encoded, schedule, layout)
-    return Plan(needs, args, layout, schedule, dial, expected.times(2 if recipe.both_ends else 1))
+    expected = expected.times(2 if recipe.both_ends else 1)
+    return Plan(needs, args, layout, schedule, dial, block, expected)
 
 
 def _trained(run: Run) -> Made:
@@ -86,9 +95,9 @@ def _trained(run: Run) -> Made:
     needs, dial, layout, schedule = made.needs, made.dial, made.layout, made.schedule
     with made.args.main_process_first(local=False, desc="reading the reference"):
         spaces = _spaces(run, needs)
-        before = read_reference(
-            model, encoded, needs, run.store, run.progress, spaces=spaces, schedule=schedule
-        )
+        read: Any = {"spaces": spaces, "schedule": schedule, "block": made.block}
+        reference = read_reference(model, encoded, needs, run.store, run.progress, **read)
+        trunk = trunk_of(model, encoded, run.store or Store(), block=made.block, sites=needs.sites)
     projection = None
     if isinstance(recipe, ProjectionRecipe):
         if not isinstance(dial, AdapterDial) or dial.nests:
@@ -102,9 +111,9 @@ def _trained(run: Run) -> Made:
         )
         projection = Projection(recipe.projection, dial, differences)
     module = (
-        ContrastiveModule(model, dial, recipe.objective, needs, before, encoded)
+        ContrastiveModule(model, dial, recipe.objective, needs, reference, encoded)
         if recipe.both_ends
-        else FitModule(model, dial, recipe.objective, needs, before, spaces)
+        else FitModule(model, dial, recipe.objective, needs, reference, spaces, trunk)
     )
     _, extra = train_run(
         run, module, schedule, made.args, layout, said=made.expected, projection=projection

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import models
-from trimtab.batching import Batch
+from trimtab.batching import Batch, Trunk
 from trimtab.dials import Alpha, Dial
 from trimtab.dials.contexts import paused
+from trimtab.models.above import running
 from trimtab.objectives import Objective
 from trimtab.readout import Needs
 from trimtab.sites import Site
@@ -38,10 +39,11 @@ class FitModule(nn.Module):
         needs: Needs,
         reference: Reference,
         spaces: Spaces | None = None,
+        trunk: Trunk | None = None,
     ):
         super().__init__()
         self.model, self.dial, self.objective, self.needs = model, dial, objective, needs
-        self.reference, self.spaces = reference, spaces
+        self.reference, self.spaces, self.trunk = reference, spaces, trunk
         model.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FitModule:
@@ -62,6 +64,7 @@ class FitModule(nn.Module):
             **needs.asked(),
             spaces=inside,
             against=live.logits if live else None,
+            trunk=self.trunk,
         )
         before = self._stored(batch)
         delta = {s: d.to(batch.input_ids.device) for s, d in self.reference.delta(step).items()}
@@ -88,7 +91,8 @@ class FitModule(nn.Module):
         with paused():
             sites = self.needs.sites if inside else ()
             asked = replace(self.needs, logps=self.needs.kl, sites=sites, confidence=False).asked()
-            return read(self.model, batch, **asked, spaces=inside, keep_logits=self.needs.kl)
+            how: Any = {"spaces": inside, "keep_logits": self.needs.kl, "trunk": self.trunk}
+            return read(self.model, batch, **asked, **how)
 
     def _stored(self, batch: Batch) -> Readings:
         """The reference's readings of a batch's answers."""
@@ -108,15 +112,6 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     Done here and not by transformers, whose switch works in train mode only, where the base model's
     own dropout is on. A dial has to stay attached through the backward pass.
     """
-    stack = models.layers(model)
-    before = [vars(layer).get("forward") for layer in stack]
-    for layer in stack:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
+    again = ((m, partial(checkpoint, m.forward, use_reentrant=False)) for m in models.layers(model))
+    with running(again):
         yield
-    finally:
-        for layer, own in zip(stack, before, strict=True):
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own

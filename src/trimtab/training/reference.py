@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from trimtab import models
 from trimtab.batching import Encoded, Schedule
 from trimtab.dials.trial import axes_at, is_one_state
 from trimtab.errors import ConfigError
+from trimtab.models.places import before
 from trimtab.objectives.inner import Inner
 from trimtab.progress import SILENT, Progress
 from trimtab.readings import reference
@@ -62,6 +64,7 @@ def read_reference(
     *,
     spaces: Spaces | None = None,
     schedule: Schedule | None = None,
+    block: int = -1,
 ) -> Reference:
     """What an objective needs of the reference, from the store where it has been read before.
 
@@ -71,6 +74,7 @@ def read_reference(
     Args:
         spaces: those of the run.
         schedule: the run's, for a direction of each step.
+        block: after which the run starts from stored states (`readings.reference`).
 
     Raises:
         ConfigError: a direction of more than a pair in a space that acts on single tokens.
@@ -85,11 +89,13 @@ def read_reference(
     if not (needs.reference_logps or sites):
         return Reference()
     extra = () if sites or not needs.reference_logps else _along(model, encoded)
+    extra = tuple(site for site in extra if before(model, [site]) >= block)
     with progress.bar("reading the reference", encoded.n_answers, "answers") as update:
         asked = replace(
             needs, logps=needs.reference_logps, sites=(*sites, *extra), confidence=False
         )
-        found = reference(model, encoded, store=store, progress=update, **asked.asked())
+        how: Any = {"store": store, "progress": update, "block": block}
+        found = reference(model, encoded, **how, **asked.asked())
     found.states = {site: found.states[site] for site in sites}
     chosen, rejected = encoded.pair_answers()
     differences = {site: h[chosen] - h[rejected] for site, h in found.states.items()}

@@ -116,13 +116,17 @@ def evaluate(
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
     rows: Rows = []
+    first = next(
+        iter(named.values()), None
+    )  # whose states below are kept when the bare model is read
     for method, dial in {BASE: None, **named}.items():
         for alpha in strengths if dial else [0.0]:
             at = "alpha_1" if alpha in (0.0, 1.0) else "other"
             for name, e in encoded.items():
                 label = f"{method} at alpha {alpha:g}: scoring {name}"
                 with progress.bar(label, e.n_answers, "answers") as update:
-                    found = score(model, e, dial, alpha, force=force, store=store, progress=update)
+                    which = dial or first
+                    found = score(model, e, which, alpha, force=force, store=store, progress=update)
                 rows += score_rows(method, None, name, at, alpha, found)
                 if name == next(iter(encoded)) and len(strengths) > 1:
                     rows += score_rows(method, None, "dose", "dose", alpha, found)

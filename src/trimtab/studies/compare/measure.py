@@ -96,12 +96,11 @@ class Stage(OnModel[Setting]):
         self, folder: Path, method: Any, seed: int | None, panel: str, target: float | None
     ) -> list[Any]:
         """A method that is done, or the bare model, on the panel."""
-        cell = self._cell(method, seed, None)
         if self.panel.digest != panel:
             raise ConfigError(f"{folder}: planned with another panel than is here")
-        arms = [Arm(BASE)]
+        cell, arms = self._cell(method, seed, None), [Arm(BASE)]
         if method:
-            dial = Dial.from_pretrained(cell.folder / "dial")
+            dial = Dial.from_pretrained(folder / "dial")
             dial.to(next(self.loaded[0].parameters()).device)
             arms = [Arm(cell.name, dial, 1.0)]
             if target is not None:
@@ -119,7 +118,7 @@ class Stage(OnModel[Setting]):
     def panel_on(self) -> PanelOn:
         """The panel on the model."""
         how: Any = {"store": self.store, "progress": self.progress}
-        return PanelOn(*self.loaded, self.panel, max_length=self.measuring.max_length, **how)
+        return PanelOn(*self.loaded, self.panel, max_length=self.options["max_length"], **how)
 
     def _cell(self, method: Any, seed: int | None, instruction: str | None) -> Cell:
         named = from_json(method) if method else None

@@ -18,10 +18,10 @@ from trimtab.dials import Dial
 from trimtab.errors import StudyError
 from trimtab.evaluation import Damage, NeutralText, Sampling, alpha_at_kl, generate
 from trimtab.evaluation.dose import LogRatios, log_ratios, valid_answers
+from trimtab.evaluation.scores import read_at
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.written import cells, written
-from trimtab.readings import collect
 from trimtab.rendering import lead_ids
 from trimtab.store import Store
 from trimtab.studies.steering import tables
@@ -208,10 +208,7 @@ class Trait(OnModel[Dosing]):
 
     def ratios(self, encoded: Encoded, dial: Dial | None = None, alpha: float = 0.0) -> LogRatios:
         """Log-ratios of the questions with a dial, or of the bare model."""
-        if dial is None or alpha == 0:
-            return log_ratios(encoded, collect(self.model, encoded, logps=True))
-        with dial(self.model, alpha):
-            return log_ratios(encoded, collect(self.model, encoded, logps=True))
+        return log_ratios(encoded, read_at(self.model, encoded, dial, alpha, store=self.store))
 
     @cached_property
     def base(self) -> LogRatios:
