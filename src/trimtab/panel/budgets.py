@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.batching import spans
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, ModelError, StudyError, near
-from trimtab.evaluation import NeutralText, Sampling, generate
-from trimtab.evaluation.formats import format_for
+from trimtab.evaluation import Sampling, generate
 from trimtab.panel.properties import REQUESTS, Property
 from trimtab.panel.run import Arm, PanelOn
 from trimtab.panel.texts import read_requests
@@ -190,18 +190,18 @@ def rollout_kl(
 ) -> list[np.ndarray]:
     """KL(dialled || bare) in nats at every token of the dialled model's greedy answer to each prompt."""
     sampling, found = Sampling(max_new_tokens=TOKENS), []
-    said = generate(model, tokenizer, list(prompts), dial, [alpha], sampling=sampling)
-    form = format_for([dial])
-    for answer in said:
-        lead = form.ids(tokenizer, answer.prompt)
-        text = NeutralText(model, tokenizer, [answer.text], lead)
-        if text.ids[0].shape[1] <= len(lead):  # it ended at once
-            found.append(np.zeros(0))
-            continue
-        with spans.prompts([len(lead)]):
-            bare = text.log_probs(0)
-            with dial(model, alpha):
-                own = text.log_probs(0)
+    device = next(model.parameters()).device
+    for g in generate(model, tokenizer, list(prompts), dial, [alpha], sampling=sampling):
+        ids = torch.tensor([[*g.before, *g.ids]], device=device)
+
+        def log_probs(ids: Tensor = ids, start: int = len(g.before)) -> Tensor:
+            with torch.no_grad(), models.reading(model), spans.prompts([start]):
+                logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1]
+            return logits.float().log_softmax(-1)
+
+        bare = log_probs()
+        with dial(model, alpha):
+            own = log_probs()
         kl = torch.nan_to_num((own.exp() * (own - bare)).sum(-1), nan=math.inf)
         found.append(kl.double().cpu().numpy())
     return found
