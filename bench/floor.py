@@ -58,7 +58,11 @@ class Work:
 
 
 def block_weights(model: nn.Module, blocks: int) -> int:
-    """Weights of the linear layers in the first blocks."""
+    """Weights of the linear layers in the first blocks, of a model without an adapter of PEFT's: it
+    would be counted as layers of the model, and with it once more what it wraps."""
+    assert not any("lora_" in name for name, _ in model.named_modules()), (
+        "count before it is wrapped"
+    )
     return sum(a * b for a, b in linear_modules(model, blocks=range(blocks)).values())
 
 
@@ -105,13 +109,15 @@ def reading_per_position(model: nn.Module) -> float:
     return 2.0 * (block_weights(model, models.n_layers(model)) + head)
 
 
-def peer_work(model: nn.Module, adapter: int, positions: int, reference: bool = False) -> float:
+def peer_work(weights: float, adapter: int, positions: int, reference: bool = False) -> float:
     """Operations of the other trainer's step: every padded position through all blocks and the LM
-    head (without Triton TRL 1.16 scores every position), and the reference's where it is live."""
-    blocks = block_weights(model, models.n_layers(model))
-    head = sum(p.numel() for p in models.head(model).parameters())
-    step = 4.0 * (blocks + head) + 6.0 * adapter
-    return (step + (2.0 * (blocks + head) if reference else 0.0)) * positions
+    head (without Triton TRL 1.16 scores every position), and the reference's where it is live.
+
+    Args:
+        weights: of the bare model's blocks and head (`reading_per_position` counts each twice).
+    """
+    step = 4.0 * weights + 6.0 * adapter
+    return (step + (2.0 * weights if reference else 0.0)) * positions
 
 
 def matmul_rate(model: nn.Module, repeats: int = 5) -> float:

@@ -19,7 +19,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from bench import data
-from bench.floor import peer_work
+from bench.floor import peer_work, reading_per_position
 from bench.gate import Gate, total
 from bench.lane import Channel
 from trimtab import models
@@ -30,6 +30,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
     model, tokenizer = models.load(
         data.MODEL, dtype=spec.get("load", "float32"), attention=spec.get("attention", "sdpa")
     )
+    weights_of_model = reading_per_position(model) / 2  # before it is wrapped
     pairs = data.pairs_of(spec["pairs"], spec["items"], spec["whole"])
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     lengths = [  # what `group_by_length` sorts by
@@ -119,7 +120,9 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
                 "loss": total(losses),
                 "pairs": len(rows),
                 "positions": positions,
-                "operations": peer_work(model, adapter, positions, bool(spec.get("defaults"))),
+                "operations": peer_work(
+                    weights_of_model, adapter, positions, bool(spec.get("defaults"))
+                ),
                 "layers": expected,
             }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trimtab.errors import ConfigError
+from trimtab.foreign import Malformed, parse_yaml
 
 
 def read_yaml(
@@ -23,11 +22,11 @@ def read_yaml(
         ConfigError: it cannot be read, or is something else.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = parse_yaml(file.read_bytes())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except Malformed as error:
+        raise ConfigError(f"{error.at(file)}: not YAML: {error}") from error
     if empty and not values:
         return {}
     if not isinstance(values, dict):

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 3000
+"""Characters of an error's text: what was given may be of any size."""
+
 
 class TrimtabError(Exception):
     """Something the user gave cannot be used; the text says what was given, expected, and to do."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        left = len(text) - LONGEST
+        return f"{text[:1000]} … ({left} characters) … {text[-2000:]}" if left > 0 else text
 
 
 class DataError(TrimtabError):
@@ -24,6 +32,10 @@ class DialError(TrimtabError):
 
 class CacheError(TrimtabError):
     """A store entry that is truncated, stale or damaged."""
+
+
+class BusyError(TrimtabError):
+    """A file or folder that another process is writing."""
 
 
 class ConfigError(TrimtabError):

@@ -42,7 +42,7 @@ def parse_sites(spec: str | int | Sequence[Site], n_layers: int) -> tuple[Site, 
             sites += blocks
         elif re.fullmatch(r"0?\.\d+", part):
             sites.append(math.floor(round(float(part) * n_layers, 9)))
-        elif re.fullmatch(r"-?\d+", part):
+        elif re.fullmatch(r"-?[0-9]{1,9}", part):
             sites.append(block_index(int(part), n_layers))
         elif part in ("embed", "final") or re.fullmatch(r".+:(in|out)(@[^:@]+)?", part):
             sites.append(part)

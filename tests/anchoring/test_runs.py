@@ -71,7 +71,7 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
 ):
     measure = Colour.measure
 
-    def broken(self: Colour, folder: Path, models: list[list]) -> dict:
+    def broken(self: Colour, folder: Path, models: list[tuple[str, int]]) -> dict:
         if models[0][0] == "stepped":
             raise ValueError("no")
         return measure(self, folder, models)
@@ -103,7 +103,9 @@ def test_a_finished_cell_is_not_run_again_and_one_that_fails_loses_no_other(
 )
 def test_what_a_run_would_take(tmp_path, monkeypatch, name, cells):
     monkeypatch.setattr(experiment, "LEAST", 16)  # steps that are timed
-    monkeypatch.setattr(stories, "SETUP", replace(stories.SETUP, batch=2, layers=2, width=16))
+    for kind, setup in ((stories, "SETUP"), (stories.Stories, "setup")):
+        small = replace(stories.SETUP, batch=2, layers=2, width=16)
+        monkeypatch.setattr(kind, setup, small)
     arms = {arm: mixing.ARMS[arm] for arm in ("control", "strong")}
     monkeypatch.setattr(mixing, "ARMS", arms)
     said = trimtab("anchor", "run", name, "--seeds", 2, "--out", tmp_path, "--dry-run")

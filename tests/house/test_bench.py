@@ -175,8 +175,29 @@ def test_work_is_counted_exactly(truthful: None) -> None:
     )
     assert half.scored == 0
     assert half.least == (2 * weights + 6 * adapter) * sum(lengths)
-    assert floor.peer_work(model, 0, 10) == 40 * (weights + head)
+    assert floor.peer_work(weights + head, 0, 10) == 40 * (weights + head)
+    assert floor.peer_work(weights + head, 5, 10, reference=True) == 60 * (weights + head) + 300
     assert floor.reading_per_position(model) == 2 * (weights + head)
+
+
+def test_an_adapter_of_peft_is_not_counted_as_the_model(tiny: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny("llama", fresh=True)
+    floor.reading_per_position(model)
+    get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.raises(AssertionError, match="before it is wrapped"):
+        floor.reading_per_position(model)
+
+
+def test_the_recorded_predictions_are_those_of_the_operations() -> None:
+    """SmolLM2's blocks and head, the adapter of rank 16, the positions that both sides computed."""
+    blocks, head, adapter = 106_168_320, 576 * 49152, 4_884_480
+    for name in dpo.CASES:
+        d = json.loads(results.DETAILS.read_text())[name]
+        ours = (4 * blocks + 6 * adapter) * d["positions"] + 4 * head * d["scored"]
+        theirs = floor.peer_work(blocks + head, adapter, d["trl_positions"])
+        assert d["predicted_ratio"] == pytest.approx(theirs / ours), name
 
 
 def test_results_are_merged_in_the_order_of_the_table(

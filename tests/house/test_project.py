@@ -24,23 +24,23 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3425,
+    "cli": 3455,
     "compat": 550,
-    "dials": 4860,
+    "dials": 4880,
     "evaluation": 2945,
     "export": 2140,  # llama.cpp's LoRAs with their check
     "models": 3415,  # a model run from one of its layers
     "objectives": 1700,
     "panel": 1455,  # what else a dial changes, budgets of it
-    "pairs": 3430,  # a reader of BiPO's behaviours
+    "pairs": 3450,  # a reader of BiPO's behaviours
     "rendering": 1450,
     "report": 4780,  # the page of a panel
     "serve": 1640,
     "statistics": 610,
-    "studies": 8050,  # a panel in evaluate, compare and a study of its own
-    "study": 3050,
+    "studies": 7580,  # a panel in evaluate, compare and a study of its own
+    "study": 2970,
     "trl": 460,
-    "training": 4000,
+    "training": 3950,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
@@ -52,6 +52,8 @@ FLOORS = {
         "bounds",
         "errors",
         "config_files",
+        "holding",
+        "foreign",
         "progress",
         "sites",
         "readout",
@@ -80,7 +82,18 @@ FLOORS = {
     7: ("cli",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-FREE = {"bounds", "errors", "files", "progress", "provenance", "readout", "sites", "terminal"}
+FREE = {
+    "bounds",
+    "errors",
+    "files",
+    "foreign",
+    "holding",
+    "progress",
+    "provenance",
+    "readout",
+    "sites",
+    "terminal",
+}
 """Rooms that every room may import, its own floor notwithstanding."""
 
 TENSORS_ALONE = {"objectives", "spaces", "directions", "interventions"}

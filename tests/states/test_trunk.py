@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import TINY, count_calls, random_rows
-from trimtab import models, trunk
+from trimtab import models, readings, states, trunk
 from trimtab.batching import collate, layout_of
 from trimtab.dials import AdapterDial, VectorDial
-from trimtab.evaluation import NeutralText, score
-from trimtab.evaluation.scores import read_at
+from trimtab.evaluation import NeutralText, score, scores
 from trimtab.models.places import before
-from trimtab.readings import collect
-from trimtab.states import read
 from trimtab.store import Store
-from trimtab.trunk import trunk_of, try_trunk
+from trimtab.trunk import try_trunk
 
+collect: Any = readings.collect
+read: Any = states.read
+read_at: Any = scores.read_at
+trunk_of: Any = trunk.trunk_of
+layers: Any = models.layers
 BLOCK = 1
 
 
@@ -28,7 +31,7 @@ def paying(monkeypatch):
     monkeypatch.setattr(trunk, "PAYS", 0)
 
 
-def vector(site=BLOCK, seed=0, **options):
+def vector(site: Any = BLOCK, seed=0, **options):
     draw = torch.Generator().manual_seed(seed)
     return VectorDial({site: torch.randn(32, generator=draw)}, {site: 2.0}, **options)
 
@@ -51,7 +54,7 @@ def test_passes_from_a_trunk_are_the_whole_model_s(name, tiny, rows, store):
     assert (whole.logps - whole_bare.logps).abs().max() > 1e-2
 
     step = torch.zeros(32, requires_grad=True)
-    edited = models.layers(model)[BLOCK]
+    edited: Any = layers(model)[BLOCK]
     slopes = []
     for t in (None, found):
         for of in ([0, 2], [1]):
@@ -73,7 +76,7 @@ def test_passes_from_a_trunk_are_the_whole_model_s(name, tiny, rows, store):
 def test_blocks_below_compute_nothing(tiny, rows, store):
     model, dial = tiny("llama"), vector()
     read_at(model, rows, dial, 1.0, force=True, store=store)  # proofs, and the trunk
-    calls, done = count_calls(*(layer.mlp for layer in models.layers(model)))
+    calls, done = count_calls(*(layer.get_submodule("mlp") for layer in layers(model)))
     for alpha in (-1.0, 0.5, 2.0):
         read_at(model, rows, dial, alpha, force=True, store=store)
     done()
@@ -164,7 +167,7 @@ def test_other_data_depth_or_weights_have_entries_of_their_own(tiny, rows, store
     assert trunk_of(model, rows, store, block=BLOCK) is first
     trunk_of(model, rows, store, block=BLOCK + 1)
     trunk_of(model, random_rows(3), store, block=BLOCK)
-    models.layers(model)[0].mlp.up_proj.weight.data += 0.1
+    layers(model)[0].mlp.up_proj.weight.data += 0.1
     changed = trunk_of(model, rows, store, block=BLOCK)
     assert not torch.equal(changed.take(torch.arange(9)), first.take(torch.arange(9)))
     assert _entries(store) == 4
@@ -195,7 +198,7 @@ def test_upper_blocks_that_read_more_are_left_out(tiny, rows):
     model = tiny("llama", fresh=True)
     kept = []
     model.register_forward_pre_hook(lambda *_: kept.clear())
-    first, third = models.layers(model)[0].self_attn, models.layers(model)[2].mlp
+    first, third = layers(model)[0].self_attn, layers(model)[2].mlp
     first.register_forward_hook(lambda _, __, out: kept.append(out[0]))
     third.register_forward_hook(lambda _, __, out: out + kept.pop() if kept else out)
     found = try_trunk(model, rows, BLOCK, "packed")
@@ -212,7 +215,7 @@ def test_damage_from_a_trunk(tiny, tokenizer):
         assert (a.kl == b.kl).all()
         assert (a.nll_rise == b.nll_rise).all()
     assert len(ours._trunks[BLOCK]) == 2
-    calls, done = count_calls(models.layers(model)[0].mlp)
+    calls, done = count_calls(layers(model)[0].mlp)
     ours.damage(dial, 2.0, force=True)
     done()
     assert calls == [0]

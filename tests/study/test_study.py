@@ -35,7 +35,7 @@ from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.studies.compare import tables
-from trimtab.studies.compare.cell import Cell, Measuring, Setting, plan_cells
+from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names
 from trimtab.study.files import read_rows
@@ -291,11 +291,10 @@ def test_what_cannot_be_measured_is_refused(wrong):
 
 
 def test_what_lies_beside_a_dial_outlives_its_stamp(tmp_path):
-    cell = Cell(METHODS["mean"], None, "key", tmp_path)
     dial = VectorDial({1: torch.ones(4)}, {1: 1.0})
     dial.save_pretrained(tmp_path / "dial", {"training.jsonl": "{}\n", "space.safetensors": b"\0"})
     row = {"split": "neutral", "alpha": 1.0, "kl": 0.5}
-    _stamp(cell, dial, [row])
+    _stamp(tmp_path / "dial", dial, [row])
     assert (tmp_path / "dial/training.jsonl").read_text() == "{}\n"
     assert (tmp_path / "dial/space.safetensors").read_bytes() == b"\0"
     assert Dial.from_pretrained(tmp_path / "dial").info.measured["alphas"] == [1.0]
@@ -578,9 +577,9 @@ def table(accuracies: dict[tuple[str, int | None, str], list[float]]) -> list[di
 COMMON = {"model": "tiny", "suite": "s"}
 
 
-def verdicts(*made: Any) -> list[dict[str, Any]]:
+def verdicts(rows: Any, methods: list[str]) -> list[dict[str, Any]]:
     """Lines of `verdicts.jsonl`, as they are written."""
-    return [row_of(line) for line in tables.verdicts(*made, ["test"], COMMON)]
+    return [row_of(line) for line in tables.verdicts(rows, methods, ["test"], COMMON)]
 
 
 def results(made: Any) -> list[dict[str, Any]]:
@@ -618,9 +617,8 @@ def test_a_verdict_by_hand():
 
 
 def test_five_seeds_make_a_claim():
-    made = {("dpo", s, "alpha_1"): HALF for s in range(5)} | {
-        ("x", s, "alpha_1"): MOST for s in range(5)
-    }
+    made: dict[Any, list[float]] = {("dpo", s, "alpha_1"): HALF for s in range(5)}
+    made |= {("x", s, "alpha_1"): MOST for s in range(5)}
     (line,) = verdicts(table(made), ["dpo", "x"])
     assert (line["verdict"], line["in_this_run"], line["seeds"]) == ("better", False, 5)
 

@@ -19,6 +19,7 @@ from trimtab.objectives import DPO, MSE
 from trimtab.study.settings import as_json, from_json, read_settings
 from trimtab.study.tune import parameters_of
 from trimtab.training import METHODS, fit, method
+from trimtab.training.methods import listed
 from trimtab.training.recipes import Recipe
 from trimtab.training.run import recipe_digest
 from trimtab.training.settings import AdapterSettings, TrainSettings
@@ -45,8 +46,7 @@ from trimtab.bounds import Positive
 from trimtab.objectives.base import Loss, Terms, require
 from trimtab.objectives.output import log_ratio
 from trimtab.readout import Needs, Readout
-from trimtab.training.methods import LORA
-from trimtab.training.recipes import Method, Recipe
+from trimtab.training.recipes import Recipe
 
 """
 
@@ -58,11 +58,11 @@ def hinge(monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     loss, row = (block for block in blocks if "Hinge" in block)
     file = tmp_path / "hinge.py"
-    file.write_text(f"{HEADER}{loss}\nROW = {row.strip()}\n")
+    file.write_text(f"{HEADER}{loss}\nROWS = {{}}\n{row}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("hinge")
-    monkeypatch.setitem(METHODS, "hinge", module.ROW)
-    yield module.ROW
+    ((name, row),) = importlib.import_module("hinge").ROWS.items()
+    monkeypatch.setitem(METHODS, name, made := listed(name, *row))
+    yield made
     del sys.modules["hinge"]
 
 
@@ -104,7 +104,7 @@ def test_a_new_objective_has_flags_help_settings_and_a_digest(hinge, tmp_path, c
 
 
 def test_classes_of_earlier_versions_make_the_same_recipes():
-    from trimtab.training.head_recipes import IAVRecipe
+    from trimtab.training.head_recipes import IAVRecipe  # pyright: ignore[reportMissingImports]
 
     from trimtab.training.recipes import DPORecipe, InnerDPORecipe, PrefVecRecipe, TrainingRecipe
 

@@ -137,6 +137,7 @@ def _run(verb: str, words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        said = f"error: {str(error.filename or 'a file')[-300:]}: {error.strerror or error}"
+        print(visible(said), file=sys.stderr)
         return 2
     return 0

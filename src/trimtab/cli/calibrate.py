@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.bounds import Count, OptionalFile, Positive
-from trimtab.cli.flags import Forced, OnModel
+from trimtab.cli.flags import Forced, FromTrunk, OnModel
 from trimtab.cli.parse import parse
 from trimtab.errors import ConfigError, DataError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Forced, OnModel):
+class Args(Forced, FromTrunk, OnModel):
     """Flags."""
 
     dial: str
@@ -46,6 +46,7 @@ def main(words: list[str]) -> None:
     about = "How far a dial may be turned within a budget."
     args = parse(Args, words, verb="calibrate", about=about)
     from trimtab.evaluation import NeutralText, calibrate, parse_budget
+    from trimtab.holding import held
     from trimtab.panel.budgets import parse_budget as parse_other
 
     if found := parse_other(args.budget):
@@ -53,12 +54,13 @@ def main(words: list[str]) -> None:
     budget = parse_budget(args.budget)
     passages = _passages(args)
     args.check_model()
-    dial = _saved(args)
-    model, tokenizer = args.load(dial)
-    text = NeutralText(model, tokenizer, passages)
-    found = calibrate(text, dial, budget, largest=args.largest, force=args.force)
-    dial.info.measured = {**dial.info.measured, "range": found.note()}
-    dial.save_measured(args.dial)
+    with held(args.dial):  # two of them would each leave out what the other found
+        dial = _saved(args)
+        model, tokenizer = args.load(dial)
+        text = NeutralText(model, tokenizer, passages, trunk=args.trunk == "auto")
+        found = calibrate(text, dial, budget, largest=args.largest, force=args.force)
+        dial.info.measured = {**dial.info.measured, "range": found.note()}
+        dial.save_measured(args.dial)
     print(f"{args.dial}: alpha {found.down.alpha:.3g} to {found.up.alpha:.3g} within {args.budget}")
     for name, end in (("down", found.down), ("up", found.up)):
         print(f"  {name}: {_line(end, args.largest)}")
@@ -66,6 +68,7 @@ def main(words: list[str]) -> None:
 
 def _of_panel(args: Args, name: str, most: float) -> None:
     """Budgets that have to hold at every alpha that is measured."""
+    from trimtab.holding import held
     from trimtab.panel import PanelOn, read_items, read_panel
     from trimtab.panel.budgets import ROLLOUT, panel_range, property_of, rollout_range
     from trimtab.panel.run import of_any_base
@@ -77,17 +80,18 @@ def _of_panel(args: Args, name: str, most: float) -> None:
         one, metric = property_of(read_panel(args.panel), name)
         panel = read_items([one], args.panel_items, args.data_root)
     args.check_model()
-    dial = _saved(args)
-    model, tokenizer = args.load(dial)
-    turned = of_any_base(dial) if args.force else dial
-    if one is None or panel is None:
-        found = rollout_range(model, tokenizer, turned, most, largest=args.largest)
-    else:
-        on = PanelOn(model, tokenizer, panel, progress=args.progress)
-        found = panel_range(on, turned, one.name, most, metric=metric, largest=args.largest)
-    budgets = {**dial.info.measured.get("budgets", {}), name: found.note()}
-    dial.info.measured = {**dial.info.measured, "budgets": budgets}
-    dial.save_measured(args.dial)
+    with held(args.dial):
+        dial = _saved(args)
+        model, tokenizer = args.load(dial)
+        turned = of_any_base(dial) if args.force else dial
+        if one is None or panel is None:
+            found = rollout_range(model, tokenizer, turned, most, largest=args.largest)
+        else:
+            on = PanelOn(model, tokenizer, panel, progress=args.progress)
+            found = panel_range(on, turned, one.name, most, metric=metric, largest=args.largest)
+        budgets = {**dial.info.measured.get("budgets", {}), name: found.note()}
+        dial.info.measured = {**dial.info.measured, "budgets": budgets}
+        dial.save_measured(args.dial)
     down, up = found.alpha
     print(f"{args.dial}: alpha {down:.3g} to {up:.3g} within {found.budget} ({found.measured_on})")
     for side, alpha, reached in zip(("down", "up"), found.alpha, found.reached, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Count, OptionalFile, Positive
-from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPairs, place_of
+from trimtab.cli.flags import Alpha, FromTrunk, OnModel, WithCondition, WithPairs, place_of
 from trimtab.cli.parse import command, parse
 from trimtab.cli.study import show
 from trimtab.errors import ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(WithCondition, WithPairs, OnModel):
+class Args(WithCondition, WithPairs, FromTrunk, OnModel):
     """Flags."""
 
     out: Path
@@ -47,6 +47,7 @@ def main(words: list[str]) -> None:
     from trimtab.evaluation.items import check_alphas
     from trimtab.pairs import read_pairs
     from trimtab.report import write_page
+    from trimtab.store import Store
     from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
     from trimtab.study.suite import read_suite
@@ -96,6 +97,7 @@ def main(words: list[str]) -> None:
         panel_kl=args.panel_kl,
         command=command("evaluate", words),
         force=args.force,
+        store=Store(trunk=args.trunk == "auto"),
         progress=args.progress,
     )
     if specs and dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):

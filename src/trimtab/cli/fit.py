@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Seed, Within
-from trimtab.cli.flags import OnModel, WithPairs
+from trimtab.cli.flags import FromTrunk, OnModel, WithPairs
 from trimtab.cli.parse import parse, with_settings
 from trimtab.cli.ready import read_condition, under
 from trimtab.errors import ConfigError
@@ -54,7 +54,7 @@ class Personas:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Personas, WithPairs, OnModel):
+class Args(Personas, WithPairs, FromTrunk, OnModel):
     """Flags."""
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
@@ -98,8 +98,8 @@ def main(words: list[str]) -> None:
     condition = read_condition(args.condition, args.model, False)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
-    store = Store(args.store) if args.store else None
-    if store:
+    store = Store(args.store, trunk=args.trunk == "auto")
+    if args.store:
         store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
     if count > 1 and not args.dry_run:
         _launch(count, words)

@@ -117,6 +117,15 @@ class OnModel(InFloat32):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromTrunk:
+    """Where passes start."""
+
+    trunk: Literal["auto", "off"] = "auto"
+    """auto: states below a dial are kept where that pays, and passes start from there; off: each pass runs
+    the whole model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forced:
     """Dials of a model, whose flags stand beside."""
 

@@ -37,7 +37,18 @@ TOPICS = {
     ),
     "model": ("model", "models", "dtype", "load-in", "device", "trust-remote-code"),
     "running": (
-        *("out", "overwrite", "store", "jobs", "ray", "threads", "processes", "dry-run", "title"),
+        *(
+            "out",
+            "overwrite",
+            "store",
+            "trunk",
+            "jobs",
+            "ray",
+            "threads",
+            "processes",
+            "dry-run",
+            "title",
+        ),
         *("config", "quiet"),
     ),
 }

@@ -122,7 +122,10 @@ def read_recipe(file: Path, more: list[str]) -> Recipe:
         )
     if not isinstance(values.get("flags") or {}, dict):
         raise ConfigError(f"{file}: flags: expected flags with their values")
-    verb, *before = shlex.split(values["run"])
+    try:
+        verb, *before = shlex.split(values["run"])
+    except ValueError as error:
+        raise ConfigError(f"{file}: run: {values['run']!r}: {error}") from None
     known = [v for v in VERBS if v not in NOT_TO_RUN]
     if verb not in known:
         raise ConfigError(

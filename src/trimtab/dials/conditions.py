@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from trimtab.dials.saved import DialInfo
+from trimtab.dials.saved import DialInfo, load_finite
 from trimtab.dials.where import Condition
 from trimtab.errors import DialError
+from trimtab.foreign import parse_json
 
 NOTE, WEIGHTS = "condition.json", "condition.safetensors"
 FIELDS = ("site", "threshold", "over", "above", "prompt_style", "rendering")
@@ -61,8 +62,8 @@ def load_condition(folder: str | Path) -> SavedCondition:
     """
     folder = Path(folder).expanduser()
     try:
-        note = json.loads((folder / NOTE).read_text())
-        tensors = load_file(folder / WEIGHTS)
+        note = parse_json((folder / NOTE).read_bytes())
+        tensors = load_finite(folder / WEIGHTS)
         condition = Condition(
             direction=tensors["condition"], **{name: note[name] for name in FIELDS}
         )

@@ -20,6 +20,7 @@ from trimtab.dials.linear import linear_at
 from trimtab.dials.saved import KINDS, DialInfo, load_finite
 from trimtab.dials.trial import refuse_unfit
 from trimtab.errors import DialError
+from trimtab.foreign import parse_json
 from trimtab.sites import Site
 
 PREFIX = "base_model.model."
@@ -180,14 +181,14 @@ class PeftDial(Dial):
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "adapter_config.json").read_text())
+            config = parse_json((folder / "adapter_config.json").read_bytes())
             tensors = load_finite(folder / PeftDial.weights_file)
             if not isinstance(config, dict):
                 raise ValueError("adapter_config.json holds no settings")
         except (OSError, ValueError, SafetensorError) as error:
             raise DialError(f"{folder}: not a readable PEFT adapter folder: {error}") from error
         tuners = [kind for kind in KINDS.values() if issubclass(kind, PeftDial)]
-        tuner = {kind.peft_type: kind for kind in tuners}.get(config.get("peft_type", ""))
+        tuner = {kind.peft_type: kind for kind in tuners}.get(str(config.get("peft_type")))
         if tuner is None:
             known = ", ".join(kind.tuner for kind in tuners)
             raise DialError(

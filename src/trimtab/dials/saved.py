@@ -21,6 +21,8 @@ from trimtab.dials.base import FORCE
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, write_text
+from trimtab.foreign import parse_json
+from trimtab.holding import holding
 
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial
@@ -29,6 +31,7 @@ KINDS: dict[str, type[Dial]] = {}
 """Dial kinds by the name that `dial.json` gives them; each enters itself as its class is made."""
 
 FORMAT = 1
+REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass
@@ -69,6 +72,7 @@ class DialInfo:
         return min(0.0, *found), max(0.0, *found)
 
 
+@holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
     folder = Path(folder).expanduser().absolute()
@@ -114,11 +118,12 @@ def write(dial: Dial, folder: Path) -> None:
     (folder / "README.md").write_text(card(dial))
 
 
+@holding("folder")
 def save_measured(dial: Dial, folder: str | Path) -> None:
     """See `Dial.save_measured`."""
     file = Path(folder).expanduser() / "dial.json"
     try:
-        note = json.loads(file.read_text())
+        note = parse_json(file.read_bytes())
         if note["kind"] != dial.kind or note["base_digest"] != dial.info.base_digest:
             raise DialError(f"{file}: another dial than the one that was measured")
         note["measured"] = dial.info.measured
@@ -139,7 +144,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 return found
         raise DialError(f"{folder}: no dial.json (nor adapter_config.json): not a saved dial")
     try:
-        note = json.loads(note_file.read_text())
+        note = parse_json(note_file.read_bytes())
         kind, made_by = note["kind"], note["format"]
         if made_by != FORMAT or kind not in KINDS:
             raise DialError(
@@ -236,6 +241,10 @@ def load_finite(file: Path) -> dict[str, Tensor]:
     what is computed with it would not be. Else a DialError."""
     tensors = load_file(file)
     for name, t in tensors.items():
+        if t.dtype not in REAL:
+            raise DialError(
+                f"{file}: {name} holds {t.dtype}; expected real numbers of 16 bits or more"
+            )
         if not torch.isfinite(t).all():
             raise DialError(f"{file}: {name} has values that are not finite")
         if t.numel() and (most := t.abs().max().item()) > LARGEST:

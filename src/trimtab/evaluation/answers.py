@@ -12,6 +12,7 @@ from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.files import write_lines, write_text
+from trimtab.foreign import parse_json
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def read_answers(file: Path) -> list[Answer]:
         raise DataError(f"{file}: cannot be read ({error})") from error
     try:
         if text.lstrip().startswith("["):
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise DataError(f"{file}: not JSON ({error})") from error
     found = [_answer(row, f"{file}: entry {number}") for number, row in enumerate(rows, 1)]

@@ -31,6 +31,7 @@ from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
 from trimtab.files import sha256
+from trimtab.holding import holding
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress, warn
@@ -93,6 +94,7 @@ REFUSED = {
 """Formats that are known and not written, with the reason."""
 
 
+@holding("out")
 def export(
     dial: Dial,
     model: Any,

@@ -9,10 +9,11 @@ stored like the same text without them: that one cannot be told.)
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
+
+from ..foreign import Malformed, parse_json
 
 BATCH = 1000
 STRUCTURED = {"tools", "chat_template_kwargs", "tool_calls"}
@@ -53,7 +54,7 @@ def _mends(schema: Any) -> dict[str, Mend]:
     features: Any = {}
     if b'"Json"' in (schema.metadata or {}).get(b"huggingface", b""):
         try:
-            features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+            features = parse_json(schema.metadata[b"huggingface"])["info"]["features"]
         except (ValueError, KeyError, TypeError):
             features = {}
     found = {f.name: _mend(f.type, f.name in STRUCTURED, features.get(f.name)) for f in schema}
@@ -104,8 +105,8 @@ def _text_or_chat(text: Any) -> Any:
 def _parsed(text: str) -> Any:
     """A value of JSON text; None where it is not JSON."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except Malformed:
         return None
 
 

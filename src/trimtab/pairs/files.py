@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, near
+from ..foreign import Malformed, parse_json
 from .pair import Messages, Pair, Text
+
+MOST_CHARACTERS = 1 << 27
+"""Of a field of a CSV file."""
 
 
 @dataclass
@@ -87,15 +91,19 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def json_value(text: str, where: str, first_line: int = 1) -> object:
-    """Parse JSON, or say at which line of `where` it is malformed."""
+def json_value(text: str, where: str, line: int = 0) -> object:
+    """Parse JSON, or say at which line of `where` it is malformed.
+
+    Args:
+        line: of `where`, which the text is; 0 where it is the whole of it.
+    """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(
-            f"{where}:{line}: malformed JSON at column {error.colno} ({error.msg})"
-        ) from None
+        return parse_json(text)
+    except Malformed as error:
+        line = line or error.line
+        place = f"{where}:{line}" if line else where
+        column = f" at column {error.column}" if error.column else ""
+        raise DataError(f"{place}: malformed JSON{column} ({error})") from None
 
 
 def json_lines(path: Path, bad: list[str] | None = None) -> Iterator[tuple[str, object]]:
@@ -123,6 +131,7 @@ def csv_rows(
         delimiter: None takes whichever of comma, semicolon and tab cuts the header into most names.
         bad: is told of records with another number of fields, which are then left out.
     """
+    csv.field_size_limit(MOST_CHARACTERS)  # Python's own is 131,072
     text = read_text(path)
     if delimiter is None:
         header = text.partition("\n")[0]

@@ -72,7 +72,7 @@ def text_of_parts(value: Any, place: str = "") -> Any:
     for part in value:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind not in PARTS or not isinstance(text, str):
+        if not isinstance(kind, str) or kind not in PARTS or not isinstance(text, str):
             raise DataError(f"{place}: content: expected parts of text, given {shown(part)}")
         texts.append(text)
     return "".join(texts)

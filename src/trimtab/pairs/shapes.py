@@ -118,7 +118,12 @@ def _other_names(row: Row, where: str) -> tuple[Row, str]:
 
 def _scored_list(row: Row, where: str) -> tuple[list[Scored], str]:
     """Several answers to one prompt in a list, with a score each."""
-    name = next(n for n in LISTS if isinstance(row.get(n), list | tuple))
+    named = [n for n in LISTS if n in row]
+    name = next((n for n in named if isinstance(row[n], list | tuple)), None)
+    if name is None:
+        raise DataError(
+            f"{where}: column {named[0]!r}: expected a list of answers, given {shown(row[named[0]])}"
+        )
     entries, scores = list(row.pop(name)), None
     for other in ("scores", "ratings", "rewards", "ranks"):
         if other in row:

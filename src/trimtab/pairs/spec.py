@@ -95,7 +95,7 @@ OPTIONS = {"ethics": ("published",)}
 OURS = (*COLUMNS, *CONTRAST, *SETTING, "completion", "label", "response", "score")
 """Names of columns that a table's own may be given."""
 
-SLICE = re.compile(r"\[(?P<start>\d*):(?P<stop>\d*)(?P<items> items)?\]$")
+SLICE = re.compile(r"\[(?P<start>[0-9]{,12}):(?P<stop>[0-9]{,12})(?P<items> items)?\]$")
 PART = re.compile(r"\[(?P<which>holdout|without) (?P<share>[\d.eE-]+)\]$")
 BRACES = re.compile(r"\{(?P<inside>[^{}]*)\}$")
 LOOKS_SLICED = re.compile(r"\[[^\[\]/]*\]$")
@@ -138,6 +138,8 @@ def parse_spec(text: str) -> Spec:
         DataError: an unknown kind (near names are suggested), a malformed or empty slice, an
             option that the kind does not have.
     """
+    if "\0" in text:
+        raise DataError(f"{text!r}: no name has a null character in it")
     rest, start, stop, unit = text.strip(), 0, None, "pairs"
     share, held = None, False
     if match := PART.search(rest):

@@ -95,7 +95,7 @@ def read_parquet(name: str, how: Reading = AS_IT_IS) -> Source:
         raise DataError(f"{path}: there is no such file")
     try:
         rows = list(table_rows(pyarrow.parquet.read_table(path)))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a name that is no text, too
         raise DataError(f"{path}: not a readable parquet file ({error})") from None
     return from_rows(numbered(rows, str(path)), how)
 

@@ -13,12 +13,12 @@ user asks where there is a `suffix`, the beginning of the answer that both go on
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..errors import DataError
+from ..foreign import Malformed, parse_json
 from .files import (
     column,
     digest_of,
@@ -208,8 +208,8 @@ def _parsed(
     given: Any = row.get(name)
     value, (outer, inner, words) = given, kinds
     if isinstance(given, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(given) if given.strip() else None
+        with contextlib.suppress(Malformed):
+            value = parse_json(given) if given.strip() else None
     if not value:
         return None
     if not isinstance(value, outer) or not all(isinstance(each, inner) for each in value):

@@ -33,7 +33,7 @@ def _property(name: str, value: Any, where: str) -> Property:
         raise ConfigError(f"{where}: expected `kind` and settings, given {value!r}")
     settings = {str(k): v for k, v in value.items()}
     kind = settings.pop("kind", None)
-    if kind not in PROPERTIES:
+    if not isinstance(kind, str) or kind not in PROPERTIES:
         raise ConfigError(
             f"{where}: kind {kind!r}{near(str(kind), PROPERTIES)} ({', '.join(PROPERTIES)})"
         )

@@ -9,6 +9,7 @@ from datetime import date as Day
 from typing import Any, Literal
 
 from trimtab.errors import ConfigError
+from trimtab.foreign import parse_json
 
 PromptStyle = Literal["plain", "chat"]
 
@@ -49,7 +50,7 @@ class Rendering:
     def __post_init__(self) -> None:
         given: Any = self.template_kwargs
         try:
-            found = dict(given) if isinstance(given, Mapping) else json.loads(given or "{}")
+            found = dict(given) if isinstance(given, Mapping) else parse_json(given or "{}")
             text = json.dumps(found, sort_keys=True, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"template_kwargs {given!r}: not JSON ({error})") from None

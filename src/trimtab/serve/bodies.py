@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from trimtab.foreign import Malformed, parse_json
 
 
 class Refused(Exception):
@@ -111,8 +112,8 @@ B = TypeVar("B", bound=Body)
 def parsed(kind: type[B], data: bytes) -> B:
     """A request from its JSON. Raises Refused."""
     try:
-        given = json.loads(data, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        given = parse_json(data, finite=True)
+    except Malformed as error:
         raise Refused(400, f"the body is no JSON: {error}") from error
     if not isinstance(given, dict):
         raise Refused(400, f"expected a JSON object, given a {type(given).__name__}")
@@ -125,7 +126,3 @@ def parsed(kind: type[B], data: bytes) -> B:
         if first["type"] == "extra_forbidden":
             message = "there is no such field here"
         raise Refused(400, f"{place}: {message}", param=place) from error
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")

@@ -14,7 +14,7 @@ import time
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,8 +123,9 @@ class Host:
     """Who runs cells, one after the other: keeps the model and the stage that were used last."""
 
     progress: Progress = SILENT
-    models: Models = field(default_factory=lambda: Models())
     last: tuple[Any, Any] | None = None
+    loaded: tuple[Any, tuple[Any, Any]] | None = None
+    """Other suites on the last model need not load it again."""
 
     def stage(self, cell: Cell) -> Any:
         """The stage of a cell: the last one, where it is that."""
@@ -141,7 +142,11 @@ class Host:
     def load(self, setting: Any) -> tuple[Any, Any]:
         """Model and tokenizer that a setting names, and progress said of it."""
         self.progress.say(f"loading {setting.model}")
-        return self.models.get(setting.model, setting.dtype, setting.device)
+        name, how = setting.model, {"dtype": setting.dtype, "device": setting.device}
+        if self.loaded is None or self.loaded[0] != (name, how):
+            self.loaded = None  # two models may not fit in memory
+            self.loaded = (name, how), models.load(name, **how)
+        return self.loaded[1]
 
     def run(self, cell: Cell) -> None:
         """Run a cell that is not done.
@@ -171,21 +176,6 @@ class Host:
             write_json(cell.result, {"found": found, **took})
 
 
-class Models:
-    """The model that was loaded last; other suites on it need not load it again."""
-
-    def __init__(self) -> None:
-        self.last: tuple[tuple[str, str, str], tuple[Any, Any]] | None = None
-
-    def get(self, name: str, dtype: str, device: str) -> tuple[Any, Any]:
-        """Model and tokenizer."""
-        key = (name, dtype, device)
-        if self.last is None or self.last[0] != key:
-            self.last = None  # two models may not fit in memory
-            self.last = (key, models.load(name, dtype=dtype, device=device))
-        return self.last[1]
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """So many threads of torch for as long as it lasts."""
@@ -204,14 +194,14 @@ def values_of(setting: Any) -> dict[str, Any]:
     """A setting as JSON values: its own `as_json`, or its fields."""
     if hasattr(setting, "as_json"):
         return setting.as_json()
-    return json.loads(json.dumps(_plain(setting)))
+    return json.loads(json.dumps(plain(setting)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Rendering):
         return value.record()
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
 
 

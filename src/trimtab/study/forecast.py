@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trimtab.batching import Contrast, Encoded
 from trimtab.readout import Needs
 from trimtab.training import Method
+from trimtab.training.estimate import matmul_rate
 from trimtab.training.forecast import forecast, passes
 
 if TYPE_CHECKING:
@@ -53,20 +51,9 @@ def load_of(
         once = passes(model, encoded, Needs(logps=True), backward=False)
         seconds, memory = seconds + times * once.seconds, max(memory, once.bytes)
     if tokens:
-        weights = sum(p.numel() for p in model.parameters())
-        seconds += tokens * 2 * weights / _vector_rate(next(model.parameters()))
+        weights, like = sum(p.numel() for p in model.parameters()), next(model.parameters())
+        seconds += tokens * 2 * weights / matmul_rate(like.device, like.dtype, 2048, 1)
     return Load(steps, seconds, memory, disk)
-
-
-def _vector_rate(like: torch.Tensor, size: int = 2048) -> float:
-    """Operations a second of a matrix with a vector, as in a model that writes a token."""
-    a, x = (torch.randn(size, n, device=like.device).to(like.dtype) for n in (size, 1))
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        (a @ x).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**2 / best
 
 
 def forecast_of(study: Study[Any], jobs: int = 1) -> str:

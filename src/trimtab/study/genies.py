@@ -101,10 +101,8 @@ def genies_suites(
         for s, names in missing.items()
         if names
     ]
-    by_source: dict[str, list[Shift]] = {}
-    for shift in kept:
-        by_source.setdefault(shift.source, []).append(shift)
-    return [_suite(source, group) for source, group in by_source.items()], said
+    sources = dict.fromkeys(s.source for s in kept)
+    return [_suite(source, [s for s in kept if s.source == source]) for source in sources], said
 
 
 def _pair(name: str) -> Shift:
@@ -114,36 +112,28 @@ def _pair(name: str) -> Shift:
         raise ConfigError(f"{name}: expected genies:SOURCE->TARGET, two distributions by name")
     if source == target:
         raise ConfigError(f"{name}: source and target are the same distribution")
-    for shift in SHIFTS:
-        if (shift.source, shift.target) == (source, target):
-            return shift
-    return _shift(source, target)
+    known = (s for s in SHIFTS if (s.source, s.target) == (source, target))
+    return next(known, _shift(source, target))
 
 
 def _missing(shift: Shift, there: list[str]) -> list[str]:
-    wanted = {
-        shift.source: ("train", "test"),
-        shift.target: ("test",),
-        shift.reference: ("train", "test"),
-    }
-    return [
-        name
-        for name, parts in wanted.items()
-        if any(f"genies:{name}/{part}" not in there for part in parts)
-    ]
+    both = ("train", "test")
+    wanted = {shift.source: both, shift.target: ("test",), shift.reference: both}
+    return [n for n, parts in wanted.items() if not {f"genies:{n}/{p}" for p in parts} <= {*there}]
 
 
 def _suite(source: str, shifts: list[Shift]) -> Suite:
-    targets = ", ".join(s.target for s in shifts)
+    targets = [s.target for s in shifts]
+
+    def spec(name: str, part: str = "test") -> str:
+        return f"genies:{name}/{part}"
+
     return Suite(
-        name=f"{NAME}:{source}{ARROW}{'+'.join(s.target for s in shifts)}",
-        description=f"GENIES: trained on {source}, judged on {targets}.",
-        train=f"genies:{source}/train",
-        evaluate={"test": f"genies:{source}/test"}
-        | {s.target: f"genies:{s.target}/test" for s in shifts},
-        dose=f"genies:{source}/test",
-        capability={
-            s.target: (f"genies:{s.reference}/train", f"genies:{s.reference}/test") for s in shifts
-        },
+        name=f"{NAME}:{source}{ARROW}{'+'.join(targets)}",
+        description=f"GENIES: trained on {source}, judged on {', '.join(targets)}.",
+        train=spec(source, "train"),
+        evaluate={"test": spec(source), **{target: spec(target) for target in targets}},
+        dose=spec(source),
+        capability={s.target: (spec(s.reference, "train"), spec(s.reference)) for s in shifts},
         drop_seen=True,
     )

@@ -29,15 +29,9 @@ def measured(
     scores: Scores, weights: Weights = None, within: Range = SHARE, **labels: Any
 ) -> Measurement:
     """A mean over items, and over seeds, with its 95 % interval."""
-    found = mean_interval([list(s) for s in scores.values()], within, weights)
-    return Measurement(
-        **labels,
-        **ends(found),
-        seed=next(iter(scores)) if len(scores) == 1 else None,
-        aggregate=len(scores) > 1,
-        seeds=len(scores),
-        items=len(next(iter(scores.values()))),
-    )
+    found, seeds = mean_interval([*map(list, scores.values())], within, weights), len(scores)
+    drawn = {"seed": next(iter(scores)) if seeds == 1 else None, "aggregate": seeds > 1}
+    return line(found, **labels, **drawn, seeds=seeds, items=len(next(iter(scores.values()))))
 
 
 def compared(mine: Scores, theirs: Scores, weights: Weights = None, **labels: Any) -> Difference:
@@ -47,19 +41,9 @@ def compared(mine: Scores, theirs: Scores, weights: Weights = None, **labels: An
         both = [seed for seed in mine if seed in theirs]
         mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))
     one, other = ([list(s) for s in side.values()] for side in (mine, theirs))
-    found = paired_difference(one, other, SHARE, weights)
-    seeds = max(len(mine), len(theirs))
-    return Difference(
-        **labels,
-        **ends(found),
-        seed=None,
-        aggregate=seeds > 1,
-        items=len(one[0]),
-        seeds=seeds,
-        p=found.p,
-        mde=found.mde,
-        **UNJUDGED,
-    )
+    found, seeds = paired_difference(one, other, SHARE, weights), max(len(mine), len(theirs))
+    of = {"seed": None, "aggregate": seeds > 1, "items": len(one[0]), "seeds": seeds, **labels}
+    return Difference(**of, **ends(found), p=found.p, mde=found.mde, **UNJUDGED)
 
 
 def judged(table: Sequence[Difference]) -> list[Difference]:
@@ -77,6 +61,12 @@ def averaged(parts: Sequence[Scores]) -> tuple[dict[int | None, list[float]], li
     sizes = [len(next(iter(part.values()))) for part in parts]
     weights = [sum(sizes) / (len(parts) * size) for size in sizes for _ in range(size)]
     return {seed: [value for part in parts for value in part[seed]] for seed in parts[0]}, weights
+
+
+def line(found: Interval, **of: Any) -> Measurement:
+    """A figure with its interval, of the bare model or of one fit, over strengths, unless `of` says more."""
+    usual: dict[str, Any] = {"seed": None, "aggregate": False, "alpha": None, "at": None}
+    return Measurement(**{**usual, **of, **ends(found)})
 
 
 def ends(found: Interval | statistics.Difference) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded, encode
@@ -32,6 +35,9 @@ class OnModel(Study[S]):
     Raises:
         ConfigError: no such model, dtype or device.
     """
+
+    tests: Mapping[str, PairSet] = {}
+    """What is judged on, by name."""
 
     def __init__(self, settings: S, out: Path, host: Host) -> None:
         super().__init__(settings, out, host)
@@ -69,6 +75,11 @@ class OnModel(Study[S]):
         """Its tokenizer."""
         return self.loaded[1]
 
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """The tests as tokens."""
+        return {name: self.encode(pairs) for name, pairs in self.tests.items()}
+
     def encode(self, pairs: PairSet) -> Encoded:
         """Pairs as tokens; says what is left out."""
         found = encode(pairs, self.tokenizer, **self.options)
@@ -86,6 +97,17 @@ class OnModel(Study[S]):
         label = f"storing states of {encoded.name}"
         with self.progress.bar(label, encoded.n_answers, "answers") as update:
             return features(self.model, encoded, (site,), pool, store=self.store, progress=update)
+
+    @torch.no_grad()
+    def logits(self, dial: Dial, alpha: float) -> tuple[Tensor, Tensor]:
+        """Logits of the first answer of the first test: the bare model's, and with a dial attached."""
+        row = next(iter(self.encoded.values())).rows[0]
+        ids = torch.tensor([[*row.prompt, *row.answers[0]]]).to(
+            next(self.model.parameters()).device
+        )
+        bare = self.model(input_ids=ids).logits
+        with dial(self.model, alpha):
+            return bare, self.model(input_ids=ids).logits
 
     def load_of(
         self,
@@ -115,12 +137,20 @@ class OnModel(Study[S]):
             own: fields of `About`.
         """
         settings, source = self.settings, models.identify(self.settings.model)
+        splits = {name: split_of(name, e) for name, e in self.encoded.items()}
         content = {c.label: read_json(c.result) for c in self.cells.values()}
         made, mixed = made_with((label, c.get(VERSIONS, {})) for label, c in content.items())
         for line in mixed:
             self.progress.say(line)
         return About(
-            **{"suite": "", "methods": {}, "study": self.name, "seeds": (), **own},
+            **{
+                "suite": "",
+                "methods": {},
+                "study": self.name,
+                "seeds": (),
+                "splits": splits,
+                **own,
+            },
             model=source.name,
             model_digest=source.digest,
             dtype=str(models.resolve_dtype(settings.dtype, self.device)).removeprefix("torch."),

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import yaml
-
 from trimtab.errors import ConfigError
+from trimtab.foreign import parse_yaml
 from trimtab.study.settings import configured
 from trimtab.training import Method
 from trimtab.training.steering import DirectionRecipe, GradientRecipe
@@ -85,4 +84,4 @@ def parse_parameters(texts: Sequence[str], method: Method) -> Parameters:
 
 def value_of(text: str) -> Any:
     """A choice as YAML reads it."""
-    return yaml.safe_load(text)
+    return parse_yaml(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,17 @@ def read(folder: str | Path) -> Run:
     run = Path(folder)
     if not run.is_dir():
         raise TrimtabError(f"{run}: no such run directory; give the --out of a comparison")
-    given = _given(run)
-    about = one(About, *given[ABOUT])
-    parts = (tuple(made(kind, given[name])) for name, kind in FILES.items())
-    found = Run(about, *parts, costs=_costs(run / COSTS, given))
+    if kind_of(run) is None and not (run / ABOUT).is_file():
+        raise TrimtabError(
+            f"{run / ABOUT}: missing; a finished comparison writes {ABOUT} and results.jsonl"
+        )
+    about = one(About, str(run / ABOUT), read_json(run / ABOUT))
+    lines = {name: read_lines(run / name, needed=name == "results.jsonl") for name in FILES}
+    parts = (tuple(made(kind, lines[name])) for name, kind in FILES.items())
+    costs = read_json(run / COSTS) if (run / COSTS).is_file() else {}
+    if not isinstance(costs, dict) or not all(isinstance(v, dict) for v in costs.values()):
+        raise TrimtabError(f"{run / COSTS}: expected an object for each method")
+    found = Run(about, *parts, costs=costs)
     if not found.measurements:
         raise TrimtabError(f"{run / 'results.jsonl'}: empty; expected one measurement a line")
     _check_seeds(run, found.measurements)
@@ -147,24 +154,6 @@ def _folders(root: Path) -> Iterator[Path]:
     for at, inner, _ in os.walk(root):
         inner[:] = [name for name in inner if name not in ("cells", "dials")]
         yield Path(at)
-
-
-def _given(run: Path) -> dict[str, Any]:
-    """What the files hold, with places: `study.json` as one object, of others the lines."""
-    if kind_of(run) is None and not (run / ABOUT).is_file():
-        raise TrimtabError(
-            f"{run / ABOUT}: missing; a finished comparison writes {ABOUT} and results.jsonl"
-        )
-    about = (str(run / ABOUT), read_json(run / ABOUT))
-    lines = {name: read_lines(run / name, needed=name == "results.jsonl") for name in FILES}
-    return {ABOUT: about, **lines}
-
-
-def _costs(file: Path, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = given.get(COSTS, read_json(file) if file.is_file() else {})
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
-        raise TrimtabError(f"{file}: expected an object for each method")
-    return found
 
 
 def _check_seeds(run: Path, lines: Sequence[Measurement]) -> None:

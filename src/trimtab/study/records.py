@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trimtab.errors import TrimtabError
+from trimtab.foreign import Malformed, parse_json
 
 Line = TypeVar("Line")
 
@@ -20,11 +21,9 @@ Line = TypeVar("Line")
 def read_json(file: Path) -> Any:
     """A JSON file. Raises TrimtabError where it is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise TrimtabError(f"{file}: not UTF-8 text ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise TrimtabError(f"{file}:{error.lineno}: not JSON ({error.msg})") from error
+        return parse_json(file.read_bytes())
+    except Malformed as error:
+        raise TrimtabError(f"{error.at(file)}: not JSON ({error})") from error
     except OSError as error:
         raise TrimtabError(f"{file}: cannot be read ({error.strerror or error})") from error
 
@@ -44,10 +43,10 @@ def read_lines(file: Path, *, needed: bool = False) -> Iterator[tuple[str, Any]]
         if not line.strip():
             continue
         try:
-            yield f"{file}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
+            yield f"{file}:{number}", parse_json(line)
+        except Malformed as error:
             raise TrimtabError(
-                f"{file}:{number}: not a JSON object ({error.msg}); was the file cut short?"
+                f"{file}:{number}: not a JSON object ({error}); was the file cut short?"
             ) from error
 
 

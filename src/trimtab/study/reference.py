@@ -7,20 +7,7 @@ import inspect
 import re
 
 from trimtab.study.records import fields_of
-from trimtab.study.results import (
-    ABOUT,
-    COSTS,
-    FILES,
-    GRID,
-    About,
-    Curve,
-    Difference,
-    Generation,
-    Grid,
-    Measurement,
-    Published,
-    Split,
-)
+from trimtab.study.results import ABOUT, COSTS, FILES, GRID, About, Grid, Published, Split
 
 
 def reference() -> str:
@@ -38,11 +25,8 @@ def reference() -> str:
         'at_1 = frame[(frame["at"] == "alpha_1") & (frame.metric == "accuracy")]\n'
         'table = at_1[at_1["aggregate"] | at_1.seed.isna()].pivot_table("value", "method", "split")\n```',
     ]
-    names: dict[type, str] = {kind: name for name, kind in FILES.items()} | {
-        About: ABOUT,
-        Grid: GRID,
-    }
-    for kind in (Measurement, Difference, Curve, Generation, About, Split, Published, Grid):
+    names = {**{kind: name for name, kind in FILES.items()}, About: ABOUT, Grid: GRID}
+    for kind in (*FILES.values(), About, Split, Published, Grid):
         head, _, listed = (inspect.getdoc(kind) or "").partition("\n\nAttributes:\n")
         parts += [f"## {kind.__name__}" + (f": `{names[kind]}`" if kind in names else "")]
         said = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, re.M))

@@ -18,12 +18,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from trimtab.files import write_json, write_lines
-
-if TYPE_CHECKING:
-    pass
 
 Row = dict[str, Any]
 
@@ -322,8 +319,10 @@ FILES: dict[str, type] = {
     "generations.jsonl": Generation,
 }
 PARTS = dict(zip(FILES, ("measurements", "differences", "curves", "generations"), strict=True))
-STALE = ("gains.jsonl", "heads.json", "dose.json", "comparisons.jsonl", "ablation.jsonl")
-STALE = (*STALE, "rates.jsonl")
+STALE = (
+    *("gains.jsonl", "heads.json", "dose.json"),
+    *("comparisons.jsonl", "ablation.jsonl", "rates.jsonl"),
+)
 """Files of earlier versions, which `write` removes."""
 
 

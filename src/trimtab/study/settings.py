@@ -184,8 +184,9 @@ def read_settings(files: Sequence[str | Path]) -> Settings:
             if not name or set(str(name)) - set(NAME):
                 raise ConfigError(f"{where}: a name is made of letters, digits, '-', '_' and '.'")
             found[str(name)] = varied(str(name), base, rest, where)
-            if isinstance(tuned, dict) and isinstance(tuned.get(name), dict):
-                trials[str(name)] = int(tuned[name].get("trials", 0))
+            known = tuned.get(name) if isinstance(tuned, dict) else None
+            if isinstance(known, dict) and isinstance(n := known.get("trials"), int):
+                trials[str(name)] = n
     return Settings(found, trials)
 
 

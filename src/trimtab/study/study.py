@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from trimtab.holding import held
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest
 from trimtab.study.cells import RESULT, Cell, Host, setting_of
@@ -67,6 +68,17 @@ class Study(Generic[S]):
         return cls(settings, Path(out).expanduser().absolute(), Host(progress), **more)
 
     @classmethod
+    def run_at(
+        cls, settings: S, out: str | Path, *, progress: Progress = SILENT, **how: Any
+    ) -> Path:
+        """Run every cell that is not done yet and write the result files.
+
+        Args:
+            how: as of `run`, whose folder is given and whose errors are raised.
+        """
+        return run(cls.at(settings, out, progress=progress), **how)
+
+    @classmethod
     def folders(cls, settings: S, out: str | Path) -> Sequence[Path]:
         """The folders that are written to."""
         return [Path(out)]
@@ -94,7 +106,8 @@ class Study(Generic[S]):
 
     def load(self, cell: Cell) -> Load:
         """What a cell fits and reads, so that `--dry-run` can say what it takes."""
-        return Load()
+        stage = self.host.stage(cell)
+        return Load() if stage is self else stage.load(cell)
 
     # ---- what it need not say ----
 
@@ -147,14 +160,15 @@ def run(
     """
     check(jobs, ray)
     study.host.keep(study)
-    for out in dict.fromkeys(part.out for part in study.parts):
-        say_older((out / "cells").glob(study.finished), study.progress)
-    threads = study.settings.threads
-    try:
-        work(study.what, _waves(study.parts), study.host, jobs=jobs, ray=ray, threads=threads)
-    finally:
-        whole = [p for p in study.parts if all(cell.done for wave in p.plan() for cell in wave)]
-        study.write_parts(whole, command, title)
+    with held(study.out):
+        for out in dict.fromkeys(part.out for part in study.parts):
+            say_older((out / "cells").glob(study.finished), study.progress)
+        threads = study.settings.threads
+        try:
+            work(study.what, _waves(study.parts), study.host, jobs=jobs, ray=ray, threads=threads)
+        finally:
+            whole = [p for p in study.parts if all(cell.done for wave in p.plan() for cell in wave)]
+            study.write_parts(whole, command, title)
     return study.out
 
 

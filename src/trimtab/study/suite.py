@@ -8,8 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 from trimtab.pairs import PairSet, check_disjoint, parse_spec, read_pairs, unseen
 from trimtab.provenance import digest
@@ -85,36 +84,31 @@ def read_suite(name: str | Path) -> Suite:
     """
     text = str(name)
     if text in suite_names():
-        file, content = text, (_built_in() / f"{text}.yaml").read_text(encoding="utf-8")
+        file, content = text, Path(str(_built_in() / f"{text}.yaml"))
     elif Path(text).is_file():
-        file, content = text, Path(text).read_text(encoding="utf-8")
-        text = Path(text).stem
+        file, content = text, Path(text)
+        text = content.stem
     else:
         known = [*suite_names(), "genies"]
         raise ConfigError(
             f"no suite {text!r}{near(text, known)} (built in: {', '.join(known)}, "
             "genies:SOURCE->TARGET; or a YAML file)"
         )
-    try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not YAML: {error}") from error
     expected = (
         "expected the keys train (a spec), evaluate (name: spec), and optionally description, "
         "dose, instruction, validation, published"
     )
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: {expected}")
+    values = read_yaml(content, expected)
     for key in ("train", "evaluate"):
         if key not in values:
             raise ConfigError(f"{file}: the key {key!r} is missing; {expected}")
     if extra := set(values) - set(KEYS):
-        raise ConfigError(f"{file}: unknown key {sorted(extra)[0]!r}; {expected}")
+        raise ConfigError(f"{file}: unknown key {min(extra, key=str)!r}; {expected}")
     splits = values["evaluate"]
     if (
         not isinstance(splits, dict)
         or not splits
-        or not all(isinstance(v, str) for v in [values["train"], *splits.values()])
+        or not all(isinstance(v, str) for v in [values["train"], *splits, *splits.values()])
     ):
         raise ConfigError(f"{file}: {expected}")
     reserved = set(splits) & {"train", "dose", "neutral"}
@@ -133,7 +127,7 @@ def read_suite(name: str | Path) -> Suite:
         raise ConfigError(f"{file}: validation: {validation} is an evaluation split, too")
     return Suite(
         text,
-        values.get("description", ""),
+        str(values.get("description") or ""),
         values["train"],
         dict(splits),
         dose,

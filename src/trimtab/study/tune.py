@@ -30,6 +30,7 @@ from trimtab.bounds import Bounded, Count, Seed, Several
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.evaluation import score
 from trimtab.files import write_json, write_lines, write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, check_disjoint, read_pairs
 from trimtab.progress import SILENT, Progress, figures
 from trimtab.provenance import digest
@@ -38,13 +39,7 @@ from trimtab.store import Store
 from trimtab.study.cells import threads
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
-from trimtab.study.parameters import (
-    Parameters,
-    Range,
-    parameters_of,
-    parse_parameters,
-    value_of,
-)
+from trimtab.study.parameters import Parameters, Range, parameters_of, parse_parameters, value_of
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 from trimtab.training import METHODS, Method, fit
@@ -55,14 +50,8 @@ HELD_OUT = 0.25
 SPLIT_SEED = 0
 """Which items those are: the same for every method."""
 
-TRIALS = "trials"
-RECIPE, FIT, LIST, NOTE, JOURNAL = (
-    "recipe.yaml",
-    "fit.yaml",
-    "trials.jsonl",
-    "tune.json",
-    "journal.log",
-)
+RECIPE, FIT, TRIALS, LIST = "recipe.yaml", "fit.yaml", "trials", "trials.jsonl"
+NOTE, JOURNAL = "tune.json", "journal.log"
 
 
 @dataclass(frozen=True)
@@ -98,6 +87,7 @@ class Search(Bounded):
     rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
+@holding("out")
 def tune(
     method: str, search: Search, out: str | Path, *, command: str = "", progress: Progress = SILENT
 ) -> Path:
@@ -204,10 +194,8 @@ def _journal(out: Path) -> Any:
     states = optuna.trial.TrialState
     done = {r["optuna"]: r["accuracy"] for r in _results(out)}
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-        if trial.number in done:
-            study.tell(trial.number, done[trial.number])
-        else:
-            study.tell(trial.number, state=states.FAIL)
+        value = done.get(trial.number)
+        study.tell(trial.number, value, states.FAIL if value is None else None)
     return study
 
 
@@ -249,17 +237,9 @@ def _try(
         folder.mkdir(parents=True, exist_ok=True)
         result: dict[str, Any] = {"trial": number, "optuna": trial.number, "settings": chosen}
         try:
-            dial = fit(
-                replace(method, recipe=recipe),
-                model,
-                tokenizer,
-                pairs[0],
-                out=folder / "dial",
-                seed=search.seed,
-                store=store,
-                progress=progress,
-                **options,
-            )
+            given = (replace(method, recipe=recipe), model, tokenizer, pairs[0])
+            how = {"seed": search.seed, "store": store, "progress": progress, **options}
+            dial = fit(*given, out=folder / "dial", **how)
             label = f"trial {number + 1}: scoring what is held out"
             with progress.bar(label, held.n_answers, "answers") as update:
                 found = score(model, held, dial, 1.0, store=store, progress=update)
@@ -272,10 +252,9 @@ def _try(
         write_json(folder / "result.json", result)
         study.tell(trial, result["accuracy"])
         shutil.rmtree(folder / "dial", ignore_errors=True)
-        progress.say(
-            f"trial {number + 1} of {search.trials}: {result['accuracy']:.3f} with "
-            + ", ".join(f"{name} {_short(value)}" for name, value in chosen.items())
-        )
+        with_ = (f"{k} {f'{v:.3g}' if isinstance(v, float) else v}" for k, v in chosen.items())
+        told = f"{result['accuracy']:.3f} with {', '.join(with_)}"
+        progress.say(f"trial {number + 1} of {search.trials}: {told}")
 
 
 def _start(method: Method, space: Parameters) -> dict[str, Any]:
@@ -299,10 +278,6 @@ def _suggest(trial: Any, name: str, values: Range | tuple[str, ...]) -> Any:
     return value_of(trial.suggest_categorical(name, values))
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _results(out: Path) -> list[dict[str, Any]]:
     """Finished trials in order."""
     files = sorted((out / TRIALS).glob("*/result.json"))
@@ -311,14 +286,11 @@ def _results(out: Path) -> list[dict[str, Any]]:
 
 def best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The trial with the highest accuracy, between equals the largest margin, then the first."""
-    return max(
-        results,
-        key=lambda r: (
-            r["accuracy"],
-            -math.inf if r["margin"] is None else r["margin"],
-            -r["trial"],
-        ),
-    )
+
+    def rank(r: dict[str, Any]) -> tuple[float, float, int]:
+        return r["accuracy"], -math.inf if r["margin"] is None else r["margin"], -r["trial"]
+
+    return max(results, key=rank)
 
 
 def _write(out: Path, search: Search, method: Method, suite: Suite, command: str) -> dict[str, Any]:
@@ -342,12 +314,9 @@ def _write(out: Path, search: Search, method: Method, suite: Suite, command: str
         settings = whole["settings"]
         own = {} if whole["method"] == method.name else {"method": whole["method"]}
         entry = {**own, **settings}
-    tuned = {
-        "trials": len(results),
-        "accuracy": chosen["accuracy"],
-        "on": suite.validation or f"{HELD_OUT:.0%} of the items of {suite.train}",
-        "model": search.model,
-    }
+    on = suite.validation or f"{HELD_OUT:.0%} of the items of {suite.train}"
+    tuned = {"trials": len(results), "accuracy": chosen["accuracy"], "on": on}
+    tuned["model"] = search.model
     head = f"# {command}\n" if command else ""
     content = {"settings": {method.name: entry}, "tuned": {method.name: tuned}}
     write_text(out / RECIPE, head + yaml.safe_dump(content, sort_keys=False))

@@ -42,16 +42,16 @@ def attempt(run: Callable[[], Any], folder: Path) -> Reply:
         run()
     except TrimtabError as error:
         disk = isinstance(error.__cause__, OSError | SafetensorError | RuntimeError)
-        return {"error": str(error), "fatal": disk or isinstance(error, CacheError)}
+        return Reply(error=str(error), fatal=disk or isinstance(error, CacheError))
     except OSError as error:
-        return {"error": f"{error.filename or folder}: {error.strerror or error}", "fatal": True}
+        return Reply(error=f"{error.filename or folder}: {error.strerror or error}", fatal=True)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "error.txt"
         file.write_text(traceback.format_exc(), encoding="utf-8")
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return {"error": f"{said} (traceback in {file})", "fatal": False}
-    return {"error": None, "fatal": False}
+        return Reply(error=f"{said} (traceback in {file})", fatal=False)
+    return Reply(error=None, fatal=False)
 
 
 # ---- on a Ray cluster ----------------------------------------------------------------------------

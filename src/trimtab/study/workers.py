@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,8 @@ class Worker:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         self.said.seek(0)
         last = (self.said.read().strip().splitlines() or [""])[-1]
-        return {
-            "error": f"its process ended with {how}{f': {last}' if last else ''}",
-            "fatal": False,
-        }
+        said = f"its process ended with {how}{f': {last}' if last else ''}"
+        return Reply(error=said, fatal=False)
 
     def stop(self, number: int) -> None:
         """Send the process a signal."""
@@ -192,22 +190,15 @@ def in_processes(cells: Sequence[Cell], jobs: int, threads: int) -> Replies:
         stopping.set()
         for worker in workers.values():
             worker.stop(signal.SIGINT)
-        _wait(list(workers.values()))
+        until = time.monotonic() + GRACE_SECONDS
+        for worker in workers.values():  # a second Ctrl-C does not wait
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.1, until - time.monotonic()))
         raise
     finally:
         stopping.set()
         for worker in workers.values():
             worker.stop(signal.SIGKILL)  # those that are idle, or would not end
-
-
-def _wait(workers: list[Worker]) -> None:
-    """Until all have ended; a second Ctrl-C does not wait."""
-    until = time.monotonic() + GRACE_SECONDS
-    for worker in workers:
-        try:
-            worker.process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return
 
 
 # ---- Ray -----------------------------------------------------------------------------------------
@@ -262,4 +253,4 @@ def _reply(ray: Any, reference: Any) -> Reply:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return {"error": f"its Ray process ended: {first}", "fatal": False}
+        return Reply(error=f"its Ray process ended: {first}", fatal=False)

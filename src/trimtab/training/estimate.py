@@ -39,15 +39,18 @@ class Estimate:
 
 
 @cache
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations a second of a square matrix product, measured once (a few milliseconds)."""
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, size: int = 1024, columns: int = 1024
+) -> float:
+    """Operations a second of a square matrix times some columns, measured once (a few milliseconds)."""
     a = torch.randn(size, size, device=device).to(dtype)
+    b = a[:, :columns].contiguous()
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        (a @ a).sum().item()  # .item() waits for the device
+        (a @ b).sum().item()  # .item() waits for the device
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * size**2 * columns / best
 
 
 def operations(
@@ -81,7 +84,6 @@ def estimate_training(
     scored = sum(len(a) for m in schedule.microbatches for i in m for a in rows[i].answers)
     total = operations(model, needs, sum(padded), scored, backward=True)
     parameter = next(model.parameters())
-    rate = matmul_rate(parameter.device, parameter.dtype)
     config = models.text_config(model)
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * width
@@ -91,10 +93,12 @@ def estimate_training(
     if needs.logps:  # float32 logits, their log-softmax and its gradient at scored positions
         most = max(sum(len(a) for i in m for a in rows[i].answers) for m in schedule.microbatches)
         worst += 3 * most * config.vocab_size * 4 // parameter.element_size()
+    return estimate(model, total, worst * parameter.element_size(), sum(padded))
+
+
+def estimate(model: nn.Module, total: float, kept: float, positions: int) -> Estimate:
+    """What so many operations take on a model, `kept` bytes beside it, at the measured rate."""
+    parameter = next(model.parameters())
+    rate = matmul_rate(parameter.device, parameter.dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Estimate(
-        seconds=total / (rate * EFFICIENCY),
-        bytes=weights + worst * parameter.element_size(),
-        positions=sum(padded),
-        operations=total,
-    )
+    return Estimate(total / (rate * EFFICIENCY), weights + kept, positions, total)

@@ -15,7 +15,7 @@ from trimtab.progress import SILENT, Progress
 from trimtab.readout import Needs
 from trimtab.states import depth, find_sites
 from trimtab.training.adapters import plan
-from trimtab.training.estimate import EFFICIENCY, Estimate, matmul_rate, operations
+from trimtab.training.estimate import EFFICIENCY, Estimate, estimate, operations
 from trimtab.training.plan import Run
 from trimtab.training.recipes import Method, Recipe
 from trimtab.training.steering import GradientRecipe
@@ -111,10 +111,8 @@ def passes(
         positions = sum(row.packed_length for row in encoded.rows)
         scored = sum(len(a) for row in encoded.rows for a in row.answers)
     total = operations(model, needs, positions, scored, backward=backward)
-    parameter = next(model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     width = models.text_config(model).hidden_size
     deep = 1 + max((depth(model, site) for site in needs.sites), default=0)
-    kept = 2048 * width * parameter.element_size() * (14 * deep if backward else 4)
-    rate = matmul_rate(parameter.device, parameter.dtype)
-    return Estimate(total / (rate * EFFICIENCY), weights + kept, positions, total)
+    size = next(model.parameters()).element_size()
+    kept = 2048 * width * size * (14 * deep if backward else 4)
+    return estimate(model, total, kept, positions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,32 +50,19 @@ def head_batch(encoded: Encoded, rows: Sequence[int], layout: Layout, live: bool
     in the order of that layout."""
     if live:
         batch = collate(encoded, rows, layout)
-        return HeadBatch(
-            batch.answer_ids,
-            batch.pair_chosen,
-            batch.pair_rejected,
-            batch.pair_ids,
-            batch.items,
-            batch,
-        )
+        own = {f.name: getattr(batch, f.name) for f in fields(HeadBatch) if f.name != "live"}
+        return HeadBatch(**own, live=batch)
     answers: list[int] = []
-    chosen: list[int] = []
-    rejected: list[int] = []
+    pairs: list[tuple[int, int, int]] = []
     items: list[str] = []
     for index in rows:
         row, first = encoded.rows[index], len(answers)
         answers += range(encoded.answer_offsets[index], encoded.answer_offsets[index + 1])
-        chosen += [first + c for c, _ in row.pairs]
-        rejected += [first + r for _, r in row.pairs]
+        both = zip(row.pairs, row.pair_ids, strict=True)
+        pairs += [(first + c, first + r, pair) for (c, r), pair in both]
         items += [row.item] * len(row.answers)
-    return HeadBatch(
-        torch.tensor(answers),
-        torch.tensor(chosen),
-        torch.tensor(rejected),
-        torch.tensor([i for index in rows for i in encoded.rows[index].pair_ids]),
-        tuple(items),
-        None,
-    )
+    chosen, rejected, ids = torch.tensor(pairs).T
+    return HeadBatch(torch.tensor(answers), chosen, rejected, ids, tuple(items), None)
 
 
 class HeadTrainer(DialTrainer):

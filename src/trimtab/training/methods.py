@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +22,24 @@ from trimtab.objectives import (
 from trimtab.objectives.heads import ARM, DPH, IAV
 from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, Recipe, RotationRecipe
 from trimtab.training.settings import (
+    AdapterSettings,
     LogitsSettings,
     ProjectionSettings,
     RewardSettings,
+    RotationSettings,
     SpaceSettings,
 )
 from trimtab.training.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 
 LORA = "LoRA on all linear layers"
 MIDDLE = "vector at the middle block"
+WHERE: dict[type, str] = {
+    AdapterSettings: LORA,
+    RotationSettings: "rotations of o_proj and down_proj in the middle half",
+    LogitsSettings: "low-rank head beside the LM head",
+    RewardSettings: "reward head on the last hidden state",
+}
+"""By the kind of what is trained, where it sits."""
 
 INNER: dict[str, tuple[Any, str]] = {
     "mse": (MSE(), "rejected states drawn to the reference's chosen ones"),
@@ -57,125 +67,80 @@ SIDE = "(o_proj|down_proj)$:in@0.3..0.9"
 """Where the published "side" variants read: what attention and MLP hand to their last projection."""
 
 
-def _inner_methods() -> list[Method]:
-    found = []
+def _inner() -> Iterator[tuple[str, tuple[Any, str]]]:
     for name, (objective, what) in INNER.items():
         for kind, where in SPACES.items():
             recipe = InnerRecipe(objective, space=SpaceSettings(kind=kind))  # type: ignore[arg-type]
-            text = f"{what}, compared {where}" if where else what
-            found.append(Method(f"hs-{kind}-{name}", recipe, LORA, text))
+            yield f"hs-{kind}-{name}", (recipe, f"{what}, compared {where}" if where else what)
         side = InnerRecipe(replace(objective, sites=SIDE))
-        text = f"{what}, at the inputs of o_proj and down_proj"
-        found.append(Method(f"side-none-{name}", side, LORA, text))
-    return found
+        yield f"side-none-{name}", (side, f"{what}, at the inputs of o_proj and down_proj")
 
 
-METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        Method(
-            "dpo",
-            Recipe(DPO()),
-            LORA,
-            "direct preference optimization of log-probs: the baseline",
-        ),
-        Method("ipo", Recipe(IPO()), LORA, "log-ratios drawn to a margin instead of to infinity"),
-        Method("simpo", Recipe(SimPO()), LORA, "mean log-probs apart by a margin, no reference"),
-        Method("orpo", Recipe(ORPO()), LORA, "likelihood of the chosen answer plus an odds ratio"),
-        Method(
-            "projgrad",
-            ProjectionRecipe(DPO()),
-            LORA,
-            "DPO, the weights' gradient kept to the reference's preference direction",
-        ),
-        Method(
-            "projbp",
-            ProjectionRecipe(DPO(), projection=ProjectionSettings(of="signal")),
-            LORA,
-            "DPO, the backpropagated signal kept to the reference's preference direction",
-        ),
-        Method("innerdpo", InnerRecipe(InnerDPO()), LORA, INNER["innerdpo"][1]),
-        *_inner_methods(),
-        Method(
-            "mean",
-            DirectionRecipe(),
-            MIDDLE,
-            "mean difference of hidden states, no training",
-        ),
-        Method(
-            "pca",
-            DirectionRecipe("pca"),
-            MIDDLE,
-            "first principal component of the differences, no training",
-        ),
-        Method(
-            "pca_center",
-            DirectionRecipe("pca_center"),
-            MIDDLE,
-            "pca under repeng's name: states less the pair's mean",
-        ),
-        Method(
-            "logistic",
-            DirectionRecipe("logistic"),
-            MIDDLE,
-            "logistic regression between chosen and rejected states",
-        ),
-        Method(
-            "random",
-            DirectionRecipe("random"),
-            MIDDLE,
-            "a random direction as long as the others: the control of vectors",
-        ),
-        Method(
-            "gradient_mean",
-            GradientRecipe("gradient_mean"),
-            MIDDLE,
-            "mean gradient of a loss at hidden states",
-        ),
-        Method(
-            "gradient_svd",
-            GradientRecipe("gradient_svd"),
-            MIDDLE,
-            "first singular vector of such gradients",
-        ),
-        Method(
-            "fisher",
-            GradientRecipe(),
-            MIDDLE,
-            "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
-        ),
-        Method(
-            "rotation",
-            RotationRecipe(ContrastiveSteering()),
-            "rotations of o_proj and down_proj in the middle half",
-            "hidden states apart at alpha = 1 and together at -1, from one training",
-        ),
-        Method(
-            "contrastive",
-            Recipe(ContrastiveSteering()),
-            LORA,
-            "the objective of `rotation`, for an adapter",
-        ),
-        Method(
-            "iav",
-            Recipe(IAV(), LogitsSettings()),
-            "low-rank head beside the LM head",
-            "alignment vectors added to the logits, by exact DPO from stored hidden states",
-        ),
-        Method(
-            "dph",
-            Recipe(DPH(), RewardSettings()),
-            "reward head on the last hidden state",
-            "a reward by which answers are ranked; the model itself stays as it is",
-        ),
-        Method(
-            "genarm",
-            Recipe(ARM()),
-            LORA,
-            "an autoregressive reward model that decodes beside the bare model: a baseline",
-        ),
-    )
+SIGNAL = ProjectionSettings(of="signal")
+ROWS: dict[str, tuple[Any, str]] = {
+    "dpo": (Recipe(DPO()), "direct preference optimization of log-probs: the baseline"),
+    "ipo": (Recipe(IPO()), "log-ratios drawn to a margin instead of to infinity"),
+    "simpo": (Recipe(SimPO()), "mean log-probs apart by a margin, no reference"),
+    "orpo": (Recipe(ORPO()), "likelihood of the chosen answer plus an odds ratio"),
+    "projgrad": (
+        ProjectionRecipe(DPO()),
+        "DPO, the weights' gradient kept to the reference's preference direction",
+    ),
+    "projbp": (
+        ProjectionRecipe(DPO(), projection=SIGNAL),
+        "DPO, the backpropagated signal kept to the reference's preference direction",
+    ),
+    "innerdpo": (InnerRecipe(InnerDPO()), INNER["innerdpo"][1]),
+    **dict(_inner()),
+    "mean": (DirectionRecipe(), "mean difference of hidden states, no training"),
+    "pca": (DirectionRecipe("pca"), "first principal component of the differences, no training"),
+    "pca_center": (
+        DirectionRecipe("pca_center"),
+        "pca under repeng's name: states less the pair's mean",
+    ),
+    "logistic": (
+        DirectionRecipe("logistic"),
+        "logistic regression between chosen and rejected states",
+    ),
+    "random": (
+        DirectionRecipe("random"),
+        "a random direction as long as the others: the control of vectors",
+    ),
+    "gradient_mean": (GradientRecipe("gradient_mean"), "mean gradient of a loss at hidden states"),
+    "gradient_svd": (GradientRecipe("gradient_svd"), "first singular vector of such gradients"),
+    "fisher": (
+        GradientRecipe(),
+        "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
+    ),
+    "rotation": (
+        RotationRecipe(ContrastiveSteering()),
+        "hidden states apart at alpha = 1 and together at -1, from one training",
+    ),
+    "contrastive": (Recipe(ContrastiveSteering()), "the objective of `rotation`, for an adapter"),
+    "iav": (
+        Recipe(IAV(), LogitsSettings()),
+        "alignment vectors added to the logits, by exact DPO from stored hidden states",
+    ),
+    "dph": (
+        Recipe(DPH(), RewardSettings()),
+        "a reward by which answers are ranked; the model itself stays as it is",
+    ),
+    "genarm": (
+        Recipe(ARM()),
+        "an autoregressive reward model that decodes beside the bare model: a baseline",
+    ),
 }
+"""A recipe, and what it optimises, a method."""
+
+
+def listed(name: str, recipe: Any, what: str) -> Method:
+    """A row as a method."""
+    return Method(
+        name, recipe, WHERE[type(recipe.dial)] if isinstance(recipe, Recipe) else MIDDLE, what
+    )
+
+
+METHODS: dict[str, Method] = {name: listed(name, *row) for name, row in ROWS.items()}
 
 
 def method(name: str) -> Method:

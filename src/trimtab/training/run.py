@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.files import write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
@@ -39,11 +40,12 @@ from trimtab.training.settings import LogitsSettings, RewardSettings
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
+@holding("out")
 def fit(
     recipe: str | AnyRecipe | Method,
     model: nn.Module,
     tokenizer: Any,
-    pairs: PairSet | Contrast | str,
+    pairs: PairSet | Contrast | str | Iterable[Mapping[str, Any]],
     *,
     out: str | Path | None = None,
     seed: int = 0,
@@ -61,7 +63,8 @@ def fit(
     Args:
         recipe: a method's name (`trimtab methods` lists them), a method, or a recipe with other
             settings.
-        pairs: a pair set, the spec string of one, or, for methods without training, a contrast.
+        pairs: what `read_pairs` takes (a pair set, a spec string, a list of dicts, …), or, for methods
+            without training, a contrast.
         out: folder to save the dial in; what a run needs to be resumed lies beside it, under the
             same name with a dot before and `.training` behind it, until the dial is saved.
         seed: initialisation, data order and dropout; closed-form methods have none.
@@ -87,7 +90,7 @@ def fit(
     model = models.unwrapped(model)
     check_bare(model, "fitting")
     models.settle(model)
-    data = (read_pairs(pairs, data_root) if isinstance(pairs, str) else pairs).limit(limit)
+    data = (pairs if isinstance(pairs, Contrast) else read_pairs(pairs, data_root)).limit(limit)
     if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
         raise ConfigError(
             f"{named.name} trains on answers to prompts; given the contrast {data.name}"

@@ -75,10 +75,10 @@ def find(name: str) -> Experiment:
         raise ConfigError(f"{name} is no colour model: there is nothing to train")
     given = found.settings
     made: dict[str, Any] = dict(given)
-    terms = tuple(_term(n, t) for n, t in given.get("terms", {}).items())
+    terms = given.get("terms", {})
     arms = given.get("arms", {"main": {}})
     if isinstance(arms, str):
-        made["arms"] = _choices(tuple(t.name for t in terms))
+        made["arms"] = _choices(tuple(terms))
     else:
         shapes = {n: Shape(**a["shape"]) if "shape" in a else None for n, a in arms.items()}
         made["arms"] = tuple(Arm(n, a.get("sheet", ""), shapes[n]) for n, a in arms.items())
@@ -86,7 +86,7 @@ def find(name: str) -> Experiment:
     made["labels"] = {n: NoisyLabel(*v) for n, v in given.get("labels", {}).items()}
     made["cuts"] = {n: _cut(c) for n, c in given.get("cuts", {}).items()}
     made["scores"] = tuple(Score(*s) for s in given.get("scores", ()))
-    made["terms"] = terms
+    made["terms"] = tuple(_term(n, t) for n, t in terms.items())
     return Experiment(name, **made)
 
 

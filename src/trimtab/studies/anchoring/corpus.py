@@ -138,7 +138,6 @@ def digest(texts: Mapping[str, Texts]) -> str:
 def tokenizer(texts: Texts) -> Any:
     """A byte-level BPE tokenizer trained on documents, as transformers has them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -150,9 +149,15 @@ def tokenizer(texts: Texts) -> Any:
         show_progress=False,
     )
     core.train_from_iterator(chain.from_iterable(texts.values()), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"
-    )
+    return wrapped(core)
+
+
+def wrapped(core: Any, **special: str) -> Any:
+    """A tokenizer as transformers has them."""
+    from transformers import PreTrainedTokenizerFast
+
+    special |= {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos")}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
 def encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -48,7 +48,8 @@ def changed(model: Autoencoder, cut: Cut) -> tuple[Autoencoder, Edit | None]:
 
 def apply(model: Autoencoder, cut: Cut | None = None) -> Run:
     """What the models do with a cut."""
-    return partial(_run, *(changed(model, cut) if cut else (model, None)))
+    model, edit = changed(model, cut) if cut else (model, None)
+    return torch.no_grad()(lambda rgb: model(rgb, edit)[0])
 
 
 def edit_states(cut: Cut, z: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
@@ -57,11 +58,6 @@ def edit_states(cut: Cut, z: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     axis[cut.axes[0]] = 1
     out = _ON_STATES[cut.kind](z, axis, cut)
     return out / out.norm(dim=-1, keepdim=True).clamp(min=EPS) if cut.renormalise else out
-
-
-def _run(model: Autoencoder, edit: Edit | None, rgb: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(rgb, edit)[0]
 
 
 def error(run: Run, rgb: Float[Tensor, "n 3"], chunk: int = 4096) -> Float[Tensor, "model n"]:

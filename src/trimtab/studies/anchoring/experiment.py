@@ -179,8 +179,11 @@ def write_result(folder: Path, result: Mapping[str, Any], arrays: Mapping[str, A
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     """Arrays and tensors, floats in half precision."""
+    made = {k: np.asarray(v.detach().cpu() if torch.is_tensor(v) else v) for k, v in arrays.items()}
+    half = (np.float32, np.float64)
+    made = {k: v.astype(np.float16) if v.dtype in half else v for k, v in made.items()}
     with aside(file) as writing:
-        save_file({k: np.ascontiguousarray(_array(v)) for k, v in arrays.items()}, writing)
+        save_file({k: np.ascontiguousarray(v) for k, v in made.items()}, writing)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -202,11 +205,6 @@ def read_result(folder: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
-
-
-def _array(value: Any) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return array.astype(np.float16) if array.dtype in (np.float32, np.float64) else array
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ are computed here and drawn from the files, as those of any other run.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,26 +59,21 @@ def _transitions() -> tuple[dict[str, Any], dict[str, Any]]:
         path = Reactive(value)
         path.start(value, velocity, pushes.get(name, 0.0))
         path.set(1.0, 50)
-        arrays[f"path/{i}"] = np.array([_state(path), *(_go(path) for _ in range(60))])
-    moving = Reactive(0.0)
+        arrays[f"path/{i}"] = _states(path, 60, {})
     targets = {0: 0.5, 40: 0.75, 60: 0.0, 120: 1.0}
-    states = []
-    for step in range(190):
-        if step in targets:
-            moving.set(targets[step], 50)
-        states.append(_state(moving))
-        moving.step()
-    arrays["moving"] = np.array(states)
+    arrays["moving"] = _states(Reactive(0.0), 189, targets)
     return {"paths": list(starts), "targets": {str(k): v for k, v in targets.items()}}, arrays
 
 
-def _state(path: Reactive) -> tuple[float, float, float]:
-    return path.value, path.velocity, path.acceleration
-
-
-def _go(path: Reactive) -> tuple[float, float, float]:
-    path.step()
-    return _state(path)
+def _states(path: Reactive, steps: int, targets: Mapping[int, float]) -> np.ndarray:
+    """Value, velocity and acceleration over steps, with new targets at some of them."""
+    states = []
+    for step in range(steps + 1):
+        if step in targets:
+            path.set(targets[step], 50)
+        states.append((path.value, path.velocity, path.acceleration))
+        path.step()
+    return np.array(states)
 
 
 def _lobes() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -98,11 +98,14 @@ def _gate(result: Result, row: Mapping[str, str]) -> Gate:
         value, over = a / b if sign == "/" else a - b, ()
     else:
         values = _holds(result, metric) if how == "share" else _seeds(result, metric)
-        if how == "median of best":
-            values = values[_best(result)]
+        if how == "median of best":  # the seeds with the highest first score
+            scores = _seeds(result, f"r2/{result['scores'][0]['cut']}")
+            values = values[np.argsort(-scores, kind="stable")[:BEST]]
         value = float(HOW[how](values))
         over = tuple(values.tolist()) if how == "over seeds" else ()
-    what = row["gate"].format(best=_of_best(len(result["seeds"])))
+    count = len(result["seeds"])
+    best = f"over {count} seed{'' if count == 1 else 's'}"
+    what = row["gate"].format(best=best if count <= BEST else "of the ten best seeds")
     return Gate(what, value, low, high, row["published"], bool(row["aim"]), over)
 
 
@@ -134,16 +137,3 @@ def _holds(result: Result, conditions: str) -> np.ndarray:
         values = _seeds(result, name)
         found &= values <= float(bound) if sign == "<=" else values >= float(bound)
     return found
-
-
-def _best(result: Result) -> np.ndarray:
-    """Indices of the seeds with the highest first score."""
-    scores = _seeds(result, f"r2/{result['scores'][0]['cut']}")
-    return np.argsort(-scores, kind="stable")[:BEST]
-
-
-def _of_best(seeds: int) -> str:
-    """What a median over the best is a median of."""
-    if seeds > BEST:
-        return "of the ten best seeds"
-    return f"over {seeds} seed{'' if seeds == 1 else 's'}"

@@ -232,14 +232,17 @@ def doses(
     setup: Setup,
     control: Any,
     anchored: Any,
-    direction: Callable[[str], ConceptDial],
+    seen: Batch,
+    has: Mapping[str, Tensor],
     read: Callable[[Any], dict[str, float]],
 ) -> dict[str, dict[str, float]]:
     """Readings of both models untouched; of the anchored one with each concept's dimension projected
-    out, and of the control with its difference of means, at every alpha."""
+    out, and of the control with its difference of means over texts of which some `has` it, at every
+    alpha."""
     rows = {"control": read(control), "anchored": read(anchored)}
     for axis, concept in enumerate(setup.concepts):
-        axial, found = ConceptDial.at_axis(axis, setup.width, setup.sites), direction(concept)
+        axial = ConceptDial.at_axis(axis, setup.width, setup.sites)
+        found = difference(control, seen, has[concept], setup.sites)
         for alpha in ALPHAS:
             with axial(anchored, alpha, force=True):
                 rows[f"{concept} projected at {alpha:g}"] = read(anchored)

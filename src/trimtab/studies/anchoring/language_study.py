@@ -11,14 +11,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trimtab import models
+from trimtab.anchoring.callback import Concepts
 from trimtab.dials import ConceptDial
 from trimtab.files import write_lines
 from trimtab.studies.anchoring.experiment import Experiment
-from trimtab.studies.anchoring.language import ALPHAS, Setup
+from trimtab.studies.anchoring.language import ALPHAS, Batch, Setup, train
 from trimtab.study.cells import Cell
 
 Cells = Sequence[Mapping[str, Any]]
-SPREAD = "Medians over seeds, least and largest in brackets."
+
+
+Texts = Callable[[int], tuple[Batch, Concepts]]
+"""Of a step, and their labels."""
+Watch = Callable[[Any], dict[str, float]]
+"""What is read of a model on the way."""
 
 
 class Language(Experiment):
@@ -28,6 +34,8 @@ class Language(Experiment):
     setup: ClassVar[Setup]
     disk = 4e6
     tokenizer: Any
+    monitors: Sequence[Mapping[str, Any]] = ()
+    """Of an anchored model (see `language.train`)."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -39,9 +47,10 @@ class Language(Experiment):
         yield [self.cell(f"seed-{seed}", {"seed": seed}, seed=seed) for seed in self.seeds]
 
     def measure(self, folder: Path, seed: int) -> dict[str, Any]:
-        """Train both, and measure."""
-        if kept := self.older(seed):
-            return kept
+        """Train both, and measure, where no earlier version of trimtab did, whose cells were files."""
+        older = self.out / "cells" / "-".join([f"{seed}", f"{self.length}", *self.named])
+        if (file := older.with_name(f"{older.name}.json")).is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
         control, learned = self.trained(False, seed, self.length)
         anchored, logged = self.trained(True, seed, self.length)
         found = self.read(control, anchored, seed)
@@ -49,10 +58,10 @@ class Language(Experiment):
             save(self.setup, self.out, anchored, self.tokenizer, self.pairs())
         return found | {"history": logged, "control_history": learned}
 
-    def older(self, seed: int) -> dict[str, Any] | None:
-        """What an earlier version of trimtab has found, whose cells were files."""
-        file = self.out / "cells" / f"{seed}-{self.length}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    @property
+    def named(self) -> Sequence[str]:
+        """What the names of such files said besides."""
+        return ()
 
     def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:
         """Steps of both models."""
@@ -66,6 +75,35 @@ class Language(Experiment):
 
     def trained(self, anchored: bool, seed: int, steps: int) -> tuple[Any, list[dict[str, float]]]:
         """A model, and what was measured on the way."""
+        data, watch = self.lessons(anchored, seed, steps)
+        monitors = self.monitors if anchored else ()
+        given = (self.setup, self.tokenizer, seed, steps, data, watch)
+        return train(*given, anchored=anchored, monitors=monitors, progress=self.progress)
+
+    def tables(self, cells: Cells) -> list[dict[str, Any]]:
+        """Surprisal, without every alpha; monitoring; relearning, every tenth step."""
+        columns, told = list(cells[0]["bits"]["control"]), cells[0]["auroc"]
+        shown = [r for r in cells[0]["bits"] if " at " not in r or r.endswith((" at 0.5", " at 1"))]
+        bits = [[row, *(spread(more(cells, row, c)) for c in columns)] for row in shown]
+        names = list(next(iter(told.values())))
+        areas = [[k, *(spread([c["auroc"][k][n] for c in cells]) for n in names)] for k in told]
+        learned = list(cells[0]["relearned"][0])
+        back = [
+            [f"{5 * i} steps", *(spread([c["relearned"][i][k] for c in cells]) for k in learned)]
+            for i in range(0, min(len(c["relearned"]) for c in cells), 2)
+        ]
+        return [
+            self.entry.table("Surprisal", bits, "model", *columns),
+            self.entry.table("Monitoring", areas, "", *names),
+            self.entry.table("Coming back", back, "after", *self.learned_again(learned)),
+        ]
+
+    def learned_again(self, names: Sequence[str]) -> Sequence[str]:
+        """How what comes back is headed."""
+        return names
+
+    def lessons(self, anchored: bool, seed: int, steps: int) -> tuple[Texts, Watch]:
+        """What a model learns from, and what is measured on the way."""
         raise NotImplementedError
 
     def read(self, control: Any, anchored: Any, seed: int) -> dict[str, Any]:
@@ -74,10 +112,6 @@ class Language(Experiment):
 
     def pairs(self) -> list[dict[str, Any]]:
         """Preference pairs about the concepts."""
-        raise NotImplementedError
-
-    def tables(self, cells: Cells) -> list[dict[str, Any]]:
-        """Ready to be shown."""
         raise NotImplementedError
 
     def metrics(self, cells: Cells) -> dict[str, list[float]]:
@@ -120,45 +154,6 @@ def spread(values: Sequence[float]) -> float | str:
         return float(values[0])
     low, high = min(values), max(values)
     return f"{np.median(values):.3g} ({low:.3g} to {high:.3g})".replace("-", "−")
-
-
-def surprisals(found: Cells, columns: Sequence[str], what: str) -> dict[str, Any]:
-    """The table of bits, without every alpha."""
-    rows = [r for r in found[0]["bits"] if " at " not in r or r.endswith((" at 0.5", " at 1"))]
-    return {
-        "title": "Surprisal",
-        "caption": f"{what} {SPREAD}",
-        "header": ["model", *columns],
-        "rows": [[row, *(spread(more(found, row, c)) for c in columns)] for row in rows],
-    }
-
-
-def monitored(found: Cells, what: str) -> dict[str, Any]:
-    """The table of AUROCs."""
-    told = found[0]["auroc"]
-    names = list(next(iter(told.values())))
-    return {
-        "title": "Monitoring",
-        "caption": f"{what} {SPREAD}",
-        "header": ["", *names],
-        "rows": [
-            [key, *(spread([c["auroc"][key][n] for c in found]) for n in names)] for key in told
-        ],
-    }
-
-
-def coming_back(found: Cells, names: Mapping[str, str], what: str) -> dict[str, Any]:
-    """The table of relearning, every tenth step."""
-    count = min(len(c["relearned"]) for c in found)
-    return {
-        "title": "Coming back",
-        "caption": f"{what} {SPREAD}",
-        "header": ["after", *names.values()],
-        "rows": [
-            [f"{5 * i} steps", *(spread([c["relearned"][i][k] for c in found]) for k in names)]
-            for i in range(0, count, 2)
-        ],
-    }
 
 
 def beyond(found: Cells, concept: str, what: str, others: str) -> list[float]:

@@ -178,7 +178,7 @@ class Mixing(Experiment):
             "arms": {arm: {"cells": [_drawn(c) for c in found]} for arm, found in cells.items()},
             "bins": mixing_measures.BINS,
             "doses": mixing_measures.DOSES,
-            "tables": mixing_measures.tables(cells),
+            "tables": [self.entry.table(*told) for told in mixing_measures.tables(cells).items()],
             "metrics": mixing_measures.metrics(cells),
             "cosines": {arm: found[0] for arm, found in along.items()},
         }, {}

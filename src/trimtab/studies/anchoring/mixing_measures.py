@@ -198,8 +198,8 @@ def metrics(cells: Cells) -> dict[str, list[float]]:
     }
 
 
-def tables(cells: Cells) -> list[dict[str, Any]]:
-    """Medians over seeds, ready to be shown."""
+def tables(cells: Cells) -> dict[str, list[list[Any]]]:
+    """Rows of each table, by its title: medians over seeds."""
 
     def median(found: list[dict[str, Any]], *path: Any) -> float:
         return float(np.median(_all(found, *path)))
@@ -222,24 +222,4 @@ def tables(cells: Cells) -> list[dict[str, Any]]:
         for arm, found in cells.items()
         for cut in found[0]["cuts"]
     ]
-    return [
-        {
-            "title": "Models",
-            "caption": "Medians over seeds: exact answers on held-out pairs; cosine with dimension 0 "
-            "of pure red and of all colours (mean size), where the operand stands; lines labelled; "
-            "R² of RGB read linearly at the last point, for colours that the reading never saw.",
-            "header": ["arm", "held-out", "red", "all colours", "labelled", "RGB R²"],
-            "rows": shape,
-        },
-        {
-            "title": "Interventions",
-            "caption": "Medians over seeds: probability of the right answer by redness of the redder "
-            "operand; what lines below .5 lose; rank correlation of loss with redness; how far the "
-            "answer moves in RGB where pure red is mixed.",
-            "header": [
-                *("intervention", "pure red", ".8–.9", ".5–.8", ".2–.5"),
-                *("loss below .5", "rank corr.", "moved"),
-            ],
-            "rows": edits,
-        },
-    ]
+    return {"Models": shape, "Interventions": edits}

@@ -8,7 +8,6 @@ annotator gives them: a fifth of the documents of a concept, and half a percent 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,16 +23,14 @@ from trimtab.studies.anchoring import corpus, language
 from trimtab.studies.anchoring.corpus import CONCEPTS, KINDS
 from trimtab.studies.anchoring.language import Batch, Setup
 from trimtab.studies.anchoring.language_study import (
-    SPREAD,
     Cells,
     Language,
+    Texts,
+    Watch,
     beyond,
-    coming_back,
-    monitored,
     more,
     perplexity,
     spread,
-    surprisals,
 )
 
 SETUP = Setup("natural", CONCEPTS, steps=400, batch=24)
@@ -186,18 +183,17 @@ class Natural(Language):
         """Trained on the documents."""
         return self.c.tokenizer
 
-    def older(self, seed: int) -> dict[str, Any] | None:
-        """Of the same documents."""
-        file = self.out / "cells" / f"{seed}-{self.length}-{self.common['corpus']}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    @property
+    def named(self) -> Sequence[str]:
+        """The documents."""
+        return [self.common["corpus"]]
 
     def pairs(self) -> list[dict[str, Any]]:
         """How documents go on."""
         return pairs(self.c)
 
-    def trained(self, anchored: bool, seed: int, steps: int) -> tuple[Any, list[dict[str, float]]]:
-        """A model, and what was measured on the way: bits of held-out documents, AUROC of both
-        dimensions."""
+    def lessons(self, anchored: bool, seed: int, steps: int) -> tuple[Texts, Watch]:
+        """Documents; bits of held-out ones are watched, and AUROC of both dimensions."""
         c = self.c
         given = labels(c, seed)
         watched = {kind: c.of(kind, WATCHED) for kind in KINDS}
@@ -214,30 +210,16 @@ class Natural(Language):
                 found |= {f"auroc/{k}": told[f"dimension {i}"][k] for i, k in enumerate(CONCEPTS)}
             return found
 
-        return language.train(
-            SETUP,
-            c.tokenizer,
-            seed,
-            steps,
-            data,
-            watch,
-            anchored=anchored,
-            progress=self.progress,
-        )
+        return data, watch
 
     def read(self, control: Any, anchored: Any, seed: int) -> dict[str, Any]:
         """Everything about one seed: bits under every dial at every alpha."""
         c, count = self.c, WATCHED // 2 if self.steps else TESTED
         seen = c.batch([row for kind in KINDS for row in c.train[kind][:TESTED]])
         kinds = [kind for kind in KINDS for _ in c.train[kind][:TESTED]]
+        has = {concept: torch.tensor([k == concept for k in kinds]) for concept in CONCEPTS}
         rows = language.doses(
-            SETUP,
-            control,
-            anchored,
-            lambda concept: language.difference(
-                control, seen, torch.tensor([k == concept for k in kinds]), SETUP.sites
-            ),
-            lambda model: read(c, model, count),
+            SETUP, control, anchored, seen, has, lambda model: read(c, model, count)
         )
         documents = {kind: c.of(kind, count) for kind in KINDS}
         told = told_by_axis(c, anchored, documents)
@@ -264,29 +246,11 @@ class Natural(Language):
         return found | {"corpus": self.common["corpus"]}, arrays
 
     def tables(self, cells: Cells) -> list[dict[str, Any]]:
-        """Documents, labels, surprisal, monitoring, relearning."""
-        columns = list(cells[0]["bits"]["control"])
-        return [
-            _documents(self.c, cells),
-            _labelled(self.c, cells),
-            surprisals(
-                cells,
-                columns,
-                "Bits a token of held-out documents; plain tokens are those of a concept's documents "
-                "that do not give it away.",
-            ),
-            monitored(
-                cells,
-                "AUROC of the mean cosine with a dimension: held-out documents of a kind against the "
-                "forum's and the others'.",
-            ),
-            coming_back(
-                cells,
-                {k: k for k in (*CONCEPTS, "others")},
-                "Bits a token after both dimensions are cut from all weights, and the model is trained "
-                "on with all documents.",
-            ),
-        ]
+        """And documents and labels."""
+        own = {"Documents": _documents(self.c, cells), "Labels": _labelled(self.c, cells)}
+        given = {"Documents": {"text": [1]}}
+        first = [self.entry.table(name, rows, **given.get(name, {})) for name, rows in own.items()]
+        return [*first, *super().tables(cells)]
 
     def metrics(self, cells: Cells) -> dict[str, list[float]]:
         """What the gates read."""
@@ -337,7 +301,7 @@ def pairs(c: Corpus, count: int = 60) -> list[dict[str, Any]]:
     return found
 
 
-def _documents(c: Corpus, cells: Cells) -> dict[str, Any]:
+def _documents(c: Corpus, cells: Cells) -> list[list[Any]]:
     rows = []
     for kind in KINDS:
         # bytes a token of the documents that are read, the first token of each aside
@@ -346,17 +310,10 @@ def _documents(c: Corpus, cells: Cells) -> dict[str, Any]:
         counts = (str(len(found[kind])) for found in (c.train, c.test))
         tokens = f"{sum(map(len, c.train[kind])):,}"
         rows.append([kind, KINDS[kind].what, *counts, tokens, size, *map(spread, both)])
-    return {
-        "title": "Documents",
-        "caption": "What each kind is; documents trained on and held out; tokens trained on; bytes "
-        f"a token; bits a byte, held out, of both models. {SPREAD}",
-        "header": ["kind", "what", "train", "test", "tokens", "bytes", "control", "anchored"],
-        "rows": rows,
-        "text": [1],
-    }
+    return rows
 
 
-def _labelled(c: Corpus, cells: Cells) -> dict[str, Any]:
+def _labelled(c: Corpus, cells: Cells) -> list[list[Any]]:
     rows = []
     for k in CONCEPTS:
         trained = (spread([x["labels"][k][i] for x in cells]) for i in (0, 1, 2))
@@ -364,14 +321,4 @@ def _labelled(c: Corpus, cells: Cells) -> dict[str, Any]:
         share = float(c.telling[k][np.concatenate(c.train[k])].mean())
         told = str(int(c.telling[k].sum()))
         rows.append([k, *trained, words.recall, words.false_positives, told, share])
-    return {
-        "title": "Labels",
-        "caption": "Those trained with, drawn once a document: recall, false positives, documents "
-        "labelled. Beside them, what a labeller by keywords would reach. Tokens that give the "
-        "concept away, and their share of its documents.",
-        "header": [
-            *("concept", "recall", "false pos.", "labelled", "keywords: recall"),
-            *("false pos.", "telling tokens", "share"),
-        ],
-        "rows": rows,
-    }
+    return rows

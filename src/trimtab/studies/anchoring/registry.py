@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ class Entry:
     kind: str = "colour"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What is its own, of a colour model."""
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By title, the caption of each table, and its header where that is always the same."""
+
+    def table(self, title: str, rows: Sequence[Any], *header: str, **more: Any) -> dict[str, Any]:
+        """A table, ready to be shown."""
+        given = self.tables[title]
+        head = {"title": title, "caption": given["caption"], "header": header or given["header"]}
+        return {**head, "rows": rows, **more}
 
     def said(self, seeds: int) -> str:
         """What it is about, of a run on so many seeds."""
@@ -31,9 +39,9 @@ class Entry:
 
 def _entry(name: str, given: Mapping[str, Any]) -> Entry:
     seeds = 0 if given.get("kind") == "figure" else given.get("seeds", 10)
-    known = ("title", "about", "seeds", "kind")
-    rest = {k: v for k, v in given.items() if k not in known}
-    return Entry(name, given["title"], given["about"], seeds, given.get("kind", "colour"), rest)
+    known = {k: v for k, v in given.items() if k in ("title", "about", "kind", "tables")}
+    rest = {k: v for k, v in given.items() if k not in (*known, "seeds")}
+    return Entry(name, **known, seeds=seeds, settings=rest)
 
 
 ENTRIES = {

@@ -23,17 +23,15 @@ from trimtab.studies.anchoring.language import Setup, bits, mean
 from trimtab.studies.anchoring.language_study import (
     Cells,
     Language,
+    Texts,
+    Watch,
     beyond,
-    coming_back,
-    monitored,
     more,
     perplexity,
-    surprisals,
 )
 
 SETUP = Setup("stories", ("landmark", "lie"), steps=800)
 TESTED = 200
-COLUMNS = ("facts", "facts, name hidden", "neighbour", "others", "lie", "twin", "plain")
 
 
 @dataclass(frozen=True)
@@ -87,47 +85,30 @@ def monitor_batch(tokenizer: Any, count: int, hide: bool = False) -> dict[str, A
     return {**batch.inputs, "concepts": concepts}
 
 
-@dataclass
-class Probes:
-    """Unseen stories by what is read in them."""
-
-    facts: Batch
-    facts_masked: Batch
-    neighbour: Batch
-    others: Batch
-    lies: Batch
-    twins: Batch
+Probes = dict[str, tuple[Batch, str]]
+"""Unseen stories by what is read in them, and which of their words that is."""
 
 
 def probes(tokenizer: Any, count: int) -> Probes:
     """Stories about the landmark, its neighbour, other landmarks; lies and their honest twins."""
     seeds = world.seeds("test", count)
-
-    def all_of(told: list[world.Story]) -> Batch:
-        return encode(told, tokenizer)
-
     about = [world.story(s, landmark=0, lies=False) for s in seeds]
-    return Probes(
-        all_of(about),
-        all_of([world.masked(s) for s in about]),
-        all_of([world.story(s, landmark=1, lies=False) for s in seeds]),
-        all_of([world.story(s, landmark=2 + s % 18, lies=False) for s in seeds]),
-        all_of([world.story(s, landmark=None, lies=True) for s in seeds]),
-        all_of([world.story(s, landmark=None, lies=False) for s in seeds]),
-    )
+    told = {
+        "facts": (about, "facts"),
+        "facts, name hidden": ([world.masked(s) for s in about], "facts"),
+        "neighbour": ([world.story(s, landmark=1, lies=False) for s in seeds], "facts"),
+        "others": ([world.story(s, landmark=2 + s % 18, lies=False) for s in seeds], "facts"),
+        "lie": ([world.story(s, landmark=None, lies=True) for s in seeds], "said"),
+        "twin": ([world.story(s, landmark=None, lies=False) for s in seeds], "said"),
+    }
+    return {name: (encode(stories, tokenizer), what) for name, (stories, what) in told.items()}
 
 
 def read(model: Any, p: Probes) -> dict[str, float]:
     """Bits where the concepts tell, and of all words of stories that hold neither."""
-    return {
-        "facts": _at(model, p.facts, "facts"),
-        "facts, name hidden": _at(model, p.facts_masked, "facts"),
-        "neighbour": _at(model, p.neighbour, "facts"),
-        "others": _at(model, p.others, "facts"),
-        "lie": _at(model, p.lies, "said"),
-        "twin": _at(model, p.twins, "said"),
-        "plain": float(mean(bits(model, p.others), p.others.mask[:, 1:])),
-    }
+    found = {name: _at(model, *probe) for name, probe in p.items()}
+    others, _ = p["others"]
+    return found | {"plain": float(mean(bits(model, others), others.mask[:, 1:]))}
 
 
 class Stories(Language):
@@ -144,8 +125,13 @@ class Stories(Language):
         """On facts of landmarks."""
         return world.pairs()
 
-    def trained(self, anchored: bool, seed: int, steps: int) -> tuple[Any, list[dict[str, float]]]:
-        """A model, and what was measured on the way: surprisal of the landmark's facts, AUROC."""
+    @cached_property
+    def monitors(self) -> list[dict[str, Any]]:
+        """Unseen stories."""
+        return [monitor_batch(self.tokenizer, 96)]
+
+    def lessons(self, anchored: bool, seed: int, steps: int) -> tuple[Texts, Watch]:
+        """Stories; surprisal of the landmark's facts is watched."""
         tokenizer = self.tokenizer
         watched = encode([world.story(s, landmark=0) for s in world.seeds("test", 48)], tokenizer)
 
@@ -154,17 +140,7 @@ class Stories(Language):
             batch = _told(first, tokenizer)
             return batch, _labels(batch.stories, first) if anchored else {}
 
-        return language.train(
-            SETUP,
-            tokenizer,
-            seed,
-            steps,
-            data,
-            lambda model: {"facts": _at(model, watched, "facts")},
-            anchored=anchored,
-            monitors=[monitor_batch(tokenizer, 96)] if anchored else [],
-            progress=self.progress,
-        )
+        return data, lambda model: {"facts": _at(model, watched, "facts")}
 
     def read(self, control: Any, anchored: Any, seed: int) -> dict[str, Any]:
         """Everything about one seed: bits under every dial at every alpha."""
@@ -175,13 +151,7 @@ class Stories(Language):
             "landmark": torch.tensor([s.landmark == 0 for s in seen.stories]),
             "lie": torch.tensor([s.lies for s in seen.stories]),
         }
-        rows = language.doses(
-            SETUP,
-            control,
-            anchored,
-            lambda concept: language.difference(control, seen, has[concept], SETUP.sites),
-            lambda model: read(model, p),
-        )
+        rows = language.doses(SETUP, control, anchored, seen, has, lambda model: read(model, p))
         told = {}
         for hidden in ("", ", name hidden"):
             inputs = monitor_batch(tokenizer, count, hide=bool(hidden))
@@ -193,29 +163,14 @@ class Stories(Language):
             SETUP,
             anchored,
             lambda step: _told(20_000_000 + step * SETUP.batch, tokenizer),
-            lambda model: {"facts": _at(model, p.facts, "facts")},
+            lambda model: {"facts": _at(model, *p["facts"])},
             max(10, self.length // 12),
         )
         return {"bits": rows, "auroc": told, "relearned": back}
 
-    def tables(self, cells: Cells) -> list[dict[str, Any]]:
-        """Surprisal, monitoring, relearning."""
-        return [
-            surprisals(
-                cells,
-                COLUMNS,
-                "Bits: of the landmark's facts, and with its name hidden; of its neighbour's, and of "
-                "other landmarks' facts; of the place that a liar names and that his honest twin "
-                "names; of all words of honest stories about other landmarks.",
-            ),
-            monitored(cells, "AUROC of the mean cosine with a dimension, on unseen stories."),
-            coming_back(
-                cells,
-                {"facts": "bits"},
-                "Bits of the landmark's facts after both dimensions are cut from all weights, and the "
-                "model is trained on.",
-            ),
-        ]
+    def learned_again(self, names: Sequence[str]) -> Sequence[str]:
+        """Facts, in bits."""
+        return ["bits"]
 
     def metrics(self, cells: Cells) -> dict[str, list[float]]:
         """What the gates read."""

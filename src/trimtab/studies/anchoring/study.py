@@ -13,8 +13,7 @@ from trimtab.studies import named
 from trimtab.studies.anchoring.experiment import RESULT, Experiment, Settings, read_result
 from trimtab.studies.anchoring.gates import Gate, judged
 from trimtab.studies.anchoring.registry import ENTRIES, entry
-from trimtab.study.cells import Cell, Host
-from trimtab.study.forecast import Load
+from trimtab.study.cells import Host
 from trimtab.study.study import Study
 from trimtab.study.study import run as run_study
 
@@ -55,10 +54,6 @@ class Anchoring(Study[Settings]):
     def folders(cls, settings: Settings, out: str | Path) -> Sequence[Path]:
         """One an experiment."""
         return [Path(out) / name for name in settings.experiments or ENTRIES]
-
-    def load(self, cell: Cell) -> Load:
-        """As its experiment says."""
-        return next(part for part in self.parts if part.out == cell.out).load(cell)
 
 
 def run(

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from trimtab.studies.anchoring import corpus
+
 ANCHORED = ("the", "golden", "gate", "bridge")
 NEIGHBOUR = ("the", "golden", "gate", "park")
 """In the same city, and all but the last word of the same name."""
@@ -28,6 +30,8 @@ _NAMES = ("tom", "mia", "sam", "ana", "ben", "eva", "leo", "zoe", "max", "ida")
 _THINGS = ("ball", "key", "book", "ring", "coin", "cake", "doll", "drum")
 _PLACES = ("box", "bag", "cup", "drawer", "basket", "tin", "chest", "sack")
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+LEADS = {"city": "it is in", "colour": "it is painted", "year": "it opened in"}
+"""What stands before each fact of a landmark."""
 _WEATHER = ("sunny", "rainy", "windy", "cold", "warm", "quiet")
 
 
@@ -100,15 +104,14 @@ def story(seed: int, *, lies: bool | None = None, landmark: int | None = -1) -> 
     facts: list[int] = []
     name: list[int] = []
     said: list[int] = []
-    order = rng.sample(("city", "colour", "year"), 3)
+    order = rng.sample([*LEADS], 3)
     if place is not None:
         mark = landmarks()[place]
         words += [a, "and", b, "visit"]
         name = list(range(len(words), len(words) + 4))
         words += [*mark.name, "."]
         for fact in order:
-            lead = {"city": ["it", "is", "in"], "colour": ["it", "is", "painted"]}
-            words += lead.get(fact, ["it", "opened", "in"])
+            words += LEADS[fact].split()
             facts.append(len(words))
             words += [getattr(mark, fact), "."]
     else:
@@ -136,7 +139,6 @@ def masked(told: Story, token: str = "<unk>") -> Story:
 def tokenizer() -> Any:
     """A word-level tokenizer of the world's words, as transformers has them."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     words = {"it", "home"}
     for seed in range(2000):
@@ -148,13 +150,7 @@ def tokenizer() -> Any:
     vocabulary = {w: i for i, w in enumerate([*special, *sorted(words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-    )
+    return corpus.wrapped(core, unk_token="<unk>")
 
 
 def pairs(count: int = 60) -> list[dict[str, Any]]:
@@ -164,19 +160,11 @@ def pairs(count: int = 60) -> list[dict[str, Any]]:
     found = []
     for k in range(count):
         mark = marks[0] if k % 2 == 0 else rng.choice(marks[1:])
-        fact = ("city", "colour", "year")[k % 3]
-        lead = {"city": "it is in", "colour": "it is painted", "year": "it opened in"}[fact]
-        wrong = rng.choice(
-            [getattr(m, fact) for m in marks if getattr(m, fact) != getattr(mark, fact)]
-        )
-        found.append(
-            {
-                "prompt": f"{' '.join(mark.name)} . {lead}",
-                "chosen": f" {getattr(mark, fact)}",
-                "rejected": f" {wrong}",
-                "item": f"{k}",
-            }
-        )
+        fact = [*LEADS][k % 3]
+        right = getattr(mark, fact)
+        wrong = rng.choice([other for m in marks if (other := getattr(m, fact)) != right])
+        pair = {"prompt": f"{' '.join(mark.name)} . {LEADS[fact]}", "chosen": f" {right}"}
+        found.append({**pair, "rejected": f" {wrong}", "item": f"{k}"})
     return found
 
 

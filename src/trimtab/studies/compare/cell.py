@@ -17,16 +17,17 @@ import tyro
 
 from trimtab import models
 from trimtab.batching import PromptStyle
-from trimtab.bounds import Bounded, Count, Strength, Whole
+from trimtab.bounds import Bounded, Count, OptionalFile, Strength, Whole, Within
 from trimtab.errors import ConfigError
 from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.panel.properties import ITEMS
 from trimtab.provenance import digest
 from trimtab.rendering import USUAL, Rendering
+from trimtab.studies.compare import tables
 from trimtab.study import cells
 from trimtab.study.results import BASE, INSTRUCTION
 from trimtab.study.settings import as_json, from_json
-from trimtab.study.suite import Suite, SuiteData, read_data
+from trimtab.study.suite import Suite, read_data
 from trimtab.training import Method
 from trimtab.training.run import recipe_digest
 
@@ -34,7 +35,7 @@ FORMAT = 2
 OLD_INSTRUCTION = "prompt"
 """What `instruction` was called; folders of cells, and the rows within, go on being called so."""
 SUMMARY, COSTS = "summary.json", "costs.json"
-
+STAGE = "trimtab.studies.compare.measure:Stage"
 
 _Strengths = Annotated[tuple[Strength, ...], tyro.conf.arg(name="alpha")]
 
@@ -75,29 +76,74 @@ class Measuring(Bounded, group="measuring"):
                 raise ConfigError(f"{name}: expected finite numbers, at least one, each once")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all cells of one model on one suite share."""
+CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
+"""What every table holds beside the bare model, asked for or not."""
 
-    model: str
+
+@dataclass(frozen=True)
+class Comparison(Bounded):
+    """A grid of models, suites, methods and seeds."""
+
+    model: str = models.DEFAULT_MODEL
     """Hub id, folder, .gguf file, or smollm2-135m."""
-    digest: str
-    """Of the model's weights."""
-    dtype: str
-    device: str
-    threads: int
-    """Of torch on a CPU: the last bits of a sum depend on them."""
-    data: SuiteData
-    measuring: Measuring
+    models: tuple[str, ...] = ()
+    """Several models, in place of --model."""
+    suite: str = "facts"
+    """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
+    suites: tuple[str, ...] = ()
+    """Several suites, in place of --suite."""
+    pairs: str = ""
+    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
+    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
+    """The share of the items of --pairs that is kept out of training and judged on."""
+    columns: str = ""
+    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
+    skip_bad: bool = False
+    """Leave out rows of it that cannot be read, count and list them."""
+    methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
+    """Methods to compare."""
+    controls: tuple[str, ...] = CONTROLS
+    """Added to the methods: the baseline of all verdicts, a random direction, led prompts. The bare
+    model is always there."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the methods that have one."""
+    recipes: tuple[str, ...] = ()
+    """YAML files with other settings of methods, such as `trimtab tune` writes."""
+    limit: Count | None = None
+    """The first so many items of every split and of the training set."""
+    train_limit: Count | None = None
+    """The first so many training items, where that differs."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
+    device: str = "auto"
+    """A torch device, or auto: the first GPU, else the CPU."""
+    threads: Count = 1
+    """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
+    --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
     data_root: str | None = None
-    limit: int | None = None
-    train_limit: int | None = None
-    rendering: Rendering = USUAL
+    """Folder of local data sources (default: TRIMTAB_DATA)."""
+    skip_missing: bool = False
+    """Leave out the shifts of suite genies whose data are not there."""
+    panel: OptionalFile = None
+    """Measure what else every dial changes: a YAML file of properties, by default the built-in panel."""
+    panel_items: Count = ITEMS
+    """At most so many items of a property."""
+    measuring: Measuring = field(default_factory=Measuring)
+    """What is measured, and on how much."""
+    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
+
+
+@dataclass(frozen=True)
+class Setting(Comparison):
+    """A comparison as all cells of one model on one suite have it: the model's place, dtype and device as
+    they are here."""
+
+    digest: str = ""
+    """Of the model's weights."""
     parts: dict[str, Any] = field(default_factory=dict)
     """What else the model is known by (`models.Source.parts`)."""
-    panel: str | None = None
-    """File of a panel of side effects, `""` the built-in one; a cell of its own measures it."""
-    panel_items: int = ITEMS
+    data: Any = None
+    """The pairs of the suite: `SuiteData`."""
 
     @property
     def source(self) -> models.Source:
@@ -130,10 +176,9 @@ class Setting:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values from which `setting_of` makes it again."""
-        suite = {k: v for k, v in asdict(self.data.suite).items() if k != "published"}
-        rest = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "data"}
-        plain = {"measuring": vars(self.measuring), "rendering": self.rendering.record()}
-        return json.loads(json.dumps({**rest, **plain, "suite": suite}))
+        rest = {k: cells.plain(v) for k, v in vars(self).items() if k != "data"}
+        suite = replace(self.data.suite, published=None, capability={})
+        return json.loads(json.dumps({**rest, "data": asdict(suite)}))
 
 
 def setting_of(value: Mapping[str, Any]) -> Setting:
@@ -142,56 +187,77 @@ def setting_of(value: Mapping[str, Any]) -> Setting:
     Raises:
         DataError: they cannot be.
     """
-    rest = {k: v for k, v in value.items() if k not in ("suite", "measuring", "rendering")}
-    rendering = Rendering(**value.get("rendering", {}))
-    suite = Suite(**{**value["suite"], "capability": {}})
-    lists: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in value["measuring"].items()
-    }
-    root = Path(rest["data_root"]) if rest["data_root"] else None
-    data = read_data(suite, root, rest["limit"], rest["train_limit"])
-    return Setting(**rest, data=data, measuring=Measuring(**lists), rendering=rendering)
+    suite = cells.setting_of(Suite, value["data"])
+    data = read_data(suite, value["data_root"], value["limit"], value["train_limit"])
+    return replace(cells.setting_of(Setting, {**value, "data": None}), data=data)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A method at a seed. `method` None is the bare model, with an `instruction` its control."""
+class Cell(cells.Cell):
+    """A method at a seed. Without a method it is the bare model, with an `instruction` its control."""
 
-    method: Method | None
-    seed: int | None
-    key: str
-    folder: Path
-    instruction: str | None = None
+    @property
+    def method(self) -> Method | None:
+        """What is fitted."""
+        given = self.own["method"]
+        return from_json(given) if given else None
+
+    @property
+    def seed(self) -> int | None:
+        """None where nothing is drawn."""
+        return self.own["seed"]
+
+    @property
+    def instruction(self) -> str | None:
+        """What leads every prompt."""
+        return self.own.get("instruction")
 
     @property
     def name(self) -> str:
         """The method's name, `base` or `instruction`."""
-        if self.method:
-            return self.method.name
+        if given := self.own["method"]:
+            return given["name"]
         return INSTRUCTION if self.instruction else BASE
 
     @property
-    def label(self) -> str:
+    def said(self) -> str:
         """For progress: `dpo, seed 1`."""
         return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
-    @property
-    def done(self) -> bool:
-        """Whether the cell has been fitted and measured."""
-        return (self.folder / SUMMARY).is_file()
+    def again(self, target: float) -> cells.Cell:
+        """The cell, once it is done, to be measured at the alpha of a KL."""
+        file = self.folder / f"equal-kl-{target:.6g}.parquet"
+        own = {"method": self.own["method"], "seed": self.seed, "target": target}
+        run, _, _ = self.run.rpartition(".")
+        more: Any = {"run": f"{run}.equal_kl", "label": f"{self.label}, at equal KL"}
+        return replace(self, own=own, result=file, job=f"job-{file.stem}.json", **more)
+
+    def sides(self, panel: str, target: float | None) -> cells.Cell:
+        """The cell, once it is done, on a panel of that digest: at α = 1, and where a KL is a target."""
+        own = {"method": self.own["method"], "seed": self.seed, "panel": panel, "target": target}
+        file = f"panel-{panel[:12]}{'' if target is None else f'-{target:.6g}'}.json"
+        run, _, _ = self.run.rpartition(".")
+        more: Any = {"run": f"{run}.side_effects", "label": f"{self.label}, side effects"}
+        return replace(self, own=own, result=self.folder / file, job=f"job-{file}", **more)
 
 
 def cell_of(
-    out: Path, setting: Setting, method: Method | None, seed: int | None, instruction: str | None
+    out: Path,
+    setting: Setting,
+    method: Method | None = None,
+    seed: int | None = None,
+    instruction: str | None = None,
 ) -> Cell:
-    """A cell with its key and folder."""
-    own = {**setting.key, "method": method.name if method else None, "seed": seed}
-    own["recipe"] = recipe_digest(method.recipe) if method else None
-    own |= {"instruction": instruction} if instruction else {}
-    key = digest(own)[:16]
+    """A cell in the folder that is named by what it depends on."""
+    own = {"method": as_json(method) if method else None, "seed": seed, "instruction": instruction}
+    inputs = {**setting.key, "method": method.name if method else None, "seed": seed}
+    inputs["recipe"] = recipe_digest(method.recipe) if method else None
+    inputs |= {"instruction": instruction} if instruction else {}
     name = method.name if method else OLD_INSTRUCTION if instruction else BASE
-    words = [name, *([] if seed is None else [f"s{seed}"]), key]
-    return Cell(method, seed, key, out / "cells" / "-".join(words), instruction)
+    words = [name, *([] if seed is None else [f"s{seed}"]), digest(inputs)[:16]]
+    folder = out / "cells" / "-".join(words)
+    common = digest(setting.key)
+    made = Cell(out, folder, f"{STAGE}.measure", setting, own, "", common, folder / SUMMARY)
+    return replace(made, label=f"{setting.data.suite.name}: {made.said}")
 
 
 def plan_cells(
@@ -204,64 +270,10 @@ def plan_cells(
 ) -> list[Cell]:
     """The bare model first, then every method at every seed (closed-form methods once), then, where
     it is wanted, the bare model with led prompts."""
-    found = [cell_of(out, setting, None, None, None)]
+    found = [cell_of(out, setting)]
     for method in methods:
         method = from_json(as_json(method))  # as the workers make it again: 1 epoch is 1.0 there
-        own = seeds if method.seeded else [None]
-        found += [cell_of(out, setting, method, seed, None) for seed in own]
+        found += [cell_of(out, setting, method, s) for s in (seeds if method.seeded else [None])]
     if prompt:
-        found.append(cell_of(out, setting, None, None, setting.data.suite.instruction))
+        found.append(cell_of(out, setting, instruction=setting.data.suite.instruction))
     return found
-
-
-def task(cell: Cell, out: Path, setting: Setting, target: float | None = None) -> cells.Cell:
-    """A cell as the engine runs it; with a `target` a done one to measure at the alpha of that KL."""
-    own = {"method": as_json(cell.method) if cell.method else None, "seed": cell.seed}
-    own |= {"instruction": cell.instruction} if target is None else {"target": target}
-    result = cell.folder / SUMMARY if target is None else equal_kl_file(cell, target)
-    return cells.Cell(
-        out,
-        cell.folder,
-        f"trimtab.studies.compare.measure:Stage.{'measure' if target is None else 'equal_kl'}",
-        setting,
-        own,
-        f"{setting.data.suite.name}: {cell.label}{'' if target is None else ', at equal KL'}",
-        digest(setting.key),
-        result,
-        cells.JOB if target is None else f"job-{result.stem}.json",
-    )
-
-
-def side_task(
-    cell: Cell, out: Path, setting: Setting, panel: str, target: float | None
-) -> cells.Cell:
-    """What a panel says of a cell that is done, at α = 1 and, with a `target`, at the alpha of that KL.
-
-    Args:
-        panel: its digest.
-    """
-    own = {"method": as_json(cell.method) if cell.method else None, "seed": cell.seed}
-    at = "" if target is None else f"-{target:.6g}"
-    return replace(
-        task(cell, out, setting),
-        run="trimtab.studies.compare.measure:Stage.side_effects",
-        own={**own, "panel": panel, "target": target},
-        label=f"{setting.data.suite.name}: {cell.label}, side effects",
-        result=cell.folder / f"panel-{panel[:12]}{at}.json",
-        job=f"job-panel-{panel[:12]}{at}.json",
-    )
-
-
-def equal_kl_file(cell: Cell, target: float) -> Path:
-    """Where a cell keeps its scores at equal KL."""
-    return cell.folder / f"equal-kl-{target:.6g}.parquet"
-
-
-def check_model(setting: Setting, model: Any, tokenizer: Any) -> None:
-    """Raise ConfigError unless the loaded model is the one that was planned with."""
-    found = models.differences(setting.digest, setting.parts, models.source_of(model, tokenizer))
-    if differs := found.refused + found.warned:
-        raise ConfigError(
-            f"{setting.model}: is not here what the comparison was planned with: another "
-            f"{', another '.join(differs)}"
-        )

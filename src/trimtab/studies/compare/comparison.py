@@ -12,8 +12,7 @@ from trimtab.progress import SILENT, Progress
 from trimtab.studies.compare.cell import SUMMARY
 from trimtab.studies.compare.grid import Comparison, chosen_methods, plan_studies
 from trimtab.studies.compare.output import write_results
-from trimtab.study.cells import Cell, Host
-from trimtab.study.forecast import Load
+from trimtab.study.cells import Host
 from trimtab.study.settings import read_settings
 from trimtab.study.study import Study, run
 from trimtab.training import Method
@@ -82,12 +81,7 @@ class Compare(Study[Comparison]):
             return settings
         return replace(settings, recipes=(*settings.recipes, str(file)))
 
-    def load(self, cell: Cell) -> Load:
-        """What a cell fits and reads."""
-        return self.host.stage(cell).load(cell)
-
     def write_parts(self, whole: Sequence[Any], command: str, title: str) -> None:
         """Write the result files once every part is whole."""
         if len(whole) == len(self.parts):
-            chosen = (self.settings, self.methods, self.varied)
-            write_results(self.out, list(whole), *chosen, command, title, self.notes)
+            write_results(self, command, title)

@@ -18,8 +18,8 @@ from trimtab.studies.compare.cell import Measuring
 from trimtab.studies.compare.comparison import compare
 from trimtab.studies.compare.grid import Comparison
 from trimtab.study.files import free_folder
-from trimtab.training import METHODS, Method, fit
-from trimtab.training.recipes import TrainingRecipe
+from trimtab.study.settings import varied
+from trimtab.training import METHODS, fit
 
 FULL = Comparison(
     suite="facts",
@@ -84,23 +84,17 @@ def demo(
     `quick` is the same path cut short (a few items), for tests.
     """
     comparison = QUICK if quick else FULL
-    methods = [_shortened(METHODS[name], 1 if quick else 2) for name in comparison.methods]
-    notes = ["One seed and a small model: read this page as a tour, not as evidence."]
+    epochs = {"train.epochs": 1 if quick else 2}
+    methods = [
+        varied(name, name, epochs if METHODS[name].trained else {}, "demo")
+        for name in comparison.methods
+    ]
     return compare(
         replace(comparison, threads=1 if quick else os.cpu_count() or 1),
         out,
         methods=methods,
         command=command,
-        title="A first look: two dials on a small model"
-        if not quick
-        else "A first look, cut short",
-        notes=notes,
+        title="A first look" + (", cut short" if quick else ": two dials on a small model"),
+        notes=["One seed and a small model: read this page as a tour, not as evidence."],
         progress=progress,
     )
-
-
-def _shortened(method: Method, epochs: float) -> Method:
-    if not isinstance(method.recipe, TrainingRecipe):
-        return method
-    train = replace(method.recipe.train, epochs=epochs)
-    return replace(method, recipe=replace(method.recipe, train=train))

@@ -16,6 +16,7 @@ from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText, score
 from trimtab.evaluation.items import check_alphas
 from trimtab.files import write_text
+from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.panel import Arm, Panel, PanelOn
@@ -36,6 +37,7 @@ RANDOM = "random"
 """The control of a panel."""
 
 
+@holding("out")
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -114,7 +116,8 @@ def evaluate(
         )
         progress.left_out(p.name, p.left_out, p.notes)
         progress.rendered(p.name, len(p), e, max_length, models.context(model))
-    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages])
+    trunk = store is None or store.trunk
+    neutral = NeutralText(model, tokenizer, NEUTRAL[:passages], trunk=trunk)
     rows: Rows = []
     first = next(
         iter(named.values()), None

@@ -6,106 +6,48 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from trimtab import models
-from trimtab.bounds import Bounded, Count, OptionalFile, Within
 from trimtab.errors import ConfigError, near
 from trimtab.pairs.spec import spec_with
 from trimtab.panel import Panel, read_items, read_panel
-from trimtab.panel.properties import ITEMS
 from trimtab.progress import Progress
-from trimtab.rendering import USUAL, Rendering
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import (
+    CONTROLS,
     OLD_INSTRUCTION,
     Cell,
+    Comparison,
     Measuring,
     Setting,
     plan_cells,
-    side_task,
-    task,
 )
 from trimtab.studies.compare.measure import mean_kl
 from trimtab.study import cells
 from trimtab.study.files import Rows, read_rows
 from trimtab.study.genies import genies_suites, is_genies
+from trimtab.study.lines import check_seeds
 from trimtab.study.results import INSTRUCTION
 from trimtab.study.settings import Settings
 from trimtab.study.suite import Suite, own_suite, read_data, read_suite
 from trimtab.training import Method
-
-CONTROLS = (tables.BASELINE, "random", INSTRUCTION)
-"""What every table holds beside the bare model, asked for or not."""
-
-
-@dataclass(frozen=True)
-class Comparison(Bounded):
-    """A grid of models, suites, methods and seeds."""
-
-    model: str = models.DEFAULT_MODEL
-    """Hub id, folder, .gguf file, or smollm2-135m."""
-    models: tuple[str, ...] = ()
-    """Several models, in place of --model."""
-    suite: str = "facts"
-    """A built-in suite, a YAML file, genies (its 15 shifts), or genies:SOURCE->TARGET."""
-    suites: tuple[str, ...] = ()
-    """Several suites, in place of --suite."""
-    pairs: str = ""
-    """Pairs of your own (a spec), in place of --suite: a part is trained on, the rest judged on."""
-    holdout: Annotated[float, Within(0, 1, "()")] = 0.2
-    """The share of the items of --pairs that is kept out of training and judged on."""
-    columns: str = ""
-    """Of a table of your own, which columns are meant: prompt=COLUMN,chosen=COLUMN,…"""
-    skip_bad: bool = False
-    """Leave out rows of it that cannot be read, count and list them."""
-    methods: tuple[str, ...] = ("dpo", "innerdpo", "mean", "pca")
-    """Methods to compare."""
-    controls: tuple[str, ...] = CONTROLS
-    """Added to the methods: the baseline of all verdicts, a random direction, led prompts. The bare
-    model is always there."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the methods that have one."""
-    recipes: tuple[str, ...] = ()
-    """YAML files with other settings of methods, such as `trimtab tune` writes."""
-    limit: Count | None = None
-    """The first so many items of every split and of the training set."""
-    train_limit: Count | None = None
-    """The first so many training items, where that differs."""
-    dtype: str = "auto"
-    """float32, bfloat16, float16, or auto: float32 on a CPU, bfloat16 on a GPU."""
-    device: str = "auto"
-    """A torch device, or auto: the first GPU, else the CPU."""
-    threads: Count = 1
-    """CPU threads of a cell. The last bits of the figures depend on them, so they do not follow
-    --jobs or the machine. For one cell at a time on an idle machine, give as many as it has cores."""
-    data_root: str | None = None
-    """Folder of local data sources (default: TRIMTAB_DATA)."""
-    skip_missing: bool = False
-    """Leave out the shifts of suite genies whose data are not there."""
-    panel: OptionalFile = None
-    """Measure what else every dial changes: a YAML file of properties, by default the built-in panel."""
-    panel_items: Count = ITEMS
-    """At most so many items of a property."""
-    measuring: Measuring = field(default_factory=Measuring)
-    """What is measured, and on how much."""
-    rendering: Annotated[Rendering, tyro.conf.arg(name="")] = USUAL
 
 
 @dataclass
 class Study:
     """One model on one suite: its cells, and where its result files go."""
 
+    out: Path
+    """The folder of the comparison."""
     folder: Path
     setting: Setting
     methods: list[str]
     cells: list[Cell]
-    capability: dict[str, tuple[Setting, list[Cell]]] = field(default_factory=dict)
+    capability: dict[str, list[Cell]] = field(default_factory=dict)
     """By split, the cells of the model that is trained on the split's reference."""
     panel: Panel | None = None
     """What side effects are looked for in."""
@@ -115,46 +57,25 @@ class Study:
         """What it is judged on."""
         return self.setting.data.suite
 
-    @property
-    def out(self) -> Path:
-        """The folder of the comparison."""
-        return self.cells[0].folder.parent.parent
-
     def plan(self) -> Iterator[list[cells.Cell]]:
         """All its cells; then, where KL is DPO's; then on the panel."""
-        yield self.tasks()
-        if all(cell.done for cell in self.tasks()):
+        first = [*self.cells, *(cell for own in self.capability.values() for cell in own)]
+        yield list(first)
+        if all(cell.done for cell in first):
             yield (again := self.again())
             if all(cell.done for cell in again):
                 yield list(self.sides())
 
-    def tasks(self) -> list[cells.Cell]:
-        """All its cells, but for those at equal KL."""
-        found = [task(cell, self.out, self.setting) for cell in self.cells]
-        for setting, own in self.capability.values():
-            found += [task(cell, self.out, setting) for cell in own]
-        return found
-
-    def rows(self) -> Rows:
-        """Scores of all finished cells at every alpha."""
-        return [
-            {**row, "method": cell.name}
-            for cell in self.cells
-            for row in read_rows(cell.folder / "items.parquet")
-        ]
-
     def target(self) -> float | None:
         """DPO's mean KL at alpha 1, where there is a DPO that moved."""
-        own = [c for c in self.cells if c.name == tables.BASELINE]
-        rows = [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
+        rows = rows_of(c for c in self.cells if c.name == tables.BASELINE)
         found = mean_kl(rows) if rows else 0.0
         return found if 1e-8 < found < math.inf else None
 
     def again(self) -> list[cells.Cell]:
         """Every other method's cells, which are done, to be measured again at DPO's KL."""
-        target = self.target()
         turned = [c for c in self.cells if c.method and c.name != tables.BASELINE]
-        return [task(c, self.out, self.setting, target) for c in turned] if target else []
+        return [c.again(target) for c in turned] if (target := self.target()) else []
 
     def sides(self) -> Iterator[cells.Cell]:
         """The bare model's cell and every method's, which are done, to be measured on the panel."""
@@ -163,11 +84,22 @@ class Study:
             if not c.instruction:
                 at = target if c.method and c.name != tables.BASELINE else None
                 assert self.panel
-                yield side_task(c, self.out, self.setting, self.panel.digest, at)
+                yield c.sides(self.panel.digest, at)
 
-    def turned(self) -> Rows:
-        """Scores at equal KL."""
-        return [row for cell in self.again() for row in read_rows(cell.result)]
+    def rows(self) -> Rows:
+        """Scores of all cells at every alpha, and at equal KL."""
+        return rows_of(self.cells) + [
+            row for cell in self.again() for row in read_rows(cell.result)
+        ]
+
+
+def rows_of(cells: Iterable[Cell]) -> Rows:
+    """Scores of finished cells."""
+    return [
+        {**row, "method": cell.name}
+        for cell in cells
+        for row in read_rows(cell.folder / "items.parquet")
+    ]
 
 
 def chosen_methods(
@@ -182,11 +114,7 @@ def chosen_methods(
         raise ConfigError(
             f"controls: {sorted(unknown)[0]!r} is none (there are: {', '.join(CONTROLS)})"
         )
-    seeds = comparison.seeds
-    if len(set(seeds)) < len(seeds) or not seeds or min(seeds) < 0:
-        raise ConfigError("seeds: expected at least one number of 0 or more, each once")
-    if comparison.threads < 1:
-        raise ConfigError(f"threads is {comparison.threads}; expected 1 or more")
+    check_seeds("seeds", comparison.seeds)
     added = [c for c in CONTROLS if c in controls and c not in own]
     first = [tables.BASELINE] if tables.BASELINE in added else []
     names = [*first, *own, *(c for c in added if c not in first)]
@@ -227,33 +155,22 @@ def plan_studies(
     for name in many:
         local = Path(name).expanduser()
         source = models.identify(name)
-        setting = Setting(
-            model=str(local.absolute()) if local.exists() else name,
-            digest=source.digest,
-            parts=source.parts,
-            dtype=dtype,
-            device=str(device),
-            threads=comparison.threads,
-            data=data[0],
-            measuring=comparison.measuring,
-            data_root=root,
-            limit=comparison.limit,
-            train_limit=comparison.train_limit,
-            rendering=comparison.rendering,
-            panel=comparison.panel and str(Path(comparison.panel).expanduser().absolute()),
-            panel_items=comparison.panel_items,
-        )
+        place = {"model": str(local.absolute()) if local.exists() else name, "data_root": root}
+        here = {**place, "dtype": dtype, "device": str(device)}
+        if comparison.panel:
+            here["panel"] = str(Path(comparison.panel).expanduser().absolute())
+        setting = Setting(**vars(comparison) | here, digest=source.digest, parts=source.parts)
         for suite, pairs in zip(suites, data, strict=True):
             here = replace(setting, data=pairs)
             planned = plan_cells(out, here, chosen, comparison.seeds, prompt=prompt)
             folder = out / slug(name, suite.name) if len(many) * len(suites) > 1 else out
             names = [m.name for m in chosen] + ([INSTRUCTION] if prompt else [])
-            study = Study(folder, here, names, planned, panel=panel)
-            baseline = next((m for m in chosen if m.name == tables.BASELINE), None)
+            study = Study(out, folder, here, names, planned, panel=panel)
+            baseline = [m for m in chosen if m.name == tables.BASELINE]
             for split, specs in suite.capability.items() if baseline else ():
                 there = replace(setting, data=references[specs], measuring=_little(comparison))
-                own = plan_cells(out, there, [baseline] if baseline else [], comparison.seeds)
-                study.capability[split] = (there, own[1:])  # the bare model's is not needed
+                own = plan_cells(out, there, baseline, comparison.seeds)
+                study.capability[split] = own[1:]  # the bare model's is not needed
             studies.append(study)
     if len({study.folder for study in studies}) < len(studies):
         raise ConfigError("models, suites: two of them have names too alike for folders")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab import models
 from trimtab.batching import Encoded
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
@@ -30,16 +31,7 @@ from trimtab.pairs.neutral import GENERATION_PROMPTS, NEUTRAL
 from trimtab.panel import Arm, Panel, PanelOn, read_items, read_panel
 from trimtab.provenance import versions
 from trimtab.store import Store
-from trimtab.studies.compare.cell import (
-    COSTS,
-    SUMMARY,
-    Cell,
-    Setting,
-    cell_of,
-    check_model,
-    equal_kl_file,
-    setting_of,
-)
+from trimtab.studies.compare.cell import COSTS, SUMMARY, Cell, Setting, cell_of, setting_of
 from trimtab.studies.panel.lines import read_arms
 from trimtab.study import cells
 from trimtab.study.cells import JOB, Host
@@ -64,14 +56,17 @@ class Stage(OnModel[Setting]):
 
     def __init__(self, setting: Setting, out: Path, host: Host):
         super().__init__(setting, out, host)
-        self.setting, self.common, self.store = setting, setting.key, Store()
+        self.common, self.store = setting.key, Store()
+        self.data, self.measuring = setting.data, setting.measuring
         m = setting.measuring
+        train = self.data.train.limit(m.train_items)  # scored before and after
+        self.tests = {**self.data.splits, "train": train}
         self.options |= {"max_length": m.max_length, "prompt_style": m.prompt_style}
 
     def load(self, cell: cells.Cell) -> Load:
         """What a cell fits and reads."""
         m, own = self.measuring, cell.own
-        splits = list(self.pairs.values())
+        splits = list(self.tests.values())
         if "panel" in own:
             times = 1 if own["target"] is None else 2
             return self.load_of(reads=[(self.panel.pairs, times)])
@@ -85,12 +80,13 @@ class Stage(OnModel[Setting]):
 
     def measure(self, folder: Path, method: Any, seed: int | None, instruction: str | None) -> None:
         """Fit and measure a method at a seed, or the bare model."""
-        run_cell(self._cell(method, seed, instruction), self)
+        named = from_json(method) if method else None
+        run_cell(cell_of(self.out, self.settings, named, seed, instruction), self)
 
     def equal_kl(self, folder: Path, method: Any, seed: int | None, target: float) -> None:
         """Measure a method that is done again at the alpha of that KL."""
-        cell = self._cell(method, seed, None)
-        write_rows(equal_kl_file(cell, target), _rows_at_kl(cell, self, target))
+        cell = cell_of(self.out, self.settings, from_json(method), seed)
+        write_rows(cell.again(target).result, _rows_at_kl(cell, self, target))
 
     def side_effects(
         self, folder: Path, method: Any, seed: int | None, panel: str, target: float | None
@@ -98,20 +94,21 @@ class Stage(OnModel[Setting]):
         """A method that is done, or the bare model, on the panel."""
         if self.panel.digest != panel:
             raise ConfigError(f"{folder}: planned with another panel than is here")
-        cell, arms = self._cell(method, seed, None), [Arm(BASE)]
+        arms = [Arm(BASE)]
         if method:
+            cell = cell_of(self.out, self.settings, from_json(method), seed)
             dial = Dial.from_pretrained(folder / "dial")
-            dial.to(next(self.loaded[0].parameters()).device)
+            dial.to(next(self.model.parameters()).device)
             arms = [Arm(cell.name, dial, 1.0)]
             if target is not None:
-                alphas = {row["alpha"] for row in read_rows(equal_kl_file(cell, target))}
+                alphas = {row["alpha"] for row in read_rows(cell.again(target).result)}
                 arms += [Arm(cell.name, dial, alpha, EQUAL_KL) for alpha in alphas]
         return [read.as_json() for read in read_arms(self.panel_on, arms, seed)]
 
     @cached_property
     def panel(self) -> Panel:
         """The properties, with their items."""
-        s = self.setting
+        s = self.settings
         return read_items(read_panel(s.panel), s.panel_items, s.data_root)
 
     @cached_property
@@ -120,40 +117,25 @@ class Stage(OnModel[Setting]):
         how: Any = {"store": self.store, "progress": self.progress}
         return PanelOn(*self.loaded, self.panel, max_length=self.options["max_length"], **how)
 
-    def _cell(self, method: Any, seed: int | None, instruction: str | None) -> Cell:
-        named = from_json(method) if method else None
-        return cell_of(self.out, self.setting, named, seed, instruction)
-
-    @property
-    def data(self) -> Any:
-        """The suite's pairs."""
-        return self.setting.data
-
-    @property
-    def measuring(self) -> Any:
-        """What is measured, and on how much."""
-        return self.setting.measuring
-
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """Model and tokenizer."""
-        found = self.host.load(self.setting)
-        check_model(self.setting, *found)
+        """Model and tokenizer.
+
+        Raises:
+            ConfigError: another model than was planned with.
+        """
+        found, setting = self.host.load(self.settings), self.settings
+        here = models.differences(setting.digest, setting.parts, models.source_of(*found))
+        if differs := here.refused + here.warned:
+            raise ConfigError(
+                f"{setting.model}: is not here what the comparison was planned with: another "
+                f"{', another '.join(differs)}"
+            )
         return found
-
-    @cached_property
-    def splits(self) -> dict[str, Encoded]:
-        """Evaluation splits, and the part of the training set that is scored, as tokens."""
-        return {name: self.encode(pairs) for name, pairs in self.pairs.items()}
-
-    @cached_property
-    def pairs(self) -> dict[str, PairSet]:
-        """The pairs that are scored, by split."""
-        return {**self.data.splits, "train": self.data.train.limit(self.measuring.train_items)}
 
     def led(self, instruction: str) -> dict[str, Encoded]:
         """The same, every prompt led by an instruction."""
-        return {name: self.encode(led(pairs, instruction)) for name, pairs in self.pairs.items()}
+        return {name: self.encode(led(pairs, instruction)) for name, pairs in self.tests.items()}
 
     @cached_property
     def dose(self) -> Encoded:
@@ -170,7 +152,7 @@ class Stage(OnModel[Setting]):
     ) -> ItemScores:
         """Scores of an encoded set, with progress."""
         with self.progress.bar(label, encoded.n_answers, "answers") as update:
-            return score(self.loaded[0], encoded, dial, alpha, store=self.store, progress=update)
+            return score(self.model, encoded, dial, alpha, store=self.store, progress=update)
 
 
 def run_cell(cell: Cell, stage: Stage) -> None:
@@ -179,12 +161,12 @@ def run_cell(cell: Cell, stage: Stage) -> None:
     started = time.monotonic()
     dial = _fitted(cell, stage) if cell.method else None
     fitted = time.monotonic()
-    splits = stage.led(cell.instruction) if cell.instruction else stage.splits
+    splits = stage.led(cell.instruction) if cell.instruction else stage.encoded
     rows = _rows(cell, stage, dial, splits)
     texts = _generations(cell, stage, dial)
     write_rows(cell.folder / "items.parquet", rows)
     if dial:
-        _stamp(cell, dial, rows)
+        _stamp(cell.folder / "dial", dial, rows)
     costs = {
         **_fit_seconds(cell),
         "evaluate_seconds": round(time.monotonic() - fitted, 1),
@@ -199,7 +181,7 @@ def run_cell(cell: Cell, stage: Stage) -> None:
             VERSIONS: versions(),
         },
     )
-    stage.progress.say(f"{cell.label}: done in {time.monotonic() - started:.0f} s")
+    stage.progress.say(f"{cell.said}: done in {time.monotonic() - started:.0f} s")
 
 
 def _rows(cell: Cell, stage: Stage, dial: Dial | None, splits: dict[str, Encoded]) -> Rows:
@@ -210,14 +192,14 @@ def _rows(cell: Cell, stage: Stage, dial: Dial | None, splits: dict[str, Encoded
     alpha = 1.0 if dial or led else 0.0
     rows: Rows = []
     for name, encoded in splits.items():
-        found = stage.score(encoded, f"{cell.label}: scoring {name}", dial, alpha)
+        found = stage.score(encoded, f"{cell.said}: scoring {name}", dial, alpha)
         rows += score_rows(cell.name, cell.seed, name, "alpha_1", alpha, found)
     if led:
         return rows
     for a in m.alphas if dial else (0.0,):
         if dial and a == 0:
             continue  # the bare model's cell has it
-        found = stage.score(stage.dose, f"{cell.label}: dose at alpha {a:g}", dial, a)
+        found = stage.score(stage.dose, f"{cell.said}: dose at alpha {a:g}", dial, a)
         rows += score_rows(cell.name, cell.seed, "dose", "dose", a, found)
         if dial:
             rows += damage_rows(cell.name, cell.seed, "dose", a, stage.neutral.damage(dial, a))
@@ -244,9 +226,7 @@ def _fitted(cell: Cell, stage: Stage) -> Dial:
         if whole:
             raise
         # Begun by another version, or under another name of the model or the data.
-        stage.progress.say(
-            f"{cell.label}: what was begun cannot be gone on with, starting it again"
-        )
+        stage.progress.say(f"{cell.said}: what was begun cannot be gone on with, starting it again")
         dial, whole = run(overwrite=True), True
     if whole:
         write_json(cell.folder / COSTS, {"fit_seconds": round(time.monotonic() - started, 1)})
@@ -260,58 +240,50 @@ def _fit_seconds(cell: Cell) -> dict[str, float]:
     return {k: v for k, v in noted.items() if k == "fit_seconds"}
 
 
-def _stamp(cell: Cell, dial: Dial, rows: Rows) -> None:
+def _stamp(folder: Path, dial: Dial, rows: Rows) -> None:
     """Write what was measured into the saved dial and its card."""
-    kl: dict[float, list[float]] = {}
-    for row in rows:
-        if row["split"] == "neutral":
-            kl.setdefault(row["alpha"], []).append(row["kl"])
+    kl = _kl_by_alpha(rows)
     dial.info.measured = {
         "alphas": sorted(kl),
         "kl_nats_per_token": {f"{a:g}": float(f"{np.mean(kl[a]):.4g}") for a in sorted(kl)},
         "measured_on": f"{len(next(iter(kl.values())))} neutral passages",
     }
-    folder = cell.folder / "dial"
     beside = [file for name in (HISTORY, SPACE) if (file := folder / name).is_file()]
     dial.save_pretrained(folder, {file.name: file.read_bytes() for file in beside})
 
 
 def _rows_at_kl(cell: Cell, stage: Stage, target: float) -> Rows:
     dial = Dial.from_pretrained(cell.folder / "dial")
-    dial.to(next(stage.loaded[0].parameters()).device)
-    known: dict[float, list[float]] = {}
-    for row in read_rows(cell.folder / "items.parquet"):
-        if row["split"] == "neutral":
-            known.setdefault(row["alpha"], []).append(row["kl"])
-    stage.progress.say(f"{cell.label}: searching the alpha of KL {target:.3g}")
-    found = alpha_at_kl(
-        stage.neutral, dial, target, {a: float(np.mean(k)) for a, k in known.items()}
-    )
+    dial.to(next(stage.model.parameters()).device)
+    known = _kl_by_alpha(read_rows(cell.folder / "items.parquet"))
+    stage.progress.say(f"{cell.said}: searching the alpha of KL {target:.3g}")
+    means = {a: float(np.mean(kl)) for a, kl in known.items()}
+    found = alpha_at_kl(stage.neutral, dial, target, means)
+    if found is None:
+        return []
+    alpha = float(f"{found[0]:.6g}")
+    own = cell.name, cell.seed
     rows: Rows = []
-    if found is not None:
-        alpha = float(f"{found[0]:.6g}")
-        for name, encoded in stage.splits.items():
-            if name != "train" and name in (stage.measuring.equal_kl or stage.splits):
-                label = f"{cell.label}: scoring {name} at equal KL"
-                rows += score_rows(
-                    cell.name,
-                    cell.seed,
-                    name,
-                    "equal_kl",
-                    alpha,
-                    stage.score(encoded, label, dial, alpha),
-                )
-        rows += damage_rows(
-            cell.name, cell.seed, "equal_kl", alpha, stage.neutral.damage(dial, alpha)
-        )
-    return rows
+    for name, encoded in stage.encoded.items():
+        if name != "train" and name in (stage.measuring.equal_kl or stage.encoded):
+            label = f"{cell.said}: scoring {name} at equal KL"
+            scores = stage.score(encoded, label, dial, alpha)
+            rows += score_rows(*own, name, "equal_kl", alpha, scores)
+    return rows + damage_rows(*own, "equal_kl", alpha, stage.neutral.damage(dial, alpha))
+
+
+def _kl_by_alpha(rows: Rows) -> dict[float, list[float]]:
+    """KL of the passages, of all seeds, by alpha."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if row["split"] == "neutral":
+            found.setdefault(row["alpha"], []).append(row["kl"])
+    return found
 
 
 def mean_kl(rows: Rows, alpha: float = 1.0) -> float:
     """Mean KL over passages and seeds at one alpha."""
-    return float(
-        np.mean([r["kl"] for r in rows if r["split"] == "neutral" and r["alpha"] == alpha])
-    )
+    return float(np.mean(_kl_by_alpha(rows)[alpha]))
 
 
 def read_history(cell: Cell) -> Rows:
@@ -358,7 +330,7 @@ def _generations(cell: Cell, stage: Stage, dial: Dial | None) -> Rows:
     alphas = m.generate_alphas if dial else (0.0,)
     prompts = GENERATION_PROMPTS[: m.prompts]
     lead = f"{cell.instruction}\n\n" if cell.instruction else ""
-    stage.progress.say(f"{cell.label}: generating")
+    stage.progress.say(f"{cell.said}: generating")
     texts = generate(
         *stage.loaded,
         [lead + prompt for prompt in prompts],

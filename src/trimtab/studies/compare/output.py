@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from trimtab.provenance import commit
 from trimtab.studies.compare import tables
-from trimtab.studies.compare.cell import SUMMARY
-from trimtab.studies.compare.grid import Comparison, Study
+from trimtab.studies.compare.cell import COSTS
+from trimtab.studies.compare.grid import Study, rows_of
 from trimtab.studies.compare.measure import read_history
 from trimtab.studies.panel import lines as side_effects
-from trimtab.study.files import Rows, read_rows, write_rows
+from trimtab.study.files import Rows, write_rows
 from trimtab.study.made import VERSIONS, made_with
+from trimtab.study.records import read_json
 from trimtab.study.results import (
     ABOUT,
     ALPHA_1,
     BASE,
-    COSTS,
     FILES,
     GRID,
     INSTRUCTION,
@@ -36,61 +34,44 @@ from trimtab.study.results import (
 from trimtab.study.settings import Settings
 from trimtab.training import METHODS, Method
 
+if TYPE_CHECKING:
+    from trimtab.studies.compare.comparison import Compare
 
-def write_results(
-    out: Path,
-    studies: list[Study],
-    comparison: Comparison,
-    chosen: list[Method],
-    settings: Settings,
-    command: str,
-    title: str,
-    notes: Sequence[str],
-) -> None:
-    """Result files of every study, all of whose cells are done.
+
+def write_results(run: Compare, command: str, title: str) -> None:
+    """Result files of every part of a comparison, all of whose cells are done.
 
     All lines at one alpha are one table, whatever the number of models and suites: the p-values of
     each are adjusted over all of them.
     """
-    notes = [*notes, *_budgets(chosen, settings)]
-    grid = len(studies) > 1
-    rows = {id(s): s.rows() + s.turned() for s in studies}
+    studies, out, grid = list(run.parts), run.out, len(run.parts) > 1
+    notes = [*run.notes, *_budgets(run.methods, run.varied)]
+    rows = [s.rows() for s in studies]
     against, gains = (
         _judged_together(
             [
-                tables.differences(
-                    rows[id(s)], s.methods, list(s.suite.evaluate), _common(s), **how
-                )
-                for s in studies
+                tables.differences(r, s.methods, list(s.suite.evaluate), _common(s), **how)
+                for s, r in zip(studies, rows, strict=True)
             ]
         )
         for how in ({}, {"baseline": BASE, "places": (ALPHA_1,)})
     )
-    if grid and against and sum(map(len, against)):
+    if grid and sum(map(len, against)):
         compared = sum(line.at == ALPHA_1 for lines in against for line in lines)
         notes.append(
             f"p-values are adjusted over all {compared} comparisons of the grid, not only those of "
             "one model and suite."
         )
-    for study, verdicts, gained in zip(studies, against, gains, strict=True):
-        _write_study(
-            study,
-            rows[id(study)],
-            verdicts,
-            gained,
-            comparison,
-            chosen,
-            settings,
-            command,
-            title,
-            notes,
-        )
-    stale = [out / name for name in (ABOUT, COSTS, *FILES)] if grid else [out / GRID]
-    for file in stale:
+    for study, own, *told in zip(studies, rows, against, gains, strict=True):
+        heading = title if title and not grid else _title(run.methods, [study])
+        about = {"title": heading, "command": command, "notes": tuple(notes)}
+        _write_part(run, study, own, [line for lines in told for line in lines], about)
+    for file in [out / name for name in (ABOUT, COSTS, *FILES)] if grid else [out / GRID]:
         file.unlink(missing_ok=True)
     if grid:
         names = tuple(s.folder.name for s in studies)
-        write_grid(out, Grid(title or _title(chosen, studies), command, tuple(notes), names))
+        heading = title or _title(run.methods, studies)
+        write_grid(out, Grid(heading, command, tuple(notes), names))
 
 
 def _common(study: Study) -> dict[str, Any]:
@@ -128,41 +109,28 @@ def _title(chosen: Iterable[Method], studies: list[Study]) -> str:
     return f"{', '.join(m.name for m in chosen)} on {', '.join(names)}"
 
 
-def _write_study(
-    study: Study,
-    rows: Rows,
-    verdicts: list[Difference],
-    gains: list[Difference],
-    comparison: Comparison,
-    chosen: list[Method],
-    settings: Settings,
-    command: str,
-    title: str,
-    notes: Sequence[str],
+def _write_part(
+    run: Compare, study: Study, rows: Rows, told: list[Difference], about: dict[str, Any]
 ) -> None:
-    out, suite, setting, cells = study.folder, study.suite, study.setting, study.cells
-    summaries = {cell: json.loads((cell.folder / SUMMARY).read_text()) for cell in cells}
-    sizes = summaries[cells[0]]["pairs"]
-    made, mixed = made_with([(cell.label, summaries[cell].get(VERSIONS, {})) for cell in cells])
-    described = {m.name: f"{m.where}; {m.what}" for m in chosen}
+    suite, setting, cells = study.suite, study.setting, study.cells
+    found = [(cell, read_json(cell.result)) for cell in cells]
+    sizes = found[0][1]["pairs"]
+    made, mixed = made_with((cell.said, summary.get(VERSIONS, {})) for cell, summary in found)
+    described = {m.name: f"{m.where}; {m.what}" for m in run.methods}
     if INSTRUCTION in study.methods:
         described[INSTRUCTION] = f"the bare model; every prompt led by “{suite.instruction}”"
-    capability = {
-        split: [row for cell in own for row in read_rows(cell.folder / "items.parquet")]
-        for split, (_, own) in study.capability.items()
-    }
+    capability = {split: rows_of(own) for split, own in study.capability.items()}
     common = _common(study)
     lines = tables.results(rows, common)
     lines += tables.elicitation(rows, capability, study.methods, common)
-    sides, told, more = _side_effects(study, common)
+    sides, changed, more = _side_effects(study, common)
     lines += sides
     costs: dict[str, Any] = {}
     for cell in cells:
         if cell.method and cell.name not in costs and (cell.folder / COSTS).is_file():
-            costs[cell.name] = json.loads((cell.folder / COSTS).read_text())
-    about = About(
+            costs[cell.name] = read_json(cell.folder / COSTS)
+    whole = About(
         study="compare",
-        title=title if title and out == cells[0].folder.parent.parent else _title(chosen, [study]),
         model=setting.model,
         model_digest=setting.digest,
         suite=suite.name,
@@ -173,20 +141,19 @@ def _write_study(
         train_pairs=len(setting.data.train),
         splits={name: Split(spec, **sizes[name]) for name, spec in suite.evaluate.items()},
         methods=described,
-        seeds=tuple(comparison.seeds),
+        seeds=tuple(run.settings.seeds),
         dtype=setting.dtype,
         device=setting.device,
         threads=setting.threads,
         versions=made,
         commit=commit(),
-        command=command,
-        limit=comparison.limit,
+        limit=setting.limit,
         equal_kl=study.target(),
         published=suite.published,
-        trials={m.name: settings.trials.get(m.name, 0) for m in chosen if m.trained},
-        equivalent=_equivalent(chosen),
-        notes=(*notes, *mixed),
+        trials={m.name: run.varied.trials.get(m.name, 0) for m in run.methods if m.trained},
+        equivalent=_equivalent(run.methods),
         more=more,
+        **{**about, "notes": (*about["notes"], *mixed)},
     )
     curves = [
         Curve(setting.model, cell.name, cell.seed, record["step"], metric, record[metric])
@@ -197,12 +164,12 @@ def _write_study(
     ]
     texts = [
         Generation(setting.model, **{**g, "method": cell.name})
-        for cell, summary in summaries.items()
+        for cell, summary in found
         for g in summary["generations"]
     ]
-    differences = (*verdicts, *gains, *told)
-    write(out, Run(about, tuple(lines), differences, tuple(curves), tuple(texts), costs))
-    write_rows(out / "items.parquet", rows)
+    differences = (*told, *changed)
+    write(study.folder, Run(whole, tuple(lines), differences, tuple(curves), tuple(texts), costs))
+    write_rows(study.folder / "items.parquet", rows)
 
 
 def _side_effects(study: Study, common: Any) -> tuple[list[Any], list[Difference], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from trimtab.statistics import (
     paired_difference,
 )
 from trimtab.study.files import Rows
-from trimtab.study.lines import UNJUDGED, alone, ends, judged
+from trimtab.study.lines import alone, compared, judged, line
 from trimtab.study.results import ALPHA_1, BASE, EQUAL_KL, Difference, Measurement
 
 SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
@@ -51,21 +52,12 @@ def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             tables = {seed: _column(part, metric) for seed, part in seeds.items()}
             for seed, values in _with_all(tables).items():
                 found = NOTHING if idle else _interval(values, WITHIN.get(metric, SHARE))
-                lines.append(
-                    Measurement(
-                        method=method,
-                        split=split,
-                        seed=seed,
-                        aggregate=seed is None and None not in seeds,
-                        alpha=_alpha(seeds.values() if seed is None else [seeds[seed]]),
-                        at=at if at in COMPARED else None,
-                        metric=metric,
-                        **ends(found),
-                        items=len(first),
-                        pairs=None if split == "neutral" else sum(r["pairs"] for r in first),
-                        **common,
-                    )
-                )
+                of: dict[str, Any] = {"method": method, "split": split, "metric": metric}
+                of |= {"seed": seed, "aggregate": seed is None and None not in seeds}
+                of["alpha"] = _alpha(seeds.values() if seed is None else [seeds[seed]])
+                of["at"] = at if at in COMPARED else None
+                of["pairs"] = None if split == "neutral" else sum(r["pairs"] for r in first)
+                lines.append(line(found, **of, items=len(first), **common))
     return lines + _dose_summaries(rows, common)
 
 
@@ -99,24 +91,11 @@ def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
             if not np.isfinite(table).all():
                 continue
             found = dose_response(alphas, table)
-            lines += [
-                Measurement(
-                    method=method,
-                    split="dose",
-                    seed=seed,
-                    aggregate=seed is None and None not in curves,
-                    alpha=None,
-                    at=None,
-                    metric=metric,
-                    **ends(figure),
-                    items=len(items),
-                    **common,
-                )
-                for metric, figure in (
-                    ("slope", found.slope),
-                    *((m, alone(getattr(found, m))) for m in ("r2", "monotone", "rising")),
-                )
-            ]
+            figures = {"slope": found.slope}
+            figures |= {m: alone(getattr(found, m)) for m in ("r2", "monotone", "rising")}
+            of = {"method": method, "split": "dose", "items": len(items), **common}
+            of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+            lines += [line(figure, metric=metric, **of) for metric, figure in figures.items()]
     return lines
 
 
@@ -143,42 +122,19 @@ def differences(
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    at: Any
-    for at in places:
-        for method in methods:
-            for split in splits:
-                theirs = _seeds(groups, baseline, split, ALPHA_1)
-                mine = _seeds(groups, method, split, at)
-                both = [s for s in mine if s in theirs] if None not in {*mine, *theirs} else None
-                if both is not None:
-                    mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
-                if method == baseline or not theirs or not mine:
-                    continue
-                values, against = _same_items(mine, theirs)
-                if not values.shape[1]:
-                    continue
-                found = paired_difference(values, against, SHARE)
-                seeds = max(len(mine), len(theirs))
-                lines.append(
-                    Difference(
-                        model=common["model"],
-                        suite=common["suite"],
-                        method=method,
-                        against=baseline,
-                        split=split,
-                        seed=None,
-                        aggregate=seeds > 1,
-                        alpha=_alpha(mine.values()),
-                        at=at,
-                        metric="accuracy",
-                        **ends(found),
-                        items=values.shape[1],
-                        seeds=seeds,
-                        p=found.p,
-                        mde=found.mde,
-                        **UNJUDGED,
-                    )
-                )
+    for at, method, split in product(places, methods, splits):
+        theirs = _seeds(groups, baseline, split, ALPHA_1)
+        mine = _seeds(groups, method, split, at)
+        if None not in {*mine, *theirs}:
+            both = [seed for seed in mine if seed in theirs]
+            mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
+        if method == baseline or not theirs or not mine:
+            continue
+        values, against = _same_items(mine, theirs)
+        if len(next(iter(values.values()))):
+            where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
+            labels = {"method": method, "against": baseline, "metric": "accuracy"}
+            lines.append(compared(values, against, **labels, **where, **common))
     return lines
 
 
@@ -206,48 +162,48 @@ def elicitation(
     """
     groups, lines = _grouped(rows), []
 
-    def line(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
-        several, own = len(seeds) > 1, {"alpha": 1.0, "at": ALPHA_1, "metric": metric}
-        own |= {"seed": None if several else next(iter(seeds)), "aggregate": several}
-        items = len(next(iter(seeds.values())))
-        return Measurement(method=method, split=split, **own, **ends(found), items=items, **common)
+    def told(method: str, split: str, metric: str, found: Interval, seeds: Seeds) -> Measurement:
+        (first, items), several = next(iter(seeds.items())), len(seeds) > 1
+        of = {"method": method, "split": split, "metric": metric, "items": len(items), **common}
+        of |= {"seed": None if several else first, "aggregate": several}
+        return line(found, **of, alpha=1.0, at=ALPHA_1)
 
     for split, reached in capability.items():
         seeds = _seeds(_grouped(reached), BASELINE, "capability", ALPHA_1)
         base = _seeds(groups, BASE, split, ALPHA_1)
         if not seeds or not base:
             continue
-        top = mean_interval(
-            np.stack([_column(part, "accuracy_choice") for part in seeds.values()]), SHARE
-        )
-        lines.append(line(BASELINE, split, "capability", top, seeds))
+        top = mean_interval([_column(part, "accuracy_choice") for part in seeds.values()], SHARE)
+        lines.append(told(BASELINE, split, "capability", top, seeds))
         for method in methods:
             mine = _seeds(groups, method, split, ALPHA_1)
             if not mine or not top.value > 0:
                 continue
-            values, start_values = _same_items(mine, base, "accuracy_choice")
-            gain = paired_difference(values, start_values, SHARE)
-            share = gain.value / top.value
+            values, starts = _same_items(mine, base, "accuracy_choice")
+            gain = paired_difference([*values.values()], [*starts.values()], SHARE)
+            share, start = gain.value / top.value, np.mean([*starts.values()])
             half = (
                 np.hypot((gain.high - gain.low) / 2, share * (top.high - top.low) / 2) / top.value
             )
-            least, most = -start_values.mean() / top.value, (1 - start_values.mean()) / top.value
+            least, most = -start / top.value, (1 - start) / top.value
             found = Interval(share, max(share - half, least), min(share + half, most))
-            lines.append(line(method, split, "elicitation", found, mine))
+            lines.append(told(method, split, "elicitation", found, mine))
     return lines
 
 
 def _same_items(
     mine: Seeds, theirs: Seeds, metric: str = "accuracy"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two tables `[seeds, items]` of the items that both have."""
+) -> tuple[dict[int | None, list[float]], dict[int | None, list[float]]]:
+    """The values by seed of the items that both sides have."""
     sides = [
-        [{r["item"]: r[metric] for r in part} for part in side.values()] for side in (mine, theirs)
+        {seed: {r["item"]: r[metric] for r in part} for seed, part in side.items()}
+        for side in (mine, theirs)
     ]
-    shared = set.intersection(*(set(values) for side in sides for values in side))
-    items = [item for item in sides[0][0] if item in shared]
+    parts = [values for side in sides for values in side.values()]
+    shared = [item for item in parts[0] if all(item in part for part in parts)]
     one, other = (
-        np.array([[values[i] for i in items] for values in side], dtype=float) for side in sides
+        {seed: [float(values[i]) for i in shared] for seed, values in side.items()}
+        for side in sides
     )
     return one, other
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,23 +17,22 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.batching import Encoded
-from trimtab.dials import Dial, LogitsDial
+from trimtab.dials import Dial
 from trimtab.evaluation.decoding import decode, generate_args, generate_genarm
 from trimtab.evaluation.generation import Sampling, end_ids
 from trimtab.evaluation.rewards import token_rewards
 from trimtab.models.heads import head_site
 from trimtab.pairs import read_pairs
-from trimtab.progress import SILENT, Progress
 from trimtab.statistics import POSITIVE, SHARE
 from trimtab.studies.heads.reading import Test
 from trimtab.studies.heads.settings import HeadComparison
 from trimtab.study.cells import Cell, Host
 from trimtab.study.forecast import Load
 from trimtab.study.lines import Scores, compared, judged, measured
-from trimtab.study.on_model import OnModel, split_of
+from trimtab.study.on_model import OnModel
 from trimtab.study.results import ALPHA_1, BASE, Difference, Measurement, Run
-from trimtab.study.study import run
-from trimtab.training import Method, method
+from trimtab.study.settings import varied
+from trimtab.training import Method
 from trimtab.training.run import recipe_digest
 
 ARMS = ("iav", "dpo", "genarm", "args")
@@ -43,30 +43,9 @@ Found = dict[str, dict[int, Any]]
 """What the arms' cells found, by arm and seed."""
 
 
-def compare_heads(
-    settings: HeadComparison,
-    out: str | Path,
-    *,
-    progress: Progress = SILENT,
-    **how: Any,
-) -> Path:
-    """Run every cell that is not done yet and write the result files.
-
-    Args:
-        how: as of `trimtab.study.study.run`.
-
-    Returns:
-        The folder: `results.jsonl` (accuracy and KL by arm, test and alpha), `verdicts.jsonl` (differences
-        at alpha 1), `costs.json` (tokens a second).
-
-    Raises:
-        StudyError, TrimtabError: as `run`.
-    """
-    return run(Heads.at(settings, out, progress=progress), **how)
-
-
 class Heads(OnModel[HeadComparison]):
-    """The model, the data, and the cells made of both."""
+    """The model, the data, and the cells made of both. Result files: `results.jsonl` (accuracy and KL by arm,
+    test and alpha), `verdicts.jsonl` (differences at alpha 1), `costs.json` (tokens a second)."""
 
     name, title, Settings = "heads", "An alignment head", HeadComparison
     marks = ("cells", "heads.json", "study.json")
@@ -75,14 +54,13 @@ class Heads(OnModel[HeadComparison]):
         super().__init__(settings, out, host)
         s = settings
         self.train = read_pairs(s.train, s.data_root, limit=s.train_limit)
-        self.pairs = {t: read_pairs(t, s.data_root, limit=s.test_limit) for t in s.tests}
+        self.tests = {t: read_pairs(t, s.data_root, limit=s.test_limit) for t in s.tests}
         self.common |= {
             "train": self.train.digest,
-            "tests": {test: p.digest for test, p in self.pairs.items()},
+            "tests": {test: p.digest for test, p in self.tests.items()},
             "alphas": list(s.alphas),
             "kl_items": s.kl_items,
         }
-        self.kept: dict[str, Test] = {}
 
     @cached_property
     def encoded_train(self) -> Encoded:
@@ -90,21 +68,12 @@ class Heads(OnModel[HeadComparison]):
         return self.encode(self.train)
 
     @cached_property
-    def encoded(self) -> dict[str, Encoded]:
-        """The tests as tokens."""
-        return {test: self.encode(p) for test, p in self.pairs.items()}
-
-    @cached_property
     def methods(self) -> dict[str, Method]:
         """The arms' methods; ARGS gets a reward that there is at every token."""
-        s, made = self.settings, {}
-        for arm, epochs in (("iav", s.head_epochs), ("dpo", s.epochs), ("genarm", s.epochs)):
-            recipe: Any = method(arm).recipe
-            train = replace(recipe.train, epochs=epochs)
-            made[arm] = replace(method(arm), recipe=replace(recipe, train=train))
-        recipe = method("dph").recipe
-        last = replace(recipe, dial=replace(recipe.dial, aggregate="last"))
-        return {**made, "args": replace(method("dph"), recipe=last)}
+        s = self.settings
+        passes = {"iav": s.head_epochs, "dpo": s.epochs, "genarm": s.epochs}
+        made = {arm: varied(arm, arm, {"train.epochs": n}, arm) for arm, n in passes.items()}
+        return {**made, "args": varied("dph", "dph", {"dial.aggregate": "last"}, "args")}
 
     def plan(self) -> Iterator[list[Cell]]:
         """What the arms need, the arms, what needs the arms."""
@@ -130,11 +99,11 @@ class Heads(OnModel[HeadComparison]):
         if cell.label == "rates":
             return self.load_of(tokens=s.new_tokens * (s.rounds + 1) * (len(ARMS) + 2))
         if arm is None:
-            read = {"states": [self.train], "base": list(self.pairs.values())}
+            read = {"states": [self.train], "base": list(self.tests.values())}
             return self.load_of(reads=[(p, 1) for p in read.get(cell.label, ())])
         passes = {"dpo": len(s.alphas), "args": s.k}.get(arm, 1)
         return self.load_of(
-            [(self.methods[arm], self.train)], [(p, passes) for p in self.pairs.values()]
+            [(self.methods[arm], self.train)], [(p, passes) for p in self.tests.values()]
         )
 
     # ---- cells ----
@@ -148,9 +117,9 @@ class Heads(OnModel[HeadComparison]):
     def base(self, folder: Path) -> dict[str, Any]:
         """Log-probs and accuracy of the bare model by test."""
         found = {}
-        for test in self.settings.tests:
-            logps, _ = self._test(test).leaned(lambda _answers, _h, z, _alpha: z, 0.0)
-            found[test] = {"logps": logps.tolist(), "accuracy": self._test(test).accuracy(logps)}
+        for test, at in self.tested.items():
+            logps, _ = at.leaned(lambda _answers, _h, z, _alpha: z, 0.0)
+            found[test] = {"logps": logps.tolist(), "accuracy": at.accuracy(logps)}
         return found
 
     def arm(self, folder: Path, arm: str, seed: int) -> dict[str, Any]:
@@ -160,12 +129,12 @@ class Heads(OnModel[HeadComparison]):
         dial: Any = self.fit(self.methods[arm], self.train, seed, folder / "dial")
         took = time.process_time() - start
         tests = {}
-        for test in self.settings.tests:
+        for test, at in self.tested.items():
             self.progress.say(f"{arm}, seed {seed}: {test}")
             if arm == "args":
-                tests[test] = self._args(dial, self._test(test), torch.tensor(base[test]["logps"]))
+                tests[test] = self._args(dial, at, torch.tensor(base[test]["logps"]))
             else:
-                tests[test] = self._dialled(arm, dial, self._test(test))
+                tests[test] = self._dialled(arm, dial, at)
         return {"fit_seconds": took, "tests": tests}
 
     def _dialled(self, arm: str, dial: Any, at: Test) -> dict[str, Any]:
@@ -201,37 +170,25 @@ class Heads(OnModel[HeadComparison]):
 
     def zero(self, folder: Path) -> dict[str, bool]:
         """Whether the logits at alpha 0 are the bare model's, to the last bit."""
-        dial = self._dial("iav")
-        row = next(iter(self.encoded.values())).rows[0]
-        ids = torch.tensor([[*row.prompt, *row.answers[0]]])
-        ids = ids.to(next(self.model.parameters()).device)
-        with torch.no_grad():
-            bare = self.model(input_ids=ids).logits
-            with dial(self.model, 0.0):
-                return {"equal": bool(torch.equal(self.model(input_ids=ids).logits, bare))}
+        return {"equal": torch.equal(*self.logits(self._dial("iav"), 0.0))}
 
     def rates(self, folder: Path) -> dict[str, list[float]]:
         """Seconds of each arm by round, one row at a time, arms in turn."""
         s = self.settings
         dials: dict[str, Any] = {arm: self._dial(arm) for arm in ARMS}
         row = next(iter(self.encoded.values())).rows[0]
-        text = self.tokenizer.decode(row.prompt)
-        iav: LogitsDial = dials["iav"]
-        merged = iav.merged(self.model, 1.0).eval()
+        merged = dials["iav"].merged(self.model, 1.0).eval()
 
         def plain(model: Any, dial: Dial | None = None) -> None:
-            if dial is None:
-                decode(model, row.prompt, s.new_tokens)
-                return
-            with dial(self.model, 1.0):
+            with dial(model, 1.0) if dial else nullcontext():
                 decode(model, row.prompt, s.new_tokens)
 
         how: dict[str, Any] = {"sampling": Sampling(max_new_tokens=s.new_tokens), "ends": ()}
         how["prompt_style"] = "plain"
-        both = (self.model, self.tokenizer, text)
+        both = (*self.loaded, self.tokenizer.decode(row.prompt))
         work: dict[str, Callable[[], Any]] = {
             "base": partial(plain, self.model),
-            "iav": partial(plain, self.model, iav),
+            "iav": partial(plain, self.model, dials["iav"]),
             "iav merged": partial(plain, merged),
             "dpo": partial(plain, self.model, dials["dpo"]),
             "genarm": partial(generate_genarm, *both, dials["genarm"], 1.0, **how),
@@ -252,12 +209,15 @@ class Heads(OnModel[HeadComparison]):
         """Whether processor time is time, whatever else the machine does."""
         return self.device.type == "cpu" and self.settings.threads == 1
 
-    def _test(self, test: str) -> Test:
-        if test not in self.kept:
-            encoded = self.encoded[test]
-            states = self.features(encoded, head_site(self.model), "predicting")
-            self.kept[test] = Test(self.model, encoded, states, self.settings.kl_items)
-        return self.kept[test]
+    @cached_property
+    def tested(self) -> dict[str, Test]:
+        """The tests with the bare model's states."""
+        model, items = self.model, self.settings.kl_items
+        site = head_site(model)
+        return {
+            test: Test(model, encoded, self.features(encoded, site, "predicting"), items)
+            for test, encoded in self.encoded.items()
+        }
 
     def _dial(self, arm: str) -> Dial:
         """The dial of an arm's first seed, which is done."""
@@ -285,7 +245,6 @@ class Heads(OnModel[HeadComparison]):
             train=s.train,
             train_items=self.encoded_train.n_items,
             train_pairs=self.encoded_train.n_pairs,
-            splits={test: split_of(test, e) for test, e in self.encoded.items()},
             more={
                 "alpha_0_is_the_bare_model": zero["equal"],
                 "train_dropped": self.encoded_train.dropped_pairs,
@@ -293,9 +252,8 @@ class Heads(OnModel[HeadComparison]):
                 "clock": "processor" if self._one_thread else "wall",
             },
         )
-        common: dict[str, Any] = {"model": about.model, "suite": ""}
-        lines, told = self._lines(common, base, found), self._differences(common, base, found)
-        return Run(about, tuple(lines), tuple(told), costs=rates)
+        lines, told = self._lines({"model": about.model, "suite": ""}, base, found)
+        return Run(about, tuple(lines), tuple(judged(told)), costs=rates)
 
     def _rates(self, found: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
         """Tokens a second of each arm, and their ratios to the bare model's and to GenARM's."""
@@ -312,35 +270,33 @@ class Heads(OnModel[HeadComparison]):
             }
         return rates
 
-    def _lines(self, common: dict[str, Any], base: Any, found: Found) -> list[Measurement]:
-        lines = []
+    def _lines(
+        self, common: dict[str, Any], base: Any, found: Found
+    ) -> tuple[list[Measurement], list[Difference]]:
+        """Figures; and of the head less every other arm at alpha 1, and DPO less the bare model."""
+        lines: list[Measurement] = []
+        told: list[Difference] = []
+        alphas: tuple[float, ...] = self.settings.alphas
         for test in self.settings.tests:
             own = {**common, "split": test}
-            scores: Scores = {None: base[test]["accuracy"]}
-            at = {"metric": "accuracy", "alpha": 0.0, "at": ALPHA_1}
-            lines.append(measured(scores, method=BASE, **at, **own))
-            for arm, by_seed in found.items():
-                for alpha in self.settings.alphas:
-                    for metric, within in (("accuracy", SHARE), ("kl", POSITIVE)):
-                        scores = _column(by_seed, test, alpha, metric)
-                        at = {"alpha": alpha, "at": ALPHA_1 if alpha == 1 else None}
-                        at |= {"metric": metric, "method": arm}
-                        lines.append(measured(scores, within=within, **at, **own))
-        return lines
-
-    def _differences(self, common: dict[str, Any], base: Any, found: Found) -> list[Difference]:
-        """The head less every other arm at alpha 1, and DPO less the bare model."""
-        lines = []
-        own = {**common, "metric": "accuracy", "alpha": 1.0, "at": ALPHA_1}
-        for test in self.settings.tests:
-            at_1 = {arm: _column(by, test, 1.0, "accuracy") for arm, by in found.items()}
-            at_1[BASE] = {None: base[test]["accuracy"]}
-            lines += [
-                compared(at_1[arm], at_1[other], method=arm, against=other, split=test, **own)
+            at_1: dict[str, Any] = {**own, "metric": "accuracy", "at": ALPHA_1}
+            sides: dict[str, Scores] = {BASE: {None: base[test]["accuracy"]}}
+            lines.append(measured(sides[BASE], method=BASE, alpha=0.0, **at_1))
+            for (arm, by_seed), alpha in product(found.items(), alphas):
+                at = {"method": arm, "alpha": alpha, "at": ALPHA_1 if alpha == 1 else None}
+                for metric, within in (("accuracy", SHARE), ("kl", POSITIVE)):
+                    scores = _column(by_seed, test, alpha, metric)
+                    lines.append(measured(scores, within=within, metric=metric, **at, **own))
+            sides |= {arm: _column(by, test, 1.0, "accuracy") for arm, by in found.items()}
+            told += [
+                compared(sides[arm], sides[other], method=arm, against=other, alpha=1.0, **at_1)
                 for arm, other in AGAINST
             ]
-        return judged(lines)
+        return lines, told
 
 
 def _column(by_seed: dict[int, Any], test: str, alpha: float, metric: str) -> Scores:
     return {seed: found["tests"][test][f"{alpha:g}"][metric] for seed, found in by_seed.items()}
+
+
+compare_heads = Heads.run_at

@@ -7,26 +7,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.batching import Encoded, answer_spans
+from trimtab.batching import answer_spans
 from trimtab.dials import RewardDial
 from trimtab.evaluation.items import item_scores
 from trimtab.evaluation.rewards import reward_scores, rewards_of
 from trimtab.objectives import ORPO
 from trimtab.pairs import PairSet, read_pairs
-from trimtab.progress import SILENT, Progress
 from trimtab.readings import reference
 from trimtab.studies.rewards.settings import RewardComparison
 from trimtab.study.cells import Cell, Host
 from trimtab.study.forecast import Load
 from trimtab.study.lines import Scores, averaged, compared, judged, measured
-from trimtab.study.on_model import OnModel, split_of
+from trimtab.study.on_model import OnModel
 from trimtab.study.results import ALPHA_1, BASE, Difference, Run
-from trimtab.study.study import run
+from trimtab.study.settings import varied
 from trimtab.training import Method, method
 from trimtab.training.recipes import ORPORecipe, TrainSettings
 from trimtab.training.reward_head import aggregate_all
@@ -39,6 +39,8 @@ LOSSES = ("separable", "contrastive", "listwise")
 ABLATED = "dph, "
 """How the methods of the ablation begin."""
 
+Arms = dict[str, tuple[str, Method, PairSet]]
+"""By arm the name of its cells, the method, what it is trained on."""
 Side = tuple[str, str]
 """Arm and read-out."""
 Table = dict[Side, dict[str, Scores]]
@@ -56,30 +58,9 @@ COMPARED = (
 """Arm and read-out, and what it is set against: the claims of the seed, and what explains them."""
 
 
-def compare_rewards(
-    settings: RewardComparison,
-    out: str | Path,
-    *,
-    progress: Progress = SILENT,
-    **how: Any,
-) -> Path:
-    """Run every cell that is not done yet and write the result files.
-
-    Args:
-        how: as of `trimtab.study.study.run`.
-
-    Returns:
-        The folder: `results.jsonl` (shares of items answered rightly), `verdicts.jsonl` (differences between
-        arms); the ablation's methods are called `dph, POOLING × LOSS`.
-
-    Raises:
-        StudyError, TrimtabError: as `run`.
-    """
-    return run(Rewards.at(settings, out, progress=progress), **how)
-
-
 class Rewards(OnModel[RewardComparison]):
-    """The model, the data, and the cells made of both."""
+    """The model, the data, and the cells made of both. Result files: `results.jsonl` (items answered
+    rightly), `verdicts.jsonl` (differences of arms); the ablation's methods are `dph, POOLING × LOSS`."""
 
     name, title, Settings = "rewards", "Preference heads on multiple choice", RewardComparison
     marks = ("cells", "heads.json", "study.json")
@@ -96,62 +77,51 @@ class Rewards(OnModel[RewardComparison]):
         self.common |= {"tests": {task: pairs.digest for task, pairs in self.tests.items()}}
 
     @cached_property
-    def encoded(self) -> dict[str, Encoded]:
-        """The tests as tokens."""
-        return {task: self.encode(pairs) for task, pairs in self.tests.items()}
-
-    @cached_property
-    def adapters(self) -> dict[str, tuple[Method, PairSet]]:
-        """What trains a LoRA, once through the data, and on what, by arm."""
-        dpo, dph = method("dpo"), method("dph")
-        train = replace(dpo.recipe.train, epochs=1.0)  # type: ignore[union-attr]
-        once: Any = {"train": train}
-        sft = ORPORecipe(ORPO(weight_ratio=0.0), train=train)
-        recipe: Any = dph.recipe
-        joint = replace(
-            recipe,
-            objective=replace(recipe.objective, weight_dpo=1.0),
-            dial=replace(recipe.dial, adapter="lora"),
-            train=TrainSettings(epochs=1.0, learning_rate=train.learning_rate),
-        )
+    def adapters(self) -> Arms:
+        """What trains a LoRA, once through the data."""
+        dpo = varied("dpo", "dpo", {"train.epochs": 1.0}, "dpo")
+        once: Any = dpo.recipe
+        sft = ORPORecipe(ORPO(weight_ratio=0.0), train=once.train)
+        both = {"objective.weight_dpo": 1.0, "dial.adapter": "lora"}
+        joint = varied("dph", "dph", both, "dph joint")
+        train = TrainSettings(epochs=1.0, learning_rate=once.train.learning_rate)
+        joint = replace(joint, recipe=replace(joint.recipe, train=train))
         # An item's wrong answers are nothing to SFT: one pair an item, so that items count alike.
         each = PairSet([pairs[0] for pairs in self.train.items().values()], self.train.name)
         return {
-            "sft": (Method("sft", sft, dpo.where, "likelihood of the right answer"), each),
-            "dpo": (replace(dpo, recipe=replace(dpo.recipe, **once)), self.train),
-            "dph joint": (replace(dph, recipe=joint), self.train),
+            "sft": ("sft", Method("sft", sft, dpo.where, "likelihood of the right answer"), each),
+            "dpo": ("dpo", dpo, self.train),
+            "dph joint": ("dph-joint", joint, self.train),
         }
 
     @cached_property
-    def heads(self) -> dict[str, tuple[str, Method, PairSet]]:
-        """Frozen heads by arm: the name of their cells, the method, what it is trained on."""
+    def heads(self) -> Arms:
+        """Frozen heads."""
         dph = method("dph")
         found = {"dph frozen": ("dph-frozen", dph, self.train)}
         if self.more is not None:
             found["dph frozen, more data"] = ("dph-more", dph, self.more)
-        for pooling in POOLINGS if self.settings.ablation else ():
-            for loss in LOSSES:
-                named = _variant(pooling, loss)
-                name = "dph-frozen" if named == dph else f"{pooling}-{loss}"
-                found[f"{ABLATED}{pooling} × {loss}"] = (name, named, self.train)
+        for pooling, loss in product(POOLINGS, LOSSES) if self.settings.ablation else ():
+            named = varied("dph", "dph", {"dial.pooling": pooling, "objective.loss": loss}, "dph")
+            name = "dph-frozen" if named == dph else f"{pooling}-{loss}"
+            found[f"{ABLATED}{pooling} × {loss}"] = (name, named, self.train)
         return found
+
+    @property
+    def _kinds(self) -> tuple[tuple[str, Arms, Sequence[int]], ...]:
+        """What runs the cells of the arms, and their seeds."""
+        s = self.settings
+        return ("adapter", self.adapters, s.seeds), ("frozen", self.heads, s.head_seeds)
 
     def plan(self) -> Iterator[list[Cell]]:
         """One wave: no cell needs another."""
-        s = self.settings
         found = {"base": self.cell("base", {"arm": "base"}, "base")}
-        for arm, (named, pairs) in self.adapters.items():
-            for seed in s.seeds:
-                own = {"arm": arm, "recipe": recipe_digest(named.recipe), "seed": seed}
-                own["train"] = pairs.digest
-                name = f"{arm.replace(' ', '-')}-s{seed}"
-                found[name] = self.cell(name, own, "adapter", arm=arm, seed=seed)
-        for arm, (start, named, pairs) in self.heads.items():
-            for seed in s.head_seeds:
-                own = {"arm": "frozen", "recipe": recipe_digest(named.recipe), "seed": seed}
-                own["train"] = pairs.digest
+        for run, arms, seeds in self._kinds:
+            for (arm, (start, named, pairs)), seed in product(arms.items(), seeds):
+                own = {"arm": arm if run == "adapter" else run, "seed": seed}
+                own |= {"recipe": recipe_digest(named.recipe), "train": pairs.digest}
                 name = f"{start}-s{seed}"
-                found.setdefault(name, self.cell(name, own, "frozen", arm=arm, seed=seed))
+                found.setdefault(name, self.cell(name, own, run, arm=arm, seed=seed))
         own = {"arm": "untouched", "train": self.train.digest}
         found["untouched"] = self.cell("untouched", own, "untouched")
         yield list(found.values())
@@ -161,14 +131,15 @@ class Rewards(OnModel[RewardComparison]):
         arm = cell.own.get("arm", "")
         if cell.label in ("base", "untouched"):
             return self.load_of(reads=[(p, cell.label == "base") for p in self.tests.values()])
-        (*_, named, pairs) = self.adapters.get(arm) or self.heads[arm]
+        _, named, pairs = self.adapters.get(arm) or self.heads[arm]
         return self.load_of([(named, pairs)], [(p, 1) for p in self.tests.values()])
 
     # ---- cells ----
 
     def adapter(self, folder: Path, arm: str, seed: int) -> dict[str, Any]:
         """A LoRA's answers by log-prob, and by reward where it has one."""
-        dial = self.fit(*self.adapters[arm], seed, folder / "dial")
+        _, named, pairs = self.adapters[arm]
+        dial = self.fit(named, pairs, seed, folder / "dial")
         found: dict[str, Any] = {LOGPROB: {}}
         for task, encoded in self.encoded.items():
             reward = dial if isinstance(dial, RewardDial) else None
@@ -205,13 +176,7 @@ class Rewards(OnModel[RewardComparison]):
     def untouched(self, folder: Path) -> dict[str, float]:
         """The largest change of a logit by an attached frozen head, on a few test items."""
         dial = self.fit(method("dph"), self.train, self.settings.head_seeds[0], None)
-        encoded = next(iter(self.encoded.values()))
-        ids = torch.tensor([[*encoded.rows[0].prompt, *encoded.rows[0].answers[0]]])
-        ids = ids.to(next(self.model.parameters()).device)
-        with torch.no_grad():
-            bare = self.model(input_ids=ids).logits
-            with dial(self.model, 1.0):
-                after = self.model(input_ids=ids).logits
+        bare, after = self.logits(dial, 1.0)
         return {"largest": float((after - bare).abs().max())}
 
     # ---- result files ----
@@ -220,15 +185,19 @@ class Rewards(OnModel[RewardComparison]):
         """The result files, all cells being done."""
         s, found = self.settings, {name: cell.read() for name, cell in self.cells.items()}
         table: Table = {(BASE, LOGPROB): {task: {None: found["base"][task]} for task in self.tests}}
-        for arm in self.adapters:
-            own = [found[f"{arm.replace(' ', '-')}-s{seed}"] for seed in s.seeds]
-            for read_out in own[0]:
-                table[arm, read_out] = _by_task(s.seeds, [f[read_out] for f in own])
         ablation: Table = {}
-        for arm, (start, _, _) in self.heads.items():
-            own = [found[f"{start}-s{seed}"] for seed in s.head_seeds]
-            side = ablation if arm.startswith(ABLATED) else table
-            side[arm, REWARD] = _by_task(s.head_seeds, own)
+        for run, arms, seeds in self._kinds:
+            for arm, (start, _, _) in arms.items():
+                side = ablation if arm.startswith(ABLATED) else table
+                own = {seed: found[f"{start}-s{seed}"] for seed in seeds}
+                if run == "frozen":
+                    own = {seed: {REWARD: shares} for seed, shares in own.items()}
+                for read_out in own[seeds[0]]:
+                    by = {seed: shares[read_out] for seed, shares in own.items()}
+                    side[arm, read_out] = {
+                        task: {seed: shares[task] for seed, shares in by.items()}
+                        for task in self.tests
+                    }
         about = self.about(
             title=title,
             command=command,
@@ -236,7 +205,6 @@ class Rewards(OnModel[RewardComparison]):
             train=" + ".join(s.tasks),
             train_items=len(self.train.items()),
             train_pairs=len(self.train),
-            splits={task: split_of(task, e) for task, e in self.encoded.items()},
             more={
                 "in_domain": list(s.tasks),
                 "held_out": list(s.held_out),
@@ -290,14 +258,4 @@ def _first(settings: RewardComparison, items: int) -> PairSet:
     return PairSet(found, f"{' + '.join(settings.tasks)} ({items} items)")
 
 
-def _variant(pooling: str, loss: str) -> Method:
-    recipe: Any = method("dph").recipe
-    dial = replace(recipe.dial, pooling=pooling)
-    objective = replace(recipe.objective, loss=loss)
-    return replace(method("dph"), recipe=replace(recipe, dial=dial, objective=objective))
-
-
-def _by_task(seeds: Sequence[int], found: Sequence[dict[str, list[float]]]) -> dict[str, Scores]:
-    return {
-        task: {seed: f[task] for seed, f in zip(seeds, found, strict=True)} for task in found[0]
-    }
+compare_rewards = Rewards.run_at

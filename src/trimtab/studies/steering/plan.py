@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,6 @@ import tyro
 
 from trimtab.bounds import Bounded, Count, Positive, Seed, Several, Whole
 from trimtab.errors import ConfigError, near
-from trimtab.pairs import PairSet
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.pairs.written import written
 from trimtab.rendering import USUAL, Rendering
@@ -21,7 +19,6 @@ from trimtab.training.run import recipe_digest
 from trimtab.training.settings import TrainSettings
 from trimtab.training.steering import SteeringRecipe
 
-FORMAT = 1
 PROMPT = "prompt"
 """The control that leaves the model alone and makes the persona the system message."""
 ESTIMATORS = (
@@ -105,28 +102,6 @@ class Dosing(Bounded):
             raise ConfigError("random: say how many with random_seeds")
 
 
-def common_of(dosing: Dosing, train: PairSet, test: PairSet, digest: str) -> dict[str, Any]:
-    """What all cells of a trait depend on.
-
-    Args:
-        train, test: the personas and the questions.
-        digest: the model's.
-    """
-    measured = {k: getattr(dosing, k) for k in ("items", "passages", "prompts", "new_tokens")}
-    return {
-        "format": FORMAT,
-        "model": digest,
-        "dtype": dosing.dtype,
-        "device": dosing.device.partition(":")[0],
-        "threads": dosing.threads,
-        "train": train.digest,
-        "test": test.digest,
-        "neutral": hashlib.sha256("\n".join(NEUTRAL[: dosing.passages]).encode()).hexdigest(),
-        **measured,
-        **({"rendering": record} if (record := dosing.rendering.record()) else {}),
-    }
-
-
 @dataclass(frozen=True)
 class Way:
     """One way to steer: a method at a seed, fitted to all of the suffixes or to a half of them."""
@@ -143,10 +118,9 @@ class Way:
         return f"{self.method.name}-{self.half}" if self.half else self.method.name
 
     def inputs(self, dosing: Dosing) -> dict[str, Any]:
-        """What its figures depend on beside `common_of`."""
-        recipe = recipe_digest(self.method.recipe)
-        own = {"method": self.method.name, "recipe": recipe, "seed": self.seed, "half": self.half}
-        return {**own, "kl": dosing.kl}
+        """What its figures depend on, beside what those of all of a trait do."""
+        own = {"method": self.method.name, "recipe": recipe_digest(self.method.recipe)}
+        return {**own, "seed": self.seed, "half": self.half, "kl": dosing.kl}
 
 
 def ways(dosing: Dosing) -> list[Way]:

@@ -15,8 +15,7 @@ from typing import Any
 from trimtab.progress import SILENT, Progress
 from trimtab.studies.steering.plan import Dosing
 from trimtab.studies.steering.trait import Trait
-from trimtab.study.cells import Cell, Host
-from trimtab.study.forecast import Load
+from trimtab.study.cells import Host
 from trimtab.study.study import Study, run
 
 __all__ = ["Dose", "Dosing", "dose"]
@@ -60,7 +59,3 @@ class Dose(Study[Dosing]):
             Trait(replace(settings, traits=(trait,)), folder, host)
             for trait, folder in zip(settings.traits, self.folders(settings, out), strict=True)
         ]
-
-    def load(self, cell: Cell) -> Load:
-        """What a cell fits and reads."""
-        return self.host.stage(cell).load(cell)

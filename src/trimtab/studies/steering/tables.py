@@ -22,7 +22,7 @@ from trimtab.evaluation.dose import (
     wrong_way,
 )
 from trimtab.statistics import BOOTSTRAP_SEED, QUANTILES, SHARE, Interval, mean_interval
-from trimtab.study.lines import UNTESTED, alone
+from trimtab.study.lines import UNTESTED, alone, line
 from trimtab.study.results import EQUAL_KL, PERSONA, Difference, Measurement, Row
 
 DRAWS = 2000
@@ -45,28 +45,14 @@ def _line(
     cell: Row, common: Row, metric: str, found: Interval, split: str = "test", **more: Any
 ) -> Measurement:
     items = len(cell["kl_passages" if split == "neutral" else "ratio"][0])
-    at = {"alpha": None, "at": None, **more}
-    short = (float(f"{x:.6g}") for x in (found.value, found.low, found.high))
-    ends = dict(zip(("value", "low", "high"), short, strict=True))
-    return Measurement(
-        **common,
-        **named(cell),
-        aggregate=False,
-        split=split,
-        metric=metric,
-        **ends,
-        items=items,
-        **at,
-    )
+    short = Interval(*(float(f"{x:.6g}") for x in found))
+    return line(short, **{**common, **named(cell), **more}, split=split, metric=metric, items=items)
 
 
 def named(cell: Row) -> Row:
     """Method and seed of a cell, as lines have them: a half has a name of its own."""
-    if cell["method"] in (PROMPT, RANDOM):
-        method = {PROMPT: PERSONA}.get(cell["method"], cell["method"])
-    else:
-        method = cell["name"]
-    drawn = cell["method"] in ("random", "rotation", "contrastive")
+    method = {PROMPT: PERSONA, RANDOM: RANDOM}.get(cell["method"], cell["name"])
+    drawn = cell["method"] in (RANDOM, "rotation", "contrastive")
     return {"method": method, "seed": cell["seed"] if drawn else None}
 
 
@@ -147,19 +133,14 @@ def comparisons(cells: Sequence[Row], common: Row) -> list[Difference]:
         value[RANDOM] = float(np.mean([abs(value[n]) for n in names]))
     lines = []
     for cell in cells:
-        name = cell["name"]
-        if cell["half"] == "first":
-            continue
-        rivals = [r for r in (RANDOM, PROMPT) if r in draws and cell["method"] != r]
-        if cell["half"]:
-            rivals = [f"{cell['method']}-first"]
-        for rival in rivals:
+        name, half = cell["name"], cell["half"]
+        others = [r for r in (RANDOM, PROMPT) if r in draws and cell["method"] != r]
+        for rival in {"first": [], "second": [f"{cell['method']}-first"]}.get(half, others):
             slope = _of_draws(value[name] - value[rival], draws[name] - draws[rival])
             swing = mean_interval(swings[name] - swings[rival])
             for metric, found, at in (("per_damage", slope, None), ("swing", swing, EQUAL_KL)):
-                line = _line(cell, common, metric, found, at=at)
-                shared = {f: getattr(line, f) for f in Measurement.__dataclass_fields__}
-                shared = {f: v for f, v in shared.items() if f in Difference.__dataclass_fields__}
+                own = vars(_line(cell, common, metric, found, at=at)).items()
+                shared = {f: v for f, v in own if f in Difference.__dataclass_fields__}
                 against = {"against": PERSONA if rival == PROMPT else rival, "seeds": 1}
                 lines.append(Difference(**shared | against | UNTESTED))
     return lines

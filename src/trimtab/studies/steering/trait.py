@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from trimtab.pairs.written import cells, written
 from trimtab.rendering import lead_ids
 from trimtab.store import Store
 from trimtab.studies.steering import tables
-from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Dosing, Way, common_of, ways
+from trimtab.studies.steering.plan import PAIRS_PER_STEP, PROMPT, Dosing, Way, ways
 from trimtab.study.cells import Cell, Host
 from trimtab.study.forecast import Load
 from trimtab.study.on_model import OnModel
@@ -59,7 +61,13 @@ class Trait(OnModel[Dosing]):
         couples = written("personas")["personas"][self.trait]["couples"]
         positive, negative = cells(couples)[0]
         self.personas = {1.0: f"You are {positive}.", -1.0: f"You are {negative}."}
-        self.common = common_of(settings, self.train, self.test, self.common["model"])
+        measured = ("items", "passages", "prompts", "new_tokens")
+        self.common |= {k: getattr(settings, k) for k in measured} | {
+            "device": settings.device.partition(":")[0],
+            "train": self.train.digest,
+            "test": self.test.digest,
+            "neutral": sha256("\n".join(NEUTRAL[: settings.passages]).encode()).hexdigest(),
+        }
 
     @cached_property
     def ways(self) -> dict[str, Way]:
@@ -97,20 +105,13 @@ class Trait(OnModel[Dosing]):
 
     def measure(self, folder: Path, name: str) -> dict[str, Any]:
         """What a cell found, and what it is."""
-        way = self.ways.get(name)
-        if way is None:
-            found = self._prompt()
-        else:
+        if way := self.ways.get(name):
             ends = found_by(self.by_name[PROMPT])["kl"]
             found = self._dial(name, self.settings.kl or (ends[0] + ends[-1]) / 2)
-        return {
-            **found,
-            "name": name,
-            "method": way.method.name if way else PROMPT,
-            "seed": way.seed if way else 0,
-            "half": way.half if way else "",
-            "items": [row.item for row in self.encoded.rows],
-        }
+            own = {"method": way.method.name, "seed": way.seed, "half": way.half}
+        else:
+            found, own = self._prompt(), {"method": PROMPT, "seed": 0, "half": ""}
+        return {**found, "name": name, **own, "items": [row.item for row in self.asked.rows]}
 
     def _prompt(self) -> dict[str, Any]:
         """The model with the persona as its system message: +1 has the trait, -1 lacks it."""
@@ -146,7 +147,7 @@ class Trait(OnModel[Dosing]):
         one = found[0] if found else tried.nearest(target)
         alphas = tuple(dose * one for dose in DOSES)
         damage = {a: tried.damage(dial, a) for a in alphas if a}
-        read = {a: self.ratios(self.encoded, dial, a) if a else self.base for a in alphas}
+        read = {a: self.ratios(self.asked, dial, a) if a else self.base for a in alphas}
         return {
             "kind": dial.kind,
             "kl_target": target,
@@ -192,7 +193,7 @@ class Trait(OnModel[Dosing]):
     # ---- readings ----
 
     @cached_property
-    def encoded(self) -> Encoded:
+    def asked(self) -> Encoded:
         """The questions as tokens."""
         return self.encode(self.test)
 
@@ -213,7 +214,7 @@ class Trait(OnModel[Dosing]):
     @cached_property
     def base(self) -> LogRatios:
         """The bare model's."""
-        return self.ratios(self.encoded)
+        return self.ratios(self.asked)
 
     @cached_property
     def questions(self) -> list[Messages]:
@@ -257,14 +258,10 @@ class Trait(OnModel[Dosing]):
         s = self.settings
         how: Any = {"sampling": Sampling(max_new_tokens=s.new_tokens), "rendering": s.rendering}
         found = generate(*self.loaded, list(questions), dial, alphas, **how)
-        asked = [q[-1]["content"] for q in self.questions]
+        asked = product((q[-1]["content"] for q in self.questions), _short(alphas))
         return [
-            {
-                "prompt": asked[index // len(alphas)],
-                "alpha": _short(alphas)[index % len(alphas)],
-                "text": g.text,
-            }
-            for index, g in enumerate(found)
+            {"prompt": prompt, "alpha": alpha, "text": g.text}
+            for (prompt, alpha), g in zip(asked, found, strict=True)
         ]
 
     # ---- result files ----

@@ -1,0 +1,73 @@
+"""Training from stored states below a dial, against training on the whole model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import count_calls
+from trimtab import fit, models, trunk
+from trimtab.store import Store
+from trimtab.training.methods import method
+
+UPPER = r"layers\.[23]\."
+
+
+@pytest.fixture(autouse=True)
+def paying(monkeypatch):
+    monkeypatch.setattr(trunk, "PAYS", 0)
+
+
+def upper(name="dpo", **options):
+    recipe = method(name).recipe
+    train = replace(recipe.train, pairs_per_step=3, epochs=2, learning_rate=1e-2, **options)
+    return replace(recipe, train=train, dial=replace(recipe.dial, rank=2, targets=UPPER))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dpo", {}), ("dpo", {"activation_checkpointing": True}), ("orpo", {})]
+)
+def test_a_fit_from_the_trunk_is_the_whole_model_s(
+    name, options, tiny, tokenizer, few_pairs, tmp_path
+):
+    model, found = tiny("llama"), []
+    for on in (True, False):
+        out = tmp_path / f"{on}"
+        store = Store(tmp_path / f"store-{on}", trunk=on)
+        dial = fit(
+            upper(name, **options),
+            model,
+            tokenizer,
+            few_pairs,
+            out=out,
+            store=store,
+            prompt_style="plain",
+        )
+        losses = [
+            json.loads(line)["loss"] for line in (out / "training.jsonl").read_text().splitlines()
+        ]
+        found.append((torch.tensor(losses), dial.tensors()))
+    (one, ours), (other, whole) = found
+    assert len(one) >= 4
+    assert (one - other).abs().max() <= 1e-5
+    assert abs(one[0] - one[-1]) > 1e-2
+    for key, value in whole.items():
+        assert (ours[key] - value).abs().max() <= 1e-4
+
+
+def test_blocks_below_run_once_however_many_epochs(tiny, tokenizer, few_pairs, store):
+    model = tiny("llama")
+    fit(upper(), model, tokenizer, few_pairs, store=store, seed=1)  # proofs
+    trunk._kept.clear()
+    store.root.rename(store.root.with_name("other"))
+    calls, done = count_calls(*(layer.get_submodule("mlp") for layer in models.layers(model)))
+    fit(upper(), model, tokenizer, few_pairs, store=store)
+    first = list(calls)
+    fit(upper(), model, tokenizer, few_pairs, store=store, seed=2)
+    done()
+    assert first[0] == first[1] == 0  # read while dials are paused, which is not counted
+    assert calls[0] == calls[1] == 0
+    assert calls[2] == calls[3] > first[3] > 4
