@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab import models, provenance
 from trimtab.dials.base import FORCE
+from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, write_text
@@ -56,6 +57,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -70,6 +76,19 @@ class DialInfo:
         if any(isinstance(a, bool) or not isinstance(a, int | float) for a in found):
             return None
         return min(0.0, *found), max(0.0, *found)
+
+    @property
+    def damage(self) -> list[tuple[float, float]]:
+        """Alphas at which damage was measured, and the mean KL from the bare model there, in nats a
+        token; 0 among them."""
+        found, curve = {0.0: 0.0}, self.measured.get("kl_nats_per_token")
+        if isinstance(curve, dict):
+            found |= {float(a): float(kl) for a, kl in curve.items()}
+        ends = self.measured.get("range")
+        if isinstance(ends, dict):
+            alphas = ends.get("alpha", [])
+            found |= dict(zip(alphas, ends.get("kl_nats_per_token", []), strict=False))
+        return sorted(found.items()) if len(found) > 1 else []
 
 
 @holding("folder")
@@ -111,8 +130,9 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
@@ -151,7 +171,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")
@@ -175,41 +195,6 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
         raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
     dial.info = info
     return dial.eval()
-
-
-def card(dial: Dial) -> str:
-    """The model card of a dial, with its measured range and damage."""
-    info = dial.info
-    measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
-    data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
-    return f"""---
-library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
-base_model: {info.base_model}
-tags: [trimtab, alignment, {dial.kind}]
----
-
-# {info.method or dial.kind} dial for {info.base_model or "an unnamed model"}
-
-A {dial.kind} dial made by trimtab: at alpha = 0 the model is untouched, turned up it leans towards
-the preference of its training pairs, turned down it leans away.
-
-```python
-from trimtab import Dial, load
-
-model, tokenizer = load({info.base_model!r})
-dial = Dial.from_pretrained("path/to/this/folder")
-with dial(model, alpha=1.0):
-    ...
-```
-
-## Made from
-
-{data}
-
-## Measured
-
-{measured}
-"""
 
 
 def _folder(name: str | Path) -> Path:

@@ -121,6 +121,16 @@ def hub_id(name: str, what: str) -> str:
     return name
 
 
+def on_hub(name: str) -> str | None:
+    """The Hub id of a model's name; None of a folder or file here, or of a model without a name."""
+    if name == DEFAULT_MODEL:
+        return _WHEEL_HUB_ID
+    try:
+        return hub_id(name, "folder") if "/" in name else None
+    except ModelError:
+        return None
+
+
 def _beside(path: Path) -> list[str]:
     """A few folders that lie where one was looked for."""
     return sorted(p.name for p in path.parent.iterdir() if p.is_dir() and p.name[0] != ".")[:5]

@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("accuracy_sum", pa.float64()),
         ("accuracy_choice", pa.float64()),
         ("margin", pa.float64()),
+        ("preference", pa.float64()),
         ("kl", pa.float64()),
         ("nll_rise", pa.float64()),
     ]
