@@ -602,3 +602,15 @@ def test_hooks_fetch_nothing():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     assert {h["language"] for repo in config["repos"] for h in repo["hooks"]} == {"system"}
+
+
+def test_every_line_of_the_security_policy_has_its_test():
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "SECURITY.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(lines) > 15
+    for line in lines:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", line)
+        assert named or "put a proxy" in line, line
+        for file, test in named:
+            assert re.search(rf"def {test}\(", (root / file).read_text("utf-8")), test
