@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1060,
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3484,  # push
+    "cli": 3541,  # push
     "compat": 550,
     "dials": 5113,  # the card and the Hub
     "evaluation": 2990,  # steerability and its control
@@ -34,13 +34,13 @@ LINES_OF_ROOM = {
     "panel": 1180,  # what else a dial changes
     "pairs": 3640,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 4785,  # the page of a panel
+    "report": 4808,  # the page of a panel
     "serve": 1810,  # the provider of Inspect
     "statistics": 610,
     "studies": 8080,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
-    "training": 4040,
+    "training": 4208,
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
