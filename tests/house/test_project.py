@@ -26,6 +26,7 @@ LINES_OF_ROOM = {
     "batching": 2585,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
     "cli": 3541,  # push
     "compat": 550,
+    "directions": 490,  # what differences say before a direction is fitted
     "dials": 5113,  # the card and the Hub
     "evaluation": 2990,  # steerability and its control
     "export": 2140,  # llama.cpp's LoRAs with their check
