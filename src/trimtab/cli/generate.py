@@ -160,10 +160,11 @@ def _draws(
 
 
 def _show(done: list[Generation]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from trimtab import terminal
+
+    console = terminal.console()
     last = None
     for g in done:
         if g.prompt != last:

@@ -21,14 +21,23 @@ from trimtab.objectives import (
     SimPO,
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
-from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, Recipe, RotationRecipe
+from trimtab.training.recipes import (
+    InnerRecipe,
+    Method,
+    PolesRecipe,
+    ProjectionRecipe,
+    Recipe,
+    RotationRecipe,
+)
 from trimtab.training.settings import (
     AdapterSettings,
     LogitsSettings,
     ProjectionSettings,
+    ReftSettings,
     RewardSettings,
     RotationSettings,
     SpaceSettings,
+    VectorSettings,
 )
 from trimtab.training.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 
@@ -36,6 +45,8 @@ LORA = "LoRA on all linear layers"
 MIDDLE = "vector at the middle block"
 WHERE: dict[type, str] = {
     AdapterSettings: LORA,
+    VectorSettings: MIDDLE,
+    ReftSettings: "low-rank edit of the states after the middle block",
     RotationSettings: "rotations of o_proj and down_proj in the middle half",
     LogitsSettings: "low-rank head beside the LM head",
     RewardSettings: "reward head on the last hidden state",
@@ -116,6 +127,18 @@ ROWS: dict[str, tuple[Any, str]] = {
     "fisher": (
         GradientRecipe(),
         "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
+    ),
+    "bipo": (
+        PolesRecipe(DPO()),
+        "DPO of the vector itself, at alpha = 1 and, the answers exchanged, at -1",
+    ),
+    "loreft": (
+        Recipe(DPO(), ReftSettings("loreft")),
+        "DPO of an edit that replaces what lies in a few directions",
+    ),
+    "direft": (
+        Recipe(DPO(), ReftSettings()),
+        "DPO of an edit that adds in a few directions, from what the state is",
     ),
     "rotation": (
         RotationRecipe(ContrastiveSteering()),
