@@ -36,7 +36,7 @@ LINES_OF_ROOM = {
     "pairs": 3430,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
     "report": 4808,  # the page of a panel
-    "serve": 2003,  # the provider of Inspect, prompts in pieces
+    "serve": 2010,  # the provider of Inspect, prompts in pieces
     "statistics": 610,
     "studies": 7610,  # a panel in evaluate, compare and a study of its own
     "study": 3000,
