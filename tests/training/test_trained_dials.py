@@ -54,6 +54,7 @@ from trimtab.training.settings import (
     RotationSettings,
     VectorSettings,
     plain,
+    spelled,
 )
 from trimtab.training.steering import DirectionRecipe, UnitSettings
 from trimtab.training.vectors import LearnedVector
@@ -613,6 +614,13 @@ def test_published_bipo_is_trained_as_published():
 def test_settings_that_came_later_are_left_out_at_their_default():
     assert "blocks" not in plain(METHODS["dpo"].recipe)["dial"]
     assert "dial" not in plain(METHODS["mean"].recipe)
+    assert "blocks" in repr(METHODS["dpo"].recipe)
+    for name in ("dpo", "bipo", "mean", "iav"):
+        made = METHODS[name].recipe
+        shown = (
+            repr(made).replace(", blocks=''", "").replace(", dial=UnitSettings(unit='norm')", "")
+        )
+        assert spelled(made) == shown
     some = dataclasses.replace(METHODS["dpo"].recipe, dial=AdapterSettings(blocks="0.5..1"))
     assert plain(some)["dial"]["blocks"] == "0.5..1"
 

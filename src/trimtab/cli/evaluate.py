@@ -107,8 +107,9 @@ def main(words: list[str]) -> None:
 def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     """Accuracy and damage at every alpha; the tables of a run show alpha 1."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from trimtab import terminal
 
     table = Table(
         title="Accuracy, %, and damage on neutral text (nats a token) by α",
@@ -132,7 +133,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
             *(f"{100 * found[method, alpha, split, 'accuracy']:.1f}" for split in splits),
             *("–" if value is None else f"{value:.3f}" for value in damage),
         )
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _named(text: str) -> tuple[str, str]:

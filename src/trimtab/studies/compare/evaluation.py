@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.panel import Arm, Panel, PanelOn
-from trimtab.panel.run import KL, random_like
+from trimtab.panel.run import KL, of_any_base, random_like
 from trimtab.progress import SILENT, Progress, warn
 from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
@@ -153,7 +151,7 @@ def evaluate(
     more, sides, told = {}, [], []
     source = models.source_of(model)
     if panel:
-        free = {name: _of_any(dial) if force else dial for name, dial in named.items()}
+        free = {name: of_any_base(dial) if force else dial for name, dial in named.items()}
         on = PanelOn(model, tokenizer, panel, max_length=max_length, store=store, progress=progress)
         control = next(filter(None, map(random_like, free.values())), None)
         free[RANDOM] = control or fit(RANDOM, model, tokenizer, "facts:train", limit=24)
@@ -204,13 +202,6 @@ def evaluate(
         write(folder, Run(about, tuple(lines), tuple(told)))
         write_rows(folder / "items.parquet", rows + controls)
     return [OldRow(row_of(line)) for line in lines]
-
-
-def _of_any(dial: Dial) -> Dial:
-    """The dial, whatever model it was made for."""
-    found = copy.copy(dial)
-    found.info = replace(dial.info, base_digest="")
-    return found
 
 
 class OldRow(dict[str, Any]):
