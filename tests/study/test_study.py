@@ -35,7 +35,7 @@ from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
-from trimtab.report import read_results, wording
+from trimtab.report import read_results, wording, write_page
 from trimtab.statistics import holm
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
@@ -371,6 +371,7 @@ def test_results_say_what_the_issue_asks(run, here):
     assert {r["metric"] for r in found} == {
         *("accuracy", "accuracy_sum", "accuracy_choice", "margin"),
         *("kl", "nll_rise", "slope", "r2", "monotone", "rising"),
+        *("steerability", "wrong_way"),
     }
     for r in found:
         if r["low"] is not None:
@@ -689,6 +690,22 @@ def test_evaluate_dials_on_splits(tiny, tokenizer, here, tmp_path):
         *(("base", s, 0.0) for s in ("test", "oos", "dose")),
         *(("v", s, a) for s in ("test", "oos", "dose") for a in (-1.0, 1.0)),
     }
+    told = {
+        (r["method"], r["metric"]): r for r in found if r["metric"] in ("steerability", "wrong_way")
+    }
+    assert {m for m, _ in told} == {"v", "random for v"}
+    items = [r for r in read_rows(tmp_path / "run" / "items.parquet") if r["split"] == "dose"]
+    for method in ("v", "random for v"):
+        up, down = (
+            np.array([r["preference"] for r in items if (r["method"], r["alpha"]) == (method, a)])
+            for a in (1.0, -1.0)
+        )
+        slopes = (up - down) / 2  # of -1, 0, 1: what is at 0 does not count
+        assert told[method, "steerability"]["value"] == pytest.approx(slopes.mean(), abs=1e-6)
+        assert told[method, "wrong_way"]["value"] == pytest.approx((slopes < 0).mean())
+    shown = write_page(tmp_path / "run").read_text()
+    assert "Steerability" in shown
+    assert "random, wrong way" in shown
     kl = {r["alpha"]: r["value"] for r in found if r["metric"] == "kl"}
     assert set(kl) == {-1.0, 1.0}
     assert min(kl.values()) > 0

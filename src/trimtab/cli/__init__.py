@@ -111,7 +111,7 @@ def main_of(verb: str) -> Callable[[list[str]], None]:
 
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
-    from trimtab.terminal import visible
+    from trimtab.terminal import shown, visible
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _show
@@ -125,7 +125,8 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        main_of(verb)(words)
+        with shown():
+            main_of(verb)(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

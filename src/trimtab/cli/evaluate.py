@@ -107,8 +107,9 @@ def main(words: list[str]) -> None:
 def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     """Accuracy and damage at every alpha; the tables of a run show alpha 1."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from trimtab import terminal
 
     table = Table(
         title="Accuracy, %, and damage on neutral text (nats a token) by α",
@@ -123,7 +124,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     for column in ("α", *splits, "KL", "NLL rise"):
         table.add_column(column, justify="right")
     found = {(r["method"], r["alpha"], r["split"], r["metric"]): r["value"] for r in lines}
-    places = {key[:2] for key in found if key[3] == "accuracy"}
+    places = {key[:2] for key in found if key[3] == "accuracy" and key[2] in splits}
     for method, alpha in sorted(places, key=lambda place: (place[0] != "base", *place)):
         damage = [found.get((method, alpha, "neutral", m)) for m in ("kl", "nll_rise")]
         table.add_row(
@@ -132,7 +133,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
             *(f"{100 * found[method, alpha, split, 'accuracy']:.1f}" for split in splits),
             *("–" if value is None else f"{value:.3f}" for value in damage),
         )
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _named(text: str) -> tuple[str, str]:

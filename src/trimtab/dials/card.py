@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ the preference of its training pairs, turned down it leans away.
 
 ## Measured
 
-{chr(10).join(_measured(info))}
+{chr(10).join([*(f"- {line}" for line in dosed(dial)), *_measured(info)])}
 {verdicts and chr(10) + verdicts.strip() + chr(10)}{_settings(info)}"""
 
 
@@ -89,6 +90,24 @@ UNKNOWN = "licence and language not known"
 
 def _terms(licence: str, languages: tuple[str, ...]) -> str:
     return f"{licence or 'licence not known'}, {', '.join(languages) or 'language not known'}"
+
+
+def dosed(dial: Dial) -> list[str]:
+    """What alpha = 1 does to a state, in words, a line a site; none where that is not known."""
+    dose, lines = dial.info.dose, []
+    shares = dose.get("relative", ())
+    sites = dial.places() if shares else []  # heads have none
+    for n, (site, share) in enumerate(zip(sites, shares, strict=False)):
+        turn = math.degrees(math.atan(share))
+        said = (
+            f"site {site}: alpha 1 moves a state by {share:.3g} of its length ({turn:.2g} degrees)"
+        )
+        if "trained_norm" in dose:
+            said += f", trained norm {dose['trained_norm'][n]:.3g}"
+        if "raw_norm" in dose:
+            said += f", the mean difference by {dose['raw_norm'][n]:.3g}"
+        lines.append(said)
+    return lines
 
 
 def _measured(info: DialInfo) -> Iterator[str]:

@@ -22,6 +22,7 @@ from trimtab.dials.numbers import STRONGEST
 from trimtab.dials.saved import DialInfo
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site
+from trimtab.states import depth
 
 
 class Dial(nn.Module):
@@ -51,6 +52,15 @@ class Dial(nn.Module):
     def places(self) -> list[Site]:
         """The sites it edits."""
         raise NotImplementedError
+
+    def lowest(self, model: nn.Module) -> int:
+        """The lowest decoder block that runs otherwise with the dial on (-1: the embedding); those
+        below it stay as they are."""
+        return min(depth(model, site) for site in self.places())
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        """Parameters with a learning rate of their own, as a factor of the run's."""
+        return []
 
     def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""

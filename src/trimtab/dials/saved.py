@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from trimtab.dials.base import FORCE
 from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
-from trimtab.files import sha256, write_text
+from trimtab.files import sha256, staged, write_text
 from trimtab.foreign import parse_json
 from trimtab.holding import holding
 
@@ -57,6 +56,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -89,26 +93,20 @@ class DialInfo:
 @holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.realpath(Path(folder).expanduser()))  # a link stays one
     if folder.exists() and not _may_replace(folder):
         raise DialError(f"{folder}: exists and is no saved dial; choose another folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        new, old = stage / "new", stage / "old"
-        try:
-            new.mkdir()  # with ordinary permissions, unlike the stage
+        with staged(folder) as stage:
+            new = stage / "new"
+            new.mkdir()
             dial._write(new)
             for name, content in extra.items():
                 data = content.encode() if isinstance(content, str) else content
                 (new / name).write_bytes(data)
             if folder.exists():
-                folder.rename(old)
+                folder.rename(stage / "old")
             new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(stage, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise DialError(f"{folder}: cannot save the dial ({error})") from error
     return folder
@@ -125,8 +123,9 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
@@ -165,7 +164,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")

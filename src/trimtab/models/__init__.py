@@ -19,6 +19,7 @@ from trimtab.models.identity import (
 )
 from trimtab.models.loading import (
     check,
+    depth_of,
     digest_of,
     folder_of,
     identify,
@@ -65,6 +66,7 @@ __all__ = [
     "check_load_in",
     "context",
     "dense_weight",
+    "depth_of",
     "differences",
     "differentiable",
     "digest_of",

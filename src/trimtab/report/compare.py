@@ -34,6 +34,7 @@ from trimtab.report.results import (
     read_results,
 )
 from trimtab.study.reading import is_grid
+from trimtab.study.results import random_for
 
 
 def read_page(run_dir: str | Path) -> Page:
@@ -223,7 +224,34 @@ def _dose(results: Results) -> Section:
     )
     table = tables.by_method(results.methods, list(columns), lambda m, c: columns[c](m))
     shown = [drawn, about, table] if wording.has_dose(results) else []
+    if any(results.summary(m, "steerability") for m in results.methods):
+        shown += [Text(STEERED, On.ALL), _steered(results)]
     return Section("Dose–response, and what it costs", shown, On.HTML | On.CONSOLE)
+
+
+STEERED = (
+    "Steerability: the slope over α of log p(better answer) − log p(worse answer), sums in nats, of every "
+    "item the mean over its pairs (both orders of a lettered question); wrong way: the share of items whose "
+    "slope is below 0. Beside a vector, a random one as long."
+)
+
+
+def _steered(results: Results) -> Table:
+    """Slopes and wrong ways, and those of the control."""
+
+    def of(metric: str, name: str, **how: Any) -> str:
+        return wording.figure(results.summary(name, metric), to=", ", **how)
+
+    def slope(name: str) -> str:
+        return of("steerability", name, form=wording.number, value=wording.signed)
+
+    columns = {
+        "steerability": slope,
+        "wrong way, %": lambda m: of("wrong_way", m),
+        "random": lambda m: slope(random_for(m)),
+        "random, wrong way, %": lambda m: of("wrong_way", random_for(m)),
+    }
+    return tables.by_method(results.methods, list(columns), lambda m, c: columns[c](m))
 
 
 def _training(results: Results, many: bool) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode, encode_contrast, is_contrast
@@ -14,6 +14,16 @@ from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
 from trimtab.pairs import PairSet
 from trimtab.readout import Pool
 from trimtab.rendering import USUAL, Rendering
+from trimtab.training.settings import LATER
+
+
+@dataclass(frozen=True)
+class UnitSettings(Bounded, group="dial"):
+    """What alpha = 1 of a vector in closed form is."""
+
+    unit: Literal["norm", "kl"] = "norm"
+    """norm: a tenth of the states' mean length; kl: as much as costs 0.05 nats a token on neutral text
+    (mean KL from the bare model)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class DirectionRecipe(Bounded):
     """Mean of the differences; their first principal component; the same under repeng's name; a
     logistic regression; a UMAP embedding (an extra to install); a random direction: the control."""
     sites: str = "0.5"
-    """Where the vector is read and added: one block in the middle, or several (see sites)."""
+    """Where the vector is read and added: one block in the middle, or several (see sites); auto: the block
+    whose direction tells held-out halves of these pairs best apart."""
     pool: Pool = "completion"
     """Which answer positions are averaged. Pairs without a prompt are read at one token."""
     centred: bool = False
@@ -35,6 +46,8 @@ class DirectionRecipe(Bounded):
     """Pairs without a prompt, reasoning models: where the suffix stands in the answer."""
     variant: Literal["sound", "published"] = "sound"
     """For logistic: `published` leaves the penalty to the scale of each layer (steering-vectors)."""
+    dial: UnitSettings = field(default=UnitSettings(), metadata=LATER)
+    """What alpha = 1 is."""
 
     @property
     def stops(self) -> Stops:
@@ -49,7 +62,7 @@ class GradientRecipe(Bounded):
     estimator: Literal["gradient_mean", "gradient_svd", "fisher"] = "fisher"
     """Mean of the gradients; their first singular vector; the mean times the inverse Fisher matrix."""
     sites: str = "0.5"
-    """Where gradients are taken and the vector is added (see sites)."""
+    """Where gradients are taken and the vector is added (see sites; auto: by the pairs' states)."""
     loss: Literal["reprpo_nll_margin", "dpo", "simpo", "nll"] = "reprpo_nll_margin"
     """The loss: states apart within a margin of likelihood, or one on log-probs alone."""
     fisher: Fisher = "covariance"
@@ -66,6 +79,8 @@ class GradientRecipe(Bounded):
     """Pairs without a prompt, reasoning models: where the suffix stands in the answer."""
     variant: Literal["sound", "published"] = "sound"
     """Our formulas, or the published ones (loss, its scale, numerator, sign)."""
+    dial: UnitSettings = field(default=UnitSettings(), metadata=LATER)
+    """What alpha = 1 is."""
 
     @property
     def objective(self) -> Objective:

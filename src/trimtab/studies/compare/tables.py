@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.evaluation.dose import slopes
 from trimtab.statistics import (
     POSITIVE,
     SHARE,
@@ -58,7 +59,7 @@ def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
                 of["at"] = at if at in COMPARED else None
                 of["pairs"] = None if split == "neutral" else sum(r["pairs"] for r in first)
                 lines.append(line(found, **of, items=len(first), **common))
-    return lines + _dose_summaries(rows, common)
+    return lines + dose_summaries(rows, common)
 
 
 def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarray]:
@@ -68,35 +69,53 @@ def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarr
     return tables
 
 
-def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
+def dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
     """Slope, straightness and monotonicity of each method's dose-response of the margin, a seed
-    each, and over seeds where there are several."""
+    each, and over seeds where there are several; slope and wrong way of the summed log-ratio."""
     dose = [r for r in rows if r["split"] == "dose"]
-    base = {r["item"]: r["margin"] for r in dose if r["method"] == BASE}
     lines: list[Measurement] = []
-    for method in dict.fromkeys(r["method"] for r in dose if r["method"] != BASE):
-        curves: dict[int | None, dict[float, dict[str, float]]] = {}
-        for r in dose:
-            if r["method"] == method:
-                curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
-                curve.setdefault(r["alpha"], {})[r["item"]] = r["margin"]
-        alphas = sorted(next(iter(curves.values())))
-        items = list(next(iter(curves.values()))[alphas[0]])
-        if len(alphas) < 2:
-            continue
-        values = {
-            s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
-        }
-        for seed, table in _with_all(values).items():
-            if not np.isfinite(table).all():
+    for metric, summed in (("margin", _response), ("preference", _steered)):
+        given = [
+            r for r in dose if r.get(metric) is not None
+        ]  # cells of earlier versions have no sums
+        base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
+        for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
+            curves: dict[int | None, dict[float, dict[str, float]]] = {}
+            for r in given:
+                if r["method"] == method:
+                    curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
+                    curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
+            alphas = sorted(next(iter(curves.values())))
+            items = list(next(iter(curves.values()))[alphas[0]])
+            if len(alphas) < 2:
                 continue
-            found = dose_response(alphas, table)
-            figures = {"slope": found.slope}
-            figures |= {m: alone(getattr(found, m)) for m in ("r2", "monotone", "rising")}
-            of = {"method": method, "split": "dose", "items": len(items), **common}
-            of |= {"seed": seed, "aggregate": seed is None and None not in curves}
-            lines += [line(figure, metric=metric, **of) for metric, figure in figures.items()]
+            values = {
+                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
+            }
+            for seed, table in _with_all(values).items():
+                if not np.isfinite(table).all():
+                    continue
+                of = {"method": method, "split": "dose", "items": len(items), **common}
+                of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+                lines += [
+                    line(figure, metric=m, **of) for m, figure in summed(alphas, table).items()
+                ]
     return lines
+
+
+def _response(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
+    found = dose_response(alphas, table)
+    others = ("r2", "monotone", "rising")
+    return {"slope": found.slope, **{m: alone(getattr(found, m)) for m in others}}
+
+
+def _steered(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
+    """Of values [items, alphas] or [seeds, items, alphas]."""
+    found = slopes(alphas, table.reshape(-1, len(alphas)).T).reshape(table.shape[:-1])
+    return {
+        "steerability": mean_interval(found),
+        "wrong_way": mean_interval((1 - np.sign(found)) / 2, SHARE),
+    }
 
 
 def verdicts(
