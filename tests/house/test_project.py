@@ -33,7 +33,7 @@ LINES_OF_ROOM = {
     "models": 3400,  # a model run from one of its layers
     "objectives": 1790,  # rankings
     "panel": 1440,  # what else a dial changes, budgets of it
-    "pairs": 3430,  # readers of BiPO's behaviours, of lettered questions, of rankings
+    "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
     "report": 4808,  # the page of a panel
     "serve": 2010,  # the provider of Inspect, prompts in pieces
