@@ -399,10 +399,10 @@ def test_page_begins_with_the_answer(run, page):
 
 def test_d4_a_pages_header_names_no_folder(run):
     results = read_results(run)
-    for name, shown in (("/home/me/models/m", "m"), ("org/m", "m"), ("smollm2-135m",) * 2):
+    for name, shown in (("/data/models/m", "m"), ("org/m", "m"), ("smollm2-135m",) * 2):
         made = compare.page(replace(results, study=replace(results.study, model=name)))
         assert made.kicker.rpartition(" · ")[2] == shown
-        assert "/home" not in made.title
+        assert "/data" not in made.title
 
 
 def test_page_asks_nothing_of_the_network(page):
