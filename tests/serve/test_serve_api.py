@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -293,6 +294,36 @@ def test_who_may_ask(running: Running):
     status, page = running.raw("GET", "/", Authorization="")
     assert status == 200
     assert "<title>" in page
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for(running: Running, monkeypatch: Any):
+    monkeypatch.setattr("trimtab.serve.app.PATIENCE", 0.3)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as line:
+        line.sendall(f'{head}Content-Length: 9\r\n\r\n{{"mod'.encode())
+        assert line.recv(100).startswith(b"HTTP/1.1 408")
+    assert running.raw("GET", "/v1/models")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/v1/../../etc/passwd"),
+        *(
+            "/static/../app.py",
+            "/page.html",
+            "/v1/models/..%2f..%2fapp.py",
+            "/docs",
+            "/openapi.json",
+        ),
+    ],
+)
+def test_no_path_leads_to_a_file(running: Running, path: str):
+    status, said = running.raw("GET", path)
+    assert status == 404
+    assert "root:" not in str(said)
 
 
 def test_a_model_without_a_template_refuses_chats(tiny: Any, tokenizer: Any):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from trimtab.dials.base import FORCE
 from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
-from trimtab.files import sha256, write_text
+from trimtab.files import sha256, staged, write_text
 from trimtab.foreign import parse_json
 from trimtab.holding import holding
 
@@ -94,26 +93,20 @@ class DialInfo:
 @holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.realpath(Path(folder).expanduser()))  # a link stays one
     if folder.exists() and not _may_replace(folder):
         raise DialError(f"{folder}: exists and is no saved dial; choose another folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        new, old = stage / "new", stage / "old"
-        try:
-            new.mkdir()  # with ordinary permissions, unlike the stage
+        with staged(folder) as stage:
+            new = stage / "new"
+            new.mkdir()
             dial._write(new)
             for name, content in extra.items():
                 data = content.encode() if isinstance(content, str) else content
                 (new / name).write_bytes(data)
             if folder.exists():
-                folder.rename(old)
+                folder.rename(stage / "old")
             new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(stage, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise DialError(f"{folder}: cannot save the dial ({error})") from error
     return folder

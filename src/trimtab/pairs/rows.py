@@ -106,16 +106,10 @@ def paired(group: list[Scored], told: Told) -> list[tuple[str, Row]]:
     rest = [one for one in group if one.score < best and one.answer not in [t.answer for t in tops]]
     told.left_out["answers whose prompt has no better or worse one"] += 0 if rest else len(group)
     many = max(len(tops), len(rest)) if rest else 0
+    couples = ((tops[i % len(tops)], rest[i % len(rest)]) for i in range(many))
     return [
-        (
-            tops[i % len(tops)].where,
-            {
-                **tops[i % len(tops)].row,
-                "chosen": tops[i % len(tops)].answer,
-                "rejected": rest[i % len(rest)].answer,
-            },
-        )
-        for i in range(many)
+        (top.where, {**top.row, "chosen": top.answer, "rejected": worse.answer})
+        for top, worse in couples
     ]
 
 

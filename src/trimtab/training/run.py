@@ -123,7 +123,7 @@ def fit(
         },
         versions=versions(),
     )
-    folder = Path(out) if out is not None else None
+    folder = None if out is None else Path(os.path.realpath(out))  # a link stays one
     if folder is not None and (done := _finished(folder, info, overwrite, model)):
         progress.say(f"{folder} holds this very run already: nothing to do")
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
