@@ -24,7 +24,7 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1050,
     "batching": 2595,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3715,  # push; --dial.kind, --with
+    "cli": 3730,  # push; --dial.kind, --with
     "compat": 550,
     "directions": 490,  # what differences say before a direction is fitted
     "dials": 5400,  # the card and the Hub; reft, doses
