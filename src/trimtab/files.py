@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +21,58 @@ def aside(file: Path) -> Iterator[Path]:
         OSError: the file cannot be written. It names the file: those of a full disk do not say what was
             being written.
     """
+    file = Path(os.path.realpath(file))  # a link stays one
     writing = file.with_name(f".{file.name}.{os.getpid()}.writing")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield writing
-        with writing.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(writing, file)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
+        with _of(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield writing
+            with writing.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(writing, file)
     finally:
         writing.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` to make it in, gone at the end. What a killed run left there, the next
+    one clears away: whoever calls this holds `target` (`trimtab.holding`). What lies at the target is moved
+    to `old` within, before the new takes its place: where that does not come about, it is put back.
+
+    Raises:
+        OSError: it cannot be written; names the target.
+    """
+    stage = target.with_name(f".{target.name}.making")
+    old = stage / "old"
+
+    def clear() -> None:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(stage, ignore_errors=True)
+
+    with _of(target):
+        clear()
+        stage.mkdir(parents=True)
+        try:
+            yield stage
+        finally:
+            clear()
+
+
+@contextmanager
+def _of(place: Path) -> Iterator[None]:
+    """Errors of writing name the place. Those of safetensors, whose kind is none of the system's, do as
+    well."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
+    except Exception as error:
+        code = re.search(r"\bcode: (\d+)", str(error))
+        if type(error).__name__ != "SafetensorError" or code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(place)) from error
 
 
 def write_text(file: Path, text: str) -> Path:

@@ -21,6 +21,7 @@ MOVED: dict[str, str | tuple[str, ...]] = {
         "trimtab.training.reward_head",
     ),
     "trimtab.evaluate": "trimtab.evaluation",
+    "trimtab.evaluation.damage": "trimtab.damage",
     "trimtab.cache": ("trimtab.store", "trimtab.readings"),
     "trimtab.dials.kinds": "trimtab.dials.saved",
     "trimtab.anchor": "trimtab.anchoring",

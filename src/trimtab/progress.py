@@ -85,7 +85,7 @@ class Progress:
                 TextColumn("{task.fields[said]}"),
             )
             with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-                task = bars.add_task(label, total=total, rate="", said="")
+                task = bars.add_task(visible(label), total=total, rate="", said="")
 
                 def turn(done: int, total: int) -> None:
                     rate = f"{done / max(time.monotonic() - start, 1e-9):.1f}/s"

@@ -97,6 +97,8 @@ class Readout:
         rejected_confidence: the same of the rejected ones.
         chosen_kl: mean over each chosen answer's scored tokens of KL(policy || reference), in nats.
         rejected_kl: the same of the rejected ones.
+        answers: index of each pair's chosen and rejected answer, the same where pairs share an answer;
+            without it no pairs do.
     """
 
     chosen_logps: Float[Tensor, "pair"] | None = None
@@ -111,6 +113,7 @@ class Readout:
     rejected_confidence: Float[Tensor, "pair"] | None = None
     chosen_kl: Float[Tensor, "pair"] | None = None
     rejected_kl: Float[Tensor, "pair"] | None = None
+    answers: Int[Tensor, "2 pair"] | None = None
 
 
 def last_tokens(pool: Pool) -> int | None:

@@ -210,7 +210,8 @@ def pair_up(
     }
     for pole, answers in poles.items():
         each[pole] = {site: h[answers] for site, h in readings.states.items()}
-    return Readout(**each, floor=floor or {}, direction=direction or {})
+    answers = torch.stack(list(poles.values()))
+    return Readout(**each, answers=answers, floor=floor or {}, direction=direction or {})
 
 
 def each_line(batch: Batch) -> Iterator[tuple[int, Batch]]:

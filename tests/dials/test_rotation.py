@@ -229,7 +229,7 @@ def readout(delta: float, chosen: float = -10.0, rejected: float = -12.0) -> Rea
 
 
 def test_the_loss_by_hand():
-    u = {2: torch.tensor([0.5, 0.0])}
+    u: Any = {2: torch.tensor([0.5, 0.0])}
     reference, plus, minus = readout(2.0), readout(5.0, -9, -15), readout(0.0, -14, -16.8)
     form = ContrastiveSteering(form="linear", weight_coherence=0, weight_monotone=0)
     loss, metrics = form(plus, minus, reference, u)
@@ -252,7 +252,7 @@ def test_the_loss_by_hand():
 
 
 def test_both_ends_worse_is_what_monotonicity_punishes():
-    u = {2: torch.tensor([0.5, 0.0])}
+    u: Any = {2: torch.tensor([0.5, 0.0])}
     term = ContrastiveSteering(weight_coherence=0)
     reference = readout(2.0)
     one_way = term(readout(2.0, -9), readout(2.0, -11), reference, u)[0]
@@ -290,15 +290,15 @@ def test_a_batch_twice_reads_both_ends_at_once(tiny):
     dial = rotation(model)
     batch = collate(rows, [0, 1, 2])
     with dial(model, [1.0, -1.0]), torch.no_grad():
-        found = read(model, twice(batch), logps=True, sites=(2,))
+        found: Any = read(model, twice(batch), logps=True, sites=(2,))
     for alpha, part in ((1.0, slice(batch.n_answers)), (-1.0, slice(batch.n_answers, None))):
         with dial(model, alpha), torch.no_grad():
-            alone = read(model, batch, logps=True, sites=(2,))
+            alone: Any = read(model, batch, logps=True, sites=(2,))
         close(found.logps[part], alone.logps)
         close(found.states[2][part], alone.states[2])
 
 
-def separation(model: Any, dial: Dial, alpha: float, encoded: Any) -> float:
+def separation(model: Any, dial: Dial, alpha: float, encoded: Any) -> Tensor:
     batch = collate(encoded, range(len(encoded.rows)))
     with dial(model, alpha), torch.no_grad():
         found = read(model, batch, sites=(3,))
@@ -396,7 +396,7 @@ def test_blocks_above_the_objective_are_refused(tiny, tokenizer):
     recipe = RotationRecipe(
         objective=ContrastiveSteering(sites="0"), dial=RotationSettings(blocks="0.5..1")
     )
-    with pytest.raises(ConfigError, match="above the objective's deepest site 0"):
+    with pytest.raises(ConfigError, match="up to site 0, and the dial acts from site 2 on"):
         fit(recipe, tiny("llama"), tokenizer, random_pairs(8))
 
 

@@ -39,3 +39,13 @@ def test_dials_of_fb81d27_match_their_base_and_act_as_they_did(name, tmp_path):
     other.model.layers[0].mlp.down_proj.weight[0, 0] += 1
     with pytest.raises(DialError, match="another weights"):
         dial.check_base(other)
+
+
+def test_a_link_given_as_a_folder_stays_a_link(tmp_path):
+    dial = VectorDial({1: torch.ones(4)}, {1: 1.0})
+    (tmp_path / "link").symlink_to("there")
+    for _ in range(2):
+        dial.save_pretrained(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["link", "there"]
+    assert Dial.from_pretrained(tmp_path / "there").info == dial.info

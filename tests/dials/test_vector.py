@@ -146,7 +146,7 @@ def states_at(model: Any, batch: Any, site: int) -> Tensor:
 
 def test_what_a_vector_with_options_cannot_be(tiny):
     model = tiny("llama")
-    for options, message in (
+    refused: Any = (
         ({"operator": "erase"}, "operator 'erase': expected one of add, project_out"),
         ({"levels": {1: 0.0, 2: 0.0}}, "levels at .* operator 'add'"),
         ({"operator": "replace", "levels": {1: 0.0}}, "expected one a site"),
@@ -154,7 +154,8 @@ def test_what_a_vector_with_options_cannot_be(tiny):
         ({"positions": "first"}, "positions 'first': expected all, prompt, completion, last"),
         ({"positions": ()}, "or a list of token ids"),
         ({"positions": (-1,)}, "or a list of token ids"),
-    ):
+    )
+    for options, message in refused:
         with pytest.raises(DialError, match=message):
             vector(model, **options)
 
@@ -266,7 +267,8 @@ def test_positions_in_packed_rows(tiny):
         for layout in ("packed", "padded"):
             batch = collate(rows, [0, 1, 2], layout)
             with dial(model, 1.0), torch.no_grad():
-                found.append(read(model, batch, logps=True).logps[batch.answer_ids.argsort()])
+                logps: Any = read(model, batch, logps=True).logps
+                found.append(logps[batch.answer_ids.argsort()])
         close(*found)
 
 
@@ -388,11 +390,12 @@ def test_a_condition_comes_before_its_edits(tiny):
     dial.condition = condition
     with pytest.raises(ConfigError, match="after the first edit"), dial(model, 1.0):
         pytest.fail("entered")  # block 2 ends behind what is within it
-    for bad, message in (
+    wrong: Any = (
         ((2, torch.zeros(32), 0.0), "is zero or not finite"),
         ((2, torch.ones(32), 1.5), "threshold 1.5: expected a cosine"),
         ((2, torch.ones(32), 0.0, "first"), "over 'first'"),
-    ):
+    )
+    for bad, message in wrong:
         with pytest.raises(DialError, match=message):
             Condition(*bad)
 
@@ -590,7 +593,7 @@ def test_trap_14_fitting_and_merging_refuse_a_model_with_a_dial_on(tiny, tokeniz
 def test_trap_5_states_are_not_changed_in_place(tiny):
     """What a module gave out is left alone: autograd and caches may hold it."""
     model = tiny("llama")
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     handle = model.model.layers[1].register_forward_hook(
         lambda _, __, y: kept.append((y, y.clone()))
     )
@@ -614,7 +617,9 @@ def test_trap_18_a_vector_goes_to_the_device_of_the_states(tiny):
     """Not of the model: on several devices each block has its own. `meta` stands for another."""
     from trimtab.dials.vector import _add, _add_fused
 
-    step = torch.ones(4)
+    def step() -> Tensor:
+        return torch.ones(4)
+
     y = torch.zeros(1, 2, 4, device="meta")
     assert _add(step, y, y, 1.0).device.type == "meta"
     assert _add_fused(step, 1.0)(y, y).device.type == "meta"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.damage import Damage
 from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.evaluation import NeutralText, calibrate, generate, parse_budget
 from trimtab.evaluation.calibration import _interval, _meets, passages_of
-from trimtab.evaluation.damage import Damage
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.training.condition import best_threshold, fit_condition
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,6 +26,7 @@ from trimtab.evaluation.answers import (
     write_arena_hard,
 )
 from trimtab.evaluation.decoding import Decoder, decode, generate_args, generate_genarm
+from trimtab.evaluation.endpoint import Endpoint
 from trimtab.evaluation.judge import (
     Judgement,
     compare_answers,
@@ -270,9 +272,18 @@ def endpoint() -> Iterator[Any]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.asked.append((self.path, self.headers.get("Authorization"), body))
             said = server.says.pop(0) if server.says else None
+            if isinstance(said, int) and said < 400:
+                self.send_response(said)
+                self.send_header("Location", server.location)
+                self.end_headers()
+                return
             if isinstance(said, int):
                 self.send_error(said)
                 return
+            for _ in range(server.drips):
+                self.wfile.write(b"H")
+                self.wfile.flush()
+                time.sleep(0.05)
             if said is None:
                 _, a, b = body["messages"][1]["content"].split("Answer ")
                 said = "[[A]]" if "+" in a else "[[B]]" if "+" in b else "[[C]]"
@@ -289,7 +300,7 @@ def endpoint() -> Iterator[Any]:
             pass
 
     server: Any = HTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.says = [], []
+    server.asked, server.says, server.drips = [], [], 0
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -299,7 +310,7 @@ def endpoint() -> Iterator[Any]:
 
 def test_endpoint_judge(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    judge = endpoint_judge(endpoint.url, "m", key="secret")
+    judge = endpoint_judge(Endpoint(endpoint.url, "secret"), "m")
     found = compare_answers(answers("+", "a", "x"), answers("b", "c+", "y"), judge)
     assert [j.win for j in found] == [1, 0, 0.5]
     path, key, body = endpoint.asked[0]
@@ -319,6 +330,61 @@ def test_endpoint_judge(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JudgeError, match="no chat completion"):
         judge("p", "+", "b")
     with pytest.raises(JudgeError, match="cannot be reached"):
-        endpoint_judge("http://127.0.0.1:9/v1", "m")("p", "a", "b")
+        endpoint_judge(Endpoint("http://127.0.0.1:9/v1"), "m")("p", "a", "b")
+
+
+SECRET = "sk-0123456789"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "file:///etc/hosts", "http://", "http://h:x/v1", "http://h:99999/v1"),
+        *("http://h/v1 x", "http://h/\nv1", "", "http://[::1/v1"),
+    ],
+)
+def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ConfigError, match="no address"):
-        endpoint_judge("localhost:8000", "m")
+        Endpoint(url)
+
+
+@pytest.mark.parametrize("key", [f"{SECRET} ", f"{SECRET}\n", f"{SECRET}\u00e9", f"{SECRET}\0"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        Endpoint("http://localhost/v1", key)
+    assert SECRET not in str(told.value)
+    assert SECRET not in repr(told.value)
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="name or password") as told:
+        Endpoint(f"http://me:{SECRET}@localhost/v1")
+    assert SECRET not in str(told.value)
+    assert SECRET not in repr(Endpoint("http://localhost/v1", SECRET))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(endpoint: Any, status: int) -> None:
+    """Nobody else gets the key, nor is believed."""
+    endpoint.says, endpoint.location = [status], f"http://me:{SECRET}@elsewhere.test/v1"
+    with pytest.raises(JudgeError, match=f"HTTP {status}, a redirect to elsewhere") as told:
+        Endpoint(endpoint.url, SECRET).post("chat/completions", {})
+    assert SECRET not in str(told.value)
+    assert len(endpoint.asked) == 1
+
+
+def test_answers_without_end(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps a socket's own limit from ending it."""
+    began = time.monotonic()
+    endpoint.drips = 50
+    with pytest.raises(JudgeError, match="no whole answer within"):
+        Endpoint(endpoint.url, timeout=0.4).post("chat/completions", {})
+    assert time.monotonic() - began < 4
+    endpoint.drips = 0
+    monkeypatch.setattr("trimtab.evaluation.endpoint.LARGEST", 30)
+    endpoint.says = [b"[" + b"1," * 40]
+    with pytest.raises(JudgeError, match="is larger than"):
+        Endpoint(endpoint.url).post("chat/completions", {})
+    endpoint.says = [b"[" * 25]
+    with pytest.raises(JudgeError, match="no JSON"):
+        Endpoint(endpoint.url).post("chat/completions", {})

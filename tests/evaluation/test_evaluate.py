@@ -132,7 +132,7 @@ def test_a_dial_of_another_model_is_refused_unless_forced(tiny, tokenizer, few_p
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_damage_equals_a_naive_computation(tiny, tokenizer, monkeypatch, keep):
-    monkeypatch.setattr("trimtab.evaluation.damage.KEEP_BYTES", 1 << 30 if keep else 0)
+    monkeypatch.setattr("trimtab.damage.KEEP_BYTES", 1 << 30 if keep else 0)
     model = tiny("llama")
     dial, text = a_dial(model), NeutralText(model, tokenizer, PASSAGES)
     zero = text.damage(dial, 0.0)

@@ -116,7 +116,7 @@ def test_strength_and_layer_are_repengs(tiny):
     v = np.arange(32, dtype=np.float32) / 100
     ids = torch.tensor([[5, 6, 7, 8]])
     handle = models.layers(model)[2].register_forward_hook(
-        lambda _, __, out: out + 1.5 * torch.from_numpy(v)
+        lambda _, __, out: out + 1.5 * torch.from_numpy(v)  # pyright: ignore
     )
     truth = model(ids).logits
     handle.remove()
@@ -314,7 +314,7 @@ def test_i4_train_with_sae(tiny, tokenizer, dataset, decode):
         model, tokenizer, sae, dataset, hidden_layers=[1, 2], decode=decode
     )
     for layer, v in plain.directions.items():
-        wanted = v if decode else layers[layer].encode(v)
+        wanted = v if decode else layers[layer].encode(v)  # pyright: ignore
         assert float(found.directions[layer] @ wanted) > 0.9999
 
 
@@ -327,3 +327,38 @@ def test_i4_umap_is_there_or_says_what_to_install(tiny, tokenizer, dataset):
     else:
         vector = ControlVector.train(tiny("llama"), tokenizer, dataset, method="umap")
         assert sorted(vector.directions) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gpt2", [-2, -3]), ("llama", [2, 3])])
+def test_i4_equal_ways_of_saying_a_strength_give_equal_texts(
+    tokenizer, dataset, tmp_path, name, layers
+):
+    """What repeng's own tests hold true of any model: a vector is written and read without a change,
+    and coefficient, product, quotient, sign and sum say the same (`python -m bench.repeng_tests`)."""
+    model = ControlModel(build(name), layers)
+    vector = ControlVector.train(model, tokenizer, dataset, method="pca_center")
+    vector.export_gguf(tmp_path / "v.gguf")
+    assert ControlVector.import_gguf(tmp_path / "v.gguf") == vector
+
+    def text(control: ControlVector | None, coeff: float = 1.0) -> list[int]:
+        if control is not None:
+            model.set_control(control, coeff)
+        ids = tokenizer("The sky", return_tensors="pt")
+        out = model.generate(**ids, do_sample=False, max_new_tokens=8, repetition_penalty=1.1)
+        model.reset()
+        return out[0].tolist()
+
+    bare, up, down = text(None), text(vector, 40.0), text(vector, -40.0)
+    assert len({*map(tuple, (bare, up, down))}) == 3
+    for control, coeff, wanted in (
+        (vector, 0.0, bare),
+        (vector * 0.0, 1.0, bare),
+        (vector - vector, 1.0, bare),
+        (40 * vector, 1.0, up),
+        (-(vector * -40), 1.0, up),
+        (vector / 0.025, 1.0, up),
+        (vector * -40, 1.0, down),
+        (-(vector * 40), 1.0, down),
+        (vector - 41 * vector, 1.0, down),
+    ):
+        assert text(control, coeff) == wanted

@@ -67,6 +67,16 @@ def fit_words(here: Path, pairs: object, out: Path) -> list[object]:
 FINE = rows(1, "fine")[0]
 
 
+@pytest.mark.parametrize("method", ["dpo", "innerdpo", "genarm"])
+def test_whole_sequences_are_no_answers(here, refused, tmp_path, method):
+    """What tells personas in contrast apart stands before the answer: nothing there to prefer."""
+    rest = fit_words(here, "personas:honesty[:2]", tmp_path / "x")[2:]
+    said = refused("fit", method, *rest)
+    assert f"{method} trains on answers to prompts" in said
+    assert "`personas:honesty/answers` has the personas as answers" in said
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import data, directions, dpo, floor, positions, results, steering
+from bench import data, directions, dpo, floor, positions, repeng_tests, results, steering
 from bench.__main__ import main
 from bench.naive_rotation import Naive
 from bench.sides import Comparison
@@ -290,3 +290,21 @@ def test_lines_of_heads(tiny, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Non
     # 2 d + 1 bytes of a state, and 4 of each answer's count
     assert 1 + 1 / 64 < found["store_bytes_over_2d"][0] < 1.05
     assert len(results.rows({k: v for k, (v, _) in found.items()}, {})) == 1 + len(found)
+
+
+def test_tests_of_others_are_run_without_what_one_model_says() -> None:
+    text = """
+from . import ControlModel
+
+def test_right():
+    tokenizer, model = AutoTokenizer.from_pretrained("m"), AutoModelForCausalLM.from_pretrained("m")
+    said = tokenizer.decode(model.generate(**tokenizer("a", return_tensors="pt"))[0])
+    assert said == "what another model says"
+    assert len(model_layer_list(ControlModel(model, [1]))) == 4
+
+def test_wrong():
+    assert load_suffixes()[0] == 5
+"""
+    right, wrong = repeng_tests.run(text)
+    assert right == ("test_right", "passed", 1, 1)
+    assert wrong == ("test_wrong", "failed: AssertionError: ", 1, 0)

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from trimtab import provenance
-from trimtab.files import aside, write_json, write_lines, write_text
+from trimtab.files import aside, staged, write_json, write_lines, write_text
 
 
 def test_what_is_written_reads_back(tmp_path):
@@ -87,3 +87,57 @@ def test_versions_and_commit():
         "python": platform.python_version(),
     }
     assert re.fullmatch(r"[0-9a-f]{12}|[0-9.]+", provenance.commit())
+
+
+def test_a_link_given_as_a_file_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to("there/file.json")
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "there" / "file.json").read_text()) == {"a": 1}
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_what_a_killed_run_left_is_cleared_and_what_it_took_away_is_put_back(tmp_path):
+    target, left = tmp_path / "out", tmp_path / ".out.making"
+    (left / "old").mkdir(parents=True)
+    (left / "old" / "kept").write_text("x")
+    (left / "half").write_text("y")
+    with staged(target) as stage:
+        assert stage == left
+        assert not list(stage.iterdir())
+        assert (target / "kept").read_text() == "x"
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_fails_between_old_and_new_is_put_back(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+
+    def fails(stage):
+        target.rename(stage / "old")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), staged(target) as stage:
+        fails(stage)
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_whoever_finds_it(tmp_path):
+    """safetensors has an error of its own kind for it."""
+    from safetensors import SafetensorError
+
+    def full(_):
+        raise SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space" })')
+
+    for writing in (aside, staged):
+        with (
+            pytest.raises(OSError, match="No space left") as told,
+            writing(tmp_path / "out") as place,
+        ):
+            full(place)
+        assert (told.value.errno, told.value.filename) == (28, str(tmp_path / "out"))
+    with pytest.raises(SafetensorError, match="header"), aside(tmp_path / "out"):
+        raise SafetensorError("header too large")
+    assert not list(tmp_path.iterdir())

@@ -46,6 +46,21 @@ def test_personas(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_personas_as_answers(name):
+    """One prompt for all; answers that differ in the persona alone, and go on."""
+    pairs = read_pairs(f"personas:{name}/answers")
+    assert len(pairs) == len(pairs.items()) == len(SUFFIX)
+    assert len({p.prompt for p in pairs}) == 1
+    for p, suffix in zip(pairs, SUFFIX, strict=True):
+        (with_, said), (without, other) = (a.split(": ", 1) for a in (p.chosen, p.rejected))
+        assert said == other == suffix
+        assert p.open
+        assert with_ != without
+        assert with_[0] == " "
+    assert not grams([pairs[0].prompt]) & grams([q for lines in TRAITS.values() for q in [lines]])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_traits(name):
     test, dev = read_pairs(f"traits:{name}/test"), read_pairs(f"traits:{name}/dev")
     assert len(test.items()) >= 60

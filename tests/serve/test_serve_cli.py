@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from trimtab import serve as serving
 from trimtab.cli.chat import Chat
 from trimtab.cli.chat import main as chat
 from trimtab.cli.serve import main as serve
@@ -42,7 +43,7 @@ def chats(tiny: Any, tokenizer: Any) -> Any:
 def test_a_chat_keeps_its_history_and_turns_its_dials(chats: Chat, tokenizer: Any, tiny: Any):
     def expected(*texts: str, system: str = "", alpha: float = 0.0) -> str:
         roles = ["user", "assistant"] * 3
-        messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+        messages: Any = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
         if system:
             messages.insert(0, {"role": "system", "content": system})
         (found,) = generate(
@@ -81,7 +82,7 @@ def test_a_chat_keeps_its_history_and_turns_its_dials(chats: Chat, tokenizer: An
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(chats: Chat):
     whole = "".join(chats.says("Is the sky blue?"))
     chats.messages = []
-    answer = chats.says("Is the sky blue?")
+    answer: Any = chats.says("Is the sky blue?")
     begun = "".join(next(answer) for _ in range(3))
     answer.close()
     assert chats.messages[-1] == {"role": "assistant", "content": begun}
@@ -124,6 +125,27 @@ def test_dials_have_names_that_requests_can_write(tiny: Any):
     for name in ("a+b", "a@1", "a b", ""):
         with pytest.raises(ConfigError, match="a name of letters"):
             Shelf("tiny", {name: vector()})
+
+
+def test_text_on_the_fullest_shade_can_be_read():
+    page = (Path(serving.__file__).parent / "page.html").read_text("utf-8")
+
+    def light(shade: str) -> float:
+        """Relative luminance, as WCAG has it."""
+        digits = shade * 2 if len(shade) == 3 else shade
+        parts = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    found = re.findall(r"--([a-z]+): light-dark\(#(\w+), #(\w+)\)", page)
+    shades = {name: tuple(map(light, of)) for name, *of in found}
+    for ground, mark, least in [
+        ("up", "ink", 4.5), ("down", "ink", 4.5), ("card", "faint", 4.5), ("page", "faint", 4.5),
+        ("card", "warn", 4.5), ("page", "warn", 4.5), ("card", "edge", 3), ("page", "accent", 3),
+    ]:  # fmt: skip
+        for one, other in zip(shades[ground], shades[mark], strict=True):
+            ratio = (max(one, other) + 0.05) / (min(one, other) + 0.05)
+            assert ratio >= least, (ground, mark, ratio)
 
 
 @pytest.mark.slow

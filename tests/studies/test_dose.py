@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.batching import Encoded, Row
+from trimtab import models
+from trimtab.batching import Encoded, Row, encode
 from trimtab.cli import main
+from trimtab.dials import VectorDial
 from trimtab.errors import TrimtabError
 from trimtab.evaluation import NeutralText
+from trimtab.evaluation import score as score_items
 from trimtab.evaluation.dose import (
     antisymmetry,
     binary_log_ratio_correlation,
@@ -20,10 +23,12 @@ from trimtab.evaluation.dose import (
     log_ratios,
     score,
     slopes,
+    steerability,
     straightness,
     valid_answers,
     wrong_way,
 )
+from trimtab.pairs import Pair, PairSet
 from trimtab.states import Readings
 from trimtab.studies.pages import write_pages
 from trimtab.studies.steering import tables as steering_tables
@@ -59,6 +64,45 @@ def test_slopes_by_hand():
         slopes([1, 1], [[0.0], [1.0]])
     with pytest.raises(ValueError, match="doses"):
         slopes([0, 1], [[0.0], [1.0], [2.0]])
+
+
+def test_steerability_by_hand():
+    """Seven strengths as Tan et al. have them; one item goes up, one down."""
+    up, down = (-1, -0.5, 0, 0.2, 0.5, 1, 1.6), (0.5, 0.4, 0.2, 0, -0.1, -0.2, -0.4)
+    found = steerability(np.linspace(-1.5, 1.5, 7), np.array([up, down]).T)
+    assert found.slopes == pytest.approx([0.8071429, -0.3], abs=5e-8)
+    assert found.slope.value == pytest.approx(0.2535714, abs=5e-8)  # that of the mean
+    assert found.wrong_way.value == 0.5
+
+
+def test_a_liking_for_a_letter_is_no_slope(tiny, tokenizer, store):
+    """A vector that makes one letter likelier whatever is asked moves no item, for each has both orders;
+    the pairs by themselves go 1 in 2 the wrong way."""
+    question = "Which?\n (A) {}\n (B) {}\n\nAnswer:"
+    texts = [(f"up {n}", f"down {n}") for n in range(4)]
+    pairs = [
+        Pair(question.format(*order), f" ({right}", f" ({wrong}", str(n), open=True)
+        for n, (good, bad) in enumerate(texts)
+        for order, right, wrong in (((good, bad), "A", "B"), ((bad, good), "B", "A"))
+    ]
+    model = tiny("llama")
+    encoded = encode(PairSet(pairs, "letters"), tokenizer)
+    a, b = (tokenizer(f" ({x}")["input_ids"][-1] for x in "AB")
+    last = len(models.layers(model)) - 1
+    dial = VectorDial({last: model.lm_head.weight[a] - model.lm_head.weight[b]}, {last: 0.3})
+    alphas = (-1.0, 0.0, 1.0)
+    scores = [score_items(model, encoded, dial, x, store=store) for x in alphas]
+    found = steerability(alphas, np.array([s.preference for s in scores]))
+    single = [
+        score_items(
+            model, encode(PairSet(pairs[::2], "one order"), tokenizer), dial, x, store=store
+        )
+        for x in alphas
+    ]
+    liking = steerability(alphas, np.array([s.preference for s in single]))
+    assert liking.wrong_way.value == 0.0
+    assert liking.slope.low > 0.05
+    assert abs(found.slopes).max() < 0.5 * liking.slopes.min()
 
 
 def test_straightness_by_hand():

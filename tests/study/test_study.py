@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -34,6 +35,8 @@ from trimtab.dials import Dial, VectorDial
 from trimtab.errors import ConfigError, DataError, DialError
 from trimtab.pairs import PairSet
 from trimtab.progress import Progress
+from trimtab.report import read_results, wording, write_page
+from trimtab.statistics import holm
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
@@ -368,6 +371,7 @@ def test_results_say_what_the_issue_asks(run, here):
     assert {r["metric"] for r in found} == {
         *("accuracy", "accuracy_sum", "accuracy_choice", "margin"),
         *("kl", "nll_rise", "slope", "r2", "monotone", "rising"),
+        *("steerability", "wrong_way"),
     }
     for r in found:
         if r["low"] is not None:
@@ -686,6 +690,22 @@ def test_evaluate_dials_on_splits(tiny, tokenizer, here, tmp_path):
         *(("base", s, 0.0) for s in ("test", "oos", "dose")),
         *(("v", s, a) for s in ("test", "oos", "dose") for a in (-1.0, 1.0)),
     }
+    told = {
+        (r["method"], r["metric"]): r for r in found if r["metric"] in ("steerability", "wrong_way")
+    }
+    assert {m for m, _ in told} == {"v", "random for v"}
+    items = [r for r in read_rows(tmp_path / "run" / "items.parquet") if r["split"] == "dose"]
+    for method in ("v", "random for v"):
+        up, down = (
+            np.array([r["preference"] for r in items if (r["method"], r["alpha"]) == (method, a)])
+            for a in (1.0, -1.0)
+        )
+        slopes = (up - down) / 2  # of -1, 0, 1: what is at 0 does not count
+        assert told[method, "steerability"]["value"] == pytest.approx(slopes.mean(), abs=1e-6)
+        assert told[method, "wrong_way"]["value"] == pytest.approx((slopes < 0).mean())
+    shown = write_page(tmp_path / "run").read_text()
+    assert "Steerability" in shown
+    assert "random, wrong way" in shown
     kl = {r["alpha"]: r["value"] for r in found if r["metric"] == "kl"}
     assert set(kl) == {-1.0, 1.0}
     assert min(kl.values()) > 0
@@ -693,6 +713,31 @@ def test_evaluate_dials_on_splits(tiny, tokenizer, here, tmp_path):
     assert [{**r, "method": "v"} for r in again if r["method"] == "dial"] == [
         r for r in found if r["method"] == "v"
     ]
+
+
+@pytest.mark.parametrize("names", [("v", "w"), ("v", "dpo")])
+def test_evaluate_judges_against_the_bare_model_and_dpo(tiny, tokenizer, here, tmp_path, names):
+    """Every dial at every strength against alpha 0, one Holm table; beside it DPO, where there is one."""
+    dials = {
+        n: VectorDial({1: k * torch.ones(32)}, {1: 9.0})
+        for n, k in zip(names, (1, -1), strict=True)
+    }
+    splits, alphas = {"test": f"jsonl:{here}/test.jsonl"}, (0.5, 1.0)
+    evaluate(tiny("llama"), tokenizer, dials, splits, alphas=alphas, out=tmp_path, passages=1)
+    told = lines(tmp_path / "verdicts.jsonl")
+    bare = [d for d in told if d["against"] == "base"]
+    assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
+        (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
+    ]
+    items = pd.read_parquet(tmp_path / "items.parquet").query("split == 'test'")
+    means = items.groupby(["method", "alpha"]).accuracy.mean()
+    for d in bare:
+        assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
+    np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
+    against = [(d["method"], d["against"]) for d in told if d not in bare]
+    assert against == [("v", "dpo")] * ("dpo" in names)
+    said = " ".join(wording.headline(read_results(tmp_path)).split())
+    assert ("the bare model" in said, "DPO" in said) == ("w" in names, "dpo" in names)
 
 
 def test_evaluate_refuses(tiny, tokenizer, here, tmp_path):

@@ -26,12 +26,7 @@ def ablate(producer: Any, consumer: Any, axes: Sequence[int]) -> None:
     Raises:
         ConfigError: a dimension that the layer has not, or all of them.
     """
-    axes = _checked(producer, consumer, axes)
-    with torch.no_grad():
-        producer.weight[..., axes, :] = 0
-        if producer.bias is not None:
-            producer.bias[..., axes] = 0
-        consumer.weight[..., axes] = 0
+    ablate_stream([producer], [consumer], _checked(producer, consumer, axes), [])
 
 
 def prune(producer: Any, consumer: Any, axes: Sequence[int]) -> None:

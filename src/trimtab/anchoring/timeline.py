@@ -131,26 +131,17 @@ class Sheet:
         """Every property at every step; the last row's step is the last of training."""
         steps = _place(self)
         length = steps[-1] + 1
-        values = {
-            column.name: _realise(
-                column,
-                [
-                    (step, float(row.values[column.name]))
-                    for step, row in zip(steps, self.rows, strict=True)
-                    if column.name in row.values
-                ],
-                length,
-            )
-            for column in self.columns
-        }
+        keys: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
         phases: list[tuple[int, str]] = []
-        for step, row in zip(steps, self.rows, strict=True):
-            if row.phase and (not phases or phases[-1][1] != row.phase):
-                phases.append((step, row.phase))
         actions: dict[int, tuple[str, ...]] = {}
         for step, row in zip(steps, self.rows, strict=True):
+            for name, value in row.values.items():
+                keys[name].append((step, float(value)))
+            if row.phase and (not phases or phases[-1][1] != row.phase):
+                phases.append((step, row.phase))
             if row.actions:
                 actions[step] = (*actions.get(step, ()), *row.actions)
+        values = {c.name: _realise(c, keys[c.name], length) for c in self.columns}
         return Table(length, values, tuple(phases), actions)
 
     def stretched(self, steps: int) -> Sheet:
@@ -163,12 +154,8 @@ class Sheet:
         for step, row in zip(placed, self.rows, strict=True):
             at = round(step * (steps - 1) / last)
             old = rows.get(at, Row(at))
-            rows[at] = Row(
-                at,
-                {**old.values, **row.values},
-                row.phase or old.phase,
-                (*old.actions, *row.actions),
-            )
+            values, actions = {**old.values, **row.values}, (*old.actions, *row.actions)
+            rows[at] = Row(at, values, row.phase or old.phase, actions)
         return Sheet(tuple(rows.values()), self.columns, self.name)
 
     def _column(self, name: str) -> Column:
@@ -340,23 +327,19 @@ def _step(sheet: Sheet, number: int, step: int | str) -> tuple[str, int | float]
 
 
 def _realise(column: Column, keys: Sequence[tuple[int, float]], length: int) -> np.ndarray:
-    log = column.space == "log"
     values = np.empty(length)
     values[: keys[0][0] + 1] = keys[0][1]
     for (start, low), (end, high) in pairwise(keys):
         t = np.arange(1, end - start + 1) / (end - start)
+        share = minjerk(t) if column.timing == "minjerk" else t
         if column.timing == "step":
-            share = np.where(t < 1, 0.0, 1.0)
-        else:
-            share = t if column.timing == "linear" else minjerk(t)
-        if log:
+            between = np.full(len(t), low)
+        elif column.space == "log":
             a, b = (math.log(max(v, LOG_FLOOR)) for v in (low, high))
             between = np.exp(a + (b - a) * share)
         else:
             between = low + (high - low) * share
         between[-1] = high
-        if column.timing == "step":
-            between[:-1] = low
         values[start + 1 : end + 1] = between
     values[keys[-1][0] :] = keys[-1][1]
     return values

@@ -80,12 +80,16 @@ def affordable(model: nn.Module, rows: Sequence[Row]) -> float:
 
 
 def cuts(model: nn.Module, rows: Sequence[Row]) -> list[int]:
-    """Lengths among these rows' at which the model's config may change what it computes: windows,
-    chunks, blocks of an indexer, original context lengths of a scaled RoPE."""
-    named = sorted(set(_lengths(text_config(model).to_dict())))
-    blocks = {a * b for a in named for b in named}
+    """Lengths among these rows' at which the model's config may change what it computes."""
     low, high = (pick(row.longest for row in rows) for pick in (min, max))
-    return sorted(n for n in {*named, *blocks} if low <= n < high)
+    return [n for n in thresholds(model) if low <= n < high]
+
+
+def thresholds(model: nn.Module) -> list[int]:
+    """Lengths at which the model's config may change what it computes, in order: windows, chunks, blocks
+    of an indexer, original context lengths of a scaled RoPE."""
+    named = set(_lengths(text_config(model).to_dict()))
+    return sorted(named | {a * b for a in named for b in named})
 
 
 _LENGTH = re.compile(

@@ -147,8 +147,9 @@ def encode(
 
     The answer starts where the ids of the prompt and of prompt + answer part (TRL's rule); over
     the answers of one row the earliest such place counts. Plain answers end with EOS, chat ones as
-    the template ends them. A pair of which an answer exceeds `max_length` tokens together with the
-    prompt is dropped and counted, never cut; so is one whose answers are the same tokens.
+    the template ends them, those of open pairs do not end. A pair of which an answer exceeds
+    `max_length` tokens together with the prompt is dropped and counted, never cut; so is one whose
+    answers are the same tokens.
 
     Args:
         prompt_style: `chat` wraps a plain prompt as a user message in the chat template.
@@ -258,6 +259,7 @@ def _row(
                 where=pair.source or pairs.name,
             )
             notes.update(one.notes)
+            one = one.opened() if pair.open else one
             texts[key] = numbers.setdefault(one.ids, len(found))
             if texts[key] == len(found):
                 found.append(one)

@@ -32,6 +32,7 @@ VERBS = {
     "calibrate": "how far a dial may be turned within a budget of damage",
     "export": "a dial in another tool's format, checked there",
     "import": "a dial of another tool as one of ours, checked on its model",
+    "push": "a dial to the Hugging Face Hub, with a full card",
     "explain": "the tokens that a dial promotes and demotes, step by step",
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
@@ -109,7 +110,7 @@ def main_of(verb: str) -> Callable[[list[str]], None]:
 
 def _run(verb: str, words: list[str]) -> int:
     from trimtab.errors import ConfigError, TrimtabError, near
-    from trimtab.terminal import visible
+    from trimtab.terminal import shown, visible
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _show
@@ -123,7 +124,8 @@ def _run(verb: str, words: list[str]) -> int:
             raise ConfigError(
                 f"unknown verb {verb!r}{near(verb, VERBS)} (known: {', '.join(VERBS)})"
             )
-        main_of(verb)(words)
+        with shown():
+            main_of(verb)(words)
     except TrimtabError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from trimtab import terminal
 from trimtab.bounds import Count
 from trimtab.cli.flags import WithCells
 from trimtab.cli.parse import command, one_of, parse
@@ -64,7 +65,6 @@ def main(words: list[str]) -> None:
 
 
 def _list(_: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from trimtab.studies.anchoring.registry import ENTRIES
@@ -75,7 +75,7 @@ def _list(_: list[str]) -> None:
     for e in ENTRIES.values():
         about = e.about.replace("{seeds}", f"{e.seeds} seeds")
         table.add_row(e.name, str(e.seeds or "–"), f"[bold]{e.title}.[/] {about}")
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _run(words: list[str]) -> None:
@@ -115,14 +115,13 @@ def _check(words: list[str]) -> None:
 
 
 def _show(name: str, gates: list[Gate], root: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from trimtab.report.anchoring import spread
     from trimtab.studies.anchoring.experiment import read_result
 
     result = read_result(root / name)
-    console = Console()
+    console = terminal.console()
     count = len(result["seeds"])
     seeds = f"{count} seed{'' if count == 1 else 's'}" if count else "a figure: no gates"
     console.print(f"\n[bold]{name}[/] {result['title']} [dim]({seeds})[/]")

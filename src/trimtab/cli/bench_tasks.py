@@ -65,9 +65,9 @@ def main(words: list[str]) -> None:
     load_tasks(known, read_out)
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
+    from trimtab import terminal
     from trimtab.files import write_text
     from trimtab.rendering import record_of
 
@@ -103,7 +103,7 @@ def main(words: list[str]) -> None:
         for metric, value in metrics.items():
             share = metric.startswith(("acc", "exact_match", "f1"))
             table.add_row(task, metric, f"{100 * value:.1f} %" if share else f"{value:.4f}")
-    Console().print(table)
+    terminal.console().print(table)
     if args.out is not None:
         note = {
             "model": args.model,

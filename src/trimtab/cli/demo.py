@@ -29,10 +29,10 @@ def main(words: list[str]) -> None:
         verb="demo",
         about="A persona's dial, turned; then dials on the embedded data set `facts`, with verdicts.",
     )
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from trimtab import terminal
     from trimtab.progress import Progress
     from trimtab.studies.compare.demo import PERSONA, demo, first_look
     from trimtab.terminal import visible
@@ -44,6 +44,6 @@ def main(words: list[str]) -> None:
     for alpha in dict.fromkeys(answer.alpha for answer in answers):
         texts = [Text(visible(answer.text.strip())) for answer in answers if answer.alpha == alpha]
         table.add_row(f"{alpha:g}" if alpha else "0: the bare model", *texts, end_section=True)
-    Console().print(table)
+    terminal.console().print(table)
     print(f"kept: {folder}\n", flush=True)
     show(demo(args.out, quick=args.quick, command=command("demo", words), progress=progress))

@@ -46,7 +46,6 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="evaluate", about=about)
     from trimtab.evaluation.items import check_alphas
     from trimtab.pairs import read_pairs
-    from trimtab.report import write_page
     from trimtab.store import Store
     from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
@@ -102,17 +101,15 @@ def main(words: list[str]) -> None:
     )
     if specs and dials and any(alpha not in (0.0, 1.0) for alpha in args.alpha):
         _print_alphas(lines, list(specs))
-    if not dials or 1.0 in args.alpha:
-        show(out)
-    else:
-        print(f"page: {write_page(out)}")
+    show(out)
 
 
 def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     """Accuracy and damage at every alpha; the tables of a run show alpha 1."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from trimtab import terminal
 
     table = Table(
         title="Accuracy, %, and damage on neutral text (nats a token) by α",
@@ -127,7 +124,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
     for column in ("α", *splits, "KL", "NLL rise"):
         table.add_column(column, justify="right")
     found = {(r["method"], r["alpha"], r["split"], r["metric"]): r["value"] for r in lines}
-    places = {key[:2] for key in found if key[3] == "accuracy"}
+    places = {key[:2] for key in found if key[3] == "accuracy" and key[2] in splits}
     for method, alpha in sorted(places, key=lambda place: (place[0] != "base", *place)):
         damage = [found.get((method, alpha, "neutral", m)) for m in ("kl", "nll_rise")]
         table.add_row(
@@ -136,7 +133,7 @@ def _print_alphas(lines: list[dict[str, Any]], splits: list[str]) -> None:
             *(f"{100 * found[method, alpha, split, 'accuracy']:.1f}" for split in splits),
             *("–" if value is None else f"{value:.3f}" for value in damage),
         )
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -37,10 +37,10 @@ def main(words: list[str]) -> None:
     (dial,) = args.read_dials(args.dial)
     if dial.kind == "reward":
         raise ConfigError(f"--dial {args.dial}: a reward dial ranks answers and moves no token")
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from trimtab import terminal
     from trimtab.evaluation.explain import explain
     from trimtab.pairs.prompts import Prompt
 
@@ -70,4 +70,4 @@ def main(words: list[str]) -> None:
         table.add_row(
             Text(repr(step.token)[1:-1]), Text(repr(step.bare)[1:-1]), f"{step.kl:.3f}", *moved
         )
-    Console().print(table)
+    terminal.console().print(table)

@@ -15,7 +15,7 @@ from tyro.conf import UseAppendAction
 
 from trimtab.bounds import Seed, Within
 from trimtab.cli.flags import FromTrunk, OnModel, WithPairs
-from trimtab.cli.parse import parse, with_settings
+from trimtab.cli.parse import beside_flags, parse, with_settings
 from trimtab.cli.ready import read_condition, under
 from trimtab.errors import ConfigError
 
@@ -72,6 +72,8 @@ class Args(Personas, WithPairs, FromTrunk, OnModel):
     """Folder of stored readings (`trimtab cache --out`; default: in TRIMTAB_CACHE)."""
     overwrite: bool = False
     """Replace what lies in --out."""
+    measure: bool = True
+    """At the end, measure what it does to neutral text at alpha -1 and 1: the dial's first measured range."""
     processes: str = "auto"
     """Processes to train in, through `accelerate launch`; auto: one a GPU."""
     dry_run: bool = False
@@ -90,12 +92,15 @@ def main(words: list[str]) -> None:
     from trimtab.progress import Progress
     from trimtab.store import Store
     from trimtab.training import fit
+    from trimtab.training.run import check_pairs
 
     others = int(os.environ.get("RANK", 0)) > 0
     progress = Progress(args.quiet or others)
     args.check_model()
+    _check_depth(args)
     data, held = _pairs(args)
     condition = read_condition(args.condition, args.model, False)
+    check_pairs(replace(named, recipe=args.recipe), data)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
     store = Store(args.store, trunk=args.trunk == "auto")
@@ -117,6 +122,7 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         **args.how,
         overwrite=args.overwrite,
+        measure=args.measure,
         store=store,
         progress=progress,
     )
@@ -133,6 +139,10 @@ def main(words: list[str]) -> None:
         print("it ranks answers and leaves the model as it is. Next:")
         print(f'  trimtab generate {drawn} --temperature 1 --best-of 8 --prompt "..."')
         return
+    from trimtab.dials.card import dosed
+
+    for line in dosed(dial):
+        print(line)
     print("alpha to try: 1, as fitted; 2 leans further, -1 leans away, 0 is the bare model. Next:")
     print(f'  trimtab generate {use} --alpha -1 0 1 --prompt "..."')
     test = shlex.quote(f"test={held}") if held else "test=SPEC"
@@ -151,8 +161,21 @@ def _pairs(args: Args) -> tuple[Any, str]:
     return read_pairs(spec, args.data_root, limit=args.limit), held
 
 
+def _check_depth(args: Args) -> None:
+    """Raise ConfigError where an objective on states would see nothing of the dial, before the model is
+    loaded."""
+    from trimtab.models import depth_of
+    from trimtab.training.fits import check_fits
+
+    if hasattr(getattr(args.recipe, "objective", None), "differences"):
+        check_fits(args.recipe, depth_of(args.model))
+
+
 def _agree(args: Args) -> None:
-    """Raise ConfigError where there are no pairs, or pairs and personas."""
+    """Raise ConfigError where there are no pairs, or pairs and personas, or the dial cannot be trained."""
+    from trimtab.training.fits import check_fits
+
+    check_fits(args.recipe)
     personas = args.persona_positive or args.persona_negative
     if bool(args.pairs) == bool(personas):
         raise ConfigError(
@@ -239,8 +262,15 @@ def _check_out(args: Args, named: Any, data: Any) -> None:
 
 
 def _parse(named: Any, words: list[str]) -> Args:
+    words, kind = beside_flags(words, "dial.kind")
+    if kind is not None:
+        from trimtab.training.recipes import on_dial
+
+        named = replace(named, recipe=on_dial(named.recipe, kind))
     typed = with_settings(Args, recipe=named.kind)
     default = typed(recipe=named.recipe, out=tyro.MISSING)
+    verb = f"fit {named.name}"
+    beside = ("dial.kind",)
     return parse(
-        typed, words, verb=f"fit {named.name}", about=named.what, default=default, agree=_agree
+        typed, words, verb=verb, about=named.what, default=default, beside=beside, agree=_agree
     )

@@ -128,22 +128,19 @@ def _draws(
         "force": args.force,
     }
 
-    def best(prompt: Any, alpha: float) -> Generation:
-        """One of several candidates; alpha is the dial's, or the reward's where there is none."""
+    def one(prompt: Any, alpha: float) -> Generation:
+        """With a decoder to compare with; else one of several candidates, where alpha is the dial's, or
+        the reward's where there is none."""
+        if args.decoder == "genarm":
+            return generate_genarm(model, tokenizer, [prompt], dial, alpha, **common)[0]
+        if args.decoder == "args":
+            return generate_args(model, tokenizer, [prompt], reward, alpha, **common)[0]
         drawing = args.drawing
         if dial is None and drawing.pick == "sample":
             drawing = replace(drawing, alpha=alpha)
         found = draw(model, tokenizer, prompt, reward, drawing, dial=dial, alpha=alpha, **common)
         generator = torch.Generator().manual_seed(args.sampling.seed)
         return Generation(prompt.shown, alpha, pick(found, drawing, generator).text)
-
-    def one(prompt: Any, alpha: float) -> Generation:
-        if args.decoder == "plain":
-            return best(prompt, alpha)
-        other, leads = (
-            (generate_genarm, dial) if args.decoder == "genarm" else (generate_args, reward)
-        )
-        return other(model, tokenizer, [prompt], leads, alpha, **common)[0]
 
     def each(prompts: list[Any], update: Any) -> list[Generation]:
         done: list[Generation] = []
@@ -160,10 +157,11 @@ def _draws(
 
 
 def _show(done: list[Generation]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    from trimtab import terminal
+
+    console = terminal.console()
     last = None
     for g in done:
         if g.prompt != last:

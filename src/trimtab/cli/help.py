@@ -55,6 +55,10 @@ TOPICS = {
 """Groups of flags in order, and flags that go there; at "" stand those of dataclasses in a verb's own."""
 
 BESIDE = {
+    "dial.kind": (
+        "--dial.kind KIND",
+        "Another dial: adapter, vector, reft, rotation or logits. Its flags: METHOD --dial.kind KIND --help",
+    ),
     "config": ("--config FILE", "A YAML file with the same keys; flags go before it."),
     "trust-remote-code": (
         "--trust-remote-code",
@@ -72,7 +76,7 @@ Entry = dict[str, Any]
 
 def find(words: Sequence[str]) -> str | None:
     """The help that a command line asks for, where the file has it."""
-    if not any(word in ASKED for word in words):
+    if not any(word in ASKED for word in words) or any("--dial.kind" in word for word in words):
         return None
     if list(words[:1]) == ["fit"] and words[1:2] and words[1] in ASKED:
         return methods_page()
@@ -207,6 +211,8 @@ def describe(kind: Any, about: str, **given: Any) -> Entry:
     given_flags = {flag.split()[0].strip(",") for _, _, (flag, _) in found}
     if given_flags & {"--model", "--models"}:
         found.append(("model", "", BESIDE["trust-remote-code"]))
+    if {"--train.epochs", "--objective.beta"} & given_flags and "dial" in [f[0] for f in found]:
+        found.append(("dial", "", BESIDE["dial.kind"]))
     found.append(("running", "", BESIDE["config"]))
     order = [*TOPICS]
     within = [flag for flags in TOPICS.values() for flag in flags]

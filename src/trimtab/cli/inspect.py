@@ -35,13 +35,14 @@ class Args(WithPairs, OnModel):
 def main(words: list[str]) -> None:
     """Show pairs or a dial."""
     args = parse(Args, words, verb="inspect", about="Look at pairs, or at a saved dial.")
-    from rich.console import Console
     from rich.text import Text
+
+    from trimtab import terminal
 
     if Path(args.what).is_dir():
         from trimtab.dials import Dial
 
-        Console().print(_table(Dial.from_pretrained(args.what)))
+        terminal.console().print(_table(Dial.from_pretrained(args.what)))
         return
     from trimtab import models
     from trimtab.pairs import read_pairs
@@ -55,7 +56,7 @@ def main(words: list[str]) -> None:
     found = inspect_pairs(pairs, tokenizer, max_length=args.max_length, other=other)
     if args.bare:
         found["bare"] = _bare(args, pairs)
-    console = Console()
+    console = terminal.console()
     console.print(render(found))
     if pairs:
         title = (

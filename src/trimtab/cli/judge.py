@@ -46,6 +46,7 @@ def main(words: list[str]) -> None:
     if (args.endpoint is None) == (args.reward is None):
         raise ConfigError("judge: give --endpoint URL or --reward DIR, one of the two")
     from trimtab.evaluation.answers import read_answers
+    from trimtab.evaluation.endpoint import Endpoint
     from trimtab.evaluation.judge import compare_answers, endpoint_judge, reward_judge, win_rate
     from trimtab.files import write_lines
 
@@ -53,8 +54,8 @@ def main(words: list[str]) -> None:
     first, second = read_answers(args.first), read_answers(args.second)
     first = first[: args.limit]
     if args.endpoint is not None:
-        key = os.environ.get(args.key, "")
-        judge = endpoint_judge(args.endpoint, args.judge_model, key=key)
+        endpoint = Endpoint(args.endpoint, os.environ.get(args.key, ""))
+        judge = endpoint_judge(endpoint, args.judge_model)
     else:
         args.check_model()
         dial = args.read_reward(args.reward)

@@ -200,6 +200,29 @@ def command(verb: str, words: Sequence[str]) -> str:
     return shlex.join(["trimtab", verb, *words])
 
 
+def beside_flags(words: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """Words without `--NAME VALUE`, and the value, the last one typed or that of `--config FILE`: of a flag
+    that decides which others there are.
+
+    Raises:
+        ConfigError: it has no value.
+    """
+    rest: list[str] = []
+    found: str | None = None
+    given = iter(words)
+    for word in given:
+        typed, equals, value = word.partition("=")
+        if typed.replace("_", "-") != f"--{name}":
+            rest.append(word)
+        elif (found := value if equals else next(given, None)) is None:
+            raise ConfigError(f"--{name}: expected a value")
+    if found is None and (file := config_file(words)) is not None:
+        values = read_yaml(file, "expected keys and values, as in `seed: 1`", empty=True)
+        values = values.get("flags") or {} if is_recipe(values) else values
+        found = dict(_leaves(values)).get(name)
+    return rest, found
+
+
 def config_file(words: Sequence[str]) -> Path | None:
     """The file of `--config`, if it was typed."""
     return _config_flag(list(words))[1]
@@ -230,6 +253,8 @@ def _words_of(
     names = {_plain(word.partition("=")[0]) for word in typed if word.startswith("--")}
     words: list[str] = []
     for key, value in _leaves(values):
+        if key in beside:
+            continue
         flag = _now(key.replace("-", "_"), known)
         if flag not in known:
             inner = [k for k in known if k.startswith(f"{flag}.")]

@@ -34,6 +34,8 @@ class Args(WithDials, OnModel):
     """Requests that may wait; more are refused."""
     context: Count = 2048
     """Tokens of the longest request, prompt and answer together."""
+    prefill: Count = 128
+    """Positions of prompts that are read between two tokens of the answers under way."""
     max_new_tokens: Count = 512
     """Tokens of the longest answer."""
     max_body: Count = 1 << 20
@@ -92,5 +94,5 @@ def begin(args: Any) -> tuple[Engine, Shelf]:
 
     shelf = Shelf(getattr(args, "name", None) or last_part(args.model), dials)
     model, tokenizer = args.load()
-    limits = {"rows": args.rows, "queue": args.queue} if hasattr(args, "port") else {}
+    limits = {n: getattr(args, n) for n in ("rows", "queue", "prefill") if hasattr(args, n)}
     return Engine(model, tokenizer, dials, context=args.context, force=args.force, **limits), shelf

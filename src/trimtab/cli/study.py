@@ -80,14 +80,13 @@ def run_study(name: str, verb: str, words: list[str]) -> None:
 
 def show(out: Path) -> None:
     """Print a run's tables, write its page, and say where it is."""
-    from rich.console import Console
-
+    from trimtab import terminal
     from trimtab.report import render
     from trimtab.studies.pages import page_of, write_page
 
     written = write_page(out)
     if page := page_of(out):
-        Console().print(render.console(page))
+        terminal.console().print(render.console(page))
     print(f"page: {written}")
 
 

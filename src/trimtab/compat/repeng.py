@@ -182,7 +182,7 @@ class ControlVector:
             max_length=getattr(models.text_config(bare), "max_position_embeddings", 1 << 20),
         )
         with model.paused() if isinstance(model, ControlModel) else ExitStack():
-            found, _ = estimate(recipe, bare, contrast, list(sites.values()), store=store)
+            found, *_ = estimate(recipe, bare, contrast, list(sites.values()), store=store)
         directions = {key: found[site].float().numpy() for key, site in sites.items()}
         return cls(kind, directions)
 

@@ -7,6 +7,7 @@ from trimtab.dials.conflicts import Conflict, conflicts
 from trimtab.dials.dial import Composed, Dial
 from trimtab.dials.logits import LogitsDial
 from trimtab.dials.low_rank import DeloraDial, VeraDial
+from trimtab.dials.reft import ReftDial
 from trimtab.dials.reward import RewardDial
 from trimtab.dials.rotation import RotationDial
 from trimtab.dials.saved import DialInfo
@@ -27,6 +28,7 @@ __all__ = [
     "Edit",
     "IA3Dial",
     "LogitsDial",
+    "ReftDial",
     "RewardDial",
     "RoadDial",
     "RotationDial",

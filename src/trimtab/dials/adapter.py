@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -115,7 +115,7 @@ class AdapterDial(PeftDial):
 
     @classmethod
     def for_model(
-        cls, model: nn.Module, targets: str, blocks: range | None = None, **options: Any
+        cls, model: nn.Module, targets: str, blocks: Collection[int] | None = None, **options: Any
     ) -> Self:
         """A LoRA that has not been trained yet.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from trimtab import models
-from trimtab.dials import saved
+from trimtab.dials import hub, saved
 from trimtab.dials.attach import Alpha, Edit, as_alpha, attach
 from trimtab.dials.base import check, same_base
 from trimtab.dials.contexts import check_bare
@@ -23,6 +22,7 @@ from trimtab.dials.numbers import STRONGEST
 from trimtab.dials.saved import DialInfo
 from trimtab.errors import ConfigError, DialError
 from trimtab.sites import Site
+from trimtab.states import depth
 
 
 class Dial(nn.Module):
@@ -52,6 +52,15 @@ class Dial(nn.Module):
     def places(self) -> list[Site]:
         """The sites it edits."""
         raise NotImplementedError
+
+    def lowest(self, model: nn.Module) -> int:
+        """The lowest decoder block that runs otherwise with the dial on (-1: the embedding); those
+        below it stay as they are."""
+        return min(depth(model, site) for site in self.places())
+
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        """Parameters with a learning rate of their own, as a factor of the run's."""
+        return []
 
     def parts(self, model: nn.Module) -> list[tuple[Sequence[Edit | Swap], float]]:
         """Edits with their weights: one group, unless the dial is composed of several."""
@@ -201,18 +210,9 @@ class Dial(nn.Module):
         """
         saved.save_measured(self, folder)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Upload the dial as a model repository; keyword arguments go to `HfApi.upload_folder`."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(repo_id, exist_ok=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=self.save_pretrained(Path(temporary) / "dial"),
-                **kwargs,
-            )
+    def push_to_hub(self, repo_id: str, **how: Any) -> Any:
+        """Upload the dial as a model repository, with a full card; see `hub.push`."""
+        return hub.push(self, repo_id, **how)
 
     @staticmethod
     def from_pretrained(name: str | Path, *, force: bool = False) -> Dial:

@@ -42,7 +42,7 @@ class Swap:
 # ---- finding them -------------------------------------------------------------------------------
 
 
-def stacked(model: nn.Module, blocks: range | None = None) -> dict[str, Shape]:
+def stacked(model: nn.Module, blocks: Collection[int] | None = None) -> dict[str, Shape]:
     """The experts' parameters in decoder layers, by path: three axes, and read by a module that is
     run as one, found by trying. Empty where the model has none.
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from trimtab import models
 from trimtab.dials.attach import ADAPTER, Edit
 from trimtab.dials.dial import Dial
 from trimtab.dials.experts import Swap
@@ -126,11 +127,12 @@ class PeftDial(Dial):
         from peft.utils import PeftType
 
         kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(self.peft_type)]
+        base = self.info.base_model or None
         return kind(
             target_modules=self.paths,
             task_type="CAUSAL_LM",
             inference_mode=True,
-            base_model_name_or_path=self.info.base_model or None,
+            base_model_name_or_path=base and (models.on_hub(base) or base),
             **self.peft_settings(),
         )
 

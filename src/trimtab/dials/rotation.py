@@ -93,7 +93,8 @@ class RotationDial(Dial):
         A = P - P.mT
         bound = 2 * math.tan(self.max_angle / 2)
         size = torch.linalg.matrix_norm(A, 2)
-        return A * torch.where(size > 1e-6, bound * torch.tanh(size / bound) / size, 1.0)
+        some = size.clamp(min=1e-6)  # at 0, too, it has a gradient
+        return A * torch.where(size > 1e-6, bound * torch.tanh(some / bound) / some, 1.0)
 
     def rotation(self, index: int, alpha: float) -> Float[Tensor, "r r"]:
         """R(alpha), orthogonal."""

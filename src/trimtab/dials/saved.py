@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from trimtab import models, provenance
 from trimtab.dials.base import FORCE
+from trimtab.dials.card import card
 from trimtab.dials.numbers import LARGEST
 from trimtab.errors import DialError, ModelError
-from trimtab.files import sha256, write_text
+from trimtab.files import sha256, staged, write_text
 from trimtab.foreign import parse_json
 from trimtab.holding import holding
 
@@ -56,6 +56,11 @@ class DialInfo:
     """Versions of trimtab, torch, transformers and peft."""
     measured: dict[str, Any] = field(default_factory=dict)
     """Measured range of alpha and the damage there, once it has been evaluated."""
+    dose: dict[str, list[float]] = field(default_factory=dict)
+    """Of a vector, a number a site: `relative`, by which share of a state's mean length alpha = 1 moves
+    it; `trained_norm`, the length of w that was trained, in tenths of that; `raw_norm`, the length of
+    the mean difference that a closed form was read off, in the states' units: so much is CAA's
+    multiplier 1."""
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -71,30 +76,37 @@ class DialInfo:
             return None
         return min(0.0, *found), max(0.0, *found)
 
+    @property
+    def damage(self) -> list[tuple[float, float]]:
+        """Alphas at which damage was measured, and the mean KL from the bare model there, in nats a
+        token; 0 among them."""
+        found, curve = {0.0: 0.0}, self.measured.get("kl_nats_per_token")
+        if isinstance(curve, dict):
+            found |= {float(a): float(kl) for a, kl in curve.items()}
+        ends = self.measured.get("range")
+        if isinstance(ends, dict):
+            alphas = ends.get("alpha", [])
+            found |= dict(zip(alphas, ends.get("kl_nats_per_token", []), strict=False))
+        return sorted(found.items()) if len(found) > 1 else []
+
 
 @holding("folder")
 def save(dial: Dial, folder: str | Path, extra: Mapping[str, str | bytes]) -> Path:
     """See `Dial.save_pretrained`."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.realpath(Path(folder).expanduser()))  # a link stays one
     if folder.exists() and not _may_replace(folder):
         raise DialError(f"{folder}: exists and is no saved dial; choose another folder")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        new, old = stage / "new", stage / "old"
-        try:
-            new.mkdir()  # with ordinary permissions, unlike the stage
+        with staged(folder) as stage:
+            new = stage / "new"
+            new.mkdir()
             dial._write(new)
             for name, content in extra.items():
                 data = content.encode() if isinstance(content, str) else content
                 (new / name).write_bytes(data)
             if folder.exists():
-                folder.rename(old)
+                folder.rename(stage / "old")
             new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            shutil.rmtree(stage, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise DialError(f"{folder}: cannot save the dial ({error})") from error
     return folder
@@ -111,8 +123,9 @@ def write(dial: Dial, folder: Path) -> None:
         "weights": {"file": dial.weights_file, "sha256": sha256(folder / dial.weights_file)},
         **dataclasses.asdict(dial.info),
     }
-    if not dial.info.base:
-        del note["base"]
+    for name in ("base", "dose"):
+        if not note[name]:
+            del note[name]
     note["digest"] = _digest(note)
     (folder / "dial.json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card(dial))
@@ -151,7 +164,7 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
                 f"{note_file}: format {made_by}, kind {kind!r}: made by another version of trimtab"
             )
         written = note["weights"]["sha256"]
-        known = {"base": {}, **note}  # earlier versions had none
+        known = {"base": {}, "dose": {}, **note}  # earlier versions had none
         info = DialInfo(**{f.name: known[f.name] for f in dataclasses.fields(DialInfo)})
         if not isinstance(info.base, dict):
             raise TypeError("base is no mapping")
@@ -175,41 +188,6 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
         raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
     dial.info = info
     return dial.eval()
-
-
-def card(dial: Dial) -> str:
-    """The model card of a dial, with its measured range and damage."""
-    info = dial.info
-    measured = "\n".join(f"- {k}: {v}" for k, v in info.measured.items()) or "- not measured yet"
-    data = "\n".join(f"- `{k}` ({v[:12]})" for k, v in info.data.items()) or "- not recorded"
-    return f"""---
-library_name: {"peft" if dial.weights_file.startswith("adapter_model") else "trimtab"}
-base_model: {info.base_model}
-tags: [trimtab, alignment, {dial.kind}]
----
-
-# {info.method or dial.kind} dial for {info.base_model or "an unnamed model"}
-
-A {dial.kind} dial made by trimtab: at alpha = 0 the model is untouched, turned up it leans towards
-the preference of its training pairs, turned down it leans away.
-
-```python
-from trimtab import Dial, load
-
-model, tokenizer = load({info.base_model!r})
-dial = Dial.from_pretrained("path/to/this/folder")
-with dial(model, alpha=1.0):
-    ...
-```
-
-## Made from
-
-{data}
-
-## Measured
-
-{measured}
-"""
 
 
 def _folder(name: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Collection, Set
 
 from torch import nn
 
@@ -17,7 +17,7 @@ ALL, EXPERTS = "all-linear", "experts"
 
 
 def linear_modules(
-    model: nn.Module, targets: str = ALL, blocks: range | None = None
+    model: nn.Module, targets: str = ALL, blocks: Collection[int] | None = None
 ) -> dict[str, tuple[int, int]]:
     """Linear layers inside decoder layers, by path, with (in, out) features.
 

@@ -114,14 +114,14 @@ class VectorDial(Dial):
         """One change of the states a site."""
         edits = []
         for site in self.sites:
-            width, there = len(self.direction(site)), _width(model, site)
+            width, there = len(self.direction(site)), width_of(model, site)
             if there not in (width, None):
                 raise DialError(
                     f"the dial's vectors have {width} entries, the model's hidden states {there} "
                     f"(site {site!r})"
                 )
             if self.operator == "add" and not self.keep_norm:
-                step = self.step(site)
+                step = partial(self.step, site)  # taken anew at each pass: it may be trained
                 said: set[str] = set()
                 change, fused = partial(_add, step, said=said), partial(_add_fused, step, said=said)
             else:
@@ -204,7 +204,7 @@ class VectorDial(Dial):
             positions=self.positions,
             condition=self.condition,
         )
-        dial.info = dataclasses.replace(self.info, method="sum", seed=None, measured={})
+        dial.info = dataclasses.replace(self.info, method="sum", seed=None, measured={}, dose={})
         dial.info.data = {**self.info.data, **other.info.data}
         return dial.eval()
 
@@ -222,7 +222,11 @@ class VectorDial(Dial):
             positions=self.positions,
             condition=self.condition,
         )
-        dial.info = dataclasses.replace(self.info, measured={})
+        grown = {
+            name: [abs(weight) ** (name != "raw_norm") * value for value in values]
+            for name, values in self.info.dose.items()
+        }
+        dial.info = dataclasses.replace(self.info, measured={}, dose=grown)
         return dial.eval()
 
     def _unlike(self, other: VectorDial) -> str:
@@ -304,10 +308,14 @@ class VectorDial(Dial):
 
 
 def _add(
-    step: Tensor, _: Tensor, y: Tensor, alpha: float | Tensor, said: set[str] | None = None
+    step: Callable[[], Tensor],
+    _: Tensor,
+    y: Tensor,
+    alpha: float | Tensor,
+    said: set[str] | None = None,
 ) -> Tensor:
     # The product is taken in float32 and rounded once: small steps survive in half precision.
-    moved = alpha * step.to(y.device)
+    moved = alpha * step().to(y.device)
     new = y + moved.to(y.dtype)
     if said is not None:
         _say_lost(moved, y, new, said)
@@ -331,9 +339,10 @@ def _say_lost(moved: Tensor, y: Tensor, new: Tensor, said: set[str]) -> None:
 
 
 def _add_fused(
-    step: Tensor, alpha: float, said: set[str] | None = None
+    at: Callable[[], Tensor], alpha: float, said: set[str] | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     moved: Tensor | None = None
+    step = at()
 
     def run(_: Tensor, y: Tensor) -> Tensor:
         nonlocal moved
@@ -358,7 +367,7 @@ def _change(
     return (vectors.keep_norm(new, h) if keep_norm else new).to(y.dtype)
 
 
-def _width(model: nn.Module, site: Site) -> int | None:
+def width_of(model: nn.Module, site: Site) -> int | None:
     """Entries of a state at a site; None where that cannot be told beforehand."""
     found = width_at(model, site, "a vector")
     shape = None if is_named(site) else linear_shape(module_at(model, site)[0])

@@ -1,8 +1,8 @@
 """Measuring a dial: preference accuracy, damage, dose–response, generations. Scores per item; what
 they mean together is `study`'s business."""
 
+from trimtab.damage import Damage, NeutralText, alpha_at_kl
 from trimtab.evaluation.calibration import Calibration, calibrate, parse_budget
-from trimtab.evaluation.damage import Damage, NeutralText, alpha_at_kl
 from trimtab.evaluation.generation import Generation, Sampling, generate
 from trimtab.evaluation.items import ItemScores
 from trimtab.evaluation.scores import score

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trimtab.damage import Damage, NeutralText, alpha_at_kl
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.evaluation.damage import Damage, NeutralText, alpha_at_kl
 
 SLACK = 0.02
 """An alpha counts as the largest where its damage lies within this share below the budget."""

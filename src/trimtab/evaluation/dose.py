@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from trimtab.batching import Encoded
 from trimtab.states import Readings
+from trimtab.statistics import SHARE, Interval, mean_interval
 
 LOST = 1.0
 """A pair of answers counts as valid while the likelier one has lost no more than this, in nats a
@@ -122,6 +123,31 @@ def antisymmetry(alphas: ArrayLike, values: ArrayLike) -> float:
     odd = sum(float((((at[a] - at[-a]) / 2) ** 2).sum()) for a in ups)
     even = sum(float((((at[a] + at[-a]) / 2 - at[0.0]) ** 2).sum()) for a in ups)
     return odd / (odd + even) if odd + even > 0 else float("nan")
+
+
+class Steerability(NamedTuple):
+    """How far a dial moves the choice between two given answers (Tan et al. 2024, section 3).
+
+    `slopes`: of each item, in nats for one unit of alpha. `slope`: their mean, which is the slope of the
+    mean, over items. `wrong_way`: share of items that are moved away, ties one half.
+    """
+
+    slopes: Float[np.ndarray, "items"]
+    slope: Interval
+    wrong_way: Interval
+
+
+def steerability(alphas: ArrayLike, preferences: ArrayLike) -> Steerability:
+    """Least-squares slopes of items over alpha.
+
+    Args:
+        alphas: `[doses]`, at least two of them different.
+        preferences: `[doses, items]`, summed log-prob of the answer that shows the trait less that of the
+            other, the mean over an item's pairs (`ItemScores.preference`): both orders of a lettered
+            question, or else a liking for one letter looks like a slope.
+    """
+    found = slopes(alphas, preferences)
+    return Steerability(found, mean_interval(found), mean_interval((1 - np.sign(found)) / 2, SHARE))
 
 
 def wrong_way(item_slopes: ArrayLike) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -53,6 +53,10 @@ class Generation:
     prompt: str
     alpha: float
     text: str
+    before: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    """Token ids of the prompt, as the model read it."""
+    ids: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    """Those of the continuation, what ended it included."""
 
 
 def generate(
@@ -104,7 +108,10 @@ def generate(
                 model, tokenizer, prompt_ids, dial, row_alphas, sampling, ends, force
             )
             done += [
-                Generation(texts[n].shown, a, answer)
+                Generation(
+                    *(texts[n].shown, a, said(tokenizer, answer, ends, ids[n])),
+                    *(tuple(ids[n]), tuple(answer)),
+                )
                 for (n, a), answer in zip(part, answers, strict=True)
             ]
             if progress:
@@ -204,8 +211,8 @@ def _continue(
     sampling: Sampling,
     ends: set[int],
     force: bool,
-) -> list[str]:
-    """Continuations of rows, each at its own alpha."""
+) -> list[list[int]]:
+    """Token ids of the continuations of rows, each at its own alpha."""
     way = way_to_generate(model, max(map(len, prompts)) + sampling.max_new_tokens)
     if sampling.repetition_penalty != 1 and len(set(map(len, prompts))) > 1 and way == "batch":
         way = "rows"  # padding would count as tokens that have occurred
@@ -214,19 +221,16 @@ def _continue(
             f"{type(model).__name__}: decoded without a cache, which knows no beams; give num_beams 1"
         )
     groups = [range(len(prompts))] if way == "batch" else [[i] for i in range(len(prompts))]
-    found: list[str] = []
+    found: list[list[int]] = []
     for group in groups:
         part, strengths = [prompts[i] for i in group], [alphas[i] for i in group]
         # One alpha for all is passed as a number: 0 then attaches nothing at all.
         alpha = strengths[0] if len(set(strengths)) == 1 else torch.tensor(strengths)
         with dial(model, alpha, force=force) if dial is not None else nullcontext():
             if way == "plain":
-                drawn = [_plainly(model, part[0], ends, sampling)]
+                found.append(_plainly(model, part[0], ends, sampling))
             else:
-                drawn = _by_generate(model, tokenizer, part, ends, sampling)
-        found += [
-            said(tokenizer, ids, ends, prompt) for ids, prompt in zip(drawn, part, strict=True)
-        ]
+                found += _by_generate(model, tokenizer, part, ends, sampling)
     return found
 
 

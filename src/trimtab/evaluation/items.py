@@ -27,6 +27,7 @@ class ItemScores:
         accuracy_choice: 1 where the item's chosen answers beat all of their rejected ones by mean
             log-prob; where the best they do is tie with k of them, 1 / (1 + k), as a draw would be right.
         margin: mean log-prob of chosen minus rejected, in nats a token.
+        preference: summed log-prob of chosen minus rejected, in nats.
     """
 
     items: tuple[str, ...]
@@ -35,6 +36,7 @@ class ItemScores:
     accuracy_sum: np.ndarray
     accuracy_choice: np.ndarray
     margin: np.ndarray
+    preference: np.ndarray
 
 
 def logps_of(found: Readings) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +66,7 @@ def item_scores(encoded: Encoded, found: Readings) -> ItemScores:
         accuracy_sum=np.array([_right(m[:, 1]).mean() for m in margins]),
         accuracy_choice=np.array([won(m[:, 0]) for m in margins]),
         margin=np.array([m[:, 0].mean() for m in margins]),
+        preference=np.array([m[:, 1].mean() for m in margins]),
     )
 
 

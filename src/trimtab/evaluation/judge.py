@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +11,9 @@ import numpy as np
 from torch import nn
 
 from trimtab.dials import RewardDial
-from trimtab.errors import ConfigError, DataError, JudgeError
+from trimtab.errors import DataError, JudgeError
 from trimtab.evaluation.answers import Answer
+from trimtab.evaluation.endpoint import Endpoint
 from trimtab.evaluation.formats import format_for
 from trimtab.evaluation.rewards import score_candidates
 from trimtab.statistics import SHARE, mean_interval
@@ -123,18 +120,14 @@ def reward_judge(
     return judge
 
 
-def endpoint_judge(
-    url: str, name: str, *, key: str = "", attempts: int = 3, timeout: float = 60.0
-) -> Judge:
+def endpoint_judge(endpoint: Endpoint, name: str) -> Judge:
     """A model behind an OpenAI-compatible endpoint (`URL/chat/completions`), at temperature 0.
 
-    A reply without a verdict is asked for again, and counts as a tie after `attempts`.
+    A reply without a verdict is asked for again, and counts as a tie after the endpoint's `attempts`.
 
     Raises (when called):
-        JudgeError: the endpoint cannot be reached, or refuses.
+        JudgeError: as `Endpoint.post`, or the reply is no chat completion.
     """
-    if not re.match(r"https?://", url):
-        raise ConfigError(f"judge: {url!r} is no address; expected http(s)://…/v1")
 
     def judge(prompt: str, a: str, b: str) -> float:
         content = f"Request:\n{prompt}\n\nAnswer A:\n{a}\n\nAnswer B:\n{b}"
@@ -142,31 +135,17 @@ def endpoint_judge(
             {"role": "system", "content": INSTRUCTION},
             {"role": "user", "content": content},
         ]
-        for attempt in range(attempts):
+        for attempt in range(endpoint.attempts):
             body = {"model": name, "messages": messages, "temperature": 0, "seed": attempt}
-            said = _ask(f"{url.rstrip('/')}/chat/completions", body, key, attempts, timeout)
+            reply = endpoint.post("chat/completions", body)
+            try:
+                said = str(reply["choices"][0]["message"]["content"] or "")
+            except (KeyError, IndexError, TypeError) as error:
+                raise JudgeError(
+                    f"{endpoint.url}: no chat completion in its reply ({type(error).__name__})"
+                ) from None
             if verdict := re.findall(r"\[\[([ABC])\]\]", said):
                 return {"A": 1.0, "B": 0.0, "C": 0.5}[verdict[-1]]
         return 0.5
 
     return judge
-
-
-def _ask(url: str, body: dict[str, Any], key: str, attempts: int, timeout: float) -> str:
-    headers = {"Content-Type": "application/json"}
-    headers |= {"Authorization": f"Bearer {key}"} if key else {}
-    for attempt in range(attempts):
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"] or "")
-        except urllib.error.HTTPError as error:
-            if error.code not in (429, 500, 502, 503, 504) or attempt + 1 == attempts:
-                raise JudgeError(f"{url}: HTTP {error.code} {error.reason}") from error
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise JudgeError(f"{url}: no chat completion in its reply ({error!r})") from error
-        except OSError as error:
-            if attempt + 1 == attempts:
-                raise JudgeError(f"{url}: cannot be reached ({error})") from error
-        time.sleep(2.0**attempt / 2)
-    raise AssertionError

@@ -40,14 +40,14 @@ def compare(spec: dict[str, Any]) -> dict[str, Any]:
 
     known = load_file(spec["tensors"])
     rows = [known[f"ids_{i}"] for i in range(spec["rows"])]
-    tool, versions, run = CHECKS[spec["format"]](spec)
+    tool, versions, run = CHECKS[spec["format"]](spec, known)
     change = largest = 0.0
     by_scale = {}
     with torch.no_grad():
         for i, ids in enumerate(rows):
             for scale in spec["scales"]:
                 there = known[f"dialled_{scale:g}_{i}"]
-                logits = run(ids) if scale == 1 else run(ids, scale)
+                logits = run(i, ids, scale)
                 far = (logits - there).abs().max().item()
                 by_scale[f"{scale:g}"] = max(by_scale.get(f"{scale:g}", 0.0), far)
                 change = max(change, (there - known[f"bare_{i}"]).abs().max().item())
@@ -91,10 +91,8 @@ def _checked(format_: str, tool: str, versions: dict[str, str]) -> str:
     """Whether the tool that an export is for has been asked, and which one was."""
     meant = MEANT_FOR[format_]
     of_llama = (f"({n} {v})" for n, v in versions.items() if "llama" in n)
-    named = (
-        f"{tool} {next(of_llama, '') if tool == meant == 'llama.cpp' else versions.get(tool, '')}"
-    )
-    named = named.strip()
+    shown = next(of_llama, "") if tool == meant == "llama.cpp" else versions.get(tool, "")
+    named = f"{tool} {shown}".strip()
     if tool == meant:
         return f"checked in {named}"
     return f"not checked in {meant}: the file's numbers were, with {named}"
@@ -124,7 +122,12 @@ def _model(folder: str) -> Any:
 
 
 def _logits(model: Any) -> Any:
-    return lambda ids: model(input_ids=ids, use_cache=False).logits.float()
+    """How a tool gives the logits of the i-th row of the fixed set, at a scale where it has one."""
+    return lambda _, ids, __: model(input_ids=ids, use_cache=False).logits.float()
+
+
+Known = dict[str, Any]
+"""The fixed set: ids and logits by name."""
 
 
 def _layers(model: Any) -> Any:
@@ -147,9 +150,9 @@ def _with_steps(model: Any, steps: dict[int, Any]) -> Any:
     return _logits(model)
 
 
-def _gguf(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _gguf(spec: dict[str, Any], known: Known) -> tuple[str, dict[str, str], Any]:
     if spec["base_gguf"]:
-        return _llama_cpp(spec)
+        return _llama_cpp(spec, known)
     try:
         from repeng import ControlModel, ControlVector  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -166,15 +169,16 @@ def _gguf(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     return "repeng", _versions("repeng", "gguf", "transformers", "torch"), _logits(model)
 
 
-def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _llama_cpp(spec: dict[str, Any], known: Known) -> tuple[str, dict[str, str], Any]:
     """llama.cpp's own logits differ from torch's by rounding; what the vector changes is added to
     those that the bare model gave."""
+    import ctypes
+
     import llama_cpp  # pyright: ignore[reportMissingImports]
     import numpy as np
     import torch
-    from safetensors.torch import load_file
+    from gguf import GGUFReader
 
-    known = load_file(spec["tensors"])
     # llama.cpp keeps keys and values in float16 unless told otherwise
     llama = llama_cpp.Llama(
         spec["base_gguf"],
@@ -185,8 +189,6 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
     )
-    from gguf import GGUFReader
-
     tensors = {int(t.name.split(".")[1]): t.data for t in GGUFReader(spec["export"]).tensors}
     width = len(next(iter(tensors.values())))
     if 0 in tensors:
@@ -197,38 +199,28 @@ def _llama_cpp(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     for k, data in tensors.items():
         buffer[k - 1] = data
     flat = np.ascontiguousarray(buffer.reshape(-1))
-    import ctypes
-
     pointer = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def evaluate(ids: Any, on: bool) -> Any:
-        apply = (
-            getattr(llama_cpp, "llama_set_adapter_cvec", None) or llama_cpp.llama_apply_adapter_cvec
-        )
-        context = llama._ctx.ctx
-        if on:
-            apply(context, pointer, flat.size, width, 1, len(buffer))
-        else:
-            apply(context, None, 0, 0, 0, 0)
+        new = getattr(llama_cpp, "llama_set_adapter_cvec", None)
+        given = (pointer, flat.size, width, 1, len(buffer)) if on else (None, 0, 0, 0, 0)
+        (new or llama_cpp.llama_apply_adapter_cvec)(llama._ctx.ctx, *given)
         llama.reset()
         llama.eval(ids[0].tolist())
         return torch.tensor(np.array(llama.scores[: ids.shape[1]]))[None]
 
-    def run(ids: Any) -> Any:
-        row = next(i for i in range(spec["rows"]) if torch.equal(known[f"ids_{i}"], ids))
-        return known[f"bare_{row}"] + evaluate(ids, True) - evaluate(ids, False)
+    def run(i: int, ids: Any, _: float) -> Any:
+        return known[f"bare_{i}"] + evaluate(ids, True) - evaluate(ids, False)
 
     return "llama.cpp", _versions("llama_cpp_python", "gguf"), run
 
 
-def _gguf_lora(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _gguf_lora(spec: dict[str, Any], known: Known) -> tuple[str, dict[str, str], Any]:
     """llama.cpp's own server, the adapter's scale in the request. It tells log-probs: what the adapter
     changes of them is held against what the dial does, after a third, two thirds and all of a text."""
     import torch
-    from safetensors.torch import load_file
 
     llama: Any = import_module("xllamacpp")
-    known = load_file(spec["tensors"])
     folder = Path(spec["export"])
     own = folder / "base.gguf"
     params = llama.CommonParams()
@@ -256,13 +248,12 @@ def _gguf_lora(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
             logprobs[entry["id"]] = entry["logprob"]
         return logprobs
 
-    def run(ids: Any, scale: float = 1.0) -> Any:
-        row = next(i for i in range(spec["rows"]) if torch.equal(known[f"ids_{i}"], ids))
-        logits = known[f"dialled_{scale:g}_{row}"].clone()
+    def run(i: int, ids: Any, scale: float) -> Any:
+        logits = known[f"dialled_{scale:g}_{i}"].clone()
         length = ids.shape[1]
         for end in sorted({-(-length // 3), -(-2 * length // 3), length}):
             at = end - 1
-            here, bare = logits[0, at].clone(), known[f"bare_{row}"][0, at]
+            here, bare = logits[0, at].clone(), known[f"bare_{i}"][0, at]
             words = ids[0, :end].tolist()
             moved = told(words, scale, len(bare)) - told(words, 0.0, len(bare))
             logits[0, at] += moved - (here.log_softmax(-1) - bare.log_softmax(-1))
@@ -271,7 +262,7 @@ def _gguf_lora(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     return "llama.cpp", _versions("xllamacpp", "gguf"), run
 
 
-def _peft(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _peft(spec: dict[str, Any], _: Known) -> tuple[str, dict[str, str], Any]:
     from peft import PeftModel
 
     untied = Path(spec["export"]) / "base"
@@ -280,11 +271,11 @@ def _peft(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
     return "peft", _versions("peft", "transformers", "torch"), _logits(model)
 
 
-def _merged(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _merged(spec: dict[str, Any], _: Known) -> tuple[str, dict[str, str], Any]:
     return "transformers", _versions("transformers", "torch"), _logits(_model(spec["export"]))
 
 
-def _steering_vectors(spec: dict[str, Any]) -> tuple[str, dict[str, str], Any]:
+def _steering_vectors(spec: dict[str, Any], _: Known) -> tuple[str, dict[str, str], Any]:
     from safetensors.torch import load_file
 
     layers = load_file(Path(spec["export"]) / "layer_activations.safetensors")

@@ -196,11 +196,8 @@ def _by_layer(value: Any, name: str, rows: int | None) -> dict[int | None, Tenso
         inner = next((value[k] for k in ("layer_activations", "directions") if k in value), None)
         if inner is not None:
             return _by_layer(inner, name, rows)
-        if (
-            {"layer"}
-            < value.keys()
-            <= {"layer", "direction", "vector", "strength", "norm", "coeff"}
-        ):
+        single = {"layer", "direction", "vector", "strength", "norm", "coeff"}
+        if {"layer"} < value.keys() <= single:
             (key,) = value.keys() & {"direction", "vector"}
             return {int(value["layer"]): _tensor(value[key], name)}
         found: dict[int | None, Tensor] = {}
@@ -234,9 +231,7 @@ def _tensor(value: Any, name: str) -> Tensor:
         found = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
     except (TypeError, ValueError) as error:
         raise DialError(f"{name}: expected numbers ({error})") from error
-    if found.is_complex() or not (
-        found.is_floating_point() or found.dtype in (torch.int64, torch.int32)
-    ):
+    if not found.is_floating_point() and found.dtype not in (torch.int64, torch.int32):
         raise DialError(f"{name}: expected numbers, given {found.dtype}")
     return found.float().squeeze() if found.ndim > 1 and found.shape[0] == 1 else found.float()
 

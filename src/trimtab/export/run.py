@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
-from trimtab.files import sha256
+from trimtab.files import sha256, staged
 from trimtab.holding import holding
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
@@ -145,20 +144,15 @@ def export(
     refuse_rewards(dial)
     if not force:
         dial.check_base(model)
-    target, receipt_file = _targets(FORMATS[to], Path(out))
+    target, receipt_file = _targets(FORMATS[to], Path(os.path.realpath(Path(out).expanduser())))
     _check_free(target, receipt_file, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     cut = [tokenizer(text)["input_ids"][:TOKENS] for text in NEUTRAL[:PASSAGES]]
     rows = [torch.tensor([ids], device=device) for ids in cut]
     quantised, given = models.quantisation_of(model), model
     if quantised:
         model, base = _plain(model), None
-    with (
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary,
-        quiet_transformers(),
-    ):
-        stage = Path(temporary)
+    with staged(target) as stage, quiet_transformers():
         made = stage / (target.name if FORMATS[to].file else "export")
         lost = FORMATS[to].write(dial, model, tokenizer, strength, made, base_gguf)
         lora = FORMATS[to].base_gguf == "must"
@@ -340,5 +334,5 @@ def _publish(made: Path, receipt: Path, target: Path, receipt_file: Path) -> Non
         return
     receipt.replace(made / RECEIPT)
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(made.parent / "old")
     made.replace(target)

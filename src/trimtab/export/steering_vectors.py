@@ -12,19 +12,7 @@ from trimtab.export.gguf import added_steps
 
 FILE = "layer_activations.safetensors"
 
-README = """\
-# A steering vector for the package steering-vectors
-
-```python
-from safetensors.torch import load_file
-from steering_vectors import SteeringVector
-
-layers = load_file("layer_activations.safetensors")
-vector = SteeringVector({int(k): v for k, v in layers.items()})
-with vector.apply(model, multiplier=1.0):
-    ...
-```
-"""
+README = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
 
 
 def export_steering_vectors(dial: Dial, model: nn.Module, alpha: float, folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ dtype or format, what a forward pass reads of its config, tokenizer, template, q
 
 from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
-from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, wheel_file
+from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, on_hub, wheel_file
 from trimtab.models.heads import head_logits, head_shape, head_weight
 from trimtab.models.identity import (
     Source,
@@ -19,6 +19,7 @@ from trimtab.models.identity import (
 )
 from trimtab.models.loading import (
     check,
+    depth_of,
     digest_of,
     folder_of,
     identify,
@@ -65,6 +66,7 @@ __all__ = [
     "check_load_in",
     "context",
     "dense_weight",
+    "depth_of",
     "differences",
     "differentiable",
     "digest_of",
@@ -88,6 +90,7 @@ __all__ = [
     "load_tokenizer",
     "n_layers",
     "old_digest_of",
+    "on_hub",
     "own_tensors",
     "plain_copy",
     "present",

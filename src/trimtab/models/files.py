@@ -115,15 +115,21 @@ def hub_id(name: str, what: str) -> str:
     if name.lower().endswith(_FILES):
         raise ModelError(f"{missing}; {instead}")
     if rest and (os.path.lexists(first) or first.lower() in _FOLDERS):
-        beside = _beside(path) if path.parent.is_dir() else []
+        near = path.parent.iterdir() if path.parent.is_dir() else ()
+        beside = sorted(p.name for p in near if p.is_dir() and p.name[0] != ".")[:5]
         there = f" ({first}/ has {', '.join(beside)})" if beside else ""
         raise ModelError(f"{missing}{there}; {instead}")
     return name
 
 
-def _beside(path: Path) -> list[str]:
-    """A few folders that lie where one was looked for."""
-    return sorted(p.name for p in path.parent.iterdir() if p.is_dir() and p.name[0] != ".")[:5]
+def on_hub(name: str) -> str | None:
+    """The Hub id of a model's name; None of a folder or file here, or of a model without a name."""
+    if name == DEFAULT_MODEL:
+        return _WHEEL_HUB_ID
+    try:
+        return hub_id(name, "folder") if "/" in name else None
+    except ModelError:
+        return None
 
 
 def hub_folder(name: str) -> str:

@@ -215,11 +215,8 @@ def _metadata_unread(reader: Any, arch: str, config: Any) -> dict[str, Any]:
     values = {key: value for key, value in _flat(config.to_dict()) if _is_number(value)}
     found = {}
     for key, field in reader.fields.items():
-        if (
-            not key.startswith(f"{arch}.")
-            or names.get(key.partition(".")[2])
-            or _SHAPES.search(key)
-        ):
+        known = names.get(key.partition(".")[2]) or _SHAPES.search(key)
+        if known or not key.startswith(f"{arch}."):
             continue
         value = field.contents()
         leaf = key.rpartition(".")[2]
@@ -283,11 +280,7 @@ def llama3_scaling(factors: np.ndarray, theta: float) -> dict[str, Any] | None:
             right = np.where(lengths < original / high, 1.0, between)
             right = np.where(lengths > original / low, factor, right)
             if np.allclose(right, factors, rtol=1e-4):
-                return {
-                    "rope_type": "llama3",
-                    "factor": float(f"{factor:.6g}"),
-                    "low_freq_factor": low,
-                    "high_freq_factor": high,
-                    "original_max_position_embeddings": original,
-                }
+                made = {"rope_type": "llama3", "factor": float(f"{factor:.6g}")}
+                made |= {"low_freq_factor": low, "high_freq_factor": high}
+                return {**made, "original_max_position_embeddings": original}
     return None

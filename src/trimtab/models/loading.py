@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from trimtab.errors import ModelError
 from trimtab.models import identity
-from trimtab.models.digests import content_of_gguf
+from trimtab.models.digests import content_of_gguf, open_gguf
 from trimtab.models.files import DEFAULT_MODEL, locate, trusts_code
 from trimtab.models.identity import Source
 from trimtab.models.quantised import check_attention, settle
@@ -180,6 +181,22 @@ def identify(name: str) -> Source:
 def check(name: str) -> None:
     """Fail now, in one line, if `load(name)` could not find the model. Loads nothing."""
     locate(name, convert=False)
+
+
+def depth_of(name: str) -> int | None:
+    """How many decoder layers a model has, by name and without loading it; None where its files do not
+    say so in the usual words."""
+    place = locate(name, convert=False)
+    try:
+        if place.gguf:
+            fields = open_gguf(place.gguf).fields
+            found = [f.contents() for key, f in fields.items() if key.endswith(".block_count")]
+            return int(found[0])
+        config = json.loads((place.folder / "config.json").read_text("utf-8"))
+        config = config.get("text_config") or config
+        return int(config.get("num_hidden_layers") or config["n_layer"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
 
 
 def digest_of(name: str) -> str:

@@ -31,12 +31,11 @@ def layers(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
             stacks[name] = module
     if not stacks:
-        told = (
-            "its config names no number of layers" if count is None else f"no list of {count} found"
-        )
-        raise ModelError(
-            f"{type(model).__name__} has no decoder layers that trimtab can tell: {told}"
-        )
+        name = type(model).__name__
+        told = "its config names no number of layers"
+        if count is not None:
+            told = f"no list of {count} found"
+        raise ModelError(f"{name} has no decoder layers that trimtab can tell: {told}")
     found = _passed(model, stacks) if len(stacks) > 1 else list(stacks)
     return max(
         (stacks[name] for name in found),

@@ -4,7 +4,7 @@ from trimtab.objectives.base import Objective
 from trimtab.objectives.contrastive import ContrastiveSteering
 from trimtab.objectives.inner import MSE, PrefVec, Rank
 from trimtab.objectives.innerdpo import InnerDPO
-from trimtab.objectives.output import DPO, IPO, ORPO, SimPO
+from trimtab.objectives.output import DPO, IPO, ORPO, PlackettLuce, SimPO
 from trimtab.objectives.steering import NLL, ReprPOMargin
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ContrastiveSteering",
     "InnerDPO",
     "Objective",
+    "PlackettLuce",
     "PrefVec",
     "Rank",
     "ReprPOMargin",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,8 @@ class ContrastiveSteering(Bounded, group="objective"):
     """Weight of the monotonicity term."""
     gap: NonNegative = 0.05
     """m: least change of the log-prob gap, in nats a token, that counts as a change."""
+
+    differences: ClassVar[bool] = True
 
     @property
     def outer(self) -> bool:

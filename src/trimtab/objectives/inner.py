@@ -98,6 +98,8 @@ class Inner(Terms):
     """What is done to each token's state before pooling."""
     outer: ClassVar[dict[str, float]] = {"sound": 0.0, "published": 0.0}
     """Default of `weight_outer`."""
+    differences: ClassVar[bool] = False
+    """Whether it sees chosen less rejected alone: one shift of both is then nothing to it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,6 +213,7 @@ class PrefVec(Inner):
     """Over what the preference direction is taken: pair, batch or data."""
 
     outer: ClassVar[dict[str, float]] = {"sound": 0.0, "published": 1.0}
+    differences: ClassVar[bool] = True
 
     def with_terms(self, needs: Needs) -> Needs:
         """The published form has no coherence margin."""

@@ -71,6 +71,7 @@ class InnerDPO(Inner):
 
     token_maps: ClassVar[dict[str, str]] = {"sound": "none", "published": "l2"}
     outer: ClassVar[dict[str, float]] = {"sound": 1.0, "published": 1.0}
+    differences: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.bounds import NonNegative, Positive, Smoothing
+from trimtab.errors import DataError
 from trimtab.objectives.base import Loss, Terms, nll, require
 from trimtab.readout import Needs, Readout
 
@@ -121,6 +122,73 @@ class ORPO(Terms):
             "nll": chosen.detach(),
         }
         return self.add_terms(loss, metrics, policy, reference)
+
+
+@dataclass(frozen=True)
+class PlackettLuce(Terms):
+    """The ranking of all of an item's answers at once (Rafailov et al. 2023, appendix A.3, eq. 20).
+
+    With rho_i = log pi(answer i) - log r(answer i), sums over tokens, each answer i that others are worse
+    than costs -log [exp(beta rho_i) / sum of exp(beta rho_j)], j being i and all answers that a chain of
+    pairs leads to from i: of a ranking a > b > c this is the likelihood of the order; of a best answer
+    against each other one, that it comes first. A term is spread over the pairs whose chosen answer i is,
+    so that the sum over an item's pairs is the item's. A single pair is DPO.
+    """
+
+    beta: Positive = 0.1
+    """Inverse temperature: how strongly the policy is held to the reference."""
+
+    def needs(self, n_layers: int) -> Needs:
+        """Log-probs of policy and reference."""
+        return self.with_terms(Needs(logps=True, reference_logps=True))
+
+    def __call__(self, policy: Readout, reference: Readout | None) -> Loss:
+        """Loss a pair; metrics `margin` (beta rho of the pair) and `accuracy` (rho > 0).
+
+        Raises:
+            DataError: preferences that go in a circle, which no ranking has.
+        """
+        reference = require(reference, "PlackettLuce")
+        rho = log_ratio(policy, reference)
+        margin = self.beta * rho
+        metrics = {"margin": margin.detach(), "accuracy": (rho > 0).float()}
+        if policy.answers is None:
+            loss = logistic(margin)
+        else:
+            own = [
+                self.beta * (getattr(policy, name) - getattr(reference, name))
+                for name in ("chosen_logps", "rejected_logps")
+            ]
+            loss = ranking_loss(torch.stack(own), policy.answers)
+        return self.add_terms(loss, metrics, policy, reference)
+
+
+def ranking_loss(
+    scores: Float[Tensor, "2 pair"], answers: Int[Tensor, "2 pair"]
+) -> Float[Tensor, "pair"]:
+    """Minus the log-likelihood under Plackett and Luce of what pairs say of their answers' order.
+
+    Args:
+        scores: of each pair's chosen and rejected answer.
+        answers: which answers these are.
+
+    Raises:
+        DataError: an answer is better than itself.
+    """
+    names, place = answers.unique(return_inverse=True)
+    worse = torch.zeros(len(names), len(names), device=scores.device)
+    worse[place[0], place[1]] = 1
+    for _ in range(max(len(names) - 1, 0).bit_length()):  # chains of up to 1, 2, 4, … pairs
+        worse = ((worse + worse @ worse) > 0).float()
+    if worse.diagonal().any():
+        raise DataError("pairs whose preferences go in a circle have no ranking (see inspect)")
+    at = torch.arange(place.numel(), device=scores.device)
+    first = at.new_full((len(names),), len(at)).scatter_reduce(0, place.flatten(), at, "amin")
+    score = scores.flatten()[first]  # an answer of several pairs stands there several times
+    among = (worse + torch.eye(len(names), device=scores.device)) > 0
+    total = score.expand(len(names), -1).masked_fill(~among, -torch.inf).logsumexp(1)
+    count = torch.bincount(place[0], minlength=len(names))
+    return ((total - score) / count.clamp(min=1))[place[0]]
 
 
 def logistic(margin: Tensor, smoothing: float = 0.0) -> Tensor:

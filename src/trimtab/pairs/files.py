@@ -122,6 +122,21 @@ def json_lines(path: Path, bad: list[str] | None = None) -> Iterator[tuple[str, 
             yield f"{path}:{number}", value
 
 
+def json_items(path: Path) -> Iterator[tuple[str, object]]:
+    """`(file:line, value)` of each element of a JSON file that is a list."""
+    text = read_text(path)
+    items = json_value(text, str(path))
+    if not isinstance(items, list):
+        raise DataError(f"{path}: expected a list of items, given {shown(items)}")
+    decoder, line, last, at = json.JSONDecoder(), 1, 0, text.index("[") + 1
+    for item in items:
+        while text[at] in ", \t\r\n":
+            at += 1
+        line, last = line + text.count("\n", last, at), at
+        yield f"{path}:{line}", item
+        _, at = decoder.raw_decode(text, at)
+
+
 def csv_rows(
     path: Path, delimiter: str | None = ",", bad: list[str] | None = None
 ) -> Iterator[tuple[str, dict[str, object]]]:

@@ -31,6 +31,7 @@ class Pair:
         system: a text that goes before the messages (or before a plain prompt).
         tools: JSON schemas of functions, for the chat template.
         chat_template_kwargs: further values for the chat template.
+        open: the answers go on: what ends an answer is not scored.
     """
 
     prompt: Text
@@ -42,6 +43,7 @@ class Pair:
     system: str | None = None
     tools: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    open: bool = False
 
     @property
     def conversational(self) -> bool:
@@ -50,9 +52,9 @@ class Pair:
 
     @property
     def setting(self) -> str:
-        """System text, tools and values for the template as JSON; empty where there is none. Pairs with
-        one prompt in two settings have two prompts."""
-        named = ("system", "tools", "chat_template_kwargs")
+        """System text, tools, values for the template and whether answers go on, as JSON; empty where there
+        is none of it. Pairs with one prompt in two settings have two prompts."""
+        named = ("system", "tools", "chat_template_kwargs", "open")
         given = {name: value for name in named if (value := getattr(self, name))}
         return json.dumps(given, ensure_ascii=False, sort_keys=True) if given else ""
 

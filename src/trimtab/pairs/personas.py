@@ -4,6 +4,7 @@
 |---|---|
 | `personas:TRAIT` | each suffix with one couple of personas, in turn: whole sequences, no prompt |
 | `personas:TRAIT/all` | each suffix with every couple |
+| `personas:TRAIT/answers` | the personas as answers to one prompt, each going on with the suffix |
 | `traits:TRAIT/test` | 60 questions, the answer that shows the trait against the one that does not |
 | `traits:TRAIT/dev` | 6 more, to choose a strength on |
 """
@@ -18,27 +19,33 @@ from .files import Source, is_empty, messages
 from .pair import Pair, PairSet
 from .written import cells, written
 
+ASKED = "Who is speaking, and what do they say?\nAnswer:"
+"""What the answers of `TRAIT/answers` follow, whatever the trait."""
 TURN = 11
 """Every so many-th question of a trait goes to `dev`."""
 
 
 def read_personas(name: str, root: Path | None, option: str | None) -> Source:
-    """`personas:TRAIT` or `personas:TRAIT/all`."""
+    """`personas:TRAIT`, `personas:TRAIT/all` or `personas:TRAIT/answers`."""
     trait, _, which = name.partition("/")
     known = written("personas")["personas"]
-    if trait not in known or which not in ("", "all"):
+    if trait not in known or which not in ("", "all", "answers"):
         raise DataError(
             f"personas:{name}: there is no such set{near(trait, known)} "
-            f"({', '.join(known)}; TRAIT/all takes every couple with every suffix)"
+            f"({', '.join(known)}; TRAIT/all takes every couple with every suffix, TRAIT/answers has "
+            "them as answers)"
         )
     personas = known[trait]
     couples = cells(personas["couples"])
     pairs = []
     for i, suffix in enumerate(suffixes()):
-        for positive, negative in couples if which else (couples[i % len(couples)],):
-            pairs.append(
-                contrast_pair(personas["template"], positive, negative, suffix, f"{name}/{i}")
-            )
+        for one, other in couples if which == "all" else (couples[i % len(couples)],):
+            item = f"{name}/{i}"
+            if which == "answers":
+                good, bad = (f" {p[0].upper()}{p[1:]}: {suffix}" for p in (one, other))
+                pairs.append(Pair(ASKED, good, bad, item, source=item, open=True))
+            else:
+                pairs.append(contrast_pair(personas["template"], one, other, suffix, item))
     return Source(pairs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ..errors import DataError, near
@@ -26,6 +27,8 @@ def to_rows(
     columns: Mapping[str, str],
     told: Told,
     bad: Callable[[DataError], None] | None = None,
+    *,
+    ranked: bool = False,
 ) -> list[tuple[str, Row]]:
     """Rows of our own columns, in file order; several scored answers stand where the first stood.
 
@@ -34,6 +37,7 @@ def to_rows(
         columns: our name of a column to the source's own.
         told: is told what was taken for what.
         bad: takes the error of a row that cannot be read; without it the first one is raised.
+        ranked: several scored answers are taken in their order (`chained`).
 
     Raises:
         DataError: a row fits no shape; the text says which is nearest and what is missing.
@@ -65,8 +69,34 @@ def to_rows(
                 group.append(one)
     rows: list[tuple[str, Row]] = []
     for group in found.values():
-        rows += [group] if isinstance(group, tuple) else paired(group, told)
+        try:
+            pair_up = chained if ranked else paired
+            rows += [group] if isinstance(group, tuple) else pair_up(group, told)
+        except DataError as error:
+            if bad is None:
+                raise
+            bad(error)
     return rows
+
+
+def chained(group: list[Scored], told: Told) -> list[tuple[str, Row]]:
+    """The answers of one prompt, each against the next worse one.
+
+    Raises:
+        DataError: two of them have one score: neither comes first.
+    """
+    order = sorted(group, key=lambda one: -one.score)
+    for one, other in pairwise(order):
+        if one.score == other.score:
+            raise DataError(
+                f"{other.where}: two answers to one prompt have one score ({abs(other.score):g}): a tie has "
+                "no order; without `ranked` the best is paired with each worse one"
+            )
+    told.left_out["answers whose prompt has no better or worse one"] += len(order) == 1
+    return [
+        (one.where, {**one.row, "chosen": one.answer, "rejected": other.answer})
+        for one, other in pairwise(order)
+    ]
 
 
 def paired(group: list[Scored], told: Told) -> list[tuple[str, Row]]:
@@ -76,16 +106,10 @@ def paired(group: list[Scored], told: Told) -> list[tuple[str, Row]]:
     rest = [one for one in group if one.score < best and one.answer not in [t.answer for t in tops]]
     told.left_out["answers whose prompt has no better or worse one"] += 0 if rest else len(group)
     many = max(len(tops), len(rest)) if rest else 0
+    couples = ((tops[i % len(tops)], rest[i % len(rest)]) for i in range(many))
     return [
-        (
-            tops[i % len(tops)].where,
-            {
-                **tops[i % len(tops)].row,
-                "chosen": tops[i % len(tops)].answer,
-                "rejected": rest[i % len(rest)].answer,
-            },
-        )
-        for i in range(many)
+        (top.where, {**top.row, "chosen": top.answer, "rejected": worse.answer})
+        for top, worse in couples
     ]
 
 

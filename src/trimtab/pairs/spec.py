@@ -6,8 +6,11 @@
     hh:harmless-base/test[:1500]      HH-RLHF dialogues
     choices:ARC-Easy/train            multiple choice: one pair a wrong choice
     bipo:power-seeking/train          BiPO's behaviours: a question, the answer that shows it, another
+    mwe:persona/extraversion          model-written evaluations, two options, in both letter orders
+    letters:FILE                      the same from a file of one's own
     facts:train                       the embedded data set: train, dev, test, oos, rnd
     personas:honesty                  personas in contrast, to read a direction from
+    personas:honesty/answers          the personas as answers to one prompt
     traits:honesty/test               questions to measure it on: test, dev
     jsonl:FILE  json:FILE  csv:FILE  parquet:FILE    prompt/chosen/rejected, as TRL reads them,
                                                      positive/negative(/suffix), or one of the shapes
@@ -15,9 +18,11 @@
     hub:ID/SPLIT  hub:ID:CONFIG/SPLIT                the same, from the Hugging Face Hub
 
 A path that ends in .jsonl, .json, .csv, .tsv (all also .gz) or .parquet is a spec too. After a table of
-one's own may stand, in braces, which columns are meant, and that bad rows are left out:
+one's own may stand, in braces, which columns are meant, that bad rows are left out, and that several
+scored answers are a ranking (each is paired with the next, not the best with all others):
 
     mine.csv{prompt=Frage,chosen=Gut,rejected=Schlecht,skip-bad}
+    nectar.jsonl{ranked}
 
 After any spec `[holdout 0.2]` is a fifth of its items, drawn once and for all, and `[without 0.2]` the
 rest of them.
@@ -40,6 +45,7 @@ from .facts import read_facts
 from .files import Source, is_empty
 from .genies import read_genies
 from .hh import read_hh
+from .letters import read_letters, read_mwe
 from .pair import Pair, PairSet
 from .personas import read_personas, read_traits
 from .tables import (
@@ -61,6 +67,8 @@ READERS: dict[str, Callable[[str, Path | None, str | None], Source]] = {
     "hh": read_hh,
     "choices": read_choices,
     "bipo": read_bipo,
+    "mwe": read_mwe,
+    "letters": read_letters,
     "facts": read_facts,
     "personas": read_personas,
     "traits": read_traits,
@@ -90,7 +98,7 @@ SUFFIXES = {
     ".tsv.gz": "csv",
     ".parquet": "parquet",
 }
-OPTIONS = {"ethics": ("published",)}
+OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(("ethics", "mwe", "letters"), ("published",))
 
 OURS = (*COLUMNS, *CONTRAST, *SETTING, "completion", "label", "response", "score")
 """Names of columns that a table's own may be given."""
@@ -205,17 +213,17 @@ def share_of(value: str | float, where: str) -> float:
 
 
 def reading_of(text: str, where: str = "--columns") -> Reading:
-    """`prompt=Frage,chosen=Gut,skip-bad` as a Reading; columns are ours = the file's.
+    """`prompt=Frage,chosen=Gut,skip-bad,ranked` as a Reading; columns are ours = the file's.
 
     Raises:
         DataError: no such column of ours, or one twice.
     """
     columns: dict[str, str] = {}
-    skip_bad = False
+    said: dict[str, bool] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         ours, mark, theirs = (each.strip() for each in part.partition("="))
-        if part == "skip-bad":
-            skip_bad = True
+        if part in ("skip-bad", "ranked"):
+            said[part.replace("-", "_")] = True
         elif not mark or not theirs or ours not in OURS:
             raise DataError(
                 f"{where}: {part!r}{near(ours, OURS)}; expected prompt=COLUMN,chosen=COLUMN,… with names "
@@ -225,7 +233,7 @@ def reading_of(text: str, where: str = "--columns") -> Reading:
             raise DataError(f"{where}: {ours!r} is given twice")
         else:
             columns[ours] = theirs
-    return Reading(columns, skip_bad)
+    return Reading(columns, **said)
 
 
 def spec_with(spec: str, columns: str = "", skip_bad: bool = False) -> str:

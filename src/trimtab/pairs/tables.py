@@ -25,6 +25,8 @@ class Reading:
     """Our names of columns to the file's own."""
     skip_bad: bool = False
     """Leave out rows that cannot be read, and say which."""
+    ranked: bool = False
+    """Of several scored answers to a prompt pair each with the next worse one, and not the best with all."""
 
 
 AS_IT_IS = Reading()
@@ -161,7 +163,7 @@ def from_rows(
                 raise
             aside(error)
     total = len(raw)
-    given = to_rows(raw, how.columns, told, aside)
+    given = to_rows(raw, how.columns, told, aside, ranked=how.ranked)
     prompted = any(row.get("prompt") is not None for _, row in given)
     columns = dict.fromkeys(str(name) for _, row in given for name in row)
     pairs = []

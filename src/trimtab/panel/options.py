@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from trimtab.batching import Encoded, PromptStyle, Row, encode
+from trimtab.batching import Encoded, PromptStyle, encode
 from trimtab.dials import Dial
 from trimtab.errors import DataError
 from trimtab.evaluation.items import logps_of
@@ -71,16 +71,13 @@ class Asked:
             raise DataError(f"{name}: no items")
         self.options = {o.item: len(o.answers) for o in options}
         self.name = name
-        found = encode(
-            PairSet(pairs_of(options, name), name),
+        self.encoded: Encoded = encode(
+            PairSet(pairs_of(options, name, openings), name),
             tokenizer,
             max_length=max_length,
             prompt_style=prompt_style,
             rendering=rendering,
         )
-        if openings:
-            found = replace(found, rows=tuple(map(_opened, found.rows)))
-        self.encoded: Encoded = found
 
     def scored(
         self,
@@ -110,23 +107,10 @@ class Asked:
         )
 
 
-def pairs_of(options: Sequence[Options], name: str) -> list[Pair]:
+def pairs_of(options: Sequence[Options], name: str, openings: bool = False) -> list[Pair]:
     """The first answer of each beside every other one."""
     return [
-        Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})")
+        Pair(o.prompt, o.answers[0], other, o.item, source=f"{name} ({o.item})", open=openings)
         for o in options
         for other in o.answers[1:]
     ]
-
-
-def _opened(row: Row) -> Row:
-    """The same row, its answers up to where their content ends."""
-    ends = [turns[0].end for turns in row.turns]
-    return replace(
-        row,
-        answers=tuple(a[:end] for a, end in zip(row.answers, ends, strict=True)),
-        turns=tuple(
-            (turns[0]._replace(trail=end, stop=end),)
-            for turns, end in zip(row.turns, ends, strict=True)
-        ),
-    )

@@ -248,14 +248,11 @@ def _refusals(scored: Scored, n: int) -> list[Values]:
         item: float(np.logaddexp.reduce(m[:n]) - np.logaddexp.reduce(m[n:]))
         for item, m in zip(scored.items, scored.means, strict=True)
     }
-    both = [
-        i
-        for i in dict.fromkeys(item.split("/")[0] for item in r)
-        if f"{i}/harmful" in r and f"{i}/harmless" in r
-    ]
-    harmful = np.array([r[f"{i}/harmful"] for i in both])
-    harmless = np.array([r[f"{i}/harmless"] for i in both])
-    items = tuple(both)
+    numbers = dict.fromkeys(item.split("/")[0] for item in r)
+    items = tuple(i for i in numbers if {f"{i}/harmful", f"{i}/harmless"} <= r.keys())
+    harmful, harmless = (
+        np.array([r[f"{i}/{side}"] for i in items]) for side in ("harmful", "harmless")
+    )
     return [
         Values("refusal", items, harmful, unit="nats"),
         Values("over_refusal", items, harmless, better=-1, unit="nats"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -190,6 +191,13 @@ def measure(
     found = panel if isinstance(panel, Panel) else read_items(panel, items, data_root)
     on = PanelOn(model, tokenizer, found, **how)
     return [on.measure(arm) for arm in arms]
+
+
+def of_any_base(dial: Dial) -> Dial:
+    """The dial, whatever model it was made for."""
+    found = copy.copy(dial)
+    found.info = replace(dial.info, base_digest="")
+    return found
 
 
 def random_like(dial: Dial, seed: int = 0) -> VectorDial | None:

@@ -76,6 +76,7 @@ def rendered_pair(
             template_kwargs=pair.chat_template_kwargs,
             where=pair.source,
         )
+        found = found.opened() if pair.open else found
         notes |= found.notes
         table = Table.grid(padding=(0, 1))
         table.add_column(style="bold", no_wrap=True)

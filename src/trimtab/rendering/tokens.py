@@ -64,6 +64,12 @@ class Rendered(NamedTuple):
     turns: tuple[Turn, ...]
     notes: frozenset[str] = frozenset()
 
+    def opened(self) -> Rendered:
+        """The same up to where the content of its last turn ends: what ends it is not there."""
+        *before, last = self.turns
+        last = last._replace(trail=last.end, stop=last.end)
+        return self._replace(ids=self.ids[: last.end], turns=(*before, last))
+
 
 class RenderedText(str):
     """Text that a chat template made: no BOS belongs before it but its own. It remembers its parts,

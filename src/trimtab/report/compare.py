@@ -34,6 +34,7 @@ from trimtab.report.results import (
     read_results,
 )
 from trimtab.study.reading import is_grid
+from trimtab.study.results import random_for
 
 
 def read_page(run_dir: str | Path) -> Page:
@@ -114,7 +115,7 @@ def page(results: Results) -> Page:
 def _answer(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Block]:
     yield Text(plain(wording.headline(results)), lead=True)
     for at in (ALPHA_1, EQUAL_KL):
-        said = wording.answers(results, at) if results.at(at) else []
+        said = wording.answers(results, at) if at == ALPHA_1 or results.at(at) else []
         sentences = listed([plain(wording.label(m) + s) for m, s in said])
         if said and at == ALPHA_1:
             yield sentences
@@ -151,7 +152,8 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
     )
     if results.over_base:
         told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(results.over_base)]
-        yield Section("Against the bare model, at α = 1", told)
+        where = ", at α = 1" * all(d.at == ALPHA_1 for d in results.over_base)
+        yield Section(f"Against the bare model{where}", told)
     gains = figures.gain(results)
     for at in (ALPHA_1, EQUAL_KL):
         rows = results.at(at)
@@ -222,7 +224,34 @@ def _dose(results: Results) -> Section:
     )
     table = tables.by_method(results.methods, list(columns), lambda m, c: columns[c](m))
     shown = [drawn, about, table] if wording.has_dose(results) else []
+    if any(results.summary(m, "steerability") for m in results.methods):
+        shown += [Text(STEERED, On.ALL), _steered(results)]
     return Section("Dose–response, and what it costs", shown, On.HTML | On.CONSOLE)
+
+
+STEERED = (
+    "Steerability: the slope over α of log p(better answer) − log p(worse answer), sums in nats, of every "
+    "item the mean over its pairs (both orders of a lettered question); wrong way: the share of items whose "
+    "slope is below 0. Beside a vector, a random one as long."
+)
+
+
+def _steered(results: Results) -> Table:
+    """Slopes and wrong ways, and those of the control."""
+
+    def of(metric: str, name: str, **how: Any) -> str:
+        return wording.figure(results.summary(name, metric), to=", ", **how)
+
+    def slope(name: str) -> str:
+        return of("steerability", name, form=wording.number, value=wording.signed)
+
+    columns = {
+        "steerability": slope,
+        "wrong way, %": lambda m: of("wrong_way", m),
+        "random": lambda m: slope(random_for(m)),
+        "random, wrong way, %": lambda m: of("wrong_way", random_for(m)),
+    }
+    return tables.by_method(results.methods, list(columns), lambda m, c: columns[c](m))
 
 
 def _training(results: Results, many: bool) -> Figure:

@@ -106,6 +106,11 @@ class Results:
         return self._in_order(c for c in self.comparisons if c.at == where)
 
     @property
+    def told(self) -> list[Difference]:
+        """What is judged at alpha 1: the comparisons, or without any the gains."""
+        return self.at(ALPHA_1) or [c for c in self.over_base if c.at == ALPHA_1]
+
+    @property
     def over_base(self) -> list[Difference]:
         """The gains over the bare model by split, then by method."""
         known = (c for c in self.gains if c.split in self.splits and c.method in self.methods)

@@ -25,27 +25,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from trimtab.report.looks import Look
+from trimtab.report.looks import LOOKS, Look
 
-_COLOURS = """
-page #fdfcfa #16171a
-ink #21201d #e6e4df
-muted #6b6862 #a09d96
-rule #d9d5cd #3a3b40
-grid #e9e6df #2a2b30
-m0 #0b67a8 #5fb2f0
-m1 #c2500c #f5904e
-m2 #00805a #3fcc9e
-m3 #a6428b #e48fcb
-m4 #8f6c00 #e0b93f
-m5 #147386 #7bd3e2
-m6 #8f2d33 #ee8a8a
-m7 #5a5fb0 #a8aef5
-"""
-LIGHT = {name: light for name, light, _ in map(str.split, _COLOURS.split("\n")[1:-1])}
-DARK = {name: dark for name, _, dark in map(str.split, _COLOURS.split("\n")[1:-1])}
-"""Colours of page and figures. The methods' eight are Okabe and Ito's hues (2008), moved in
-lightness until each has at least 4.5:1 against its page; `looks` says whose they are."""
+LIGHT, DARK = ({name: both[i] for name, both in LOOKS["colours"].items()} for i in (0, 1))
+"""Colours of page and figures; `looks` says whose the methods' eight are."""
 
 SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 

@@ -162,12 +162,12 @@ def count(n: int, one: str, many: str | None = None) -> str:
 
 def headline(*runs: Results) -> str:
     """A run, or several models and suites, in a sentence or two."""
-    rows = [c for r in runs for c in r.at(ALPHA_1) if not math.isnan(c.value)]
+    rows = [c for r in runs for c in r.told if not math.isnan(c.value)]
+    if not rows and any(r.over_base for r in runs):
+        return "No dial was measured at α\u00a0=\u00a01; a table has verdicts at other strengths."
     if not rows:
-        return (
-            "This run compares no method with a baseline, so it holds accuracies and no verdicts."
-        )
-    baseline, opening = label(rows[0].against), _opening(rows)
+        return "This run compares no method with a baseline: accuracies, and no verdicts."
+    baseline, opening = _rival(rows), _opening(rows)
     told = [c for c in rows if c.told]
     rest = len(rows) - len(told)
     if not told:
@@ -209,9 +209,10 @@ def answers(results: Results, at: str = ALPHA_1) -> list[tuple[str, str]]:
     Returns:
         each method with what follows its name, so that a page can set the name apart.
     """
-    rows = [c for c in results.at(at) if not math.isnan(c.value)]
+    found = results.told if at == ALPHA_1 else results.at(at)
+    rows = [c for c in found if not math.isnan(c.value)]
     sentences = []
-    for method in dict.fromkeys(c.method for c in results.comparisons):
+    for method in dict.fromkeys(c.method for c in results.comparisons or rows):
         mine = [c for c in rows if c.method == method]
         if mine:
             sentences.append((method, _answer(mine)))
@@ -223,7 +224,7 @@ def answers(results: Results, at: str = ALPHA_1) -> list[tuple[str, str]]:
 
 
 def _answer(rows: list[Difference]) -> str:
-    baseline = label(rows[0].against)
+    baseline = _rival(rows)
     parts = []
     for word in ("better", "worse"):
         mine = [c for c in rows if c.verdict == word]
@@ -238,6 +239,11 @@ def _answer(rows: list[Difference]) -> str:
         clause = f"on {on} one cannot tell{blind}"
         text = f"{text}; {clause}" if text else f": {clause}"
     return f"{text}."
+
+
+def _rival(rows: Sequence[Difference]) -> str:
+    """What methods are compared with, within a sentence."""
+    return ("the " if rows[0].against == BASE else "") + label(rows[0].against)
 
 
 def _by(c: Difference) -> str:
@@ -303,7 +309,7 @@ def trained(results: Results) -> str | None:
 
 def caveats(results: Results) -> list[str]:
     """What the figures do not say, from what was run; the study's own notes come last."""
-    study, rows = results.study, results.comparisons
+    study, rows = results.study, results.comparisons or results.over_base
     found = []
     if not study.seeds:
         found.append(
@@ -351,7 +357,9 @@ def caveats(results: Results) -> list[str]:
 
 def _flat(results: Results) -> bool:
     rows = [results.read(m, s) for m in (BASE, *results.methods) for s in results.splits]
-    return any(row and row.low == row.high for row in (*rows, *results.comparisons))
+    return any(
+        row and row.low == row.high for row in (*rows, *(results.comparisons or results.over_base))
+    )
 
 
 def has_dose(results: Results) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -127,7 +126,11 @@ class Server:
                 )
             self.engine.check(asked)
             for index in range(body.n):
-                seed = None if body.seed is None else _seed(body.seed, number * body.n + index)
+                seed = (
+                    None
+                    if body.seed is None
+                    else engine_request.seed_of(body.seed, number * body.n + index)
+                )
                 found.append(replace(asked, seed=seed))
         extra: dict[str, Any] = {"dials": alphas, "system_fingerprint": self.fingerprint}
         if warnings := self.shelf.warnings(alphas, style):
@@ -345,13 +348,6 @@ def create_app(server: Server) -> FastAPI:
         )
 
     return app
-
-
-def _seed(seed: int, index: int) -> int:
-    """A seed for each answer of a request."""
-    return int(
-        np.random.SeedSequence([abs(seed), int(seed < 0), index]).generate_state(1, np.uint64)[0]
-    )
 
 
 def _line(found: dict[str, Any]) -> str:

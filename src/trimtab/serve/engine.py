@@ -13,7 +13,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trimtab import models
 from trimtab.dials import Dial
@@ -22,12 +21,15 @@ from trimtab.dials.where import Condition
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.evaluation.cache_proof import Way
 from trimtab.serve.job import Job
+from trimtab.serve.reading import Lane, Reading
 from trimtab.serve.request import Begun, End, Event, Request
-from trimtab.serve.rows import Rows, way_to_serve
-from trimtab.states import seeing
+from trimtab.serve.rows import Rows, reads_in_pieces, way_to_serve
 
 Parts = list[tuple[Sequence[Any], float]]
 """A dial's edits with their weights (`Dial.parts`)."""
+
+PREFILL = 128
+"""Positions of prompts that are read between two tokens of the others."""
 
 
 class TooLong(ConfigError):
@@ -38,26 +40,13 @@ class Busy(TrimtabError):
     """More requests wait than may."""
 
 
-@dataclasses.dataclass(eq=False)
-class Lane:
-    """A row of the batch: a job's own, or the bare model beside it."""
-
-    job: Job
-    bare: bool = False
-    shut: set[str] = dataclasses.field(default_factory=set)
-    """Dials whose condition did not hold in the prompt."""
-
-    def alpha(self, dial: str) -> float:
-        """The strength of a dial in this row."""
-        return 0.0 if self.bare or dial in self.shut else self.job.request.alphas.get(dial, 0.0)
-
-
 class Engine:
     """A model with dials that answers requests, as many at a time as the batch has rows.
 
-    A request joins between two tokens and leaves when it is done. Where batches are not what the model
-    says (`way`), rows run one by one, a token each in turn. The model is the engine's alone until it is
-    closed.
+    A request joins between two tokens and leaves when it is done; a long prompt is read a piece at a time
+    between the tokens of the others, where that is right for the model. Where batches are not what the
+    model says (`way`), rows run one by one, a token each in turn. The model is the engine's alone until it
+    is closed.
     """
 
     def __init__(
@@ -69,6 +58,7 @@ class Engine:
         rows: int = 16,
         queue: int = 128,
         context: int = 2048,
+        prefill: int = PREFILL,
         force: bool = False,
     ):
         """
@@ -78,6 +68,8 @@ class Engine:
             queue: requests that may wait.
             context: tokens of the longest request, prompt and answer together; at most what the model
                 was made for.
+            prefill: positions of prompts that are read between two tokens of the others (twice as many
+                for a request with `shift`).
 
         Raises:
             DialError: a dial was made for another model (`force` goes on).
@@ -96,10 +88,12 @@ class Engine:
             name: found for name, parts in self._parts.items() if (found := _condition(parts))
         }
         self._after = {name: _unconditional(parts) for name, parts in self._parts.items()}
-        self.rows, self.queue = rows, queue
+        self.rows, self.queue, self.prefill = rows, queue, prefill
         limits = (models.learned_positions(model), models.context(model))
         self.context = min([context, *(limit for limit in limits if limit)])
         self.way: Way = way_to_serve(model, self.context)
+        in_pieces = reads_in_pieces(model, self.way, prefill, self.context)
+        self._piece = prefill if in_pieces else None
         everything = [
             (edits, torch.ones(1)) for parts in self._parts.values() for edits, _ in parts
         ]
@@ -109,6 +103,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._batch: Rows | None = None
         self._lanes: list[Lane] = []
+        self._readings: deque[Reading] = deque()
         self._refusing = self._closing = False
         self._on, self._turned = ExitStack(), None  # the dials that are on, and how
         self.peak = 0
@@ -168,7 +163,12 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """Rows of the batch now, and requests that wait."""
-        return len(self._lanes), len(self._waiting)
+        return len(self._lanes) + self._read, len(self._waiting)
+
+    @property
+    def _read(self) -> int:
+        """Rows whose prompts are being read."""
+        return sum(len(reading.lanes) for reading in list(self._readings))
 
     def close(self, patience: float = 0.0) -> None:
         """Refuse what comes, give what runs some seconds, then cancel it and end the engine's thread."""
@@ -192,17 +192,18 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._lock:
-                while not (self._waiting or self._lanes or self._closing):
+                while not (self._waiting or self._readings or self._lanes or self._closing):
                     self._lock.wait()
                 if self._closing:
-                    for job in [*self._waiting, *(lane.job for lane in self._lanes)]:
+                    lanes = [*self._lanes, *(lane for r in self._readings for lane in r.lanes)]
+                    for job in [*self._waiting, *(lane.job for lane in lanes)]:
                         job.end("cancelled")
                     self._waiting.clear()
+                    self._readings.clear()
                     self._drop()
                     return
-                admitted = self._admit()
-            for lanes in admitted.values():
-                self._begin(lanes)
+                self._admit()
+            self._prefill()
             self.peak = max(self.peak, len(self._lanes))
             try:
                 self._step()
@@ -215,32 +216,53 @@ class Engine:
         self._untouched()
         self._lanes, self._batch = [], None
 
-    def _admit(self) -> dict[int, list[Lane]]:
-        """Lanes for those that wait, first come, first served, as far as there is room, by the
-        length of their prompts."""
+    def _admit(self) -> None:
+        """Begin to read the prompts of those that wait, first come, first served, as far as there is
+        room: those of one length together, as long as that is no more than a pass may read."""
         for job in [job for job in self._waiting if job.cancelled]:
             self._waiting.remove(job)
             job.end("cancelled")
-        room, found = self.rows - len(self._lanes), {}
+        room, found = self.rows - self.load[0], {}
         while self._waiting and (room := room - 1 - self._waiting[0].beside) >= 0:
             job = self._waiting.popleft()
             lanes = [Lane(job), Lane(job, bare=True)][: 1 + job.beside]
-            found.setdefault(len(job.request.ids), []).extend(lanes)
-        return found
+            length = len(job.request.ids)
+            if length not in found or found[length].positions(lanes) > self.prefill:
+                found[length] = Reading(self._piece, self._conditions)
+                self._readings.append(found[length])
+            found[length].take(lanes)
 
-    def _begin(self, lanes: list[Lane]) -> None:
-        """Read prompts of one length, and join their rows to the batch."""
-        try:
-            rows = self._read(lanes)
-        except Exception as error:  # one of them may be to blame: each alone
-            jobs = list(dict.fromkeys(lane.job for lane in lanes))
-            if len(jobs) == 1:
-                jobs[0].end("error", _said(error))
+    def _prefill(self) -> None:
+        """Read on in the prompts that came first, by up to `prefill` positions, and join the rows of
+        those that are read to their end."""
+        left = self.prefill
+        while self._readings and left > 0:
+            reading = self._readings[0]
+            if all(job.cancelled for job in reading.jobs):
+                for job in reading.jobs:
+                    job.end("cancelled")
+                self._readings.popleft()
+                continue
+            if left < self.prefill and reading.positions() > left:
                 return
-            for job in jobs:
-                self._begin([lane for lane in lanes if lane.job is job])
-            return
-        for lane in lanes:
+            left -= reading.positions()
+            self._untouched()  # so that conditions are judged on what the bare model read
+            try:
+                rows = reading.read(self.model, self.way, self._turned_for_reading)
+            except Exception as error:  # one of them may be to blame: each alone
+                self._readings.popleft()
+                if len(reading.jobs) == 1:
+                    reading.jobs[0].end("error", _said(error))
+                else:
+                    self._readings.extendleft(map(reading.alone, reversed(reading.jobs)))
+                continue
+            if rows is not None:
+                self._begin(reading, rows)
+                self._readings.popleft()
+
+    def _begin(self, reading: Reading, rows: Rows) -> None:
+        """Join the rows of prompts that were read to the batch."""
+        for lane in reading.lanes:
             if not lane.bare:
                 names = [n for n in self._conditions if lane.job.request.alphas.get(n)]
                 lane.job.tell(Begun({name: name not in lane.shut for name in names}))
@@ -248,36 +270,7 @@ class Engine:
             self._batch = rows
         else:
             self._batch.join(rows)
-        self._lanes += lanes
-
-    def _read(self, lanes: list[Lane]) -> Rows:
-        """Rows of some prompts; one pass for all that share prompt and strengths."""
-        first: dict[Any, Lane] = {}
-        keys = []
-        for lane in lanes:
-            strengths = tuple(lane.alpha(name) for name in self.dials)
-            keys.append((tuple(lane.job.request.ids), strengths))
-            first.setdefault(keys[-1], lane)
-        scores: dict[str, list[Tensor]] = {name: [] for name in self._conditions}
-        self._untouched()  # so that conditions are judged on what the bare model read
-        with ExitStack() as stack:
-            for name, condition in self._conditions.items():
-
-                def see(h: Tensor, name: str = name, condition: Condition = condition) -> None:
-                    of_token = condition.scores(h)
-                    last = condition.over == "last"
-                    scores[name].append(of_token[:, -1] if last else of_token.mean(-1))
-
-                stack.enter_context(seeing(self.model, condition.site, see))
-            self._turn(list(first.values()), self._parts)
-            rows = Rows(self.model, [lane.job.request.ids for lane in first.values()], self.way)
-        which = [list(first).index(key) for key in keys]
-        for name, condition in self._conditions.items():
-            acts = condition.passes(torch.cat(scores[name])).tolist()
-            for lane, n in zip(lanes, which, strict=True):
-                lane.shut |= set() if acts[n] else {name}
-        rows.select(which)
-        return rows
+        self._lanes += reading.lanes
 
     def _step(self) -> None:
         """A token of every request, and what comes after it."""
@@ -311,6 +304,9 @@ class Engine:
             weighted += [(edits, weight * strength) for edits, weight in parts[name]]
         self._on.enter_context(attach(self.model, weighted, 1.0))
         self._turned = wanted
+
+    def _turned_for_reading(self, lanes: list[Lane], decided: bool) -> None:
+        self._turn(lanes, self._after if decided else self._parts)
 
     def _untouched(self) -> None:
         """Take all dials off."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,6 +81,13 @@ class End:
 
 
 Event = Begun | Token | End
+
+
+def seed_of(seed: int, index: int) -> int:
+    """A seed for each answer of a request."""
+    return int(
+        np.random.SeedSequence([abs(seed), int(seed < 0), index]).generate_state(1, np.uint64)[0]
+    )
 
 
 class Draw:

@@ -1,4 +1,4 @@
-"""Rows that are decoded together: each prompt is read alone, joins between tokens, leaves when done.
+"""Rows that are decoded together: each prompt is read apart, joins between tokens, leaves when done.
 
 Keys and values of all rows lie in one cache, aligned at the right: the newest token of every row is
 the last column, and shorter rows have zeros before them, which the mask leaves out. The distance of two
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +30,12 @@ from transformers.cache_utils import (
 
 from trimtab import models
 from trimtab.batching.forward import forget_lengths
+from trimtab.batching.probes import thresholds
 from trimtab.batching.spans import one_line, prompts
+from trimtab.dials.contexts import paused
 from trimtab.errors import ModelError
 from trimtab.evaluation.cache_proof import Decoded, Way, plain_logits, way_of
+from trimtab.proofs import proven
 
 JOIN = (
     DynamicLayer,
@@ -52,21 +56,37 @@ class Rows:
         logits: of the next token, `[row, vocab]`, float32.
     """
 
-    def __init__(self, model: Any, ids: Sequence[Sequence[int]], way: Way = "batch"):
+    def __init__(
+        self,
+        model: Any,
+        ids: Sequence[Sequence[int]],
+        way: Way = "batch",
+        piece: int | None = None,
+    ):
         """Read prompts of one length.
 
         Args:
             way: one cache for all rows, one a row, or none: by a whole pass a token.
+            piece: read only so many of their tokens for now, and the rest by `read_on`.
         """
-        self.model, self.way, self.ids = model, way, [list(row) for row in ids]
-        self.starts = [len(row) for row in self.ids]  # where each row's completion begins
+        self.model, self.way, self.ids = model, way, [[] for _ in ids]
+        self.unread = torch.tensor([list(row) for row in ids])
+        self.starts = [len(row) for row in ids]  # where each row's completion begins
         self.device = next(model.parameters()).device
         caches = {"batch": 1, "rows": len(self.ids), "plain": 0}[way]
         self.caches = [DynamicCache(config=model.config) for _ in range(caches)]
         takes = inspect.signature(model.forward).parameters
         self._keep = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._told = "position_ids" in takes
-        self.logits: Float[Tensor, "row vocab"] = self._run(torch.tensor(self.ids))
+        self.logits: Float[Tensor, "row vocab"]
+        self.read_on(piece)
+
+    def read_on(self, piece: int | None = None) -> None:
+        """The next tokens of prompts that are not read to their end."""
+        new, self.unread = self.unread[:, :piece], self.unread[:, piece or self.unread.shape[1] :]
+        for row, tokens in zip(self.ids, new.tolist(), strict=True):
+            row += tokens
+        self.logits = self._run(new)
 
     def feed(self, tokens: Sequence[int]) -> None:
         """A token a row."""
@@ -194,6 +214,64 @@ def way_to_serve(model: Any, reach: int) -> Way:
         ModelError: they are more than the model has learned positions for.
     """
     return way_of(model, "serve 1", reach, _decoded)
+
+
+def reads_in_pieces(model: Any, way: Way, piece: int, reach: int) -> bool:
+    """Whether prompts of up to `reach` tokens may be read `piece` tokens at a time: whether that leaves
+    the logits and the cache that one pass leaves. (Some recurrences forget what they have read when
+    they are given more than one further token.)"""
+    if way == "plain":
+        return False
+    if reach <= piece:
+        return True
+    found = proven(
+        model, "pieces 1", [way, piece, reach], lambda: _in_pieces(model, way, piece, reach)
+    )
+    if found["why"]:
+        name = type(model).__name__
+        warnings.warn(
+            f"{name}: reading a prompt in pieces is not reading it whole ({found['why']}): long "
+            "prompts are read whole, and answers under way wait for them",
+            stacklevel=2,
+        )
+    return not found["why"]
+
+
+def _in_pieces(model: Any, way: Way, piece: int, reach: int) -> dict[str, Any]:
+    """What differs where a row is read in pieces: just past the first, past the second, and past the
+    last length at which the model's config may change what it computes."""
+    draw = torch.Generator().manual_seed(0)
+    vocabulary = min(models.text_config(model).vocab_size, 1000)
+    half = next(p.dtype for p in model.parameters() if p.is_floating_point()).itemsize < 4
+    with paused():
+        last = max((n for n in thresholds(model) if n < reach), default=0)
+        tried = (piece + 2, 2 * piece + 1, last + piece + 1)
+        for length in sorted({min(n, reach) for n in tried}):
+            ids = torch.randint(2, vocabulary, (1, length), generator=draw).tolist()
+            whole = _left(Rows(model, ids, way))
+            try:
+                rows = Rows(model, ids, way, piece)
+                while rows.unread.shape[1]:
+                    rows.read_on(piece)
+                pairs = zip(whole, _left(rows), strict=True)
+                error = max(float((a - b).norm() / a.norm().clamp(min=1e-9)) for a, b in pairs)
+            except Exception as problem:  # whatever a model does not take
+                return {"why": f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"}
+            if not error <= (0.1 if half else 1e-3):
+                return {"why": f"states differ by {error:.2g} of their size"}
+    return {"why": ""}
+
+
+def _left(rows: Rows) -> list[Tensor]:
+    """What reading has left: the logits, and all tensors of the caches."""
+    held = [
+        value for cache in rows.caches for layer in cache.layers for value in vars(layer).values()
+    ]
+    flat = [v for value in held for v in (value.values() if isinstance(value, dict) else [value])]
+    return [
+        rows.logits,
+        *(v.float() for v in flat if isinstance(v, Tensor) and v.is_floating_point()),
+    ]
 
 
 def _decoded(model: Any) -> Decoded:

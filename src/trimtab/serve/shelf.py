@@ -92,21 +92,8 @@ class Shelf:
                 "name": name,
                 "method": dial.info.method or dial.kind,
                 "range": None if dial.info.range is None else list(dial.info.range),
-                "damage": damage(dial),
+                "damage": dial.info.damage,
                 "data": list(dial.info.data),
             }
             for name, dial in self.dials.items()
         ]
-
-
-def damage(dial: Dial) -> list[tuple[float, float]]:
-    """Alphas at which damage was measured, and the mean KL from the bare model there, in nats a token."""
-    measured = dial.info.measured
-    found = {0.0: 0.0}
-    curve = measured.get("kl_nats_per_token")
-    if isinstance(curve, dict):
-        found |= {float(a): float(kl) for a, kl in curve.items()}
-    ends = measured.get("range")
-    if isinstance(ends, dict):
-        found |= dict(zip(ends.get("alpha", []), ends.get("kl_nats_per_token", []), strict=False))
-    return sorted(found.items()) if len(found) > 1 else []

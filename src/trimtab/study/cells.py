@@ -1,9 +1,11 @@
 """Cells: pieces of a study's work, each in a folder of its own, run by whoever sees the folder.
 
-A cell is a method of a `Stage`, called with JSON values. The stage is what all cells of one setting share
-(pairs, the loaded model); the cell's folder is named by a digest of everything that it depends on, so that
-a finished cell is never run twice and an unfinished one goes on where it was stopped. `job.json` in the
-folder says what is to be done (`python -m trimtab.study.worker FOLDER`).
+A cell is a method of a stage, called with JSON values. The stage is what all cells of one setting share
+(pairs, the loaded model), made of the setting, the study's folder and a `Host`; its `read` makes the setting
+again of JSON values, its `common` is what all their figures depend on. The cell's folder is named by a
+digest of everything that it depends on, so that a finished cell is never run twice and an unfinished one
+goes on where it was stopped. `job.json` in the folder says what is to be done
+(`python -m trimtab.study.worker FOLDER`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,16 +35,6 @@ from trimtab.study.made import VERSIONS
 JOB, RESULT = "job.json", "cell.json"
 LOCK_SECONDS = 30.0
 """How long to wait for a process that still holds a cell: one that was killed lets go at once."""
-
-
-class Stage(Protocol):
-    """What all cells of one setting share; made of the setting, the study's folder and a `Host`. Its static
-    method `read` makes the setting again of what `values_of` wrote."""
-
-    @property
-    def common(self) -> Mapping[str, Any]:
-        """What all their figures depend on, as JSON values."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,8 @@ SCHEMA = pa.schema(
         ("alpha", pa.float64()),
         ("item", pa.string()),
         ("pairs", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("accuracy_sum", pa.float64()),
-        ("accuracy_choice", pa.float64()),
-        ("margin", pa.float64()),
-        ("kl", pa.float64()),
-        ("nll_rise", pa.float64()),
+        *((score, pa.float64()) for score in ("accuracy", "accuracy_sum", "accuracy_choice")),
+        *((score, pa.float64()) for score in ("margin", "preference", "kl", "nll_rise")),
     ]
 )
 """Per-item scores. `at`: `alpha_1`, `equal_kl` or `dose`; items of split `neutral` are passages."""

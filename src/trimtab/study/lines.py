@@ -42,8 +42,15 @@ def compared(mine: Scores, theirs: Scores, weights: Weights = None, **labels: An
         mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))
     one, other = ([list(s) for s in side.values()] for side in (mine, theirs))
     found, seeds = paired_difference(one, other, SHARE, weights), max(len(mine), len(theirs))
-    of = {"seed": None, "aggregate": seeds > 1, "items": len(one[0]), "seeds": seeds, **labels}
-    return Difference(**of, **ends(found), p=found.p, mde=found.mde, **UNJUDGED)
+    return difference(found, seeds, items=len(one[0]), **labels)
+
+
+def difference(
+    found: statistics.Difference, seeds: int, verdict: Mapping[str, Any] = UNJUDGED, **of: Any
+) -> Difference:
+    """A difference over so many seeds, without a verdict unless it is given."""
+    drawn = {"seed": None, "aggregate": seeds > 1, "seeds": seeds}
+    return Difference(**of, **drawn, **ends(found), p=found.p, mde=found.mde, **verdict)
 
 
 def judged(table: Sequence[Difference]) -> list[Difference]:

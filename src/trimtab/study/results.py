@@ -36,6 +36,11 @@ PANEL = "panel."
 ABOUT, COSTS, GRID = "study.json", "costs.json", "grid.json"
 
 
+def random_for(method: str) -> str:
+    """What lines call the random vector beside a vector of that name."""
+    return f"random for {method}"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A figure of one method, or of the bare model, with its 95 % interval.
@@ -57,7 +62,9 @@ class Measurement:
             of the persona); null elsewhere.
         metric: `accuracy` (share of items whose preferred answer has the larger mean log-prob),
             `accuracy_sum`, `accuracy_choice`, `margin`, `kl` and `nll_rise` (nats a token), `slope`,
-            `r2`, `monotone`, `rising`, …; of a panel those that `more` in `study.json` lists.
+            `r2`, `monotone`, `rising`, `steerability` and `wrong_way` (slope over alpha of the summed
+            log-ratio in nats; share of items with a slope below 0), …; of a panel those that `more` in
+            `study.json` lists.
         value: the figure; shares are of 1. Null where it is not finite.
         low: lower end of the interval; null where there is none.
         high: upper end of the interval; null where there is none.

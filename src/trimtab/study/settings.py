@@ -15,7 +15,6 @@ What is not said stays as the method has it. `trimtab tune` writes such files.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,8 @@ from typing import Any
 from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 from trimtab.training import METHODS, Method, method
-
-
-def plain(recipe: Any) -> dict[str, Any]:
-    """A recipe's settings as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+from trimtab.training.recipes import Recipe, on_dial
+from trimtab.training.settings import DIALS, plain
 
 
 def configured(value: Any, settings: Mapping[str, Any], where: str) -> Any:
@@ -40,7 +36,15 @@ def configured(value: Any, settings: Mapping[str, Any], where: str) -> Any:
             begins with `where`.
     """
     changes: dict[str, Any] = {}
-    for key, new in _nested(settings, where).items():
+    nested = _nested(settings, where)
+    if (
+        isinstance(value, Recipe)
+        and isinstance(dial := nested.get("dial"), Mapping)
+        and "kind" in dial
+    ):
+        value = on_dial(value, str(dial["kind"]))
+        nested["dial"] = {k: v for k, v in dial.items() if k != "kind"}
+    for key, new in nested.items():
         known = [f.name for f in dataclasses.fields(value)]
         name = str(key).replace("-", "_")
         if name not in known:
@@ -107,9 +111,14 @@ def as_json(wanted: Method) -> dict[str, Any]:
         ConfigError: its recipe is no variation of a known method's.
     """
     settings = plain(wanted.recipe)
+    dial = getattr(wanted.recipe, "dial", None)
     own = METHODS.get(wanted.name)
     for known in ([own] if own else []) + list(METHODS.values()):
         if type(known.recipe) is type(wanted.recipe):
+            if type(getattr(known.recipe, "dial", None)) is not type(dial):
+                if getattr(dial, "kind", "") not in DIALS:
+                    continue
+                settings["dial"]["kind"] = dial.kind  # type: ignore[union-attr]
             try:
                 same = configured(known.recipe, settings, known.name) == wanted.recipe
             except ConfigError:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save
-from torch import nn
 
 from trimtab import models
 from trimtab.batching import Layout, Schedule, layout_of
-from trimtab.dials import AdapterDial, DeloraDial, Dial, IA3Dial, RoadDial, VeraDial
-from trimtab.dials.experts import stacked
-from trimtab.dials.low_rank import column_norms
-from trimtab.dials.targets import ALL, EXPERTS, left_out, linear_modules
+from trimtab.dials import AdapterDial, Dial, ReftDial
 from trimtab.dials.trial import width_at
+from trimtab.dials.where import reach
 from trimtab.errors import ConfigError
 from trimtab.models.places import before
-from trimtab.progress import Progress
+from trimtab.objectives import ContrastiveSteering
 from trimtab.readout import Needs
 from trimtab.states import depth, expand_sites
 from trimtab.store import Store
 from trimtab.training.estimate import Estimate, estimate_training
+from trimtab.training.fits import check_reach
+from trimtab.training.new_dials import in_units, new_dial
 from trimtab.training.plan import SPACE, Made, Run
+from trimtab.training.poles import PolesModule
 from trimtab.training.probe import check_gradients
-from trimtab.training.recipes import InnerRecipe, ProjectionRecipe
+from trimtab.training.recipes import InnerRecipe, PolesRecipe, ProjectionRecipe
 from trimtab.training.reference import read_reference
-from trimtab.training.rotation import ContrastiveModule, new_rotation
+from trimtab.training.rotation import ContrastiveModule
 from trimtab.training.settings import AdapterSettings, RotationSettings, no_effect
 from trimtab.training.spaces import Spaces, build_spaces
+from trimtab.training.vectors import LearnedVector
 from trimtab.trunk import trunk_of
 
 if TYPE_CHECKING:
@@ -73,12 +73,13 @@ def plan(run: Run) -> Plan:
     args = run.arguments()
     layout = run.layout(layout_of(model, encoded))
     schedule = run.schedule(layout, args)
-    blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
-    if blocks is not None and len(blocks) < count:
+    deepest = count - 1 if needs.logps else max(depth(model, s) for s in needs.sites)
+    if deepest < count - 1 and isinstance(recipe.dial, AdapterSettings | RotationSettings):
         run.progress.say(
-            f"the objective reads no deeper than block {blocks[-1]}: the adapter stops there"
+            f"the objective reads no deeper than block {deepest}: the adapter stops there"
         )
-    dial = _new_dial(run, needs, blocks).to(args.device)
+    dial = new_dial(run, needs, deepest).to(args.device)
+    check_reach(recipe, dial.places(), needs.sites, partial(reach, model))
     # Rotations are trained from the whole model, so that figures stay what they were.
     whole = isinstance(recipe.dial, RotationSettings) or models.rows_depend(model)
     block = -1 if whole else before(model, dial.places())
@@ -97,6 +98,7 @@ def _trained(run: Run) -> Made:
         spaces = _spaces(run, needs)
         read: Any = {"spaces": spaces, "schedule": schedule, "block": made.block}
         reference = read_reference(model, encoded, needs, run.store, run.progress, **read)
+        lengths = in_units(dial, model, encoded, run.store, run.progress)
         trunk = trunk_of(model, encoded, run.store or Store(), block=made.block, sites=needs.sites)
     projection = None
     if isinstance(recipe, ProjectionRecipe):
@@ -110,11 +112,15 @@ def _trained(run: Run) -> Made:
             model, encoded, schedule, dial.paths, layout, progress=run.progress
         )
         projection = Projection(recipe.projection, dial, differences)
-    module = (
-        ContrastiveModule(model, dial, recipe.objective, needs, reference, encoded)
-        if recipe.both_ends
-        else FitModule(model, dial, recipe.objective, needs, reference, spaces, trunk)
-    )
+    parts: Any = {"dial": dial, "objective": recipe.objective, "needs": needs}
+    parts |= {"model": model, "reference": reference}
+    from_trunk: Any = {"spaces": spaces, "trunk": trunk}
+    if isinstance(recipe.objective, ContrastiveSteering):
+        module: FitModule = ContrastiveModule(**parts, encoded=encoded)
+    elif isinstance(recipe, PolesRecipe):
+        module = PolesModule(**parts, **from_trunk, poles=recipe.poles, seed=run.seed)
+    else:
+        module = FitModule(**parts, **from_trunk)
     _, extra = train_run(
         run, module, schedule, made.args, layout, said=made.expected, projection=projection
     )
@@ -124,7 +130,9 @@ def _trained(run: Run) -> Made:
         run.progress.say(f"from -1 to +1 the log-prob gap rises by {change:.3g} nats a token")
     if spaces is not None and (weights := spaces.state_dict()):
         extra[SPACE] = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
-    return dial, extra
+    if isinstance(dial, ReftDial):
+        return dial.settle(), extra
+    return dial.trained(lengths) if isinstance(dial, LearnedVector) else dial, extra
 
 
 def _spaces(run: Run, needs: Needs) -> Spaces | None:
@@ -136,63 +144,3 @@ def _spaces(run: Run, needs: Needs) -> Spaces | None:
         run.progress.say(reason)
         return None
     return build_spaces(run, needs)
-
-
-def _new_dial(run: Run, needs: Needs, blocks: range | None) -> Dial:
-    """What a training recipe trains, drawn from a seed."""
-    settings, model, progress = run.recipe.dial, run.model, run.progress
-    if isinstance(settings, RotationSettings):
-        return new_rotation(settings, model, run.encoded, needs, run.seed, progress)
-    generator = torch.Generator().manual_seed(run.seed)
-    rank, dropout = settings.rank, settings.dropout
-    if settings.tuner == "lora":
-        dial = new_lora(settings, model, blocks, generator)
-        if blocks is None:
-            say_left_out(settings, model, {*dial.paths, *dial.parameters_of}, progress)
-        return dial
-    shapes = linear_modules(model, settings.targets, blocks)
-    if blocks is None:
-        say_left_out(settings, model, shapes.keys(), progress)
-    match settings.tuner:
-        case "ia3":
-            return IA3Dial(shapes)
-        case "road":
-            return RoadDial(shapes)
-        case "vera":
-            return VeraDial(shapes, rank=rank, dropout=dropout, generator=generator)
-        case "delora":
-            norms = column_norms(model, shapes)
-            return DeloraDial(shapes, rank=rank, dropout=dropout, norms=norms, generator=generator)
-    raise ConfigError(f"dial.tuner {settings.tuner!r}: expected lora, ia3, road, vera or delora")
-
-
-def new_lora(
-    settings: AdapterSettings,
-    model: nn.Module,
-    blocks: range | None,
-    generator: torch.Generator,
-) -> AdapterDial:
-    """A LoRA by its settings, not yet trained."""
-    return AdapterDial.for_model(
-        model,
-        settings.targets,
-        blocks,
-        rank=settings.rank,
-        lora_alpha=settings.lora_alpha,
-        dropout=settings.dropout,
-        rslora=settings.rslora,
-        generator=generator,
-    )
-
-
-def say_left_out(
-    settings: AdapterSettings, model: nn.Module, adapted: Set[str], progress: Progress
-) -> None:
-    """What an adapter on all there is to adapt leaves out."""
-    if settings.targets not in (ALL, EXPERTS):
-        return
-    lines = left_out(model, adapted)
-    if settings.targets == ALL and any("expert" in line for line in lines) and stacked(model):
-        lines[-1] += "; --dial.targets experts adapts stacked experts"
-    for line in lines:
-        progress.say(line)

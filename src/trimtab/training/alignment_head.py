@@ -15,7 +15,9 @@ from trimtab.batching import Encoded, Layout, layout_for
 from trimtab.dials import LogitsDial
 from trimtab.dials.attach import PRESETS
 from trimtab.models.heads import after_head, head_site
+from trimtab.objectives import Objective
 from trimtab.objectives.heads import IAV, HeadReadout, head_readout
+from trimtab.readout import Readout
 from trimtab.training.head import HeadBatch, HeadModule, HeadTrainer, head_batch, stored
 from trimtab.training.plan import Made, Run
 from trimtab.training.trainer import train_run
@@ -56,7 +58,9 @@ class IAVModule(HeadModule):
 
     dial: LogitsDial
 
-    def __init__(self, model: nn.Module, dial: LogitsDial, objective: IAV, encoded: Encoded):
+    def __init__(
+        self, model: nn.Module, dial: LogitsDial, objective: IAV | Objective, encoded: Encoded
+    ):
         super().__init__(model, dial, "predicting", (head_site(model), *dial.sites))
         self.objective = objective
         self.after = after_head(model)
@@ -65,9 +69,18 @@ class IAVModule(HeadModule):
         self.ids = [torch.tensor(a) for a in flat]
 
     def forward(self, batch: HeadBatch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each pair of a batch, and metrics."""
+        """The loss of each pair of a batch, and metrics. The reference of losses on answers are the bare
+        logits of the same pass."""
         readout = self.readout(batch)
-        return self.objective(readout[batch.pair_chosen], readout[batch.pair_rejected])
+        both = readout[batch.pair_chosen], readout[batch.pair_rejected]
+        if isinstance(self.objective, IAV):
+            return self.objective(*both)
+        tokens: Any = [r.tokens for r in both]
+        before = Readout(both[0].reference_logps, both[1].reference_logps, *tokens)
+        kl: Any = dict(
+            zip(("chosen_kl", "rejected_kl"), (r.kl / r.tokens for r in both), strict=True)
+        )
+        return self.objective(Readout(both[0].logps, both[1].logps, *tokens, **kl), before)
 
     def readout(self, batch: HeadBatch, alpha: float = 1.0) -> HeadReadout:
         """What the head says of a batch's answers."""
@@ -101,8 +114,8 @@ class IAVModule(HeadModule):
             a,
             ids,
             after=self.after,
-            arm=self.objective.preference == "arm",
-            norm=self.objective.variant == "published",
+            arm=getattr(self.objective, "preference", "") == "arm",
+            norm=getattr(self.objective, "variant", "") == "published",
         )
 
     @torch.no_grad()

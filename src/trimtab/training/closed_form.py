@@ -62,14 +62,18 @@ def fit_direction(
     """
     sites = find_sites(model, recipe.sites)
     try:
-        found, norms = estimate(
+        found, norms, raw = estimate(
             recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
         )
     except ConfigError:
         for site in sites:
             width_at(model, site, "a direction")  # says what there is instead of a state a token
         raise
-    return VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
+    dial = VectorDial(found, {site: STRENGTH * norm for site, norm in norms.items()})
+    dial.info.dose = {"relative": [STRENGTH] * len(sites)}
+    if raw:
+        dial.info.dose["raw_norm"] = [raw[site] for site in sites]
+    return dial
 
 
 def estimate(
@@ -82,8 +86,9 @@ def estimate(
     store: Store | None = None,
     budget: int = 2048,
     progress: Progress = SILENT,
-) -> tuple[dict[Site, Tensor], dict[Site, float]]:
-    """A unit direction a site, and the mean norm of the states there. Raises as `fit_direction`."""
+) -> tuple[dict[Site, Tensor], dict[Site, float], dict[Site, float]]:
+    """A unit direction a site, the mean norm of the states there, and that of the mean difference where
+    states are what it is estimated from. Raises as `fit_direction`."""
     dtype = next(model.parameters()).dtype
     if isinstance(recipe, DirectionRecipe) and "pca" in recipe.estimator and dtype.itemsize < 4:
         progress.say(
@@ -98,6 +103,7 @@ def estimate(
         norms = found.norms
         if pool != "completion":  # the scale is defined on all answer tokens
             norms = read(model, encoded, sites=sites, budget=budget, progress=update).norms
+    raw: dict[Site, float] = {}
     if isinstance(recipe, GradientRecipe):
         gradients, lengths = _gradients(recipe, model, encoded, sites, budget, progress)
 
@@ -112,6 +118,7 @@ def estimate(
             if recipe.estimator == "random":
                 v = torch.randn(h.shape[-1], generator=generator)
                 return (v / v.norm()).to(h.device)
+            raw[site] = (h[chosen] - h[rejected]).mean(0).norm().item()
             return from_states(recipe, h[chosen], h[rejected])
 
     directions = {}
@@ -120,7 +127,7 @@ def estimate(
             directions[site] = direction(site)
         except ValueError as error:
             raise DataError(f"{encoded.name}: at site {site!r}, {error}") from error
-    return directions, {site: norms[site].mean().item() for site in sites}
+    return directions, {site: norms[site].mean().item() for site in sites}, raw
 
 
 def from_states(recipe: DirectionRecipe, chosen: Tensor, rejected: Tensor) -> Tensor:

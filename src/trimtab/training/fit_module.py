@@ -30,6 +30,8 @@ class FitModule(nn.Module):
 
     alpha: Alpha = 1.0
     """At which the dial is trained."""
+    exchanged: Tensor | None = None
+    """-1 for each pair of the batch in hand whose answers are exchanged, else 1."""
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class FitModule(nn.Module):
             with torch.no_grad():
                 before.states, delta = spaces(before.states), spaces(delta)
         direction = {site: nn.functional.normalize(d, dim=-1) for site, d in delta.items()}
+        if self.exchanged is not None:
+            direction = {site: self.exchanged[:, None] * d for site, d in direction.items()}
         loss, metrics = self.objective(
             pair_up(policy, batch), pair_up(before, batch, self.reference.floor, direction)
         )

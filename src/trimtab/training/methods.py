@@ -15,19 +15,29 @@ from trimtab.objectives import (
     ORPO,
     ContrastiveSteering,
     InnerDPO,
+    PlackettLuce,
     PrefVec,
     Rank,
     SimPO,
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
-from trimtab.training.recipes import InnerRecipe, Method, ProjectionRecipe, Recipe, RotationRecipe
+from trimtab.training.recipes import (
+    InnerRecipe,
+    Method,
+    PolesRecipe,
+    ProjectionRecipe,
+    Recipe,
+    RotationRecipe,
+)
 from trimtab.training.settings import (
     AdapterSettings,
     LogitsSettings,
     ProjectionSettings,
+    ReftSettings,
     RewardSettings,
     RotationSettings,
     SpaceSettings,
+    VectorSettings,
 )
 from trimtab.training.steering import PUBLISHED, DirectionRecipe, GradientRecipe
 
@@ -35,6 +45,8 @@ LORA = "LoRA on all linear layers"
 MIDDLE = "vector at the middle block"
 WHERE: dict[type, str] = {
     AdapterSettings: LORA,
+    VectorSettings: MIDDLE,
+    ReftSettings: "low-rank edit of the states after the middle block",
     RotationSettings: "rotations of o_proj and down_proj in the middle half",
     LogitsSettings: "low-rank head beside the LM head",
     RewardSettings: "reward head on the last hidden state",
@@ -82,6 +94,10 @@ ROWS: dict[str, tuple[Any, str]] = {
     "ipo": (Recipe(IPO()), "log-ratios drawn to a margin instead of to infinity"),
     "simpo": (Recipe(SimPO()), "mean log-probs apart by a margin, no reference"),
     "orpo": (Recipe(ORPO()), "likelihood of the chosen answer plus an odds ratio"),
+    "plackett-luce": (
+        Recipe(PlackettLuce()),
+        "the order of all answers of an item at once: DPO for rankings and best-of-K",
+    ),
     "projgrad": (
         ProjectionRecipe(DPO()),
         "DPO, the weights' gradient kept to the reference's preference direction",
@@ -111,6 +127,18 @@ ROWS: dict[str, tuple[Any, str]] = {
     "fisher": (
         GradientRecipe(),
         "mean gradient times the inverse Fisher matrix (published: fisher_steer_cov_reg1, …)",
+    ),
+    "bipo": (
+        PolesRecipe(DPO()),
+        "DPO of the vector itself, at alpha = 1 and, the answers exchanged, at -1",
+    ),
+    "loreft": (
+        Recipe(DPO(), ReftSettings("loreft")),
+        "DPO of an edit that replaces what lies in a few directions",
+    ),
+    "direft": (
+        Recipe(DPO(), ReftSettings()),
+        "DPO of an edit that adds in a few directions, from what the state is",
     ),
     "rotation": (
         RotationRecipe(ContrastiveSteering()),

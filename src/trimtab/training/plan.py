@@ -86,7 +86,7 @@ class Run:
     def layout(self, layout: Layout) -> Layout:
         """The layout of its microbatches. Layers that run again would add to a shared prefix's keys
         and values again; rows at alphas of their own have to be lines of their own."""
-        apart = self.recipe.train.activation_checkpointing or self.recipe.both_ends
+        apart = self.recipe.train.activation_checkpointing or self.recipe.by_row
         return unshared(layout) if apart else layout
 
     def schedule(self, layout: Layout, args: TrainingArguments) -> Schedule:

@@ -4,9 +4,9 @@ flags, what a digest is taken of, and the keys of a file of settings."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, near
 from trimtab.objectives import (
     DPO,
     IPO,
@@ -20,6 +20,7 @@ from trimtab.objectives import (
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
 from trimtab.training.settings import (
+    DIALS,
     AdapterSettings,
     LogitsSettings,
     ProjectionSettings,
@@ -27,6 +28,7 @@ from trimtab.training.settings import (
     RotationSettings,
     SpaceSettings,
     TrainSettings,
+    VectorSettings,
     check_space,
     no_effect,
 )
@@ -58,8 +60,18 @@ class Recipe(Generic[O, D]):
 
     @property
     def both_ends(self) -> bool:
-        """Whether it is trained at alpha = +1 and -1 at once."""
+        """Whether every pair is run at a positive and at a negative alpha."""
         return isinstance(self.objective, ContrastiveSteering)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows are trained at alphas of their own."""
+        return self.both_ends
+
+    @property
+    def on_answers(self) -> bool:
+        """Whether it compares what is said after a prompt, and not hidden states alone."""
+        return not isinstance(self.objective, MSE | PrefVec | Rank | ContrastiveSteering)
 
     @property
     def head(self) -> bool:
@@ -77,6 +89,55 @@ class InnerRecipe(Recipe[O, D]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_space(self.space.kind, self.objective)
+
+
+@dataclass(frozen=True)
+class PolesRecipe(Recipe[O, D]):
+    """A method that trains a dial at several alphas. At a negative one the rejected answer is to win:
+    any objective on pairs, with the answers exchanged there."""
+
+    dial: D = field(default_factory=VectorSettings)  # type: ignore[assignment]
+    """What is trained."""
+    poles: Literal["both", "one", "drawn"] = "both"
+    """both: each pair at both signs of alpha, the mean of the two losses; one: at the positive sign;
+    drawn: at one of them, the same for all pairs of a step (published)."""
+    variant: Literal["sound", "published"] = "sound"
+    """Ours, or the published training: what is not given is then as published."""
+
+    @property
+    def both_ends(self) -> bool:
+        """Whether every pair is run at a positive and at a negative alpha."""
+        return self.settled().poles == "both"
+
+    @property
+    def by_row(self) -> bool:
+        """Rows have alphas of their own."""
+        return True
+
+    def settled(self) -> PolesRecipe[O, D]:
+        """The recipe with what `published` stands for written out, where nothing else was asked for."""
+        if self.variant == "sound":
+            return self
+        dial: Any = self.dial
+        own, usual = PUBLISHED_POLES[type(self.objective)], dial.usual
+        still = {
+            k: v for k, v in own["train"].items() if getattr(self.train, k) == getattr(usual, k)
+        }
+        if isinstance(dial, VectorSettings):
+            dial = replace(dial, unit="raw")
+        return replace(
+            self, dial=dial, train=replace(self.train, **still), poles=own["poles"], variant="sound"
+        )
+
+
+PUBLISHED_POLES: dict[type, dict[str, Any]] = {
+    DPO: {
+        "poles": "drawn",
+        "train": {"pairs_per_step": 4, "epochs": 100.0, "learning_rate": 5e-4, "warmup": 0.006},
+    },
+}
+"""How the published methods at both poles are trained, by objective: BiPO (CaoYuanpu/BiPO, with the 100
+steps of warm-up as a share of power-seeking's 16,050)."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +224,28 @@ def alike(a: AnyRecipe, b: object) -> bool:
     if type(a) is not type(b) or not isinstance(a, Recipe):
         return type(a) is type(b)
     return all(type(getattr(a, part)) is type(getattr(b, part)) for part in ("objective", "dial"))
+
+
+def on_dial(recipe: Any, kind: str) -> Any:
+    """The recipe with a dial of another kind at its defaults, trained as such a dial is unless the recipe
+    has settings of its own.
+
+    Raises:
+        ConfigError: no such kind, or a recipe that trains none.
+    """
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"dial.kind={kind}: a method in closed form makes a vector; train with dpo"
+        )
+    if kind not in DIALS:
+        raise ConfigError(
+            f"dial.kind={kind}{near(kind, DIALS)}; expected one of {', '.join(DIALS)}"
+        )
+    if isinstance(recipe.dial, DIALS[kind]):
+        return recipe
+    usual = recipe.train == recipe.dial.usual
+    changes = {"dial": DIALS[kind](), **({"train": DIALS[kind].usual} if usual else {})}
+    return replace(recipe, **changes)
 
 
 def _named_for(recipe: Any) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ from trimtab.pairs import PairSet
 from trimtab.readings import Features
 from trimtab.readout import Needs
 from trimtab.states import Readings, pair_up
-from trimtab.training.adapters import new_lora
 from trimtab.training.head import HeadBatch, HeadModule, HeadTrainer, stored
+from trimtab.training.new_dials import new_lora
 from trimtab.training.plan import Made, Run
 from trimtab.training.probe import check_gradients
 from trimtab.training.reference import read_reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read
 from trimtab.training import recipes
+from trimtab.training.poles import twice
 from trimtab.training.reference import Reference
 from trimtab.training.settings import RotationSettings
 from trimtab.training.trainer import FitModule
@@ -42,14 +42,19 @@ def new_rotation(
     needs: Needs,
     seed: int,
     progress: Progress = SILENT,
+    *,
+    spread: float = 2e-3,
 ) -> RotationDial:
     """A rotation of a model's layers that has not been trained yet.
+
+    Args:
+        spread: of its parameters; at 0 it is the identity, for objectives of one end alone.
 
     Raises:
         DialError: no layer matches.
         ConfigError: no block is left below the objective's deepest site.
     """
-    deepest = max(depth(model, s) for s in needs.sites)
+    deepest = max((depth(model, s) for s in needs.sites), default=models.n_layers(model))
     blocks = [k for k in parse_sites(settings.blocks, models.n_layers(model)) if isinstance(k, int)]
     below = [k for k in blocks if k <= deepest]
     if not below:
@@ -75,6 +80,7 @@ def new_rotation(
         bases,
         scaling=settings.scaling,
         max_angle=settings.max_angle * torch.pi / 180,
+        spread=spread,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -145,17 +151,3 @@ class ContrastiveModule(FitModule):
         if total < 0:
             self.dial.flip()  # type: ignore[operator]
         return abs(total) / pairs
-
-
-def twice(batch: Batch) -> Batch:
-    """A batch followed by itself: all rows, then all rows again."""
-    shift = {
-        "token_row": len(batch.input_ids),
-        **dict.fromkeys(("token_answer", "pair_chosen", "pair_rejected"), batch.n_answers),
-    }
-    doubled: dict[str, Any] = {
-        name: torch.cat([value, value + shift[name] if name in shift else value])
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(batch, **doubled, items=batch.items * 2)

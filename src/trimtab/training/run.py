@@ -16,14 +16,17 @@ import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching import Contrast, Encoded, PromptStyle, encode
+from trimtab.batching import Contrast, Encoded, PromptStyle, encode, is_contrast
+from trimtab.damage import first_range, in_kl, neutral
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
 from trimtab.dials.contexts import check_bare
-from trimtab.errors import ConfigError, TrainingError
+from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.files import write_text
 from trimtab.holding import holding
+from trimtab.objectives import PlackettLuce
 from trimtab.pairs import PairSet, read_pairs
+from trimtab.pairs.inspect import contradictions
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
@@ -31,12 +34,13 @@ from trimtab.store import Store
 from trimtab.training.adapters import fit_adapter
 from trimtab.training.alignment_head import fit_alignment_head
 from trimtab.training.closed_form import fit_direction
+from trimtab.training.fits import check_fits
 from trimtab.training.methods import METHODS, method
 from trimtab.training.plan import Made, Run
 from trimtab.training.recipes import AnyRecipe, Method, Recipe, alike
 from trimtab.training.reward_head import fit_reward_head
 from trimtab.training.rotation import QUICK_PAIRS
-from trimtab.training.settings import LogitsSettings, RewardSettings
+from trimtab.training.settings import LogitsSettings, RewardSettings, plain
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
 
 
@@ -55,6 +59,7 @@ def fit(
     rendering: Rendering = USUAL,
     data_root: str | Path | None = None,
     overwrite: bool = False,
+    measure: bool = False,
     store: Store | None = None,
     progress: Progress = SILENT,
 ) -> Dial:
@@ -73,6 +78,8 @@ def fit(
         prompt_style: `chat` wraps plain prompts in the model's chat template.
         rendering: how the chat template is run.
         overwrite: replace what lies in `out`.
+        measure: end with what it does to neutral text at alpha = -1 and 1 (seconds), kept as the dial's
+            first measured range; the command line does.
 
     Returns:
         The dial. With `out` it has been saved, with the training curve in `training.jsonl`.
@@ -89,12 +96,10 @@ def fit(
         limit = min(limit or QUICK_PAIRS, QUICK_PAIRS)
     model = models.unwrapped(model)
     check_bare(model, "fitting")
+    check_fits(named.recipe, models.n_layers(model))
     models.settle(model)
     data = (pairs if isinstance(pairs, Contrast) else read_pairs(pairs, data_root)).limit(limit)
-    if isinstance(data, Contrast) and not isinstance(named.recipe, SteeringRecipe):
-        raise ConfigError(
-            f"{named.name} trains on answers to prompts; given the contrast {data.name}"
-        )
+    check_pairs(named, data)
     if isinstance(data, PairSet):
         progress.left_out(data.name, {}, data.notes)
     source = models.source_of(model, tokenizer)
@@ -108,7 +113,7 @@ def fit(
         data={data.name: data.digest},
         seed=seed if named.seeded else None,
         config={
-            **_plain(named.recipe),
+            **plain(named.recipe),
             "limit": limit,
             "max_length": max_length,
             "prompt_style": prompt_style,
@@ -118,7 +123,7 @@ def fit(
         },
         versions=versions(),
     )
-    folder = Path(out) if out is not None else None
+    folder = None if out is None else Path(os.path.realpath(out))  # a link stays one
     if folder is not None and (done := _finished(folder, info, overwrite, model)):
         progress.say(f"{folder} holds this very run already: nothing to do")
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
@@ -142,7 +147,10 @@ def fit(
     given = len(data) if isinstance(data, PairSet) else None
     progress.rendered(data.name, given, encoded, max_length, models.context(model))
     if isinstance(how, SteeringRecipe):
-        dial: Dial = fit_direction(how, model, encoded, seed=seed, store=store, progress=progress)
+        vector = fit_direction(how, model, encoded, seed=seed, store=store, progress=progress)
+        dial: Dial = vector
+        if how.dial.unit == "kl":
+            dial = in_kl(vector, neutral(model, tokenizer))
     else:
         assert isinstance(encoded, Encoded)
         assert isinstance(data, PairSet)
@@ -152,14 +160,39 @@ def fit(
         ):
             run = Run(named, model, encoded, seed, Path(work), data, folder, store, progress)
             dial, extra = _trainer_of(how)(run)
-    dial.info = dataclasses.replace(info, measured=dial.info.measured)
+    dial.info = dataclasses.replace(info, measured=dial.info.measured, dose=dial.info.dose)
     dial.eval()
+    if measure and dial.kind != "reward" and _main_process():
+        first_range(dial, neutral(model, tokenizer), progress)
     if folder is not None:
         if _main_process():
             _publish(dial, folder, extra)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # whoever returns finds the dial saved
     return dial
+
+
+def check_pairs(named: Method, data: PairSet | Contrast) -> None:
+    """Raise ConfigError where a method compares answers to a prompt, and there is none: whole sequences
+    that differ in what is asked would be scored as if they answered the same; DataError where rankings
+    go in a circle."""
+    if named.trained and isinstance(named.recipe.objective, PlackettLuce):
+        circular = contradictions(data)["contradictory"] if isinstance(data, PairSet) else 0
+        if circular:
+            raise DataError(
+                f"{data.name}: {circular} pairs are part of a circle of preferences (A over B, B over A), "
+                f"which no ranking has; take them out, or train with dpo, pair by pair"
+            )
+    contrast = isinstance(data, Contrast)
+    whole = contrast or is_contrast(data)
+    if not named.trained or not (contrast or (whole and named.recipe.on_answers)):
+        return
+    name = data.name.partition("[")[0].removesuffix("/all")
+    own = f" (`{name}/answers` has the personas as answers)" if name.startswith("personas:") else ""
+    raise ConfigError(
+        f"{named.name} trains on answers to prompts, and {data.name} has whole sequences without a "
+        f"prompt; give pairs with one{own}, or a method that reads states, such as mean or contrastive"
+    )
 
 
 def _trainer_of(recipe: Recipe[Any, Any]) -> Callable[[Run], Made]:
@@ -221,8 +254,8 @@ def _another(found: DialInfo, info: DialInfo, model: nn.Module) -> str:
     for part in ("quantisation", "tokenizer", "template"):
         if part in found.base and found.base[part] != info.base.get(part):
             return f"another {part}"
-    plain = {"base_model": "", "base_digest": "", "base": {}, "measured": {}}
-    a, b = dataclasses.replace(found, **plain), dataclasses.replace(info, **plain)
+    same: Any = {"base_model": "", "base_digest": "", "base": {}, "measured": {}, "dose": {}}
+    a, b = dataclasses.replace(found, **same), dataclasses.replace(info, **same)
     names = [f.name for f in dataclasses.fields(DialInfo)]
     return ", ".join(n for n in names if getattr(a, n) != getattr(b, n))
 
@@ -303,11 +336,6 @@ def _named(recipe: str | AnyRecipe | Method) -> Method:
     return dataclasses.replace(same[0], recipe=recipe)
 
 
-def _plain(recipe: AnyRecipe) -> dict[str, Any]:
-    """A recipe as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
-
-
 def recipe_digest(recipe: AnyRecipe) -> str:
     """sha256 of a recipe's settings."""
-    return digest(_plain(recipe))
+    return digest(plain(recipe))

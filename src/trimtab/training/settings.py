@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from trimtab.batching import Over
 from trimtab.bounds import (
@@ -28,6 +29,21 @@ from trimtab.spaces import TRAINABLE
 
 WRITERS = r"(o_proj|down_proj|out_proj|fc2|c_proj|attention\.dense|dense_4h_to_h)$"
 """Layers that write to the residual stream."""
+
+
+LATER = {"later": True}
+"""Of a field that came after digests of settings were written down: see `plain`."""
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as JSON values. What came later is left out at its default, so that digests and records
+    of settings stay what they were."""
+    found = {
+        f.name: plain(value) if is_dataclass(value) else value
+        for f in fields(settings)
+        if (value := getattr(settings, f.name)) != f.default or not f.metadata.get("later")
+    }
+    return json.loads(json.dumps(found))
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,8 @@ class TrainSettings(Bounded, group="train"):
 class AdapterSettings(Bounded, group="dial"):
     """The adapter that a training recipe fits."""
 
+    kind: ClassVar = "adapter"
+    """Its name in `DIALS`; of the other dials likewise."""
     usual: ClassVar[TrainSettings] = TrainSettings()
     """How it is trained unless a recipe says otherwise; of the other dials likewise."""
 
@@ -87,6 +105,8 @@ class AdapterSettings(Bounded, group="dial"):
     targets: str = "all-linear"
     """`all-linear`, `experts` (the stacked experts of a mixture; LoRA alone, without dropout), or a
     regular expression searched in module paths."""
+    blocks: str = field(default="", metadata=LATER)
+    """Only these decoder blocks, as `0.5..1`; none above the objective's deepest site."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,10 +117,53 @@ class AdapterSettings(Bounded, group="dial"):
             )
 
 
+Where = Literal["all", "completion", "prompt", "last"]
+"""Positions at which an edit of states acts, in training as in use (`dials.where`)."""
+
+
+@dataclass(frozen=True)
+class VectorSettings(Bounded, group="dial"):
+    """The vector that a training recipe fits: h + alpha s w at each site, s a tenth of the states' mean
+    length there, w from 0."""
+
+    kind: ClassVar = "vector"
+    usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=0.05)
+    """The rate is that of w: one step changes its length by as much at most."""
+
+    sites: str = "0.5"
+    """Where it is added: one block in the middle, or several (see sites)."""
+    positions: Where = "all"
+    """The tokens at which it is added, in training and in use: all, completion, prompt or last."""
+    largest: Positive | None = None
+    """w gets no longer than this."""
+    unit: Literal["states", "raw"] = "states"
+    """raw: the vector itself is trained, each entry at the learning rate (published)."""
+
+
+@dataclass(frozen=True)
+class ReftSettings(Bounded, group="dial"):
+    """The low-rank edit of states that a training recipe fits (ReFT), from the identity."""
+
+    kind: ClassVar = "reft"
+    usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=0.05)
+    """The rate is in units of a tenth of the states' mean length, as a vector's."""
+
+    form: Literal["loreft", "direft"] = "direft"
+    """loreft: h + R^T (W h + b - R h), which replaces; direft: h + R^T (W h + b), which adds."""
+    sites: str = "0.5"
+    """Where states are edited: one block in the middle, or several (see sites)."""
+    rank: Count = 4
+    """r, rows of R and W."""
+    positions: Where = "completion"
+    """The tokens at which states are edited, in training and in use: all, completion, prompt or last.
+    Among all is BOS, whose state is many times as long as others, and so is what is done to it."""
+
+
 @dataclass(frozen=True)
 class RotationSettings(Bounded, group="dial"):
     """Which singular vectors are turned, and how far."""
 
+    kind: ClassVar = "rotation"
     usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=3e-3)
     """How it is trained."""
 
@@ -122,6 +185,7 @@ class RotationSettings(Bounded, group="dial"):
 class LogitsSettings(Bounded, group="dial"):
     """The alignment head that is fitted."""
 
+    kind: ClassVar = "logits"
     usual: ClassVar[TrainSettings] = TrainSettings(learning_rate=1e-3)
     """How it is trained."""
 
@@ -141,6 +205,7 @@ class LogitsSettings(Bounded, group="dial"):
 class RewardSettings(Bounded, group="dial"):
     """The preference head that is fitted."""
 
+    kind: ClassVar = "reward"
     usual: ClassVar[TrainSettings] = TrainSettings(pairs_per_step=64, epochs=10, learning_rate=1e-3)
     """How it is trained; three times the rate saturates most swiglu poolings."""
 
@@ -171,6 +236,13 @@ class RewardSettings(Bounded, group="dial"):
     """That adapter."""
     features: Literal["store", "live"] = "store"
     """Train from stored hidden states, or run the backbone at every step."""
+
+
+DIALS: dict[str, Any] = {
+    d.kind: d
+    for d in (AdapterSettings, VectorSettings, ReftSettings, RotationSettings, LogitsSettings)
+}
+"""What `--dial.kind` names: the dials that any objective trains which can reach them."""
 
 
 @dataclass(frozen=True)

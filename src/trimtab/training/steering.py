@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimtab.batching import Contrast, Encoded, PromptStyle, encode, encode_contrast, is_contrast
@@ -14,6 +14,16 @@ from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
 from trimtab.pairs import PairSet
 from trimtab.readout import Pool
 from trimtab.rendering import USUAL, Rendering
+from trimtab.training.settings import LATER
+
+
+@dataclass(frozen=True)
+class UnitSettings(Bounded, group="dial"):
+    """What alpha = 1 of a vector in closed form is."""
+
+    unit: Literal["norm", "kl"] = "norm"
+    """norm: a tenth of the states' mean length; kl: as much as costs 0.05 nats a token on neutral text
+    (mean KL from the bare model)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class DirectionRecipe(Bounded):
     """Pairs without a prompt, reasoning models: where the suffix stands in the answer."""
     variant: Literal["sound", "published"] = "sound"
     """For logistic: `published` leaves the penalty to the scale of each layer (steering-vectors)."""
+    dial: UnitSettings = field(default=UnitSettings(), metadata=LATER)
+    """What alpha = 1 is."""
 
     @property
     def stops(self) -> Stops:
@@ -66,6 +78,8 @@ class GradientRecipe(Bounded):
     """Pairs without a prompt, reasoning models: where the suffix stands in the answer."""
     variant: Literal["sound", "published"] = "sound"
     """Our formulas, or the published ones (loss, its scale, numerator, sign)."""
+    dial: UnitSettings = field(default=UnitSettings(), metadata=LATER)
+    """What alpha = 1 is."""
 
     @property
     def objective(self) -> Objective:

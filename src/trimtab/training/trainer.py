@@ -126,15 +126,23 @@ class DialTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's own, with the parameters of spaces in a group of theirs."""
+        """The Trainer's own, with the parameters of spaces in a group of theirs, and those of a dial that
+        have a rate of their own."""
         optimizer = super().create_optimizer(*args, **kwargs)
         spaces: Spaces | None = self.model.spaces  # type: ignore[union-attr,assignment]
-        mine = list(spaces.parameters()) if spaces is not None else []
-        if spaces is not None and mine:
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if not any(p is q for q in mine)]
-            rate = spaces.settings.learning_rate or self.args.learning_rate
-            optimizer.add_param_group({"params": mine, "lr": rate, "weight_decay": 0.0})
+        usual = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+        groups = [
+            {**usual, "params": [p], "lr": factor * usual["lr"]}
+            for p, factor in self.model.dial.rates()  # type: ignore[union-attr,operator]
+        ]
+        if spaces is not None and (mine := list(spaces.parameters())):
+            rate = spaces.settings.learning_rate or usual["lr"]
+            groups.append({"params": mine, "lr": rate, "weight_decay": 0.0})
+        own = {id(p) for group in groups for p in group["params"]}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        for group in groups:
+            optimizer.add_param_group(group)
         return optimizer
 
     # ---- checkpoints ----

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from trimtab import models
 from trimtab.batching import Encoded, PromptStyle, encode
+from trimtab.damage import divergence
 from trimtab.errors import ConfigError
 from trimtab.evaluation import NeutralText
-from trimtab.evaluation.damage import divergence
 from trimtab.evaluation.items import item_scores
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL

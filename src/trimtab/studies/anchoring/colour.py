@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from trimtab.files import aside
 from trimtab.studies.anchoring import colours, evaluate, gates
 from trimtab.studies.anchoring.autoencoder import Autoencoder
 from trimtab.studies.anchoring.catalogue import find
-from trimtab.studies.anchoring.experiment import Experiment
+from trimtab.studies.anchoring.experiment import MODELS, Experiment, keep
 from trimtab.studies.anchoring.figures import figure_arrays
 from trimtab.studies.anchoring.train import Trained, members, sheet_of, train
 from trimtab.study.cells import Cell
@@ -25,7 +24,6 @@ from trimtab.study.cells import Cell
 BASELINE = "baseline"
 LOT = 32
 """Models of a cell. The last bits of one depend on what is beside it, so that this is fixed."""
-MODELS = "models.safetensors"
 SHOWN = ("r2/", "recon", "geometry/red_cosine", "labelled/")
 """What pages show of every experiment, by how the names of values begin."""
 
@@ -73,9 +71,7 @@ class Colour(Experiment):
     def measure(self, folder: Path, models: Sequence[tuple[str, int]]) -> dict[str, Any]:
         """Train and measure; the models and their states over training stay in the folder."""
         done = self.trained(models, self.steps)
-        kept = done.model.state_dict() | {"history": torch.stack(done.history, 1).half()}
-        with aside(folder / MODELS) as writing:
-            save_file({k: v.contiguous() for k, v in kept.items()}, writing)
+        keep(folder, done.model.state_dict() | {"history": torch.stack(done.history, 1).half()})
         values = {k: v.double().tolist() for k, v in self._values(done).items()}
         return {"values": values, "frames": done.frames, "losses": done.losses}
 

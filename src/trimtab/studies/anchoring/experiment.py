@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError
@@ -35,6 +36,7 @@ from trimtab.study.made import VERSIONS, made_with
 from trimtab.study.study import Study
 
 RESULT, CURVES, ARRAYS = "result.json", "curves.json", "arrays.safetensors"
+MODELS = "models.safetensors"
 DRAWN = ("schedule", "losses", "frames", "cosines")
 """What of a result is drawn and nothing else: the timeline, losses and terms over training, …"""
 LEAST = 20
@@ -184,6 +186,12 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     made = {k: v.astype(np.float16) if v.dtype in half else v for k, v in made.items()}
     with aside(file) as writing:
         save_file({k: np.ascontiguousarray(v) for k, v in made.items()}, writing)
+
+
+def keep(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A cell's models, and what else of theirs stays."""
+    with aside(folder / MODELS) as writing:
+        save_tensors({k: v.contiguous() for k, v in tensors.items()}, writing)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from trimtab.anchoring.paths import warm_cosine
 from trimtab.anchoring.timeline import Row, Sheet
-from trimtab.files import aside
 from trimtab.objectives.anchoring import AngularAnchor, AntiSubspace, Term
 from trimtab.progress import SILENT, Progress
 from trimtab.studies.anchoring import colours, mixing_measures
-from trimtab.studies.anchoring.colour import MODELS
-from trimtab.studies.anchoring.experiment import Experiment
+from trimtab.studies.anchoring.experiment import Experiment, keep
 from trimtab.studies.anchoring.mixing_task import LEVELS, Data, data
 from trimtab.studies.anchoring.ngpt import NGPT, Size
 from trimtab.study.cells import Cell
@@ -161,8 +158,7 @@ class Mixing(Experiment):
         """Train and measure; the model stays in the folder."""
         task, label = data(), f"{arm}, seed {seed}"
         model, labelled = train(ARMS[arm], seed, task, self.length, self.progress, label)
-        with aside(folder / MODELS) as writing:
-            save_file(model.state_dict(), writing)
+        keep(folder, model.state_dict())
         return mixing_measures.measure(arm, model, task, seed) | {"labelled": labelled}
 
     def work(self, cell: Cell) -> tuple[int, Any, Callable[[int], Any]]:

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from trimtab.files import aside
 from trimtab.interventions import Falloff
 from trimtab.studies.anchoring import colours, evaluate
 from trimtab.studies.anchoring.autoencoder import Autoencoder, Edit
 from trimtab.studies.anchoring.catalogue import Cut, find
-from trimtab.studies.anchoring.colour import MODELS
-from trimtab.studies.anchoring.experiment import Experiment
+from trimtab.studies.anchoring.experiment import MODELS, Experiment, keep
 from trimtab.studies.anchoring.train import members, sheet_of, train
 from trimtab.study.cells import Cell
 
@@ -82,8 +80,7 @@ class Healing(Experiment):
     def learn(self, folder: Path, which: str) -> dict[str, Any]:
         """Models to delete from."""
         done = self._learned(which, self.steps)
-        with aside(folder / MODELS) as writing:
-            save_file(done.state_dict(), writing)
+        keep(folder, done.state_dict())
         return {}
 
     def _learned(self, which: str, steps: int | None) -> Autoencoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.anchoring.timeline import Sheet, Table, read_sheet
 from trimtab.errors import ConfigError
-from trimtab.objectives.anchoring import ReferenceAnchor, Term
+from trimtab.objectives.anchoring import ReferenceAnchor
 from trimtab.progress import SILENT, Progress
 from trimtab.studies.anchoring import colours
 from trimtab.studies.anchoring.autoencoder import Autoencoder, Shape
@@ -111,7 +111,12 @@ def train(
             for action in table.actions.get(step, ()):
                 if action != "anchor":
                     raise ConfigError(f"{sheet.name}: unknown action {action!r} at step {step}")
-                terms = [_set(t, model, references) for t in terms]
+                with torch.no_grad():  # a reference anchor holds its samples where they are now
+                    held = ReferenceAnchor(model.encode(references))
+                terms = [
+                    dataclasses.replace(t, loss=held) if isinstance(t.loss, ReferenceAnchor) else t
+                    for t in terms
+                ]
             x, labels = source.draw(step, table)
             y, layers = model(x)
             error = ((y - x) ** 2).mean((-2, -1))  # model
@@ -141,15 +146,6 @@ def train(
     model.requires_grad_(False)
     done.labelled = source.labelled
     return done
-
-
-def _set(term: Term, model: Autoencoder, references: Tensor) -> Term:
-    """A reference anchor holds its samples where they are now."""
-    if not isinstance(term.loss, ReferenceAnchor):
-        return term
-    with torch.no_grad():
-        places = model.encode(references)
-    return dataclasses.replace(term, loss=ReferenceAnchor(places))
 
 
 def _further(layer: str, model: Autoencoder, references: Tensor) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from trimtab.holding import holding
 from trimtab.pairs import PairSet, read_pairs
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.panel import Arm, Panel, PanelOn
-from trimtab.panel.run import KL, random_like
+from trimtab.panel.run import KL, of_any_base, random_like
 from trimtab.progress import SILENT, Progress, warn
 from trimtab.provenance import commit, versions
 from trimtab.rendering import USUAL, Rendering
@@ -32,7 +30,7 @@ from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
 from trimtab.studies.panel import lines as side_effects
 from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.made import made_with
-from trimtab.study.results import BASE, About, Row, Run, Split, row_of, write
+from trimtab.study.results import BASE, About, Row, Run, Split, random_for, row_of, write
 from trimtab.training import fit
 
 RANDOM = "random"
@@ -71,7 +69,8 @@ def evaluate(
         dials: one dial, or several by name.
         pairs: a spec or pair set, or several by split name; with a panel perhaps none.
         alphas: strengths; 0 is the bare model and always measured.
-        out: folder for the result files, from which `trimtab report` makes a page.
+        out: folder for the result files, from which `trimtab report` makes a page: with verdicts against
+            the bare model, and against a dial called `dpo` where there is one.
         limit: the first so many items of every split.
         rendering: how the chat template is run.
         passages: neutral passages on which damage is measured.
@@ -121,9 +120,10 @@ def evaluate(
     trunk = store is None or store.trunk
     neutral = NeutralText(model, tokenizer, NEUTRAL[:passages], trunk=trunk)
     rows: Rows = []
+    controls: Rows = []
     first = next(
         iter(named.values()), None
-    )  # whose states below are kept when the bare model is read
+    )  # its states below are kept when the bare model is read
     for method, dial in {BASE: None, **named}.items():
         for alpha in strengths if dial else [0.0]:
             at = "alpha_1" if alpha in (0.0, 1.0) else "other"
@@ -135,6 +135,13 @@ def evaluate(
                 rows += score_rows(method, None, name, at, alpha, found)
                 if name == next(iter(encoded)) and len(strengths) > 1:
                     rows += score_rows(method, None, "dose", "dose", alpha, found)
+                    if dial is not None and (twin := random_like(dial)) is not None:
+                        control = random_for(method)
+                        with progress.bar(f"{label}, {control}", e.n_answers, "answers") as update:
+                            found = score(
+                                model, e, twin, alpha, force=force, store=store, progress=update
+                            )
+                        controls += score_rows(control, None, "dose", "dose", alpha, found)
             if dial:
                 damage = neutral.damage(dial, alpha, force=force)
                 rows += damage_rows(
@@ -144,7 +151,7 @@ def evaluate(
     more, sides, told = {}, [], []
     source = models.source_of(model)
     if panel:
-        free = {name: _of_any(dial) if force else dial for name, dial in named.items()}
+        free = {name: of_any_base(dial) if force else dial for name, dial in named.items()}
         on = PanelOn(model, tokenizer, panel, max_length=max_length, store=store, progress=progress)
         control = next(filter(None, map(random_like, free.values())), None)
         free[RANDOM] = control or fit(RANDOM, model, tokenizer, "facts:train", limit=24)
@@ -167,6 +174,8 @@ def evaluate(
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     common = {"model": source.name, "suite": suite}
     lines = [*tables.results(rows, common), *sides]
+    bare = [r for r in rows if r["split"] == "dose" and r["method"] == BASE]
+    lines += tables.dose_summaries(bare + controls, common)
     if folder is not None:
         where = suite or ", ".join(sets) or "a panel of side effects"
         about = About(
@@ -189,17 +198,10 @@ def evaluate(
             notes=tuple(mixed),
             more=more,
         )
-        told = [*tables.verdicts(rows, list(named), list(sets), common), *told]
+        told = [*tables.verdicts(rows, list(named), list(sets), common, strengths), *told]
         write(folder, Run(about, tuple(lines), tuple(told)))
-        write_rows(folder / "items.parquet", rows)
+        write_rows(folder / "items.parquet", rows + controls)
     return [OldRow(row_of(line)) for line in lines]
-
-
-def _of_any(dial: Dial) -> Dial:
-    """The dial, whatever model it was made for."""
-    found = copy.copy(dial)
-    found.info = replace(dial.info, base_digest="")
-    return found
 
 
 class OldRow(dict[str, Any]):

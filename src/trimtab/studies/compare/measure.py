@@ -309,6 +309,7 @@ def score_rows(
             "accuracy_sum": float(scores.accuracy_sum[i]),
             "accuracy_choice": float(scores.accuracy_choice[i]),
             "margin": float(scores.margin[i]),
+            "preference": float(scores.preference[i]),
         }
         for i, item in enumerate(scores.items)
     ]

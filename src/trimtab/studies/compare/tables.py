@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.evaluation.dose import slopes
 from trimtab.statistics import (
     POSITIVE,
     SHARE,
@@ -58,7 +59,7 @@ def results(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
                 of["at"] = at if at in COMPARED else None
                 of["pairs"] = None if split == "neutral" else sum(r["pairs"] for r in first)
                 lines.append(line(found, **of, items=len(first), **common))
-    return lines + _dose_summaries(rows, common)
+    return lines + dose_summaries(rows, common)
 
 
 def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarray]:
@@ -68,43 +69,66 @@ def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarr
     return tables
 
 
-def _dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
+def dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
     """Slope, straightness and monotonicity of each method's dose-response of the margin, a seed
-    each, and over seeds where there are several."""
+    each, and over seeds where there are several; slope and wrong way of the summed log-ratio."""
     dose = [r for r in rows if r["split"] == "dose"]
-    base = {r["item"]: r["margin"] for r in dose if r["method"] == BASE}
     lines: list[Measurement] = []
-    for method in dict.fromkeys(r["method"] for r in dose if r["method"] != BASE):
-        curves: dict[int | None, dict[float, dict[str, float]]] = {}
-        for r in dose:
-            if r["method"] == method:
-                curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
-                curve.setdefault(r["alpha"], {})[r["item"]] = r["margin"]
-        alphas = sorted(next(iter(curves.values())))
-        items = list(next(iter(curves.values()))[alphas[0]])
-        if len(alphas) < 2:
-            continue
-        values = {
-            s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
-        }
-        for seed, table in _with_all(values).items():
-            if not np.isfinite(table).all():
+    for metric, summed in (("margin", _response), ("preference", _steered)):
+        given = [
+            r for r in dose if r.get(metric) is not None
+        ]  # cells of earlier versions have no sums
+        base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
+        for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
+            curves: dict[int | None, dict[float, dict[str, float]]] = {}
+            for r in given:
+                if r["method"] == method:
+                    curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
+                    curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
+            alphas = sorted(next(iter(curves.values())))
+            items = list(next(iter(curves.values()))[alphas[0]])
+            if len(alphas) < 2:
                 continue
-            found = dose_response(alphas, table)
-            figures = {"slope": found.slope}
-            figures |= {m: alone(getattr(found, m)) for m in ("r2", "monotone", "rising")}
-            of = {"method": method, "split": "dose", "items": len(items), **common}
-            of |= {"seed": seed, "aggregate": seed is None and None not in curves}
-            lines += [line(figure, metric=metric, **of) for metric, figure in figures.items()]
+            values = {
+                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
+            }
+            for seed, table in _with_all(values).items():
+                if not np.isfinite(table).all():
+                    continue
+                of = {"method": method, "split": "dose", "items": len(items), **common}
+                of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+                lines += [
+                    line(figure, metric=m, **of) for m, figure in summed(alphas, table).items()
+                ]
     return lines
 
 
+def _response(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
+    found = dose_response(alphas, table)
+    others = ("r2", "monotone", "rising")
+    return {"slope": found.slope, **{m: alone(getattr(found, m)) for m in others}}
+
+
+def _steered(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
+    """Of values [items, alphas] or [seeds, items, alphas]."""
+    found = slopes(alphas, table.reshape(-1, len(alphas)).T).reshape(table.shape[:-1])
+    return {
+        "steerability": mean_interval(found),
+        "wrong_way": mean_interval((1 - np.sign(found)) / 2, SHARE),
+    }
+
+
 def verdicts(
-    rows: Rows, methods: Sequence[str], splits: Sequence[str], common: Mapping[str, Any]
+    rows: Rows,
+    methods: Sequence[str],
+    splits: Sequence[str],
+    common: Mapping[str, Any],
+    alphas: Sequence[float] = (),
 ) -> list[Difference]:
-    """Every other method against DPO on every split, at alpha 1 and at equal KL; p-values adjusted by
-    Holm over each of the two tables."""
-    return judged_apart(differences(rows, methods, splits, common))
+    """Every other method against DPO on every split, at alpha 1 and at equal KL, and every method against
+    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables."""
+    gains = differences(rows, methods, splits, common, BASE, alphas)
+    return [*judged_apart(differences(rows, methods, splits, common)), *judged(gains)]
 
 
 def differences(
@@ -113,18 +137,19 @@ def differences(
     splits: Sequence[str],
     common: Mapping[str, Any],
     baseline: str = BASELINE,
-    places: Sequence[str] = COMPARED,
+    places: Sequence[str | float] = COMPARED,
 ) -> list[Difference]:
-    """Lines without verdicts: every method less the baseline on every split, on the same items.
+    """Lines without verdicts: every method less the baseline on every split, on the same items, at each
+    of some places, or alphas.
 
     Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
     the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    for at, method, split in product(places, methods, splits):
+    for place, method, split in product(places, methods, splits):
         theirs = _seeds(groups, baseline, split, ALPHA_1)
-        mine = _seeds(groups, method, split, at)
+        mine = _seeds(groups, method, split, place)
         if None not in {*mine, *theirs}:
             both = [seed for seed in mine if seed in theirs]
             mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
@@ -132,6 +157,7 @@ def differences(
             continue
         values, against = _same_items(mine, theirs)
         if len(next(iter(values.values()))):
+            at = place if place in COMPARED else ALPHA_1 if place == 1 else None
             where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
             labels = {"method": method, "against": baseline, "metric": "accuracy"}
             lines.append(compared(values, against, **labels, **where, **common))
@@ -208,9 +234,10 @@ def _same_items(
     return one, other
 
 
-def _seeds(groups: dict[Key, Seeds], method: str, split: str, at: str) -> Seeds:
-    """Rows of a method on a split by seed, seeds in order; empty where it was not measured."""
-    found = next((group for key, group in groups.items() if key[:3] == (method, split, at)), {})
+def _seeds(groups: dict[Key, Seeds], method: str, split: str, place: str | float) -> Seeds:
+    """Rows of a method on a split at a place or an alpha by seed, seeds in order; empty where it was not
+    measured."""
+    found = next((g for k, g in groups.items() if k[:2] == (method, split) and place in k[2:]), {})
     return dict(sorted(found.items(), key=lambda pair: -1 if pair[0] is None else pair[0]))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from trimtab.panel import Arm, PanelOn, Property, Values, changes
 from trimtab.panel.run import Measured
 from trimtab.panel.values import values_of
-from trimtab.study.lines import UNJUDGED, ends, measured
+from trimtab.study.lines import UNJUDGED, difference, measured
 from trimtab.study.results import ALPHA_1, BASE, PANEL, Difference, Measurement, Row
 
 
@@ -77,21 +77,8 @@ def lines(
             values = [r.found[change.property][place] for r in reads]
             figures.append(figure(values, own, seeds))
             verdict = UNJUDGED if change.verdict is None else change.verdict._asdict()
-            told.append(
-                Difference(
-                    **own,
-                    against=BASE,
-                    seed=None,
-                    aggregate=len(reads) > 1,
-                    metric=change.metric,
-                    **ends(change.difference),
-                    items=len(change.bare.items),
-                    seeds=len(reads),
-                    p=change.difference.p,
-                    mde=change.difference.mde,
-                    **verdict,
-                )
-            )
+            own |= {"against": BASE, "metric": change.metric, "items": len(change.bare.items)}
+            told.append(difference(change.difference, len(reads), verdict, **own))
     return figures, told
 
 

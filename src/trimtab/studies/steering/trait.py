@@ -230,11 +230,10 @@ class Trait(OnModel[Dosing]):
     ) -> dict[str, Any]:
         """A cell's figures as lists: [dose][item] and [dose][passage]. `matched` are the places of the
         two doses whose damage is the prompt's."""
-        none = np.zeros(self.settings.passages)
-        best = np.stack([read[a].best for a in alphas])
-        kl = np.stack([damage[a].kl if a else none for a in alphas])
-        rise = np.stack([damage[a].nll_rise if a else none for a in alphas])
-        ratio = np.stack([read[a].ratio for a in alphas])
+        still = Damage(*np.zeros((2, self.settings.passages)))
+        done = [damage[a] if a else still for a in alphas]
+        kl, rise = (np.stack([getattr(d, part) for d in done]) for part in ("kl", "nll_rise"))
+        ratio, best = map(np.stack, zip(*(read[a] for a in alphas), strict=True))
         if not all(np.isfinite(x).all() for x in (kl, rise, ratio)):
             raise StudyError(
                 f"log-probs are not finite within alpha {alphas[0]:.3g} to {alphas[-1]:.3g}"

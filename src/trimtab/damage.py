@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from trimtab import models
 from trimtab.batching import Encoded, Row, Trunk
 from trimtab.batching.spans import first_edited
-from trimtab.dials import Dial
+from trimtab.dials import Dial, VectorDial
+from trimtab.errors import TrainingError
+from trimtab.pairs.neutral import NEUTRAL
+from trimtab.progress import SILENT, Progress
 from trimtab.trunk import trunk_of
 
 KEEP_BYTES = 1 << 30
@@ -132,6 +135,49 @@ class NeutralText:
             kl.append(divergence(base, new))
             rise.append((base.gather(-1, targets) - new.gather(-1, targets)).mean().item())
         return Damage(np.array(kl), np.array(rise))
+
+
+FIRST = 12
+"""Passages on which a new dial is measured: those with which `calibrate` begins."""
+DEAR, MILD, UNIT = 0.3, 0.1, 0.05
+"""KL at alpha = 1, in nats a token: above the first the alpha of the second is told; the third is that of
+a vector in the unit `kl`."""
+
+
+def neutral(model: nn.Module, tokenizer: Any) -> NeutralText:
+    """The text on which a new dial is measured."""
+    return NeutralText(model, tokenizer, NEUTRAL[len(NEUTRAL) // 2 :][:FIRST])
+
+
+def in_kl(dial: VectorDial, text: NeutralText) -> VectorDial:
+    """The vector dial at whose alpha = 1 the mean KL on a text is `UNIT`.
+
+    Raises:
+        TrainingError: it is met nowhere, from a hundredth of the strength to a hundred times it.
+    """
+    found = alpha_at_kl(text, dial, UNIT, {}, largest=100.0, attempts=12)
+    if found is None or found[0] < 0.01:
+        raise TrainingError(f"unit kl: no alpha up to 100 has a KL of {UNIT}; use --dial.unit norm")
+    return dial.times(found[0])
+
+
+def first_range(dial: Dial, text: NeutralText, progress: Progress = SILENT) -> None:
+    """Measure a new dial on neutral text at alpha = -1 and 1, keep it as its range, and say it."""
+    with progress.bar("measuring on neutral text", 2 * len(text.ids), "passages") as update:
+        kl = {}
+        for done, alpha in enumerate((-1.0, 1.0), 1):
+            kl[alpha] = float(np.mean(text.damage(dial, alpha, force=True).kl))
+            update(done * len(text.ids), 2 * len(text.ids))
+    dial.info.measured = {
+        **dial.info.measured,
+        "alphas": sorted({*kl, *dial.info.measured.get("alphas", ())}),
+        "kl_nats_per_token": {f"{alpha:g}": float(f"{v:.4g}") for alpha, v in kl.items()},
+    }
+    said = f"neutral text: KL {kl[1.0]:.3g} nats a token at alpha 1, {kl[-1.0]:.3g} at -1"
+    if not kl[1.0] <= DEAR:
+        mild = alpha_at_kl(text, dial, MILD, {1.0: kl[1.0]})
+        said += f": dear; alpha {mild[0]:.2g} costs {MILD:g}" if mild else ": dear"
+    progress.say(said)
 
 
 def divergence(base: Tensor, new: Tensor) -> float:
