@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from sweep import page, sizes, tiny
+from sweep import page, rows, sizes, tiny
 from sweep.checks import Kind
 
 from trimtab import models
+from trimtab.batching import encode, layout_of
 from trimtab.errors import ModelError
+from trimtab.trunk import try_trunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -64,6 +66,29 @@ def test_kinds_that_were_read_wrong(kind, layout, tmp_path):
     found = read(kind, tmp_path)
     assert found.found["checks"]["scores"].get("right", 9) < 1e-3, found.found
     assert found.found["layout"] == layout or layout is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "left_out"),
+    [
+        ("mixtral", ()),
+        ("jamba", ()),  # recurrent, attention, experts
+        ("mamba2", ()),
+        ("zamba2", ()),  # upper blocks read the embedding again: it is computed
+        ("openai-gpt", ()),
+        ("gemma4_text", (2, 3, 4)),  # keys and values of lower blocks
+        ("gemma3n_text", (0, 1, 2, 3, 4, 5)),  # several residual streams
+        ("zaya", (0, 1, 2)),  # what a router had before
+    ],
+)
+def test_after_which_blocks_passes_start_from_stored_states(kind, left_out):
+    model = tiny.build(kind, False)
+    encoded = encode(rows.pairs(), tiny.tokenizer())
+    layout = layout_of(model, encoded)
+    found = {k: try_trunk(model, encoded, k, layout) for k in range(models.n_layers(model))}
+    assert tuple(k for k, tried in found.items() if not tried["holds"]) == left_out
+    listed = f"| `{kind}` | {', '.join(map(str, left_out))} |"
+    assert (listed in page.PAGE.read_text()) == bool(left_out)
 
 
 @pytest.mark.parametrize("kind", ["bert +encoder", "paligemma:image", "roberta +encoder"])
