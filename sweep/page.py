@@ -102,12 +102,12 @@ def _trunks(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "## Passes from stored states",
         "",
-        "What the blocks below a dial give is kept, and passes start there (`--trunk auto`), where "
-        "log-probs, a step after the block and its gradient come out as the whole model's; each model is tried before "
-        f"it is used so. Of the {len(tried)} kinds above that could be tried it holds after every block but "
-        "these, where each pass runs the whole model: several residual streams, keys and values of lower "
-        "blocks that upper ones read, states handed on beside the stream, rotations by the length of the "
-        "whole sequence.",
+        "What the blocks below a dial give is kept, and passes start there (`--trunk auto`), "
+        "where log-probs, a step after the block and its gradient come out as the whole model's; "
+        f"each model is tried before it is used so. Of the {len(tried)} kinds above that could be "
+        "tried it holds after every block but these, where each pass runs the whole model: "
+        "several residual streams, keys and values of lower blocks that upper ones read, states "
+        "handed on beside the stream, rotations by the length of the whole sequence.",
         "",
         "| kind | after blocks | why |",
         "|---|---|---|",
