@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -119,7 +121,8 @@ def test_a_vision_tower_as_deep_as_the_decoder_is_not_taken_for_it(deep):
     model = transformers.LlavaForConditionalGeneration(config).eval()
     assert models.layer_paths(model) == [f"model.language_model.layers.{k}" for k in range(4)]
     assert models.final_norm(model) is model.model.language_model.norm
-    assert models.layers(model) is models.layers(torch.compile(model, backend="eager"))
+    compiled: Any = torch.compile(model, backend="eager")
+    assert models.layers(model) is models.layers(compiled)
     if deep == "both":  # a stack that text does not pass is none, however many there are
         model.model.other = torch.nn.ModuleList(torch.nn.Linear(999, 999) for _ in range(4))
         assert models.layers(model) is model.model.language_model.layers
@@ -148,7 +151,7 @@ def tiny_moe():
 
 
 def test_a_model_without_such_layers_says_so():
-    model = torch.nn.Linear(2, 2)
+    model: Any = torch.nn.Linear(2, 2)
     model.config = transformers.LlamaConfig(num_hidden_layers=3)
     with pytest.raises(ModelError, match="no list of 3 found"):
         models.layers(model)
