@@ -30,7 +30,9 @@ class Running:
     """A server in a thread, with a tiny model."""
 
     def __init__(self, model: Any, tokenizer: Any, dials: dict[str, Any], **options: Any):
-        limits = {"rows": 16, "queue": 256, "context": 128} | options.pop("limits", {})
+        limits = {"rows": 16, "queue": 256, "context": 128, "prefill": 48} | options.pop(
+            "limits", {}
+        )
         self.engine = Engine(model, tokenizer, dials, **limits)
         self.server = Serving(Server(self.engine, Shelf("tiny", dials), **options))
         place = listening("127.0.0.1", 0)
@@ -450,7 +452,7 @@ def test_a_hundred_requests_at_once(running: Running):
         f"{running.engine.peak} rows together at most"
     )
     assert same >= answered - 1  # a near tie may fall otherwise
-    assert running.engine.peak == 16
+    assert 8 <= running.engine.peak <= 16  # prompts are read in pieces of 48
 
 
 def test_conditions_are_told_as_they_are_judged(tokenizer: Any):
