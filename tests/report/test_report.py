@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -394,6 +395,14 @@ def test_page_begins_with_the_answer(run, page):
     assert re.search(r"on oos by \d+ points \(95\u00a0% \d+ to \d+\)", said["innerdpo"])
     assert re.search(r"one cannot tell: differences under \d+", said["innerdpo"])
     assert "no α in the measured range" in dict(answers(results, "equal_kl"))["pca"]
+
+
+def test_d4_a_pages_header_names_no_folder(run):
+    results = read_results(run)
+    for name, shown in (("/data/models/m", "m"), ("org/m", "m"), ("smollm2-135m",) * 2):
+        made = compare.page(replace(results, study=replace(results.study, model=name)))
+        assert made.kicker.rpartition(" · ")[2] == shown
+        assert "/data" not in made.title
 
 
 def test_page_asks_nothing_of_the_network(page):
