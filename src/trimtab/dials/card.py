@@ -95,7 +95,9 @@ def _terms(licence: str, languages: tuple[str, ...]) -> str:
 def dosed(dial: Dial) -> list[str]:
     """What alpha = 1 does to a state, in words, a line a site; none where that is not known."""
     dose, lines = dial.info.dose, []
-    for n, (site, share) in enumerate(zip(dial.places(), dose.get("relative", ()), strict=False)):
+    shares = dose.get("relative", ())
+    sites = dial.places() if shares else []  # heads have none
+    for n, (site, share) in enumerate(zip(sites, shares, strict=False)):
         turn = math.degrees(math.atan(share))
         said = (
             f"site {site}: alpha 1 moves a state by {share:.3g} of its length ({turn:.2g} degrees)"
