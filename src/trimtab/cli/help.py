@@ -30,7 +30,7 @@ TOPICS = {
         *("holdout", "limit", "train-limit", "test-limit", "data-root"),
         *("columns", "skip-bad", "max-length", "skip-missing"),
     ),
-    "dials": ("dial", "alpha", "condition", "force"),
+    "dials": ("dial", "alpha", "condition", "with", "with-alpha", "force"),
     "": (),
     "prompts": (
         *("prompt", "prompts", "system", "prompt-style", "system-role", "template-kwargs", "date"),
