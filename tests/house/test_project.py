@@ -38,7 +38,7 @@ LINES_OF_ROOM = {
     "report": 4808,  # the page of a panel
     "serve": 2010,  # the provider of Inspect, prompts in pieces
     "statistics": 610,
-    "studies": 7610,  # a panel in evaluate, compare and a study of its own
+    "studies": 7865,  # a panel in evaluate, compare and a study of its own
     "study": 3000,
     "trl": 460,
     "training": 4870,  # any dial on any objective: poles, vectors, edits of states

@@ -689,7 +689,7 @@ def test_files_cut_short_are_named(tmp_path):
     with pytest.raises(TrimtabError, match=r"study\.json: expected a JSON object"):
         read_results(run)
     (run / "study.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(TrimtabError, match=r"study\.json: not UTF-8"):
+    with pytest.raises(TrimtabError, match=r"study\.json: not JSON \(not UTF-8"):
         read_results(run)
 
 
