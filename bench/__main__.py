@@ -76,11 +76,15 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         positions,
         states_only,
         steering,
+        trunk,
     )
 
     subjects: dict[str, Callable[[], results.Found]] = {
         "memory_vs_trl": lambda: dpo.run("dpo_vs_trl_truthful_qa", repeats, quick, tune),
         "states_only_vs_dpo": lambda: states_only.run(repeats, quick),
+        **{n: partial(trunk.run_upper, n, repeats, quick) for n in trunk.UPPER},
+        "five_alphas_vs_today": lambda: trunk.run_alphas(repeats, quick),
+        "five_alphas_cold_vs_today": lambda: trunk.run_alphas(repeats, quick),
         **{n: partial(objectives.run, n, repeats, quick) for n in objectives.STEPS},
         "sites_18_over_1": lambda: objectives.sites(repeats, quick),
         "length_per_position": lambda: objectives.lengths(repeats, quick),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -71,10 +72,18 @@ def contrast_texts(count: int, low: int = 20, high: int = 40) -> list[tuple[str,
     return list(zip(side(RIGHT_ANSWERS, True), side(WRONG_ANSWERS, False), strict=True))
 
 
-def adapter_weights() -> dict[str, torch.Tensor]:
-    """LoRA weights under PEFT's names, none zero, drawn once and read by both sides."""
+def upper_half(count: int) -> range:
+    """The blocks from the middle on."""
+    return range(count // 2, count)
+
+
+def adapter_weights(paths: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """LoRA weights under PEFT's names, none zero, drawn once and read by both sides; of these modules
+    alone, if named."""
     if WEIGHTS.is_file():
-        return load_file(WEIGHTS)
+        found = load_file(WEIGHTS)
+        names = None if paths is None else {f"base_model.model.{path}" for path in paths}
+        return {k: v for k, v in found.items() if names is None or k.rsplit(".", 2)[0] in names}
     from trimtab import models
     from trimtab.dials.adapter import linear_modules
 

@@ -63,7 +63,8 @@ def block_weights(model: nn.Module, blocks: int) -> int:
     assert not any("lora_" in name for name, _ in model.named_modules()), (
         "count before it is wrapped"
     )
-    return sum(a * b for a, b in linear_modules(model, blocks=range(blocks)).values())
+    shapes = linear_modules(model, blocks=range(blocks)) if blocks else {}
+    return sum(a * b for a, b in shapes.values())
 
 
 def training_work(
@@ -73,15 +74,17 @@ def training_work(
     schedule: Schedule,
     needs: Needs,
     layout: Layout,
+    first: int = 0,
 ) -> Work:
-    """The work of the first optimizer step of a schedule."""
+    """The work of the first optimizer step of a schedule, from block `first` on."""
     sizes = [counted(encoded, m, layout) for m in schedule.microbatches[: schedule.per_step]]
     padded, real, scores = zip(*sizes, strict=True)
     tokens, positions, scored = sum(real), sum(padded), sum(scores) if needs.logps else 0
     count = models.n_layers(model)
     last = count if needs.logps else 1 + max(depth(model, s) for s in needs.sites)
     adapter = sum(p.numel() for p in dial.parameters())
-    a_position = 4.0 * block_weights(model, last) + 6.0 * adapter
+    blocks = block_weights(model, last) - block_weights(model, first)
+    a_position = 4.0 * blocks + 6.0 * adapter
     head = models.head(model)
     a_scored = 4.0 * sum(p.numel() for p in head.parameters())
     return Work(
@@ -109,14 +112,17 @@ def reading_per_position(model: nn.Module) -> float:
     return 2.0 * (block_weights(model, models.n_layers(model)) + head)
 
 
-def peer_work(weights: float, adapter: int, positions: int, reference: bool = False) -> float:
+def peer_work(
+    weights: float, adapter: int, positions: int, reference: bool = False, below: float = 0.0
+) -> float:
     """Operations of the other trainer's step: every padded position through all blocks and the LM
     head (without Triton TRL 1.16 scores every position), and the reference's where it is live.
 
     Args:
         weights: of the bare model's blocks and head (`reading_per_position` counts each twice).
+        below: of these the weights below what is trained, through which no gradient runs.
     """
-    step = 4.0 * weights + 6.0 * adapter
+    step = 4.0 * weights - 2.0 * below + 6.0 * adapter
     return (step + (2.0 * weights if reference else 0.0)) * positions
 
 

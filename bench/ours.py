@@ -24,6 +24,7 @@ from trimtab.batching import encode, layout_of, make_contrast, plan_batches, pla
 from trimtab.batching.contrast import batches_of
 from trimtab.dials.adapter import AdapterDial, linear_modules
 from trimtab.directions import mean_difference, principal_direction
+from trimtab.models.places import before
 from trimtab.objectives import DPO
 from trimtab.pairs import Pair, PairSet
 from trimtab.readings import collect
@@ -33,6 +34,7 @@ from trimtab.store import Store
 from trimtab.training import METHODS
 from trimtab.training.reference import read_reference
 from trimtab.training.trainer import FitModule, train
+from trimtab.trunk import trunk_of
 
 STEPS = 1000
 """More than any lane is asked for: the parent ends it."""
@@ -54,6 +56,8 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
     objective = objective_of(spec)
     needs = objective.needs(models.n_layers(model))
     blocks = None if needs.logps else range(1 + max(depth(model, s) for s in needs.sites))
+    if spec.get("upper"):
+        blocks = data.upper_half(models.n_layers(model))
     shapes = linear_modules(model, "all-linear", blocks)
     dial = AdapterDial.build(
         {
@@ -63,7 +67,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             "rslora": False,
             "modules": list(shapes),
         },
-        data.adapter_weights(),
+        data.adapter_weights(shapes),
     )
     layout = layout_of(model)
     schedule = plan_training(
@@ -91,11 +95,16 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             disable_tqdm=True,
             log_level="error",
         )
-        before = read_reference(model, encoded, needs, Store(Path(scratch) / "store"))
-        module = FitModule(model, dial, objective, needs, before)
+        store = Store(Path(scratch) / "store", trunk=bool(spec.get("upper")))
+        block = before(model, dial.places())
+        reference = read_reference(model, encoded, needs, store, block=block)
+        trunk = trunk_of(model, encoded, store, block=block)
+        assert bool(trunk) == store.trunk, "the trunk was left out"
+        module = FitModule(model, dial, objective, needs, reference, trunk=trunk)
         losses: list[Tensor] = []
         watching = module.register_forward_hook(lambda _, __, out: losses.append(out[0].detach()))
-        work = training_work(model, dial, encoded, schedule, needs, layout)
+        first_block = trunk.block + 1 if trunk else 0
+        work = training_work(model, dial, encoded, schedule, needs, layout, first_block)
 
         def first() -> dict[str, Any]:
             watching.remove()

@@ -48,6 +48,18 @@ SUBJECTS: dict[str, Subject] = {
     "states_only_vs_dpo": Subject(
         "InnerDPO on states up to 0.6 N without log-probs, against our own DPO step, float32", 1.6
     ),
+    "upper_half_vs_all": Subject(
+        "DPO step of an adapter on the upper half from the trunk, against our step on all layers",
+        1.7,
+    ),
+    "upper_half_vs_all_bf16": Subject("the same in bfloat16", 1.6),
+    "upper_half_vs_trl": Subject("the same in float32, against TRL's on the same layers", 5.5),
+    "five_alphas_vs_today": Subject(
+        "log-probs of a split at five alphas of a vector after the middle block, from a trunk that is "
+        "there, against five whole passes",
+        1.6,
+    ),
+    "five_alphas_cold_vs_today": Subject("the same, the trunk read first", 1.35),
     "step_ipo_vs_dpo": Subject("IPO step, 32 short pairs, float32, against our own DPO step", None),
     "step_simpo_vs_dpo": Subject("SimPO, likewise", None),
     "step_orpo_vs_dpo": Subject("ORPO, likewise", None),

@@ -19,10 +19,11 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from bench import data
-from bench.floor import peer_work, reading_per_position
+from bench.floor import block_weights, peer_work, reading_per_position
 from bench.gate import Gate, total
 from bench.lane import Channel
 from trimtab import models
+from trimtab.dials.adapter import linear_modules
 
 
 def training(spec: dict[str, Any], channel: Channel) -> None:
@@ -31,6 +32,9 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
         data.MODEL, dtype=spec.get("load", "float32"), attention=spec.get("attention", "sdpa")
     )
     weights_of_model = reading_per_position(model) / 2  # before it is wrapped
+    layers = list(data.upper_half(models.n_layers(model))) if spec.get("upper") else None
+    below = block_weights(model, layers[0]) if layers else 0
+    leaves = sorted({path.rpartition(".")[2] for path in linear_modules(model)})
     pairs = data.pairs_of(spec["pairs"], spec["items"], spec["whole"])
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     lengths = [  # what `group_by_length` sorts by
@@ -76,7 +80,8 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
                 r=data.RANK,
                 lora_alpha=data.LORA_ALPHA,
                 lora_dropout=0.0,
-                target_modules="all-linear",
+                target_modules=leaves if layers else "all-linear",  # no words beside layers
+                layers_to_transform=layers,
                 task_type="CAUSAL_LM",
             ),
         )
@@ -87,6 +92,8 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             if p.requires_grad
         }
         weights = data.adapter_weights()
+        if layers:
+            weights = {k: v for k, v in weights.items() if k in named}
         assert named.keys() == weights.keys(), "the two adapters sit on different layers"
         with torch.no_grad():
             for name, p in named.items():
@@ -121,7 +128,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
                 "pairs": len(rows),
                 "positions": positions,
                 "operations": peer_work(
-                    weights_of_model, adapter, positions, bool(spec.get("defaults"))
+                    weights_of_model, adapter, positions, bool(spec.get("defaults")), below
                 ),
                 "layers": expected,
             }

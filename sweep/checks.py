@@ -19,6 +19,7 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluation.generation import Sampling
 from trimtab.readings import collect
 from trimtab.states import seeing
+from trimtab.trunk import try_trunk
 
 EXACT = 1e-3
 """Nats, or logits: what float32 rounding may leave on these models."""
@@ -105,7 +106,16 @@ class Kind:
         layout = layout_of(self.model, self.encoded)
         parts = dict(layout.parts).values() if isinstance(layout, Arrangement) else [layout]
         self.found["layout"] = "alone" if "alone" in parts else str(layout)
+        self.found["trunk"] = self.trunk(layout)
         return float((found - rows.truth(self.bare, self.encoded)).abs().max())
+
+    def trunk(self, layout: Any) -> dict[str, str]:
+        """The blocks after which passes cannot start from stored states, and why."""
+        tries = {
+            k: try_trunk(self.model, self.encoded, k, layout)
+            for k in range(models.n_layers(self.model))
+        }
+        return {str(k): tried["why"] for k, tried in tries.items() if not tried["holds"]}
 
     # ---- dials ---------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ def write(results: Sequence[dict[str, Any]]) -> None:
         ("Image-text models, used for their text", images),
     ):
         text += _section(title, found)
+    text += _trunks(results)
     PAGE.write_text("\n".join(text).rstrip() + "\n")
 
 
@@ -91,6 +92,28 @@ def _section(title: str, results: Sequence[dict[str, Any]]) -> list[str]:
         if reasons:
             lines += ["| kind | what is refused, or why |", "|---|---|"]
             lines += [f"| `{k}` | {_cell(why)} |" for k, why in reasons]
+    return [*lines, ""]
+
+
+def _trunks(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Kinds on which what is below a dial is computed at every pass."""
+    tried = [r for r in results if "trunk" in r]
+    left = {r["kind"]: r["trunk"] for r in tried if r["trunk"]}
+    lines = [
+        "## Passes from stored states",
+        "",
+        "What the blocks below a dial give is kept, and passes start there (`--trunk auto`), "
+        "where log-probs, a step after the block and its gradient come out as the whole model's; "
+        f"each model is tried before it is used so. Of the {len(tried)} kinds above that could be "
+        "tried it holds after every block but these, where each pass runs the whole model: "
+        "several residual streams, keys and values of lower blocks that upper ones read, states "
+        "handed on beside the stream, rotations by the length of the whole sequence.",
+        "",
+        "| kind | after blocks | why |",
+        "|---|---|---|",
+    ]
+    for kind, why in sorted(left.items()):
+        lines.append(f"| `{kind}` | {', '.join(why)} | {_cell(next(iter(why.values())))} |")
     return [*lines, ""]
 
 

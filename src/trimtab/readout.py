@@ -97,6 +97,7 @@ class Readout:
         rejected_confidence: the same of the rejected ones.
         chosen_kl: mean over each chosen answer's scored tokens of KL(policy || reference), in nats.
         rejected_kl: the same of the rejected ones.
+        prompt_tokens: tokens of each pair's prompt, where it stands before its answers.
         answers: index of each pair's chosen and rejected answer, the same where pairs share an answer;
             without it no pairs do.
     """
@@ -114,6 +115,7 @@ class Readout:
     chosen_kl: Float[Tensor, "pair"] | None = None
     rejected_kl: Float[Tensor, "pair"] | None = None
     answers: Int[Tensor, "2 pair"] | None = None
+    prompt_tokens: Int[Tensor, "pair"] | None = None
 
 
 def last_tokens(pool: Pool) -> int | None:

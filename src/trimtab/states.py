@@ -211,7 +211,12 @@ def pair_up(
     for pole, answers in poles.items():
         each[pole] = {site: h[answers] for site, h in readings.states.items()}
     answers = torch.stack(list(poles.values()))
-    return Readout(**each, answers=answers, floor=floor or {}, direction=direction or {})
+    more: dict[str, Any] = {"floor": floor or {}, "direction": direction or {}}
+    if batch.layout != "shared":
+        line = torch.zeros_like(batch.answer_ids)
+        line[batch.token_answer] = batch.token_row
+        more["prompt_tokens"] = (batch.segments == 0).sum(-1)[line][batch.pair_chosen]
+    return Readout(**each, answers=answers, **more)
 
 
 def each_line(batch: Batch) -> Iterator[tuple[int, Batch]]:

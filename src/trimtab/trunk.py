@@ -21,7 +21,7 @@ from trimtab import models
 from trimtab.batching import Batch, Encoded, Layout, Trunk, collate, layout_of, plan_batches, probes
 from trimtab.batching.forward import Stop, forward, prefix_of, stop_after
 from trimtab.batching.proof import quiet
-from trimtab.batching.spans import first_edited
+from trimtab.batching.spans import HELD, first_edited
 from trimtab.errors import CacheError, ModelError
 from trimtab.models.above import watching_forms
 from trimtab.models.places import before
@@ -107,6 +107,7 @@ def conditions(
         "layout": str(layout_of(model, encoded)),
         "tokens": encoded.digest,
         "budget": budget,  # batch shapes reach the last bits, and those what is trained on them
+        **({"held": held} if (held := HELD.get()) else {}),
     }
 
 

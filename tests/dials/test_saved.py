@@ -8,9 +8,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from trimtab import models
-from trimtab.dials import Dial
+from trimtab.dials import Dial, VectorDial
 from trimtab.errors import DialError
 
 SAVED = Path(__file__).with_name("saved_at_fb81d27")

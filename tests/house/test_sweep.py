@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
-from sweep import page, sizes, tiny
+from sweep import page, rows, sizes, tiny
 from sweep.checks import Kind
 
 from trimtab import models
+from trimtab.batching import encode, layout_of
 from trimtab.errors import ModelError
+from trimtab.trunk import try_trunk
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -66,6 +70,29 @@ def test_kinds_that_were_read_wrong(kind, layout, tmp_path):
     assert found.found["layout"] == layout or layout is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "left_out"),
+    [
+        ("mixtral", ()),
+        ("jamba", ()),  # recurrent, attention, experts
+        ("mamba2", ()),
+        ("zamba2", ()),  # upper blocks read the embedding again: it is computed
+        ("openai-gpt", ()),
+        ("gemma4_text", (2, 3, 4)),  # keys and values of lower blocks
+        ("gemma3n_text", (0, 1, 2, 3, 4, 5)),  # several residual streams
+        ("zaya", (0, 1, 2)),  # what a router had before
+    ],
+)
+def test_after_which_blocks_passes_start_from_stored_states(kind, left_out):
+    model = tiny.build(kind, False)
+    encoded = encode(rows.pairs(), tiny.tokenizer())
+    layout = layout_of(model, encoded)
+    found = {k: try_trunk(model, encoded, k, layout) for k in range(models.n_layers(model))}
+    assert tuple(k for k, tried in found.items() if not tried["holds"]) == left_out
+    listed = f"| `{kind}` | {', '.join(map(str, left_out))} |"
+    assert (listed in page.PAGE.read_text()) == bool(left_out)
+
+
 @pytest.mark.parametrize("kind", ["bert +encoder", "paligemma:image", "roberta +encoder"])
 def test_what_is_no_causal_model_is_refused_in_words(kind, tmp_path):
     """PaliGemma takes text alone for a prefix, all of which sees all of it."""
@@ -94,7 +121,8 @@ def test_a_vision_tower_as_deep_as_the_decoder_is_not_taken_for_it(deep):
     model = transformers.LlavaForConditionalGeneration(config).eval()
     assert models.layer_paths(model) == [f"model.language_model.layers.{k}" for k in range(4)]
     assert models.final_norm(model) is model.model.language_model.norm
-    assert models.layers(model) is models.layers(torch.compile(model, backend="eager"))
+    compiled: Any = torch.compile(model, backend="eager")
+    assert models.layers(model) is models.layers(compiled)
     if deep == "both":  # a stack that text does not pass is none, however many there are
         model.model.other = torch.nn.ModuleList(torch.nn.Linear(999, 999) for _ in range(4))
         assert models.layers(model) is model.model.language_model.layers
@@ -123,7 +151,7 @@ def tiny_moe():
 
 
 def test_a_model_without_such_layers_says_so():
-    model = torch.nn.Linear(2, 2)
+    model: Any = torch.nn.Linear(2, 2)
     model.config = transformers.LlamaConfig(num_hidden_layers=3)
     with pytest.raises(ModelError, match="no list of 3 found"):
         models.layers(model)

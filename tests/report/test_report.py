@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -396,6 +397,14 @@ def test_page_begins_with_the_answer(run, page):
     assert "no α in the measured range" in dict(answers(results, "equal_kl"))["pca"]
 
 
+def test_d4_a_pages_header_names_no_folder(run):
+    results = read_results(run)
+    for name, shown in (("/data/models/m", "m"), ("org/m", "m"), ("smollm2-135m",) * 2):
+        made = compare.page(replace(results, study=replace(results.study, model=name)))
+        assert made.kicker.rpartition(" · ")[2] == shown
+        assert "/data" not in made.title
+
+
 def test_page_asks_nothing_of_the_network(page):
     document = Document(page)
     assert "script" not in document.tags
@@ -680,7 +689,7 @@ def test_files_cut_short_are_named(tmp_path):
     with pytest.raises(TrimtabError, match=r"study\.json: expected a JSON object"):
         read_results(run)
     (run / "study.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(TrimtabError, match=r"study\.json: not UTF-8"):
+    with pytest.raises(TrimtabError, match=r"study\.json: not JSON \(not UTF-8"):
         read_results(run)
 
 

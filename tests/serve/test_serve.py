@@ -251,6 +251,29 @@ def test_a_long_prompt_does_not_hold_up_the_others(engines: Any, alphas: dict[st
     assert check_same(tokens(found), *truth(engine, late))
 
 
+def test_a_prompt_that_is_given_up_is_read_no_further(engines: Any):
+    engine = engines("llama, in pieces")
+    passes: list[int] = []
+    events: list[Any] = []
+    done = threading.Event()
+
+    def hear(event: Any) -> None:
+        events.append(event)
+        done.set()
+
+    def look(*_: Any) -> None:
+        passes.append(1)
+        job.cancel()
+
+    with engine._lock:
+        job = engine.submit(Request(prompt(50), max_tokens=3), hear)
+        hook = engine.model.register_forward_hook(look)
+    assert done.wait(30)
+    idle(engine)
+    hook.remove()
+    assert (len(passes), events) == (1, [End("cancelled", 0)])
+
+
 def test_prompts_share_what_may_be_read_between_two_tokens(engines: Any):
     """Never more positions than that, whatever comes at once; the same prompt counts once."""
     engine = engines("llama, in pieces")

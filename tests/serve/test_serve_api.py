@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ class Running:
     """A server in a thread, with a tiny model."""
 
     def __init__(self, model: Any, tokenizer: Any, dials: dict[str, Any], **options: Any):
-        limits = {"rows": 16, "queue": 256, "context": 128} | options.pop("limits", {})
+        limits = {"rows": 16, "queue": 256, "context": 128, "prefill": 48} | options.pop(
+            "limits", {}
+        )
         self.engine = Engine(model, tokenizer, dials, **limits)
         self.server = Serving(Server(self.engine, Shelf("tiny", dials), **options))
         place = listening("127.0.0.1", 0)
@@ -293,6 +296,36 @@ def test_who_may_ask(running: Running):
     assert "<title>" in page
 
 
+def test_a_body_that_comes_too_slowly_is_not_waited_for(running: Running, monkeypatch: Any):
+    monkeypatch.setattr("trimtab.serve.app.PATIENCE", 0.3)
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as line:
+        line.sendall(f'{head}Content-Length: 9\r\n\r\n{{"mod'.encode())
+        assert line.recv(100).startswith(b"HTTP/1.1 408")
+    assert running.raw("GET", "/v1/models")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/v1/../../etc/passwd"),
+        *(
+            "/static/../app.py",
+            "/page.html",
+            "/v1/models/..%2f..%2fapp.py",
+            "/docs",
+            "/openapi.json",
+        ),
+    ],
+)
+def test_no_path_leads_to_a_file(running: Running, path: str):
+    status, said = running.raw("GET", path)
+    assert status == 404
+    assert "root:" not in str(said)
+
+
 def test_a_model_without_a_template_refuses_chats(tiny: Any, tokenizer: Any):
     import copy
 
@@ -419,7 +452,7 @@ def test_a_hundred_requests_at_once(running: Running):
         f"{running.engine.peak} rows together at most"
     )
     assert same >= answered - 1  # a near tie may fall otherwise
-    assert running.engine.peak == 16
+    assert 8 <= running.engine.peak <= 16  # prompts are read in pieces of 48
 
 
 def test_conditions_are_told_as_they_are_judged(tokenizer: Any):

@@ -15,7 +15,9 @@ from torch import nn
 from helpers_fit import random_pairs
 from trimtab.batching import collate, encode
 from trimtab.cli.fit import _parse
+from trimtab.damage import first_range, neutral
 from trimtab.dials import Dial, ReftDial, VectorDial
+from trimtab.dials.contexts import opened
 from trimtab.errors import ConfigError, DialError, TrainingError
 from trimtab.objectives import (
     DPO,
@@ -26,11 +28,14 @@ from trimtab.objectives import (
     InnerDPO,
     PrefVec,
     Rank,
+    RePS,
     SimPO,
 )
 from trimtab.objectives.heads import IAV
 from trimtab.pairs import PairSet
+from trimtab.progress import Progress
 from trimtab.readout import Readout
+from trimtab.store import Store
 from trimtab.study.settings import as_json, from_json
 from trimtab.training import METHODS, method
 from trimtab.training import fit as _fit
@@ -49,7 +54,9 @@ from trimtab.training.settings import (
     RotationSettings,
     VectorSettings,
     plain,
+    spelled,
 )
+from trimtab.training.steering import DirectionRecipe, UnitSettings
 from trimtab.training.vectors import LearnedVector
 
 fit: Any = _fit
@@ -252,6 +259,113 @@ def test_poles_and_answers_exchanged_turn_the_vector_round(tiny, tokenizer):
     assert torch.nn.functional.cosine_similarity(a.direction(1), -b.direction(1), 0) > 0.999
 
 
+# ---- RePS ----------------------------------------------------------------------------------------
+
+
+def answers(chosen: tuple[float, int], rejected: tuple[float, int], prompt: int = 0) -> Readout:
+    """A pair of so much log-prob and so many tokens each."""
+    return Readout(
+        chosen_logps=torch.tensor([chosen[0]], requires_grad=True),
+        rejected_logps=torch.tensor([rejected[0]], requires_grad=True),
+        chosen_tokens=torch.tensor([chosen[1]]),
+        rejected_tokens=torch.tensor([rejected[1]]),
+        prompt_tokens=torch.tensor([prompt]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "policy", "prompt", "z", "loss"),
+    [
+        ((-15.0, -5.0), ((-12.0, 6), (-4.0, 4)), 0, -19.0, 19.0),
+        ((-15.0, -5.0), ((-12.0, 6), (-4.0, 4)), 8, -8.2380952, 8.2383596),
+        ((-6.0, -7.0), ((-6.0, 6), (-8.0, 4)), 0, 1.0, 0.3132617),
+    ],
+)
+def test_published_reps_by_hand(reference, policy, prompt, z, loss):
+    before = answers((reference[0], 6), (reference[1], 4))
+    found, metrics = RePS(variant="published")(answers(*policy, prompt), before)
+    assert metrics["margin"].item() == pytest.approx(z, abs=1e-5)
+    assert found.item() == pytest.approx(loss, abs=1e-5)
+
+
+def test_sound_reps_is_log_2_at_the_start_and_bounded():
+    before = answers((-60.0, 6), (-4.0, 4), 8)
+    now = answers((-60.0, 6), (-4.0, 4), 8)
+    loss, metrics = RePS()(now, before)
+    assert loss.item() == pytest.approx(math.log(2))
+    assert metrics["phi"].item() == 4.0, "nine nats a token behind count as four"
+    loss.sum().backward()
+    pull = [6 * now.chosen_logps.grad.item(), 4 * now.rejected_logps.grad.item()]  # type: ignore[union-attr]
+    assert pull == pytest.approx([-4.0, 1.0])
+    even = answers((-6.0, 6), (-8.0, 4)), answers((-7.0, 6), (-9.0, 4))
+    loss, _ = RePS()(*even)
+    assert loss.item() == pytest.approx(-math.log(1 / (1 + math.exp(-2 * (1 / 6 - 1 / 4)))))
+
+
+@pytest.mark.parametrize("objective", [RePS(), RePS(variant="published", weight_nll=0.1)])
+def test_reps_has_the_gradients_of_finite_differences(objective):
+    before = answers((-9.0, 6), (-4.0, 4), 3)
+    logps = torch.tensor([-8.0, -5.0], dtype=torch.float64, requires_grad=True)
+
+    def loss(logps: torch.Tensor) -> torch.Tensor:
+        now = answers((0.0, 6), (0.0, 4), 3)
+        now = dataclasses.replace(now, chosen_logps=logps[:1], rejected_logps=logps[1:])
+        return objective(now, before)[0]
+
+    assert torch.autograd.gradcheck(loss, logps)
+
+
+def test_both_answers_of_an_item_have_one_factor_and_what_else_is_drawn_does_not_reach_it(
+    tiny, tokenizer, store, tmp_path
+):
+    made = short(VectorSettings(sites="1"), RePS(), PolesRecipe)
+    mine, encoded, layout = module(tiny, tokenizer, made, store, tmp_path, poles="one")
+    mine.factors = (0.5, 2.0)
+    loss_of(mine, encoded, layout, 3)
+    whole = mine.alpha.clone()
+    assert ((whole >= 0.5) & (whole < 2)).all()
+    assert len(whole.unique()) == len(whole)
+    for row in range(len(encoded.rows)):
+        loss_of(mine, encoded, layout, 3, rows=[row])
+        assert mine.alpha.tolist() == whole[row : row + 1].tolist()
+        loss_of(mine, encoded, "padded", 3, rows=[row])
+        assert set(mine.alpha.tolist()) == set(whole[row : row + 1].tolist())
+    loss_of(mine, encoded, layout, 4)
+    assert not torch.equal(mine.alpha, whole)
+    mine.by_answer = True
+    loss_of(mine, encoded, "padded", 3)
+    assert set(mine.alpha.tolist()) <= set(range(2, 21, 2))
+    assert len(mine.alpha) == encoded.n_answers
+
+
+def test_prompts_are_counted_by_their_own_tokens(tiny, tokenizer, store, tmp_path):
+    from trimtab.states import pair_up, read
+
+    encoded = encode(random_pairs(5), tokenizer)
+    for layout in ("packed", "padded"):
+        batch = collate(encoded, [0, 2, 4], layout)
+        counts = pair_up(read(tiny("llama"), batch, logps=True), batch).prompt_tokens
+        assert counts is not None
+        assert counts.tolist() == [len(encoded.rows[n].prompt) for n in (0, 2, 4)]
+
+
+def test_published_reps_trains_each_answer_at_a_factor_of_its_own(tiny, tokenizer, tmp_path):
+    named = METHODS["reps"]
+    train = dataclasses.replace(named.recipe.train, max_steps=2)
+    made = dataclasses.replace(named.recipe, variant="published", train=train)
+    assert made.settled().objective == RePS(variant="published")
+    assert made.settled().train.learning_rate == 0.04
+    dial = fit(made, tiny("llama"), tokenizer, random_pairs(8))
+    assert 0 < dial.step(2).abs().max() <= 0.04 * 2
+
+
+def test_null_out_by_hand():
+    """v = (2, 0): what lies along it on the positive side goes, and nothing else."""
+    dial = VectorDial({1: torch.tensor([2.0, 0.0])}, {1: 2.0}).null_out()
+    h = torch.tensor([[3.0, 4.0], [-3.0, 4.0]])
+    assert dial._operation(1)(h).tolist() == [[0.0, 4.0], [-3.0, 4.0]]
+
+
 # ---- units ---------------------------------------------------------------------------------------
 
 
@@ -339,7 +453,7 @@ def test_what_is_trained_is_what_a_plain_pass_gives(
     assert seen[0].item() == pytest.approx(alone.item(), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["bipo", "loreft", "direft"])
+@pytest.mark.parametrize("name", ["bipo", "reps", "loreft", "direft"])
 def test_named_methods_train_and_are_saved_as_they_were(tiny, tokenizer, tmp_path, name):
     model = tiny("llama")
     named = METHODS[name]
@@ -500,5 +614,114 @@ def test_published_bipo_is_trained_as_published():
 def test_settings_that_came_later_are_left_out_at_their_default():
     assert "blocks" not in plain(METHODS["dpo"].recipe)["dial"]
     assert "dial" not in plain(METHODS["mean"].recipe)
+    assert "blocks" in repr(METHODS["dpo"].recipe)
+    for name in ("dpo", "bipo", "mean", "iav"):
+        made = METHODS[name].recipe
+        shown = (
+            repr(made).replace(", blocks=''", "").replace(", dial=UnitSettings(unit='norm')", "")
+        )
+        assert spelled(made) == shown
     some = dataclasses.replace(METHODS["dpo"].recipe, dial=AdapterSettings(blocks="0.5..1"))
     assert plain(some)["dial"]["blocks"] == "0.5..1"
+
+
+# ---- beside a dial that stays on -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dial", [VectorSettings(sites="1"), AdapterSettings(rank=2)], ids=["vector", "lora"]
+)
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_policy_and_reference_agree_beside_a_held_dial(tiny, tokenizer, tmp_path, dial, kl):
+    """DPO is log 2 at the start, KL from the reference 0, and the store tells the two references apart."""
+    model, pairs = tiny("llama"), random_pairs(8)
+    store = Store(tmp_path / "store")
+    held = VectorDial({2: torch.ones(32)}, {2: 3.0}, positions="completion")
+    made = short(dial, DPO(weight_kl=kl), max_steps=2)
+    curves = {}
+    for name, beside in (("bare", None), ("held", held), ("again", held)):
+        out = tmp_path / name
+        found = fit(
+            made, model, tokenizer, pairs, out=out, store=store, held=beside, held_alpha=0.7
+        )
+        curves[name] = [json.loads(line) for line in (out / "training.jsonl").open()]
+        assert curves[name][0]["loss"] == pytest.approx(math.log(2), abs=2e-6)
+        assert curves[name][0].get("kl", 0.0) == pytest.approx(0, abs=1e-6)
+        assert ("held" in found.info.config) == (beside is not None)
+    assert curves["again"] == curves["held"]
+    assert curves["held"][1]["loss"] != curves["bare"][1]["loss"]
+    assert not opened(model)
+
+
+def test_a_mean_beside_a_held_dial_is_that_of_the_steered_states(tiny, tokenizer, few_pairs, store):
+    from trimtab.readings import collect
+
+    model, held = tiny("llama"), VectorDial({1: torch.ones(32)}, {1: 3.0}, positions="completion")
+    plain_mean = fit("mean", model, tokenizer, few_pairs, store=store)
+    found = fit("mean", model, tokenizer, few_pairs, store=store, held=held, held_alpha=2.0)
+    with held(model, 2.0):
+        encoded = encode(few_pairs, tokenizer)
+        h = collect(model, encoded, sites=(2,)).states[2]
+    chosen, rejected = encoded.pair_answers()
+    wanted = (h[chosen] - h[rejected]).mean(0)
+    assert torch.allclose(found.direction(2), wanted / wanted.norm(), atol=1e-5)
+    assert not torch.allclose(found.direction(2), plain_mean.direction(2), atol=1e-3)
+
+
+# ---- what a new dial costs -----------------------------------------------------------------------
+
+
+def test_a_fit_ends_with_its_first_range(tiny, tokenizer, few_pairs, tmp_path, capsys):
+    model = tiny("llama")
+    dial = fit(
+        "mean", model, tokenizer, few_pairs, out=tmp_path / "d", measure=True, progress=Progress()
+    )
+    assert dial.info.range == (-1.0, 1.0)
+    assert [alpha for alpha, _ in dial.info.damage] == [-1.0, 0.0, 1.0]
+    text = neutral(model, tokenizer)
+    assert dict(dial.info.damage)[1.0] == pytest.approx(text.damage(dial, 1.0).kl.mean(), rel=1e-3)
+    said = capsys.readouterr().err
+    assert "neutral text: KL" in said
+    strong = dial.times(20)
+    first_range(strong, text, Progress())
+    said = capsys.readouterr().err
+    alpha = float(said.partition("dear; alpha ")[2].split()[0])
+    assert text.damage(strong, alpha).kl.mean() == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_vector_whose_unit_is_damage(tiny, tokenizer, few_pairs):
+    model = tiny("llama")
+    made = DirectionRecipe(dial=UnitSettings("kl"))
+    dial = fit(made, model, tokenizer, few_pairs)
+    usual = fit("mean", model, tokenizer, few_pairs)
+    assert neutral(model, tokenizer).damage(dial, 1.0).kl.mean() == pytest.approx(0.05, rel=0.1)
+    assert torch.allclose(dial.direction(2), usual.direction(2), atol=1e-6)
+    assert dial.info.config["dial"] == {"unit": "kl"}
+    assert "dial" not in usual.info.config
+    grown = dial.scales[2] / usual.scales[2]
+    assert dial.info.dose["relative"][0] == pytest.approx(0.1 * grown)
+
+
+def test_the_command_line(saved_model, tmp_path, monkeypatch):
+    """A vector beside a held one, what it costs said and kept; what cannot be, before the model loads."""
+    from helpers_study import trimtab
+
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    given = ["--model", str(saved_model()), "--pairs", "facts:train[:6 items]"]
+    few = ["--train.max-steps", "2", "--train.pairs-per-step", "8"]
+    done = trimtab("fit", "mean", *given, "--out", str(tmp_path / "mean"), "--dial.unit", "kl")
+    assert done.code == 0, done.err
+    assert "neutral text: KL 0.05" in done.out + done.err
+    vector = ["--dial.kind", "vector", "--dial.sites", "1", *few]
+    beside = ["--with", str(tmp_path / "mean"), "--with-alpha", "0.5", "--no-measure"]
+    done = trimtab("fit", "ipo", *given, *vector, *beside, "--out", str(tmp_path / "ipo"))
+    assert done.code == 0, done.err
+    assert "site 1: alpha 1 moves a state by" in done.out
+    info = Dial.from_pretrained(tmp_path / "ipo").info
+    assert info.config["held"]["alpha"] == 0.5
+    assert info.measured == {}
+    blind = ["--dial.kind", "vector", "--objective.sites", "0.5", "--out", str(tmp_path / "x")]
+    done = trimtab("fit", "hs-none-prefvec", *given, *blind)
+    assert done.code == 2
+    assert "loading" not in done.err
+    assert "higher --objective.sites" in done.err

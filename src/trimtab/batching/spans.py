@@ -15,8 +15,11 @@ from trimtab import models
 from trimtab.errors import ConfigError
 
 _PROMPTS: ContextVar[Tensor | None] = ContextVar("prompts", default=None)
-BARE: ContextVar[bool] = ContextVar("bare", default=False)
-"""True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model."""
+BARE: ContextVar[bool | str] = ContextVar("bare", default=False)
+"""True where dials that are attached do nothing (`dials.attach` asks): a proof is about the model.
+`but held`: those that are held on act all the same."""
+HELD: ContextVar[str] = ContextVar("held", default="")
+"""What is held on (`dials.contexts.staying`): what is read there is kept under its name."""
 _LINE: ContextVar[tuple[int, int] | None] = ContextVar("line", default=None)
 
 _lock = threading.Lock()

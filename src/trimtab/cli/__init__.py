@@ -39,6 +39,7 @@ VERBS = {
     "report": "make the page of a run from its result files",
     "recipe": "make results again: run what files say, then render their pages; resumable",
     "methods": "list the methods",
+    "completion": "a script by which bash or zsh completes all this",
     "anchor": "experiments with concepts whose direction is chosen before training",
 }
 

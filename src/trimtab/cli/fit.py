@@ -13,10 +13,10 @@ from typing import Annotated, Any, NoReturn
 import tyro
 from tyro.conf import UseAppendAction
 
-from trimtab.bounds import Seed, Within
+from trimtab.bounds import Seed, Strength, Within
 from trimtab.cli.flags import FromTrunk, OnModel, WithPairs
 from trimtab.cli.parse import beside_flags, parse, with_settings
-from trimtab.cli.ready import read_condition, under
+from trimtab.cli.ready import read_condition, read_dials, under
 from trimtab.errors import ConfigError
 
 
@@ -66,6 +66,10 @@ class Args(Personas, WithPairs, FromTrunk, OnModel):
     """Keep this share of the items, such as 0.2, out of training, for `evaluate`."""
     condition: Path | None = None
     """A condition (`fit-condition`), in whose prompts alone the vector is to act."""
+    held: Annotated[str | None, tyro.conf.arg(name="with")] = None
+    """A dial that is on meanwhile, for policy and reference alike, and no part of what is made."""
+    with_alpha: Strength = 1.0
+    """Its strength."""
     seed: Seed = 0
     """Initialisation, data order, dropout."""
     store: Path | None = None
@@ -100,6 +104,7 @@ def main(words: list[str]) -> None:
     _check_depth(args)
     data, held = _pairs(args)
     condition = read_condition(args.condition, args.model, False)
+    (beside,) = read_dials([args.held], args.model, False) if args.held else (None,)
     check_pairs(replace(named, recipe=args.recipe), data)
     progress.left_out(data.name, data.left_out)
     _check_out(args, named, data)
@@ -108,7 +113,7 @@ def main(words: list[str]) -> None:
         store.check(f"trimtab cache --model {args.model} --pairs {args.pairs} --out DIR")
     if count > 1 and not args.dry_run:
         _launch(count, words)
-    model, tokenizer = replace(args, quiet=progress.quiet).load()
+    model, tokenizer = replace(args, quiet=progress.quiet).load(beside)
     if args.dry_run:
         print(_forecast(args, replace(named, recipe=args.recipe), model, tokenizer, data, progress))
         return
@@ -122,6 +127,8 @@ def main(words: list[str]) -> None:
         limit=args.limit,
         **args.how,
         overwrite=args.overwrite,
+        held=beside,
+        held_alpha=args.with_alpha,
         measure=args.measure,
         store=store,
         progress=progress,

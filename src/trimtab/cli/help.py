@@ -30,7 +30,7 @@ TOPICS = {
         *("holdout", "limit", "train-limit", "test-limit", "data-root"),
         *("columns", "skip-bad", "max-length", "skip-missing"),
     ),
-    "dials": ("dial", "alpha", "condition", "force"),
+    "dials": ("dial", "alpha", "condition", "with", "with-alpha", "force"),
     "": (),
     "prompts": (
         *("prompt", "prompts", "system", "prompt-style", "system-role", "template-kwargs", "date"),
@@ -80,7 +80,7 @@ def find(words: Sequence[str]) -> str | None:
         return None
     if list(words[:1]) == ["fit"] and words[1:2] and words[1] in ASKED:
         return methods_page()
-    known = _read()
+    known = contents()
     for n in (3, 2, 1):
         if (name := " ".join(words[:n])) in known["verbs"]:
             entry = known["verbs"][name]
@@ -118,7 +118,7 @@ def methods_page() -> str:
 def list_methods(prefix: str | None = None) -> str:
     """The methods under where their dial sits, with what they optimise; those that differ in a space
     and a loss alone in one line, unless a prefix of names is given (empty: all)."""
-    known: dict[str, list[str]] = _read()["methods"]
+    known: dict[str, list[str]] = contents()["methods"]
     shown = {name: said for name, said in known.items() if name.startswith(prefix or "")}
     if prefix is None:
         shown = _folded(shown)
@@ -172,7 +172,8 @@ def _width() -> int:
     return max(50, shutil.get_terminal_size((100, 0)).columns)
 
 
-def _read() -> dict[str, Any]:
+def contents() -> dict[str, Any]:
+    """What the file holds: methods, verbs, groups of flags."""
     return json.loads(FILE.read_text("utf-8"))
 
 

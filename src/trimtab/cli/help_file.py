@@ -26,7 +26,7 @@ def collect() -> dict[str, Any]:
             elif verb == "study":
                 yield from (["study", "run", name] for name in STUDIES)
                 yield from (["study", word] for word in ("check", "report"))
-            elif verb != "methods":
+            elif verb not in ("methods", "completion"):
                 yield [verb]
 
     groups: dict[str, Any] = {}

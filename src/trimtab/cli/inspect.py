@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from trimtab.cli.flags import OnModel, WithPairs
 from trimtab.cli.parse import parse
-from trimtab.errors import TrimtabError
+from trimtab.errors import ConfigError, TrimtabError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +30,19 @@ class Args(WithPairs, OnModel):
     """Another spec, to count what both share."""
     bare: bool = False
     """Run the model on the pairs: one that has them all right leaves a dial nothing to gain."""
+    layers: bool = False
+    """Screen every block before fitting: do the pairs agree on a direction, does it tell other pairs apart,
+    what does the logit lens read there."""
+    pool: str = "completion"
+    """With --layers, which positions of an answer are averaged: completion, last, last:K, predicting."""
+    page: Path | None = None
+    """With --layers, an HTML page of the table with a drawing."""
 
 
 def main(words: list[str]) -> None:
     """Show pairs or a dial."""
-    args = parse(Args, words, verb="inspect", about="Look at pairs, or at a saved dial.")
+    about = "Look at pairs, or at a saved dial."
+    args = parse(Args, words, verb="inspect", about=about, agree=_agree)
     from rich.text import Text
 
     from trimtab import terminal
@@ -67,6 +75,49 @@ def main(words: list[str]) -> None:
             console.print(rendered_pair(pairs[0], tokenizer, args.prompt_style, args.rendering))
         except TrimtabError as error:  # what is wrong with it is what this verb is asked for
             console.print(Text(f"not rendered: {visible(str(error))}", style="red"))
+
+    if args.layers:
+        _layers(args, pairs, console)
+
+
+def _agree(args: Args) -> None:
+    """Raise ConfigError where flags of --layers stand without it, or the pool is none."""
+    from trimtab.readout import last_tokens
+
+    last_tokens(args.pool)
+    if not args.layers and (args.page or args.pool != "completion"):
+        raise ConfigError("inspect: --page and --pool go with --layers")
+
+
+def _layers(args: Args, pairs: PairSet, console: Any) -> None:
+    """The screens of every block, and the damage of the mean vector where it would sit."""
+    from trimtab import models
+    from trimtab.evaluation import NeutralText
+    from trimtab.pairs.neutral import NEUTRAL
+    from trimtab.report import render
+    from trimtab.report.blocks import On
+    from trimtab.report.screens import screens_page
+    from trimtab.training.closed_form import fit_direction
+    from trimtab.training.screens import best_site, screened
+    from trimtab.training.steering import DirectionRecipe, encode_poles
+
+    model, tokenizer = args.load()
+    recipe = DirectionRecipe(pool=args.pool)
+    encoded = encode_poles(recipe, pairs, tokenizer, **args.how)
+    args.progress.rendered(pairs.name, len(pairs), encoded, args.max_length, models.context(model))
+    screens, note = screened(model, encoded, pool=args.pool, progress=args.progress)
+    said, neutral = [note] if note else [], NeutralText(model, tokenizer, NEUTRAL[:12])
+    best = best_site(screens)
+    for site in dict.fromkeys((best, models.n_layers(model) // 2)):
+        dial = fit_direction(replace(recipe, sites=str(site)), model, encoded)
+        kl = float(neutral.damage(dial, 1.0, force=True).kl.mean())
+        said.append(
+            f"the mean vector at block {site} costs {kl:.3f} nats a token of neutral text at alpha 1"
+        )
+    page = screens_page(pairs.name, args.model, screens, best, said)
+    console.print("", render.console(page))
+    if args.page:
+        print(f"page: {render.write(page, args.page, On.HTML)}")
 
 
 def _bare(args: Args, pairs: PairSet) -> str:

@@ -7,16 +7,19 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
 
 from trimtab import models
-from trimtab.batching.spans import BARE
+from trimtab.batching.spans import BARE, HELD
 from trimtab.errors import ConfigError
 
+_STAYS: ContextVar[bool] = ContextVar("stays", default=False)
+"""Whether a hook that is made now stays on where others are paused."""
 _lock = threading.Lock()
 _ids = itertools.count()
 _open: weakref.WeakKeyDictionary[nn.Module, dict[int, object]] = weakref.WeakKeyDictionary()
@@ -62,17 +65,34 @@ def on(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def paused() -> Iterator[None]:
     """The bare model, although dials are attached: their edits do nothing until the context is left,
-    in this thread.
+    in this thread; those that are held on stay.
 
     For passes without gradients: a backward pass recomputes outside of it.
     """
     before = BARE.get()
-    BARE.set(True)
+    BARE.set(before or "but held")
     try:
         with torch.no_grad():
             yield
     finally:
         BARE.set(before)
+
+
+@contextmanager
+def staying(context: AbstractContextManager[None], name: str) -> Iterator[None]:
+    """A dial's context, as a part of the model: it acts where others are paused, too, and what is read
+    of the model is kept under the name."""
+    stays = _STAYS.set(True)
+    try:
+        context.__enter__()
+    finally:
+        _STAYS.reset(stays)
+    held = HELD.set(name)
+    try:
+        yield
+    finally:
+        HELD.reset(held)
+        context.__exit__(None, None, None)
 
 
 @contextmanager
@@ -97,11 +117,12 @@ class _Hook:
 
     def __init__(self, home: nn.Module, run: Callable[..., Any]):
         self.home: nn.Module | None = home
-        self.run = run
+        self.run, self.stays = run, _STAYS.get()
 
     def __call__(self, module: nn.Module, *call: Any) -> Any:
         if module is self.home:
-            return None if BARE.get() else self.run(*call)
+            bare = BARE.get()
+            return None if bare is True or (bare and not self.stays) else self.run(*call)
         if getattr(module, "_is_replica", False):
             raise ConfigError(
                 "torch.nn.DataParallel runs copies of the model, which have no dial: run it on one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from trimtab.errors import DialError, ModelError
 from trimtab.files import sha256, staged, write_text
 from trimtab.foreign import parse_json
 from trimtab.holding import holding
+from trimtab.models.values import raw_bytes
 
 if TYPE_CHECKING:
     from trimtab.dials.dial import Dial
@@ -145,6 +147,15 @@ def save_measured(dial: Dial, folder: str | Path) -> None:
             write_text(place, content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DialError(f"{file}: cannot be written to ({error})") from error
+
+
+def digest_of(dial: Dial) -> str:
+    """Digest of what decides a dial's effect, saved or not."""
+    sha = hashlib.sha256(json.dumps([dial.kind, dial.settings()], sort_keys=True).encode())
+    for name, tensor in sorted(dial.tensors().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(raw_bytes(tensor.detach().cpu()).data)
+    return sha.hexdigest()
 
 
 def load(name: str | Path, *, force: bool = False) -> Dial:

@@ -229,6 +229,27 @@ class VectorDial(Dial):
         dial.info = dataclasses.replace(self.info, measured={}, dose=grown)
         return dial.eval()
 
+    def null_out(self) -> VectorDial:
+        """The vector dial that takes away what lies along this one's direction, on its positive side
+        alone: h - max(0, <h, v>) v (RePS's other pole). A dial of its own, for it is no -alpha.
+
+        Raises:
+            DialError: the dial does not add.
+        """
+        if self.operator != "add" or self.keep_norm:
+            raise DialError("only of an adding vector the direction can be taken away")
+        dial = VectorDial(
+            {s: self.direction(s) for s in self.sites},
+            self.scales,
+            operator="suppress_above",
+            positions=self.positions,
+            condition=self.condition,
+        )
+        dial.info = dataclasses.replace(
+            self.info, method=f"{self.info.method} null-out", measured={}, dose={}
+        )
+        return dial.eval()
+
     def _unlike(self, other: VectorDial) -> str:
         """Why the two have no sum; empty where they have one."""
         for dial in (self, other):

@@ -5,6 +5,7 @@ from trimtab.objectives.contrastive import ContrastiveSteering
 from trimtab.objectives.inner import MSE, PrefVec, Rank
 from trimtab.objectives.innerdpo import InnerDPO
 from trimtab.objectives.output import DPO, IPO, ORPO, PlackettLuce, SimPO
+from trimtab.objectives.reps import RePS
 from trimtab.objectives.steering import NLL, ReprPOMargin
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PlackettLuce",
     "PrefVec",
     "Rank",
+    "RePS",
     "ReprPOMargin",
     "SimPO",
 ]

@@ -1,46 +1,17 @@
-"""Names of columns by what they hold, in the data sets that people have."""
+"""Names of columns by what they hold, in the data sets that people have: `data/columns.yaml`."""
 
 from __future__ import annotations
 
-PROMPTS = (
-    *("prompt", "question", "instruction", "query", "messages", "conversations", "conversation"),
-    *("context", "history", "post", "input"),
+from .written import written
+
+_NAMES = written("columns")
+PROMPTS, STEMS, VERDICTS, SIGNED, SCORES, ANSWERS, LISTS, RIGHT = (
+    tuple(_NAMES[what])
+    for what in ("prompts", "stems", "verdicts", "signed", "scores", "answers", "lists", "right")
 )
-"""Columns that may hold the prompt, the first that is there."""
-PAIRS = (
-    ("preferred_output", "non_preferred_output"),
-    ("answer_matching_behavior", "answer_not_matching_behavior"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("chosen_messages", "rejected_messages"),
-    ("preferred", "dispreferred"),
-    ("accepted", "rejected"),
-    ("better", "worse"),
-    ("chosen", "reject"),
-)
-"""The better and the worse answer under other names."""
-STEMS = (
-    *("human_ref", "response", "answer", "completion", "output", "conversation", "option", "reply"),
-    *("candidate", "summary", "generation", "text"),
-)
-ENDS = (("_a", "_b"), ("_1", "_2"), ("1", "2"), ("_0", "_1"))
-THIRD = {"_a": ("_c",), "_1": ("_0", "_3"), "1": ("0", "3"), "_0": ("_2",), "a": ("c",)}
-VERDICTS = (
-    *("overall_preference", "preference_strength", "preference", "better_response_id", "winner"),
-    *("preferred", "preferred_response", "better", "better_response", "labels", "label", "choice"),
-    *("chosen", "answer", "human_preference"),
-)
-"""Columns that may say which of two answers is the better one."""
-SIGNED = ("overall_preference", "preference_strength")
-"""HelpSteer's: from -3 to 3, below 0 where the first is better."""
-SCORES = (
-    *("score", "reward", "rating", "fine-grained_score", "overall_score", "helpfulness"),
-    *("quality", "rank"),
-)
-"""Scores of one answer; of a rank the lowest is the best."""
-ANSWERS = ("completion", "response", "answer", "output", "text", "content", "generation")
-LISTS = ("completions", "responses", "answers", "candidates", "samples", "outputs")
-RIGHT = ("answerkey", "answer", "label", "correct", "correct_answer", "answer_idx", "gold")
+PAIRS: tuple[tuple[str, str], ...] = tuple(map(tuple, _NAMES["pairs"]))
+ENDS: tuple[tuple[str, str], ...] = tuple(map(tuple, _NAMES["ends"]))
+THIRD: dict[str, tuple[str, ...]] = {end: tuple(more) for end, more in _NAMES["third"].items()}
 OWN = {
     *("prompt", "chosen", "rejected", "positive", "negative", "suffix", "item", "concept"),
     *("system", "tools", "chat_template_kwargs"),

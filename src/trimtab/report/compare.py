@@ -107,7 +107,7 @@ def page(results: Results) -> Page:
     return Page(
         plain(study.title),
         [*_answer(results, panels), *_sections(results, panels)],
-        " · ".join(filter(None, (study.suite and f"suite {study.suite}", study.model))),
+        f"suite {study.suite} · " * bool(study.suite) + wording.model(study.model),
         tables.looks(results.methods),
     )
 

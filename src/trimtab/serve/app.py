@@ -30,6 +30,8 @@ from trimtab.serve.request import End
 from trimtab.serve.shelf import Shelf
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PATIENCE = 30.0
+"""Seconds within which the whole body of a request has to be there."""
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
@@ -79,13 +81,17 @@ class Server:
                 raise Refused(401, "expected the key of this server", code="invalid_api_key")
 
     async def body(self, request: Request) -> bytes:
-        """The body of a request. Raises Refused where it is too large."""
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > self.max_body:
-                raise Refused(413, f"the body has more than {self.max_body} bytes")
-        return data
+        """The body of a request. Raises Refused where it is too large, or comes too slowly."""
+        data = bytearray()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async for part in request.stream():
+                    data += part
+                    if len(data) > self.max_body:
+                        raise Refused(413, f"the body has more than {self.max_body} bytes")
+        except TimeoutError:
+            raise Refused(408, f"the body was not there within {PATIENCE:g} s") from None
+        return bytes(data)
 
     # ---- what is asked --------------------------------------------------------------------------
 

@@ -68,13 +68,13 @@ def dose_response(
     else:
         residual = curve - curve.mean() - slopes.mean() * centred
         r2 = float(1 - (residual**2).sum() / total)
-        monotone = float(np.corrcoef(_ranks(x), _ranks(curve))[0, 1])
+        monotone = float(np.corrcoef(ranks(x), ranks(curve))[0, 1])
     change = y[..., x.argmax()] - y[..., x.argmin()]
     rising = float(((np.sign(change) + 1) / 2).mean())
     return DoseResponse(mean_interval(slopes, n=n, seed=seed), r2, monotone, rising)
 
 
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Ranks from 1, ties at their mean: scipy's `rankdata`, whose import takes two seconds."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[place]

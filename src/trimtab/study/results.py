@@ -232,7 +232,7 @@ class About:
     """What was run: `study.json`.
 
     Attributes:
-        study: `compare`, `evaluate`, `heads`, `panel`, `rewards`, `steering`.
+        study: `compare`, `evaluate`, `heads`, `panel`, `rewards`, `screens`, `steering`.
         title: heading of the page.
         model: the model's name.
         model_digest: of its weights.

@@ -43,6 +43,7 @@ from trimtab.study.parameters import Parameters, Range, parameters_of, parse_par
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 from trimtab.training import METHODS, Method, fit
+from trimtab.training.settings import spelled
 
 HELD_OUT = 0.25
 """Share of the training items that judge the trials."""
@@ -159,7 +160,7 @@ def _claim(
     """Make the folder this search's, or make sure that it is."""
     mine = {
         "method": method.name,
-        "recipe": repr(method.recipe),
+        "recipe": spelled(method.recipe),
         "model": models.identify(search.model).whole,
         "train": train.digest,
         "held_out": held.digest,

@@ -118,7 +118,8 @@ def _trained(run: Run) -> Made:
     if isinstance(recipe.objective, ContrastiveSteering):
         module: FitModule = ContrastiveModule(**parts, encoded=encoded)
     elif isinstance(recipe, PolesRecipe):
-        module = PolesModule(**parts, **from_trunk, poles=recipe.poles, seed=run.seed)
+        drawn: Any = {k: getattr(recipe, k) for k in ("poles", "factors", "by_answer")}
+        module = PolesModule(**parts, **from_trunk, **drawn, seed=run.seed)
     else:
         module = FitModule(**parts, **from_trunk)
     _, extra = train_run(

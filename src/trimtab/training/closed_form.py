@@ -31,6 +31,7 @@ from trimtab.sites import Site
 from trimtab.states import find_sites
 from trimtab.store import Store
 from trimtab.training.gradients import Gradients, read_gradients
+from trimtab.training.screens import best_site, disagreement, items_of, screened
 from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 
 PUBLISHED_SCALE = 2 / 16
@@ -60,7 +61,13 @@ def fit_direction(
         ConfigError: a site that the model does not have, or that no gradient reaches.
         DialError: a site where states lie in several residual streams.
     """
-    sites = find_sites(model, recipe.sites)
+    if recipe.sites == "auto":
+        pool = getattr(recipe, "pool", "completion")
+        screens, _ = screened(model, encoded, pool=pool, store=store, progress=progress)
+        sites: tuple[Site, ...] = (best_site(screens),)
+        progress.say(f"{encoded.name}: block {sites[0]} tells held-out halves best apart")
+    else:
+        sites = find_sites(model, recipe.sites)
     try:
         found, norms, raw = estimate(
             recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress
@@ -115,6 +122,9 @@ def estimate(
 
         def direction(site: Site) -> Tensor:
             h = found.states[site]
+            note = disagreement(h[chosen] - h[rejected], items_of(encoded))
+            if note and recipe.estimator != "random":
+                progress.say(f"{encoded.name}: at site {site!r} {note}")
             if recipe.estimator == "random":
                 v = torch.randn(h.shape[-1], generator=generator)
                 return (v / v.norm()).to(h.device)

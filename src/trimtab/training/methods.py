@@ -18,6 +18,7 @@ from trimtab.objectives import (
     PlackettLuce,
     PrefVec,
     Rank,
+    RePS,
     SimPO,
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
@@ -131,6 +132,10 @@ ROWS: dict[str, tuple[Any, str]] = {
     "bipo": (
         PolesRecipe(DPO()),
         "DPO of the vector itself, at alpha = 1 and, the answers exchanged, at -1",
+    ),
+    "reps": (
+        PolesRecipe(RePS(), poles="one", factors=(0.5, 2.0)),
+        "mean log-probs apart, the chosen one's weighed, at strengths drawn around the trained one",
     ),
     "loreft": (
         Recipe(DPO(), ReftSettings("loreft")),

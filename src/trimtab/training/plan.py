@@ -87,6 +87,8 @@ class Run:
         """The layout of its microbatches. Layers that run again would add to a shared prefix's keys
         and values again; rows at alphas of their own have to be lines of their own."""
         apart = self.recipe.train.activation_checkpointing or self.recipe.by_row
+        if getattr(self.recipe, "by_answer", False):
+            return "alone" if layout == "alone" else "padded"
         return unshared(layout) if apart else layout
 
     def schedule(self, layout: Layout, args: TrainingArguments) -> Schedule:

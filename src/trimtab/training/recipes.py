@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, Literal, TypeVar, cast
 
+from trimtab.bounds import Positive
 from trimtab.errors import ConfigError, near
 from trimtab.objectives import (
     DPO,
@@ -16,6 +17,7 @@ from trimtab.objectives import (
     InnerDPO,
     PrefVec,
     Rank,
+    RePS,
     SimPO,
 )
 from trimtab.objectives.heads import ARM, DPH, IAV
@@ -101,8 +103,24 @@ class PolesRecipe(Recipe[O, D]):
     poles: Literal["both", "one", "drawn"] = "both"
     """both: each pair at both signs of alpha, the mean of the two losses; one: at the positive sign;
     drawn: at one of them, the same for all pairs of a step (published)."""
+    factors: tuple[Positive, Positive] = (1.0, 1.0)
+    """The size of alpha is drawn anew at each step, for all answers of an item alike: log-uniformly
+    between these."""
     variant: Literal["sound", "published"] = "sound"
     """Ours, or the published training: what is not given is then as published."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.factors
+        if not 0 < low <= high:
+            raise ConfigError(
+                f"factors {low:g} {high:g}: expected two numbers above 0, the least first"
+            )
+
+    @property
+    def by_answer(self) -> bool:
+        """Whether each answer has a factor of its own, one of 2, 4, … 20 (RePS as published)."""
+        return self.variant == "published" and isinstance(self.objective, RePS)
 
     @property
     def both_ends(self) -> bool:
@@ -119,15 +137,17 @@ class PolesRecipe(Recipe[O, D]):
         if self.variant == "sound":
             return self
         dial: Any = self.dial
-        own, usual = PUBLISHED_POLES[type(self.objective)], dial.usual
+        own, usual = PUBLISHED_POLES.get(type(self.objective), PUBLISHED_POLES[DPO]), dial.usual
         still = {
             k: v for k, v in own["train"].items() if getattr(self.train, k) == getattr(usual, k)
         }
         if isinstance(dial, VectorSettings):
             dial = replace(dial, unit="raw")
-        return replace(
-            self, dial=dial, train=replace(self.train, **still), poles=own["poles"], variant="sound"
-        )
+        objective: Any = self.objective
+        if isinstance(objective, RePS):
+            objective = replace(objective, variant="published")
+        train = replace(self.train, **still)
+        return replace(self, objective=objective, dial=dial, train=train, poles=own["poles"])
 
 
 PUBLISHED_POLES: dict[type, dict[str, Any]] = {
@@ -135,9 +155,16 @@ PUBLISHED_POLES: dict[type, dict[str, Any]] = {
         "poles": "drawn",
         "train": {"pairs_per_step": 4, "epochs": 100.0, "learning_rate": 5e-4, "warmup": 0.006},
     },
+    RePS: {
+        "poles": "one",
+        "train": {
+            **{"pairs_per_step": 6, "epochs": 18.0, "learning_rate": 0.04},
+            **{"scheduler": "linear", "warmup": 0.0},
+        },
+    },
 }
-"""How the published methods at both poles are trained, by objective: BiPO (CaoYuanpu/BiPO, with the 100
-steps of warm-up as a share of power-seeking's 16,050)."""
+"""How the published methods are trained, by objective: BiPO (CaoYuanpu/BiPO, with the 100 steps of
+warm-up as a share of power-seeking's 16,050) and RePS (AxBench's for a 2B model)."""
 
 
 @dataclass(frozen=True)

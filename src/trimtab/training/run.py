@@ -20,7 +20,8 @@ from trimtab.batching import Contrast, Encoded, PromptStyle, encode, is_contrast
 from trimtab.damage import first_range, in_kl, neutral
 from trimtab.dials import Dial, DialInfo
 from trimtab.dials.base import same_base
-from trimtab.dials.contexts import check_bare
+from trimtab.dials.contexts import check_bare, staying
+from trimtab.dials.saved import digest_of
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.files import write_text
 from trimtab.holding import holding
@@ -59,6 +60,8 @@ def fit(
     rendering: Rendering = USUAL,
     data_root: str | Path | None = None,
     overwrite: bool = False,
+    held: Dial | None = None,
+    held_alpha: float = 1.0,
     measure: bool = False,
     store: Store | None = None,
     progress: Progress = SILENT,
@@ -78,6 +81,9 @@ def fit(
         prompt_style: `chat` wraps plain prompts in the model's chat template.
         rendering: how the chat template is run.
         overwrite: replace what lies in `out`.
+        held: a dial that is on at `held_alpha` while another is trained, for policy and reference alike:
+            what it does already need not be learned (preventative steering; Chen et al. 2025, persona
+            vectors). It is no part of the dial that is made.
         measure: end with what it does to neutral text at alpha = -1 and 1 (seconds), kept as the dial's
             first measured range; the command line does.
 
@@ -120,6 +126,9 @@ def fit(
             "read_as": _read_as(data, prompt_style),
             **({"rendering": record} if record else {}),
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            **(
+                {"held": {"dial": digest_of(held), "alpha": held_alpha}} if held is not None else {}
+            ),
         },
         versions=versions(),
     )
@@ -146,15 +155,19 @@ def fit(
         encoded = encode(data, tokenizer, **reading)
     given = len(data) if isinstance(data, PairSet) else None
     progress.rendered(data.name, given, encoded, max_length, models.context(model))
+    beside: Any = nullcontext()
+    if held is not None:
+        name = f"{digest_of(held)} {held_alpha:g}"
+        beside = staying(held(model, held_alpha, training=True), name)
     if isinstance(how, SteeringRecipe):
-        vector = fit_direction(how, model, encoded, seed=seed, store=store, progress=progress)
-        dial: Dial = vector
-        if how.dial.unit == "kl":
-            dial = in_kl(vector, neutral(model, tokenizer))
+        with beside:
+            vector = fit_direction(how, model, encoded, seed=seed, store=store, progress=progress)
+        dial: Dial = in_kl(vector, neutral(model, tokenizer)) if how.dial.unit == "kl" else vector
     else:
         assert isinstance(encoded, Encoded)
         assert isinstance(data, PairSet)
         with (
+            beside,
             models.reading(model),  # training puts the model in eval mode
             tempfile.TemporaryDirectory() if folder is None else nullcontext(_work(folder)) as work,
         ):

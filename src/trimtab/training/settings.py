@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,12 +39,23 @@ LATER = {"later": True}
 def plain(settings: Any) -> dict[str, Any]:
     """Settings as JSON values. What came later is left out at its default, so that digests and records
     of settings stay what they were."""
-    found = {
-        f.name: plain(value) if is_dataclass(value) else value
-        for f in fields(settings)
-        if (value := getattr(settings, f.name)) != f.default or not f.metadata.get("later")
-    }
+    found = {k: plain(v) if is_dataclass(v) else v for k, v in _kept(settings)}
     return json.loads(json.dumps(found))
+
+
+def spelled(settings: Any) -> str:
+    """Settings as `repr` writes them, likewise."""
+    if not is_dataclass(settings):
+        return repr(settings)
+    each = ", ".join(f"{name}={spelled(value)}" for name, value in _kept(settings))
+    return f"{type(settings).__qualname__}({each})"
+
+
+def _kept(settings: Any) -> Iterator[tuple[str, Any]]:
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if value != f.default or not f.metadata.get("later"):
+            yield f.name, value
 
 
 @dataclass(frozen=True)

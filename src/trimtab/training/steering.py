@@ -34,7 +34,8 @@ class DirectionRecipe(Bounded):
     """Mean of the differences; their first principal component; the same under repeng's name; a
     logistic regression; a UMAP embedding (an extra to install); a random direction: the control."""
     sites: str = "0.5"
-    """Where the vector is read and added: one block in the middle, or several (see sites)."""
+    """Where the vector is read and added: one block in the middle, or several (see sites); auto: the block
+    whose direction tells held-out halves of these pairs best apart."""
     pool: Pool = "completion"
     """Which answer positions are averaged. Pairs without a prompt are read at one token."""
     centred: bool = False
@@ -61,7 +62,7 @@ class GradientRecipe(Bounded):
     estimator: Literal["gradient_mean", "gradient_svd", "fisher"] = "fisher"
     """Mean of the gradients; their first singular vector; the mean times the inverse Fisher matrix."""
     sites: str = "0.5"
-    """Where gradients are taken and the vector is added (see sites)."""
+    """Where gradients are taken and the vector is added (see sites; auto: by the pairs' states)."""
     loss: Literal["reprpo_nll_margin", "dpo", "simpo", "nll"] = "reprpo_nll_margin"
     """The loss: states apart within a margin of likelihood, or one on log-probs alone."""
     fisher: Fisher = "covariance"
