@@ -141,6 +141,7 @@ class Commands:
         signal_at: tuple[int, int, float] | None = None,
         count: Path | None = None,
         file_limit: int | None = None,
+        under: Path | None = None,
     ) -> int:
         """Run a command; its exit code, or minus the signal that ended it.
 
@@ -149,6 +150,7 @@ class Commands:
             signal_at: (signal, n, seconds): it sends itself a signal so long after its n-th write
                 (a file opened for writing, renamed or removed) under its `--out`.
             count: file for the number of such writes.
+            under: writes in this folder count, in place of those under `--out`.
             file_limit: no file may grow beyond so many bytes (a full disk, to those who write).
         """
         texts = [str(word) for word in words]
@@ -158,7 +160,7 @@ class Commands:
             "signal_at": signal_at,
             "count": str(count or ""),
             "file_limit": file_limit,
-            "under": texts[texts.index("--out") + 1] if "--out" in texts else "",
+            "under": str(under or (texts[texts.index("--out") + 1] if "--out" in texts else "")),
         }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,34 @@ def aside(file: Path) -> Iterator[Path]:
     """
     file = Path(os.path.realpath(file))  # a link stays one
     writing = file.with_name(f".{file.name}.{os.getpid()}.writing")
+    lock = -1
     try:
         with _of(file):
             file.parent.mkdir(parents=True, exist_ok=True)
+            for left in file.parent.glob(f".{glob.escape(file.name)}.*.writing"):
+                _clear_if_nobodys(left)
+            lock = os.open(writing, os.O_RDWR | os.O_CREAT, 0o666)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield writing
             with writing.open("rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(writing, file)
     finally:
         writing.unlink(missing_ok=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _clear_if_nobodys(left: Path) -> None:
+    """Remove what a killed writer left: the kernel has let its lock go."""
+    with suppress(OSError):
+        stream = os.open(left, os.O_RDWR)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+        finally:
+            os.close(stream)
 
 
 @contextmanager

@@ -141,3 +141,20 @@ def test_a_full_disk_is_one_whoever_finds_it(tmp_path):
     with pytest.raises(SafetensorError, match="header"), aside(tmp_path / "out"):
         raise SafetensorError("header too large")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_cleared_and_what_another_writes_is_not(tmp_path):
+    file = tmp_path / "a[1].json"
+    left = tmp_path / ".a[1].json.999999.writing"
+    left.write_text("half")
+    with aside(file) as mine:
+        assert not left.exists()
+        mine.write_text("whole")
+        other = tmp_path / ".a[1].json.1.writing"
+        mine.rename(other)  # as if another process had it: its lock goes with it
+        with aside(file) as second:
+            assert other.exists()
+            second.write_text("later")
+        other.rename(mine)
+    assert file.read_text() == "whole"
+    assert [f.name for f in tmp_path.iterdir()] == ["a[1].json"]

@@ -32,7 +32,7 @@ LINES_OF_ROOM = {
     "export": 1970,  # llama.cpp's LoRAs with their check
     "models": 3400,  # a model run from one of its layers
     "objectives": 1850,  # rankings, RePS
-    "panel": 1440,  # what else a dial changes, budgets of it
+    "panel": 1445,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
     "report": 4808,  # the page of a panel

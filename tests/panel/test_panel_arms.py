@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,8 +14,6 @@ from trimtab.panel import Arm, Choices, Refusal, Texts, measure, read_panel
 from trimtab.panel.options import Asked, Options
 from trimtab.panel.properties import Reader
 from trimtab.panel.run import changes
-from trimtab.panel.values import Values
-from trimtab.statistics import SHARE
 
 ASKED = [
     Options("a", "The capital of France is", (" Paris.", " Rome.", " ten.")),
@@ -109,25 +106,3 @@ def test_missing_data_say_where_they_were_looked_for(tiny, tokenizer, tmp_path):
         measure(tiny("llama"), tokenizer, panel, [Arm("base")], data_root=tmp_path)
     with pytest.raises(DataError, match="no sources"):
         measure(tiny("llama"), tokenizer, [Choices("empty")], [Arm("base")])
-
-
-def test_false_alarms_of_a_panel_of_nulls():
-    """Null dials whose items change at random, correlated between metrics: a panel of eight metrics calls
-    something in at most 6 % of them."""
-    rng = np.random.default_rng(0)
-    items = tuple(map(str, range(150)))
-    alarms = 0
-    for _ in range(200):
-        common = rng.normal(size=150)
-        bare, turned = {}, {}
-        for k in range(8):
-            base = (rng.random(150) < 0.6).astype(float)
-            flips = (0.7 * common + rng.normal(size=150)) > 1.6
-            new = np.where(flips, (rng.random(150) < 0.5).astype(float), base)
-            old = np.where(flips, (rng.random(150) < 0.5).astype(float), base)
-            bare[str(k)] = [Values("accuracy", items, old, within=SHARE)]
-            turned[str(k)] = [Values("accuracy", items, new, within=SHARE)]
-        alarms += any(
-            c.verdict and c.verdict.verdict != "cannot tell" for c in changes(bare, turned)
-        )
-    assert alarms / 200 <= 0.06

@@ -117,7 +117,9 @@ def test_lines_are_what_the_items_say(evaluated):
                     == (arm["method"], arm["at"], f"panel.{name}", a.metric)
                 )
                 own = paired_difference(a.values, b.values, a.within, a.weights)
-                assert (line.value, line.p) == pytest.approx((own.value, own.p), abs=1e-4)
+                assert line.value == pytest.approx(own.value, abs=1e-4)
+                shares = np.isfinite(a.within).all()  # of others the larger of bootstrap's and t
+                assert line.p == pytest.approx(own.p, abs=1e-4) if shares else line.p > own.p - 1e-3
                 assert line.value == pytest.approx(a.mean - b.mean, abs=1e-4)
                 judged += [line] if a.better else []
                 assert (line.verdict == "not judged") is (a.better == 0)

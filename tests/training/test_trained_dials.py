@@ -700,3 +700,28 @@ def test_a_vector_whose_unit_is_damage(tiny, tokenizer, few_pairs):
     assert "dial" not in usual.info.config
     grown = dial.scales[2] / usual.scales[2]
     assert dial.info.dose["relative"][0] == pytest.approx(0.1 * grown)
+
+
+def test_the_command_line(saved_model, tmp_path, monkeypatch):
+    """A vector beside a held one, what it costs said and kept; what cannot be, before the model loads."""
+    from helpers_study import trimtab
+
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    given = ["--model", str(saved_model()), "--pairs", "facts:train[:6 items]"]
+    few = ["--train.max-steps", "2", "--train.pairs-per-step", "8"]
+    done = trimtab("fit", "mean", *given, "--out", str(tmp_path / "mean"), "--dial.unit", "kl")
+    assert done.code == 0, done.err
+    assert "neutral text: KL 0.05" in done.out + done.err
+    vector = ["--dial.kind", "vector", "--dial.sites", "1", *few]
+    beside = ["--with", str(tmp_path / "mean"), "--with-alpha", "0.5", "--no-measure"]
+    done = trimtab("fit", "ipo", *given, *vector, *beside, "--out", str(tmp_path / "ipo"))
+    assert done.code == 0, done.err
+    assert "site 1: alpha 1 moves a state by" in done.out
+    info = Dial.from_pretrained(tmp_path / "ipo").info
+    assert info.config["held"]["alpha"] == 0.5
+    assert info.measured == {}
+    blind = ["--dial.kind", "vector", "--objective.sites", "0.5", "--out", str(tmp_path / "x")]
+    done = trimtab("fit", "hs-none-prefvec", *given, *blind)
+    assert done.code == 2
+    assert "loading" not in done.err
+    assert "higher --objective.sites" in done.err

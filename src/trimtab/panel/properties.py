@@ -168,8 +168,8 @@ class Truth(Choices):
         )
         return [
             Values("mc1", scored.items, _first(scored.sums), within=SHARE),
-            Values("share", scored.items, share, within=SHARE),
-            Values("share_by_token", scored.items, by_token, within=SHARE, better=0),
+            Values("share", scored.items, share),
+            Values("share_by_token", scored.items, by_token, better=0),
         ]
 
 

@@ -234,6 +234,17 @@ class Change:
     unit: str
 
 
+def careful(found: Difference, weights: np.ndarray | None, items: int) -> Difference:
+    """A bootstrapped difference with the larger of its own p-value and that of a t-test: in the tail where
+    Holm looks, a percentile bootstrap of 50 items calls nearly twice the nulls that it should."""
+    from scipy.special import stdtr  # scipy.stats takes two seconds to import
+
+    if not found.se > 0:
+        return found
+    size = items if weights is None else weights.sum() ** 2 / (weights**2).sum()
+    return found._replace(p=max(found.p, 2 * float(stdtr(size - 1, -abs(found.value) / found.se))))
+
+
 def changes(bare: Measured, *dialled: Measured) -> list[Change]:
     """One arm's panel, at a seed or at several, its verdicts adjusted by Holm over the metrics that are
     judged. `worse` is said of what the dial makes worse: of more bias as of less knowledge."""
@@ -243,6 +254,8 @@ def changes(bare: Measured, *dialled: Measured) -> list[Change]:
             assert theirs.items == mine.items
             table = np.stack([seed[name][place].values for seed in dialled])
             found = paired_difference(table, theirs.values, mine.within, mine.weights)
+            if len(dialled) == 1 and not np.isfinite(mine.within).all():
+                found = careful(found, mine.weights, table.shape[1])
             rows.append((name, theirs, mine, found))
     told = [
         (d._replace(value=d.value * mine.better), len(dialled))

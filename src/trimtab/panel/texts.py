@@ -93,8 +93,8 @@ def text_values(
     length = np.array([float(len(i)) for i in ids])
     return [
         Values("followed", items, np.array(followed), within=SHARE),
-        Values("repetition", items, np.array(repeated), within=SHARE, better=-1),
-        Values("distinct", items, np.array(distinct), within=SHARE, better=0),
+        Values("repetition", items, np.array(repeated), better=-1),
+        Values("distinct", items, np.array(distinct), better=0),
         Values("length", items, length, within=POSITIVE, better=0, unit="tokens"),
     ]
 

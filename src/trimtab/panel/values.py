@@ -23,7 +23,8 @@ class Values:
         items: names of the items, or of the clusters that items come in.
         values: whose weighted mean is the figure.
         weights: how much each counts; None where all count alike.
-        within: what a value lies between.
+        within: what a value lies between. Nothing is said of shares that change a little everywhere, such as
+            probabilities: intervals that allow for jumps to an end would hide that.
         better: 1 where more is better, -1 where less is, 0 where neither: then it is not judged.
         unit: `points` of a share, `nats`, or nothing.
     """

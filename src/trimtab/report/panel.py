@@ -108,7 +108,8 @@ def blocks(results: Results) -> list[Block]:
         "What the dial changes beside what it was made for: the figure with it less that of the bare model, "
         "on the same items, with 95\u00a0% intervals; shares in percent, their differences in points. "
         "“Worse” and “better” are said where one can tell, p-values being adjusted (Holm) over all that is "
-        "judged of a dial at one strength; in italics what is only described."
+        "judged of a dial at one strength. “Could see” is the smallest difference that is found with "
+        "80\u00a0% power at α\u00a0=\u00a01, unadjusted. In italics is what is only described."
     )
     caption = (
         "The line at 0 is the bare model; beside each name what it has. Large: the dial at α\u00a0=\u00a01; "
@@ -196,7 +197,7 @@ def _table(panel: SideEffects, method: str) -> Table:
     shown = [(method, at) for at in panel.places(method)]
     if method != RANDOM:
         shown += [(RANDOM, at) for at in panel.places(RANDOM)[-1:]]
-    header = ["property", "bare model"]
+    header = ["property", "bare model", "could see"]
     for name, at in shown:
         alpha = next((d.alpha for k, d in panel.found.items() if k[:2] == (name, at)), None)
         who = "random, " if name == RANDOM and method != RANDOM else ""
@@ -209,7 +210,9 @@ def _table(panel: SideEffects, method: str) -> Table:
         label += " †" if method in row.trained_on else ""
         cells = [_cell(row, panel.read(name, at, row)) for name, at in shown]
         figure = wording.NOTHING if base is None else row.number(base.value)
-        rows.append([label if row.judged else f"*{label}*", figure, *cells])
+        first = panel.read(*shown[0], row)
+        seen = row.number(first.mde) if first and row.judged else wording.NOTHING
+        rows.append([label if row.judged else f"*{label}*", figure, seen, *cells])
     return Table(header, rows)
 
 
