@@ -13,10 +13,13 @@ from trimtab import models
 from trimtab.batching import encode
 from trimtab.directions.screens import agreement, separation
 from trimtab.errors import DataError
+from trimtab.objectives import DPO
 from trimtab.pairs import Pair, PairSet
 from trimtab.training import fit
 from trimtab.training import screens as screens_module
+from trimtab.training.recipes import Recipe
 from trimtab.training.screens import best_site, by_item, disagreement, lens_margins, screened
+from trimtab.training.settings import TrainSettings, VectorSettings
 from trimtab.training.steering import DirectionRecipe
 
 
@@ -130,6 +133,9 @@ def test_screens_of_a_data_set(tiny, tokenizer, store, few_pairs):
     dial = fit(DirectionRecipe(sites="auto"), model, tokenizer, few_pairs, store=store)
     assert dial.places() == [best]
     assert dial.info.config["sites"] == "auto"
+    train = TrainSettings(pairs_per_step=4, max_steps=1)
+    trained = Recipe(DPO(), VectorSettings(sites="auto"), train)
+    assert fit(trained, model, tokenizer, few_pairs, store=store).places() == [best]
     with pytest.raises(DataError, match="four or more"):
         screened(model, encode(few_pairs.limit(3), tokenizer), store=store)
 

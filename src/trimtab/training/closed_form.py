@@ -28,10 +28,9 @@ from trimtab.objectives import ReprPOMargin
 from trimtab.progress import SILENT, Progress
 from trimtab.readings import collect, reference
 from trimtab.sites import Site
-from trimtab.states import find_sites
 from trimtab.store import Store
 from trimtab.training.gradients import Gradients, read_gradients
-from trimtab.training.screens import best_site, disagreement, items_of, screened
+from trimtab.training.screens import disagreement, items_of, sites_for
 from trimtab.training.steering import DirectionRecipe, GradientRecipe, SteeringRecipe
 
 PUBLISHED_SCALE = 2 / 16
@@ -61,13 +60,8 @@ def fit_direction(
         ConfigError: a site that the model does not have, or that no gradient reaches.
         DialError: a site where states lie in several residual streams.
     """
-    if recipe.sites == "auto":
-        pool = getattr(recipe, "pool", "completion")
-        screens, _ = screened(model, encoded, pool=pool, store=store, progress=progress)
-        sites: tuple[Site, ...] = (best_site(screens),)
-        progress.say(f"{encoded.name}: block {sites[0]} tells held-out halves best apart")
-    else:
-        sites = find_sites(model, recipe.sites)
+    pool = getattr(recipe, "pool", "completion")
+    sites = sites_for(recipe.sites, model, encoded, pool=pool, store=store, progress=progress)
     try:
         found, norms, raw = estimate(
             recipe, model, encoded, sites, seed=seed, store=store, budget=budget, progress=progress

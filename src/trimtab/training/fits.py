@@ -62,8 +62,8 @@ def check_fits(recipe: Any, count: int | None = None) -> None:
         raise ConfigError(
             f"{said}: what is done to logits reaches no hidden state; expected dpo, ipo, simpo or orpo"
         )
-    if count is not None:
-        where = getattr(dial, "blocks", None) or getattr(dial, "sites", "0..1")
+    where = getattr(dial, "blocks", None) or getattr(dial, "sites", "0..1")
+    if count is not None and where != "auto":  # which is known, and checked, once states were read
         heights = {"embed": -1.0, "final": float(count)}
         check_reach(
             recipe,

@@ -21,10 +21,10 @@ from trimtab.progress import SILENT, Progress
 from trimtab.readings import reference
 from trimtab.readout import Needs
 from trimtab.sites import Site, parse_sites
-from trimtab.states import find_sites
 from trimtab.store import Store
 from trimtab.training.plan import Run
 from trimtab.training.rotation import new_rotation
+from trimtab.training.screens import sites_for
 from trimtab.training.settings import (
     AdapterSettings,
     ReftSettings,
@@ -46,7 +46,7 @@ def new_dial(run: Run, needs: Needs, deepest: int) -> Dial:
         spread = 2e-3 if run.recipe.both_ends else 0.0  # at 0 both ends are one point, a saddle
         return new_rotation(settings, model, run.encoded, needs, run.seed, progress, spread=spread)
     if isinstance(settings, VectorSettings | ReftSettings):
-        sites = find_sites(model, settings.sites)
+        sites = sites_for(settings.sites, model, run.encoded, store=run.store, progress=progress)
         hidden = models.text_config(model).hidden_size
         widths = {site: width_of(model, site) or hidden for site in sites}
         where: Any = settings.positions

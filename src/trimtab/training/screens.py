@@ -21,6 +21,7 @@ from trimtab.readings import collect, reference
 from trimtab.readout import Pool
 from trimtab.rendering import common_length
 from trimtab.sites import Site
+from trimtab.states import find_sites
 from trimtab.statistics import SHARE, mean_interval
 from trimtab.store import Store
 
@@ -87,6 +88,23 @@ def screened(
 def best_site(screens: Sequence[Screen]) -> Site:
     """Where the direction of half the items tells the other half best apart; of equals the first."""
     return max(screens, key=lambda s: s.separation.value).site
+
+
+def sites_for(
+    spec: str,
+    model: nn.Module,
+    encoded: Encoded | Contrast,
+    *,
+    progress: Progress = SILENT,
+    **how: Any,
+) -> tuple[Site, ...]:
+    """Sites by name; of `auto` the block whose direction tells held-out halves of these pairs best apart.
+    Raises as `find_sites` and `screened`."""
+    if spec != "auto":
+        return find_sites(model, spec)
+    best = best_site(screened(model, encoded, progress=progress, **how)[0])
+    progress.say(f"{encoded.name}: block {best} tells held-out halves best apart")
+    return (best,)
 
 
 def items_of(encoded: Encoded | Contrast) -> list[str]:

@@ -143,7 +143,7 @@ class VectorSettings(Bounded, group="dial"):
     """The rate is that of w: one step changes its length by as much at most."""
 
     sites: str = "0.5"
-    """Where it is added: one block in the middle, or several (see sites)."""
+    """Where it is added: one block in the middle, or several (see sites; auto: see `fit mean`)."""
     positions: Where = "all"
     """The tokens at which it is added, in training and in use: all, completion, prompt or last."""
     largest: Positive | None = None
@@ -163,7 +163,7 @@ class ReftSettings(Bounded, group="dial"):
     form: Literal["loreft", "direft"] = "direft"
     """loreft: h + R^T (W h + b - R h), which replaces; direft: h + R^T (W h + b), which adds."""
     sites: str = "0.5"
-    """Where states are edited: one block in the middle, or several (see sites)."""
+    """Where states are edited: one block in the middle, or several (see sites; auto: see `fit mean`)."""
     rank: Count = 4
     """r, rows of R and W."""
     positions: Where = "completion"
