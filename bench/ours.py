@@ -34,6 +34,7 @@ from trimtab.store import Store
 from trimtab.training import METHODS
 from trimtab.training.reference import read_reference
 from trimtab.training.trainer import FitModule, train
+from trimtab.training.vectors import LearnedVector
 from trimtab.trunk import trunk_of
 
 STEPS = 1000
@@ -59,16 +60,14 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
     if spec.get("upper"):
         blocks = data.upper_half(models.n_layers(model))
     shapes = linear_modules(model, "all-linear", blocks)
-    dial = AdapterDial.build(
-        {
-            "rank": data.RANK,
-            "lora_alpha": data.LORA_ALPHA,
-            "dropout": 0.0,
-            "rslora": False,
-            "modules": list(shapes),
-        },
-        data.adapter_weights(shapes),
-    )
+    adapter = {"rank": data.RANK, "lora_alpha": data.LORA_ALPHA, "dropout": 0.0, "rslora": False}
+    dial: Any
+    if vector := spec.get("vector"):
+        dial = LearnedVector(
+            {vector["site"]: model.config.hidden_size}, {vector["site"]: vector["s"]}
+        )
+    else:
+        dial = AdapterDial.build(adapter | {"modules": list(shapes)}, data.adapter_weights(shapes))
     layout = layout_of(model)
     schedule = plan_training(
         encoded,
@@ -95,7 +94,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             disable_tqdm=True,
             log_level="error",
         )
-        store = Store(Path(scratch) / "store", trunk=bool(spec.get("upper")))
+        store = Store(Path(scratch) / "store", trunk=bool(spec.get("upper") or vector))
         block = before(model, dial.places())
         reference = read_reference(model, encoded, needs, store, block=block)
         trunk = trunk_of(model, encoded, store, block=block)
@@ -109,9 +108,10 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
         def first() -> dict[str, Any]:
             watching.remove()
             if spec.get("gradients"):
+                named = {"w": dial.w[0]} if vector else dial.tensors()
                 grads = {
                     name: p.grad
-                    for name, p in dial.tensors().items()
+                    for name, p in named.items()
                     if p.grad is not None and p.requires_grad
                 }
                 save_file({k: g.contiguous() for k, g in grads.items()}, spec["gradients"])

@@ -54,6 +54,11 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "upper_half_vs_all_bf16": Subject("the same in bfloat16", 1.6),
     "upper_half_vs_trl": Subject("the same in float32, against TRL's on the same layers", 5.5),
+    "trained_vector_vs_trl": Subject(
+        "DPO step of a vector after the middle block from the trunk, float32, against TRL's on a model whose "
+        "only trained parameter is that vector",
+        5.5,
+    ),
     "five_alphas_vs_today": Subject(
         "log-probs of a split at five alphas of a vector after the middle block, from a trunk that is "
         "there, against five whole passes",

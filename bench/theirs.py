@@ -52,6 +52,18 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             "train_sampling_strategy": spec["sampling"],
             "remove_unused_columns": False,  # keeps the lengths; the collator takes what it needs
         }
+    adapter = LoraConfig(
+        r=data.RANK,
+        lora_alpha=data.LORA_ALPHA,
+        lora_dropout=0.0,
+        target_modules=leaves if layers else "all-linear",  # no words beside layers
+        layers_to_transform=layers,
+        task_type="CAUSAL_LM",
+    )
+    if vector := spec.get("vector"):
+        adapter = None
+        below = block_weights(model, vector["site"] + 1)
+        add_vector(model, vector["site"], vector["s"])
     with tempfile.TemporaryDirectory() as scratch:
         args = DPOConfig(
             output_dir=scratch,
@@ -76,14 +88,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             args=args,
             train_dataset=datasets.Dataset.from_list(rows).add_column("length", lengths),
             processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=data.RANK,
-                lora_alpha=data.LORA_ALPHA,
-                lora_dropout=0.0,
-                target_modules=leaves if layers else "all-linear",  # no words beside layers
-                layers_to_transform=layers,
-                task_type="CAUSAL_LM",
-            ),
+            peft_config=adapter,
         )
         assert trainer.model is not None
         named = {
@@ -91,7 +96,7 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
             for name, p in trainer.model.named_parameters()
             if p.requires_grad
         }
-        weights = data.adapter_weights()
+        weights = {"w": torch.zeros_like(named["w"])} if vector else data.adapter_weights()
         if layers:
             weights = {k: v for k, v in weights.items() if k in named}
         assert named.keys() == weights.keys(), "the two adapters sit on different layers"
@@ -135,6 +140,17 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
 
         with Gate(channel, first):
             trainer.train()
+
+
+def add_vector(model: Any, site: int, scale: float) -> None:
+    """Make `scale * w` after a block, added at every position, all that is trained of a model."""
+    model.requires_grad_(False)
+    model.w = torch.nn.Parameter(torch.zeros(model.config.hidden_size))
+
+    def add(_: Any, __: Any, out: Any) -> Any:
+        return out + scale * model.w
+
+    models.layers(model)[site].register_forward_hook(add)
 
 
 if __name__ == "__main__":

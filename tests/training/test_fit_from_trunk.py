@@ -12,6 +12,7 @@ from conftest import count_calls
 from trimtab import fit, models, trunk
 from trimtab.store import Store
 from trimtab.training.methods import method
+from trimtab.training.settings import AdapterSettings
 
 UPPER = r"layers\.[23]\."
 
@@ -23,12 +24,23 @@ def paying(monkeypatch):
 
 def upper(name="dpo", **options):
     recipe = method(name).recipe
-    train = replace(recipe.train, pairs_per_step=3, epochs=2, learning_rate=1e-2, **options)
-    return replace(recipe, train=train, dial=replace(recipe.dial, rank=2, targets=UPPER))
+    rate = 1e-2 if isinstance(recipe.dial, AdapterSettings) else 0.1
+    train = replace(recipe.train, pairs_per_step=3, epochs=2, learning_rate=rate, **options)
+    dial = recipe.dial
+    if isinstance(dial, AdapterSettings):
+        dial = replace(dial, rank=2, targets=UPPER)
+    return replace(recipe, train=train, dial=dial)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("dpo", {}), ("dpo", {"activation_checkpointing": True}), ("orpo", {})]
+    ("name", "options"),
+    [
+        ("dpo", {}),
+        ("dpo", {"activation_checkpointing": True}),
+        ("orpo", {}),
+        ("bipo", {}),  # a vector, at both poles
+        ("direft", {}),
+    ],
 )
 def test_a_fit_from_the_trunk_is_the_whole_model_s(
     name, options, tiny, tokenizer, few_pairs, tmp_path
@@ -50,6 +62,8 @@ def test_a_fit_from_the_trunk_is_the_whole_model_s(
             json.loads(line)["loss"] for line in (out / "training.jsonl").read_text().splitlines()
         ]
         found.append((torch.tensor(losses), dial.tensors()))
+    entries = [len(list((tmp_path / f"store-{on}").glob("[!.]*"))) for on in (True, False)]
+    assert entries[0] > entries[1]  # the trunk
     (one, ours), (other, whole) = found
     assert len(one) >= 4
     assert (one - other).abs().max() <= 1e-5

@@ -20,7 +20,12 @@ from trimtab.objectives import InnerDPO
 from trimtab.pairs import read_pairs
 from trimtab.training import METHODS, fit, method
 from trimtab.training.recipes import InnerDPORecipe, InnerRecipe, Recipe
-from trimtab.training.settings import AdapterSettings, SpaceSettings, TrainSettings
+from trimtab.training.settings import (
+    AdapterSettings,
+    SpaceSettings,
+    TrainSettings,
+    VectorSettings,
+)
 
 TRAINED = [
     name for name, m in METHODS.items() if isinstance(m.recipe, Recipe) and not m.recipe.head
@@ -35,6 +40,7 @@ def short(name: str, steps: int = STEPS, **train: Any) -> Any:
     settings = {"pairs_per_step": 8, "max_steps": steps, "epochs": 99.0, "learning_rate": 3e-3}
     lora = isinstance(named.recipe.dial, AdapterSettings)
     small = {"rank": 2, "lora_alpha": 4} if lora else {"rank": 4}
+    small = {} if isinstance(named.recipe.dial, VectorSettings) else small
     changes: dict[str, Any] = {
         "dial": dataclasses.replace(named.recipe.dial, **small),
         "train": TrainSettings(**{**settings, **train}),
