@@ -30,9 +30,9 @@ def verbs(here: Path) -> dict[str, list[object]]:
     export = (*model, "--dial", here / "dial", "--out", "OUT", "--device", "cpu")
     return {
         "fit-mean": ["fit", "mean", *fit],
-        "fit-dpo": ["fit", "dpo", *fit, "--train.save-every", "1"],
+        "fit-dpo": ["fit", "dpo", *fit, "--train.pairs-per-step", "2"],
         "fit-iav": ["fit", "iav", *fit],
-        "fit-over": ["fit", "mean", *fit, "--overwrite", "--sites", "0.3"],
+        "fit-over": ["fit", "mean", *fit, "--overwrite", "--sites", "1"],
         "calibrate": [
             "calibrate",
             *model,
