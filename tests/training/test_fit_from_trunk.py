@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from conftest import count_calls
 from trimtab import fit, models, trunk
+from trimtab.dials import VectorDial
 from trimtab.store import Store
 from trimtab.training.methods import method
 from trimtab.training.settings import AdapterSettings
@@ -70,6 +72,20 @@ def test_a_fit_from_the_trunk_is_the_whole_model_s(
     assert abs(one[0] - one[-1]) > 1e-2
     for key, value in whole.items():
         assert (ours[key] - value).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("site", [0, 2, 3])
+def test_a_dial_that_stays_on_is_not_added_twice(site, tiny, tokenizer, few_pairs, tmp_path):
+    """Below the trained vector (block 2), with it and above it: the trunk is the bare model's."""
+    model, found = tiny("llama"), []
+    fit(upper("bipo"), model, tokenizer, few_pairs, store=Store(tmp_path / "before"))  # proofs
+    held = VectorDial({site: torch.arange(32.0)}, {site: 3.0})
+    for on in (True, False):
+        store = Store(tmp_path / f"store-{on}", trunk=on)
+        how: Any = {"store": store, "held": held, "held_alpha": 0.7}
+        dial = fit(upper("bipo"), model, tokenizer, few_pairs, **how)
+        found.append(dial.tensors()["vectors"])
+    assert (found[0] - found[1]).abs().max() <= 1e-4
 
 
 def test_blocks_below_run_once_however_many_epochs(tiny, tokenizer, few_pairs, store):
