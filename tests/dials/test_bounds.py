@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import math
 import pkgutil
 from dataclasses import dataclass
@@ -93,12 +94,18 @@ RESULTS = {
 """What programs make, not people: not held to ranges."""
 
 
+OF_INSPECT = ("trimtab.inspect_provider", "trimtab.serve.provider")
+"""What can be imported where Inspect is installed alone."""
+
+
 def settings() -> dict[str, type]:
     """Dataclasses with numbers that are settings: bounded, flags, or with a default for every field
     (what is measured has none)."""
     found: dict[str, type] = {}
     for module in pkgutil.walk_packages(trimtab.__path__, "trimtab."):
-        if module.name.endswith("__main__"):
+        if module.name.endswith("__main__") or (
+            module.name in OF_INSPECT and not importlib.util.find_spec("inspect_ai")
+        ):
             continue
         for name, kind in vars(importlib.import_module(module.name)).items():
             if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):

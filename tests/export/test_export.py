@@ -166,8 +166,23 @@ def test_a_file_export_has_its_receipt_beside_it(tiny, tokenizer, base, tmp_path
     model = tiny("llama")
     export(vector(model), model, tokenizer, "repeng", tmp_path / "v.gguf", base=base)
     assert {p.name for p in tmp_path.iterdir()} == {"v.gguf", "v.gguf.receipt.json"}
+
+    def again(alpha=1.0):
+        return export(
+            vector(model), model, tokenizer, "repeng", tmp_path / "v.gguf", base=base, alpha=alpha
+        )
+
+    made = (tmp_path / "v.gguf").stat().st_mtime_ns
+    assert again() == json.loads((tmp_path / "v.gguf.receipt.json").read_text())
+    assert (tmp_path / "v.gguf").stat().st_mtime_ns == made, "the very same: nothing to do"
     with pytest.raises(ConfigError, match="exists; choose another --out"):
-        export(vector(model), model, tokenizer, "repeng", tmp_path / "v.gguf", base=base)
+        again(alpha=0.5)
+    (tmp_path / "v.gguf").unlink()  # as if stopped between the receipt and the file
+    again()
+    assert (tmp_path / "v.gguf").is_file()
+    (tmp_path / "v.gguf").write_bytes(b"changed")
+    with pytest.raises(ConfigError, match="exists; choose another --out"):
+        again()
     (tmp_path / "v.gguf.receipt.json").unlink()
     with pytest.raises(ConfigError, match="is no export"):
         export(

@@ -57,7 +57,7 @@ def verbs(here: Path) -> dict[str, list[object]]:
             *SMALL,
         ],
         "export-gguf": ["export", *export, "--to", "gguf"],
-        "export-bias": ["export", *export, "--to", "bias"],
+        "export-merged": ["export", *export, "--to", "merged"],
         "import": ["import", here / "v.npy", *model, "--out", "OUT", "--device", "cpu"],
         "tune": [
             "tune",

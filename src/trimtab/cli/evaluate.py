@@ -49,6 +49,7 @@ def main(words: list[str]) -> None:
     from trimtab.store import Store
     from trimtab.studies.compare.evaluation import check_names, evaluate
     from trimtab.study.files import free_folder
+    from trimtab.study.results import RUN
     from trimtab.study.suite import read_suite
 
     suite = read_suite(args.suite) if args.suite else None
@@ -62,7 +63,7 @@ def main(words: list[str]) -> None:
     if specs:
         check_names(specs)
     check_alphas(args.alpha)
-    out = free_folder(args.out, "study.json")
+    out = free_folder(args.out, *RUN)
     sets = {n: read_pairs(spec, args.data_root, limit=args.limit) for n, spec in specs.items()}
     panel = None
     if args.panel is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from trimtab import models
@@ -30,10 +31,12 @@ from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
 from trimtab.files import sha256, staged
+from trimtab.foreign import Malformed, parse_json
 from trimtab.holding import holding
 from trimtab.models.quiet import quiet_transformers
 from trimtab.pairs.neutral import NEUTRAL
 from trimtab.progress import SILENT, Progress, warn
+from trimtab.provenance import digest
 
 VECTOR_FILE = "control-vector.gguf"
 RECEIPT = "receipt.json"
@@ -145,6 +148,10 @@ def export(
     if not force:
         dial.check_base(model)
     target, receipt_file = _targets(FORMATS[to], Path(os.path.realpath(Path(out).expanduser())))
+    made_of = _made_of(dial, model, to, strength, base_gguf)
+    if (done := _found(target, receipt_file, made_of)) is not None:
+        progress.say(f"{target} holds this very export already: nothing to do")
+        return done
     _check_free(target, receipt_file, overwrite)
     device = next(model.parameters()).device
     cut = [tokenizer(text)["input_ids"][:TOKENS] for text in NEUTRAL[:PASSAGES]]
@@ -209,8 +216,8 @@ def export(
                     f"logits up to {far:.2g} from it (the dial itself changes them by up to "
                     f"{receipt['largest_logit_change_by_the_dial']:.2g})"
                 )
-        if lora or quantised:
-            write_note(stage / RECEIPT, receipt)
+        receipt["made_of"] = made_of
+        write_note(stage / RECEIPT, receipt)
         _publish(made, stage / RECEIPT, target, receipt_file)
     return receipt
 
@@ -279,6 +286,42 @@ def _targets(kind: Format, out: Path) -> tuple[Path, Path]:
     return out / kind.file, out / RECEIPT
 
 
+def _made_of(dial: Dial, model: Any, to: str, alpha: float, base_gguf: str | Path | None) -> str:
+    """A digest of what an export is made of; empty for dials that cannot be saved, of which nobody can say
+    that they are the same."""
+    try:
+        weights = {name: t.detach().cpu().contiguous() for name, t in dial.tensors().items()}
+    except NotImplementedError:
+        return ""
+    return digest(
+        {
+            "format": to,
+            "alpha": alpha,
+            "dial": [dial.kind, dial.settings(), hashlib.sha256(save(weights)).hexdigest()],
+            "base": models.source_of(model).digest,
+            "base_gguf": sha256(Path(base_gguf)) if base_gguf else "",
+        }
+    )
+
+
+def _found(target: Path, receipt_file: Path, made_of: str) -> dict[str, Any] | None:
+    """The receipt of this very export, if it lies there whole. One whose file was never put beside it is
+    cleared away."""
+    if not receipt_file.is_file():
+        return None
+    try:
+        receipt = parse_json(receipt_file.read_bytes())
+    except (OSError, Malformed):
+        return None
+    if not isinstance(receipt, dict) or not made_of or receipt.get("made_of") != made_of:
+        return None
+    if not target.exists():
+        receipt_file.unlink()
+        return None
+    digests = {n: d for n, d in _digests(target).items() if n != RECEIPT}
+    return receipt if digests == receipt.get("files") else None
+
+
 def _check_free(target: Path, receipt: Path, overwrite: bool) -> None:
     """Raise ConfigError where something lies at the target that is not to be replaced."""
     empty = target.is_dir() and not any(target.iterdir())
@@ -329,8 +372,8 @@ def _digests(path: Path) -> dict[str, str]:
 def _publish(made: Path, receipt: Path, target: Path, receipt_file: Path) -> None:
     """Move an export and its receipt to their places."""
     if made.is_file():
+        receipt.replace(receipt_file)  # first: without the file beside it, it asks for it again
         made.replace(target)
-        receipt.replace(receipt_file)
         return
     receipt.replace(made / RECEIPT)
     if target.exists():

@@ -38,7 +38,8 @@ def free_folder(out: str | Path, *mine: str) -> Path:
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: a file; --out names a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / m).exists() for m in mine):
+    begun = [f for f in folder.iterdir() if f.suffix != ".writing"] if folder.is_dir() else []
+    if begun and not any((folder / m).exists() for m in mine):
         raise ConfigError(f"{folder}: not empty, and not from an earlier run; choose another --out")
     return folder
 

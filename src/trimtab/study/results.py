@@ -325,6 +325,8 @@ FILES: dict[str, type] = {
     "curves.jsonl": Curve,
     "generations.jsonl": Generation,
 }
+RUN = (ABOUT, *FILES, "items.parquet", "panel.json")
+"""What `evaluate` writes into its folder, in another order: where any is, an earlier run was."""
 PARTS = dict(zip(FILES, ("measurements", "differences", "curves", "generations"), strict=True))
 STALE = (
     *("gains.jsonl", "heads.json", "dose.json"),

@@ -30,7 +30,7 @@ from trimtab.studies.compare.measure import damage_rows, score_rows, sizes
 from trimtab.studies.panel import lines as side_effects
 from trimtab.study.files import Rows, free_folder, write_rows
 from trimtab.study.made import made_with
-from trimtab.study.results import BASE, About, Row, Run, Split, random_for, row_of, write
+from trimtab.study.results import BASE, RUN, About, Row, Run, Split, random_for, row_of, write
 from trimtab.training import fit
 
 RANDOM = "random"
@@ -87,7 +87,7 @@ def evaluate(
         DataError: pairs that cannot be read.
         DialError: a dial of another base model.
     """
-    folder = None if out is None else free_folder(out, "study.json")
+    folder = None if out is None else free_folder(out, *RUN)
     if folder is not None and (folder / "cells").exists():
         raise ConfigError(f"{folder}: holds a comparison; choose another --out")
     named = {"dial": dials} if isinstance(dials, Dial) else dict(dials or {})
