@@ -29,7 +29,7 @@ LINES_OF_ROOM = {
     "directions": 490,  # what differences say before a direction is fitted
     "dials": 5400,  # the card and the Hub; reft, doses
     "evaluation": 2870,
-    "export": 1970,  # llama.cpp's LoRAs with their check
+    "export": 2010,  # llama.cpp's LoRAs with their check
     "models": 3400,  # a model run from one of its layers
     "objectives": 1850,  # rankings, RePS
     "panel": 1445,  # what else a dial changes, budgets of it
