@@ -68,14 +68,14 @@ def test_generate_shows_the_difference(here: Path) -> None:
     words = ["generate", "--model", here / "model", "--prompt", "The train of 3 is"]
     bare = trimtab(*words, "--max-new-tokens", "5", "--prompt-style", "plain")
     done = trimtab(
-        *words, "--dial", here / "iav", "--alpha", "0", "-1", "maximum", "--max-new-tokens", "5"
+        *words, "--dial", here / "iav", "--alpha", "0", "-3", "maximum", "--max-new-tokens", "5"
     )
     assert done.code == 0, done.err
     lines = [line for line in done.out.splitlines() if line.startswith("alpha")]
-    assert [line.split(":")[0] for line in lines] == ["alpha 0", "alpha -1", "alpha 2"]
+    assert [line.split(":")[0] for line in lines] == ["alpha 0", "alpha -3", "alpha 2"]
     assert lines[0] in bare.out.replace("\r", "")
-    assert "warning: alpha -1 is out of the range" in done.err
-    assert "(0 to 2)" in done.err
+    assert "warning: alpha -3 is out of the range" in done.err
+    assert "(-1 to 2)" in done.err
     assert "prompts go in as plain text, as the dial iav was fitted" in done.err
     chat = trimtab(*words, "--max-new-tokens", "5")
     same = ["--dial", here / "iav", "--alpha", "0", "--prompt-style", "auto"]

@@ -58,7 +58,7 @@ def test_the_path_runs_without_the_upper_floors(tmp_path, tiny, tokenizer):
     after = """
     import inspect, json, sys, trimtab
     called = [fit, read_pairs, encode, score, paired_difference, judged, Dial]
-    files = sorted({inspect.getsourcefile(f) for f in called})
+    files = sorted({inspect.getsourcefile(inspect.unwrap(f)) for f in called})
     rooms = sorted({m.split(".")[1] for m in sys.modules if m.startswith("trimtab.")})
     print(json.dumps({"files": files, "rooms": rooms, "verdict": told.verdict}))
     """

@@ -316,12 +316,13 @@ LED = {
 
 
 @pytest.mark.parametrize("name", LED)
-def test_dose(name: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dose(name: str, model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The persona as a prompt: questions, damage and answers stand behind one and the same rendering."""
     case, passages = CASES[name], ("The sky is blue.", "Water boils.")
     monkeypatch.setattr(steering_trait, "NEUTRAL", passages)
     dosing = Dosing(rendering=Rendering(**case.settings), passages=2, prompts=1, new_tokens=2)
-    stage = Trait(replace(dosing, traits=("honesty",)), Path(), Host())
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))  # what was read is not read again
+    stage = Trait(replace(dosing, traits=("honesty",)), tmp_path, Host())
     stage.loaded = (model, case.tokenizer)
     stage.personas = {1.0: "Be brief.", -1.0: "Be long."}
     stage.test = PairSet([replace(p, prompt=p.prompt[1:]) for p in pairs_of(case)][:1], "f")

@@ -394,7 +394,7 @@ def test_means_over_seeds(run):
         if whole["metric"] not in ("r2", "monotone"):  # of the mean curve, not means of two
             assert whole["value"] == pytest.approx(np.mean(parts)), whole
             compared += 1
-    assert compared == 26
+    assert compared == 28
 
 
 def test_results_are_means_of_the_items(run):

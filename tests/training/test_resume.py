@@ -159,7 +159,7 @@ def test_killed_while_the_dial_is_saved(runs: Runs) -> None:
         assert runs.zygote.wait() == -signal.SIGKILL
         assert not runs.out.exists()
         assert checkpoints(runs.work)[-1].name == "checkpoint-12"
-        for left in runs.work.glob(".dial.*"):
+        for left in runs.work.glob(".dial.making"):
             shutil.rmtree(left)
     assert runs.run() == 0
     runs.check()

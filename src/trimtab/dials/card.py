@@ -96,7 +96,7 @@ def dosed(dial: Dial) -> list[str]:
     """What alpha = 1 does to a state, in words, a line a site; none where that is not known."""
     dose, lines = dial.info.dose, []
     shares = dose.get("relative", ())
-    sites = dial.places() if shares else []  # heads have none
+    sites = dial.places() if shares else []
     for n, (site, share) in enumerate(zip(sites, shares, strict=False)):
         turn = math.degrees(math.atan(share))
         said = (
@@ -116,7 +116,7 @@ def _measured(info: DialInfo) -> Iterator[str]:
         return
     if info.range:
         budget = info.measured.get("range")
-        within = f" (damage within {budget['budget']})" if isinstance(budget, dict) else ""
+        within = f" (damage within {budget['budget']})" if isinstance(budget, dict) and "budget" in budget else ""
         yield f"Alpha from {info.range[0]:g} to {info.range[1]:g}{within}."
     if info.damage:
         yield "\n| alpha | damage: KL from the bare model, nats a token |\n|--:|--:|"

@@ -105,6 +105,10 @@ class ConceptDial(Dial):
         v[axis] = 1
         return cls(dict.fromkeys(sites, v), operation, **kwargs)
 
+    def places(self) -> list[Site]:
+        """The sites it edits."""
+        return list(self.sites)
+
     def edits(self, model: nn.Module) -> list[Edit]:
         """One operation a site."""
         vectors = self.get_buffer("vectors")

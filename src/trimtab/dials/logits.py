@@ -113,6 +113,10 @@ class LogitsDial(Dial):
         """D h, of a trained base head; None where it is frozen."""
         return None if self.D is None else F.linear(h[..., : self.width], self.D.to(h))
 
+    def places(self) -> list[Site]:
+        """The sites it listens at, and where it adds."""
+        return [*self.sites, "final"]
+
     def edits(self, model: nn.Module) -> list[Edit]:
         """The addition at the LM head, and listeners at `sites`."""
         shape = head_shape(model)

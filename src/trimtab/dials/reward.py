@@ -123,6 +123,10 @@ class RewardDial(Dial):
         width = models.text_config(model).hidden_size
         return cls(width, sites=parse_sites(sites, models.n_layers(model)), **options)
 
+    def places(self) -> list[Site]:
+        """Those of the adapter; without one it edits nothing, which is as if at the end."""
+        return ["final"] if self.adapter is None else self.adapter.places()
+
     def edits(self, model: nn.Module) -> Sequence[Edit | Swap]:
         """Those of the adapter; none without."""
         if models.text_config(model).hidden_size != self.width:
