@@ -115,8 +115,9 @@ def _measured(info: DialInfo) -> Iterator[str]:
         yield "Not measured yet: nobody has looked how far this dial may be turned, nor what it damages."
         return
     if info.range:
-        budget = info.measured.get("range")
-        within = f" (damage within {budget['budget']})" if isinstance(budget, dict) and "budget" in budget else ""
+        found = info.measured.get("range")
+        budget = found.get("budget") if isinstance(found, dict) else None
+        within = f" (damage within {budget})" if budget else ""
         yield f"Alpha from {info.range[0]:g} to {info.range[1]:g}{within}."
     if info.damage:
         yield "\n| alpha | damage: KL from the bare model, nats a token |\n|--:|--:|"
