@@ -64,21 +64,26 @@ def staged(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; names the target.
     """
-    stage = target.with_name(f".{target.name}.making")
-    old = stage / "old"
-
-    def clear() -> None:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(stage, ignore_errors=True)
-
+    stage = _stage(target)
     with _of(target):
-        clear()
+        clear_left(target)
         stage.mkdir(parents=True)
         try:
             yield stage
         finally:
-            clear()
+            clear_left(target)
+
+
+def clear_left(target: Path) -> None:
+    """Clear away what a killed `staged` left, and put back what it took. Hold the target."""
+    stage = _stage(target)
+    if (stage / "old").exists() and not target.exists():
+        (stage / "old").rename(target)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stage(target: Path) -> Path:
+    return target.with_name(f".{target.name}.making")
 
 
 @contextmanager

@@ -261,7 +261,8 @@ def test_the_verb_and_what_follows(here: Path) -> None:
     done = trimtab(*words)
     assert done.code == 0, done.err
     assert "alpha 1 adds it as it is" in done.out
-    assert "exists" in trimtab(*words).err
+    assert "holds this very dial already" in trimtab(*words).out
+    assert "exists" in trimtab(*words, "--first", "1").err
     assert trimtab(*words, "--overwrite").code == 0
     calibrated = trimtab(
         "calibrate",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -77,9 +78,10 @@ def verbs(here: Path) -> dict[str, list[object]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file but those of the cache."""
+    """Every file but those of the cache, without the numbers that Optuna gives trials: it counts those that
+    were killed."""
     return {
-        str(f.relative_to(folder)): f.read_bytes()
+        str(f.relative_to(folder)): re.sub(rb'"optuna": \d+, ?', b"", f.read_bytes())
         for f in sorted(folder.rglob("*"))
         if f.is_file() and "cache" not in f.relative_to(folder).parts
     }

@@ -36,18 +36,38 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="import", about=about)
     if not args.path.expanduser().exists():
         raise ConfigError(f"{args.path}: nothing is there")
-    taken = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
-    if taken and not (args.overwrite and (args.out / "dial.json").is_file()):
-        raise ConfigError(f"{args.out}: exists; choose another --out, or --overwrite a dial")
-    args.check_model()
+    from trimtab.dials import Dial
+    from trimtab.dials.saved import same
     from trimtab.export.importing import import_dial, read_directions
+    from trimtab.files import clear_left, sha256
+    from trimtab.holding import held
+
+    exists = ConfigError(f"{args.out}: exists; choose another --out, or --overwrite a dial")
+    taken = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
+    before = (
+        Dial.from_pretrained(args.out) if taken and (args.out / "dial.json").is_file() else None
+    )
+    if taken and before is None:
+        raise exists
+    if before is not None and not args.overwrite:  # that of this very file may be made again
+        known = before.info.config.get("sha256")
+        if known is None or not args.path.is_file() or known != sha256(args.path):
+            raise exists
+    args.check_model()
 
     if args.path.suffix == ".gguf":
         read_directions(args.path)  # fails before the model is loaded
 
     model, tokenizer = args.load()
     found = import_dial(args.path, model, tokenizer, layer=args.layer, first=args.first)
-    found.dial.save_pretrained(args.out)
-    print(f"saved: {args.out}")
+    if before is None or args.overwrite:
+        found.dial.save_pretrained(args.out)
+        print(f"saved: {args.out}")
+    elif same(before, found.dial):
+        with held(args.out):
+            clear_left(args.out.absolute())
+        print(f"{args.out} holds this very dial already: nothing to do")
+    else:
+        raise exists
     for line in found.said:
         print(f"  {line}")

@@ -201,6 +201,16 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
     return dial.eval()
 
 
+def same(a: Dial, b: Dial) -> bool:
+    """Whether two dials do the same to the same model, to the bit."""
+    mine, yours = a.tensors(), b.tensors()
+    return (
+        (a.kind, a.settings(), a.info.base_digest) == (b.kind, b.settings(), b.info.base_digest)
+        and mine.keys() == yours.keys()
+        and all(torch.equal(mine[k].cpu(), yours[k].cpu()) for k in mine)
+    )
+
+
 def _folder(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():

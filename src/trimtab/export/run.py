@@ -30,7 +30,7 @@ from trimtab.export.heads import refuse_rewards
 from trimtab.export.merged import export_merged
 from trimtab.export.peft import export_peft
 from trimtab.export.steering_vectors import export_steering_vectors
-from trimtab.files import sha256, staged
+from trimtab.files import clear_left, sha256, staged
 from trimtab.foreign import Malformed, parse_json
 from trimtab.holding import holding
 from trimtab.models.quiet import quiet_transformers
@@ -149,6 +149,7 @@ def export(
         dial.check_base(model)
     target, receipt_file = _targets(FORMATS[to], Path(os.path.realpath(Path(out).expanduser())))
     made_of = _made_of(dial, model, to, strength, base_gguf)
+    clear_left(target)
     if (done := _found(target, receipt_file, made_of)) is not None:
         progress.say(f"{target} holds this very export already: nothing to do")
         return done
