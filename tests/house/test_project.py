@@ -24,10 +24,10 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1050,
     "batching": 2595,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3730,  # push; --dial.kind, --with
+    "cli": 3750,  # push; --dial.kind, --with
     "compat": 550,
     "directions": 490,  # what differences say before a direction is fitted
-    "dials": 5400,  # the card and the Hub; reft, doses
+    "dials": 5410,  # the card and the Hub; reft, doses
     "evaluation": 2870,
     "export": 2010,  # llama.cpp's LoRAs with their check
     "models": 3400,  # a model run from one of its layers
