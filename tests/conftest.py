@@ -36,6 +36,14 @@ from trimtab.store import Store
 torch.set_num_threads(1)
 
 
+LONG = {"test_wheel.py", "test_engine.py", "test_panel.py", "test_study.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take a minute come first: at the end one worker would do them while the others are idle."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: the Trainer collects garbage in every run, and would look at all of it."""
     gc.collect()
