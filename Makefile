@@ -47,7 +47,7 @@ play-test: install ## drive the page in headless Chromium (Debian's package chro
 
 # A process a core, at most four; tests of one file share what is dear to set up. One thread each: they
 # run tiny models.
-WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test test-slow: export OMP_NUM_THREADS = 1
 test test-slow: export HF_HUB_OFFLINE = 1

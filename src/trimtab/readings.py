@@ -136,7 +136,11 @@ def reference(
     if not source.lasting:
         return collect(model, encoded, budget=budget, progress=progress, **asked)
     store, needs = store or Store(), Needs(**asked)  # type: ignore[arg-type]
-    base = conditions(model, source, encoded, budget)
+    base, trunk = conditions(model, source, encoded, budget), None
+    if block >= 0 and isinstance(encoded, Encoded):
+        trunk = trunk_of(model, encoded, store, block=block, sites=needs.sites, budget=budget)
+    if trunk is not None:  # last bits may be others, and those of what is trained on them
+        base["after"] = trunk.block
     logps_key = {**base, "read": "logps"}
     states_key = {**base, "read": "states", "pool": needs.pool, "token_map": needs.token_map}
     if not needs.sinks:
@@ -146,9 +150,6 @@ def reference(
     missing = tuple(site for site, tensors in stored.items() if tensors is None)
     if (unread := needs.logps and have is None) or missing:
         asked |= {"logps": unread, "sites": missing}
-        trunk = None
-        if block >= 0 and isinstance(encoded, Encoded):
-            trunk = trunk_of(model, encoded, store, block=block, sites=missing, budget=budget)
         found = collect(model, encoded, budget=budget, progress=progress, trunk=trunk, **asked)
         if found.logps is not None and found.tokens is not None:
             have = {"logps": found.logps, "tokens": found.tokens}

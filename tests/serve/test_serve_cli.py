@@ -36,7 +36,7 @@ def vector(seed: int = 0) -> VectorDial:
 def chats(tiny: Any, tokenizer: Any) -> Any:
     dials = {"honesty": vector(), "tone": vector(1)}
     args = types.SimpleNamespace(system=None, max_new_tokens=8, temperature=0.0)
-    with Engine(tiny("llama"), tokenizer, dials, context=128) as engine:
+    with Engine(tiny("llama", fresh=True), tokenizer, dials, context=128) as engine:
         yield Chat(engine, Shelf("tiny", dials), args)
 
 

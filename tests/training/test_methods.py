@@ -69,7 +69,7 @@ def hinge(monkeypatch, tmp_path):
 def test_a_new_objective_is_fitted(hinge, tiny, tokenizer, tmp_path):
     train = TrainSettings(pairs_per_step=4, max_steps=6, epochs=9, learning_rate=3e-3)
     named = replace(hinge, recipe=replace(hinge.recipe, train=train))
-    dial = fit(named, tiny("llama"), tokenizer, random_pairs(8), out=tmp_path / "dial")
+    dial = fit(named, tiny("llama", fresh=True), tokenizer, random_pairs(8), out=tmp_path / "dial")
     curve = [json.loads(line) for line in (tmp_path / "dial/training.jsonl").open()]
     assert curve[0]["loss"] == 1.0, "policy and reference agree at the start"
     assert curve[-1]["loss"] < 1.0
@@ -121,7 +121,7 @@ def test_classes_of_earlier_versions_make_the_same_recipes():
 
 def test_a_combination_without_a_row_is_named_for_its_objective(tiny, tokenizer):
     recipe = Recipe(MSE(sites="1"), AdapterSettings("ia3"), TrainSettings(max_steps=1))
-    dial = fit(recipe, tiny("llama"), tokenizer, random_pairs(4))
+    dial = fit(recipe, tiny("llama", fresh=True), tokenizer, random_pairs(4))
     assert (dial.info.method, dial.kind) == ("mse", "ia3")
     with pytest.raises(ConfigError, match="expected a Recipe"):
-        fit(AdapterSettings(), tiny("llama"), tokenizer, random_pairs(4))  # type: ignore[arg-type]
+        fit(AdapterSettings(), tiny("llama", fresh=True), tokenizer, random_pairs(4))  # type: ignore[arg-type]
