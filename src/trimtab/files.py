@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -13,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def aside(file: Path) -> Iterator[Path]:
                 _clear_if_nobodys(left)
             lock = os.open(writing, os.O_RDWR | os.O_CREAT, 0o666)
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_descriptor(lock, blocking=False)
             yield writing
             with writing.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -49,8 +50,8 @@ def _clear_if_nobodys(left: Path) -> None:
     with suppress(OSError):
         stream = os.open(left, os.O_RDWR)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            if lock_descriptor(stream, blocking=False):
+                left.unlink()
         finally:
             os.close(stream)
 

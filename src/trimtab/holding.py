@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import inspect
 import os
 import socket
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from filelock import lock_descriptor
 
 from trimtab.errors import BusyError
 
@@ -83,26 +84,33 @@ def _locked(place: Path, file: Path) -> int | None:
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            stream = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            stream = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
             return None  # whoever writes there will say what is wrong
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = os.pread(stream, 500, 0).decode("utf-8", "replace") or "another process"
-            os.close(stream)
-            raise BusyError(
-                f"{place}: is being written by {said}; wait for it, or choose another place"
-            ) from None
+            mine = lock_descriptor(stream, blocking=False)
         except OSError:
             os.close(stream)
             return None
+        if not mine:
+            said = _owner(file)
+            os.close(stream)
+            raise BusyError(
+                f"{place}: is being written by {said}; wait for it, or choose another place"
+            )
         with contextlib.suppress(OSError):
             if os.fstat(stream).st_ino == file.stat().st_ino:  # not one that its owner took away
-                os.ftruncate(stream, 0)
-                os.pwrite(stream, _me().encode(), 0)
+                with contextlib.suppress(OSError):  # of a full disk the lock is held without a name
+                    os.ftruncate(stream, 0)
+                    os.write(stream, _me().encode())
                 return stream
         os.close(stream)
+
+
+def _owner(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return file.read_text("utf-8", "replace")[:500] or "another process"
+    return "another process"
 
 
 def _me() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -87,6 +88,18 @@ def test_a_dead_owner_has_nothing(other, tmp_path, stopped):
     with held(tmp_path / "out"):
         assert str(os.getpid()) in (tmp_path / ".out.lock").read_text()
     assert not list(tmp_path.iterdir()), "what the dead owner left is cleared away"
+
+
+def test_a_full_disk_holds_without_a_name(tmp_path, monkeypatch):
+    """The lock needs no room; that its owner cannot be written is no reason to try for ever."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.write", full)
+    with held(tmp_path / "out"):
+        assert (tmp_path / ".out.lock").read_text() == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_within_itself_and_not_beside_itself(tmp_path):
