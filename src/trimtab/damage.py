@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab import models
@@ -182,7 +183,12 @@ def first_range(dial: Dial, text: NeutralText, progress: Progress = SILENT) -> N
 
 def divergence(base: Tensor, new: Tensor) -> float:
     """Mean KL(base || new) over tokens of log-probs `[T, V]`, in nats."""
-    return (base.exp() * (base - new)).sum(-1).mean().item()
+    return token_kl(base, new).mean().item()
+
+
+def token_kl(base: Float[Tensor, "T V"], new: Float[Tensor, "T V"]) -> Float[Tensor, "T"]:
+    """KL(base || new) at every token of log-probs, in nats."""
+    return (base.exp() * (base - new)).sum(-1)
 
 
 def alpha_at_kl(

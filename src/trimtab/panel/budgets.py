@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trimtab import models
 from trimtab.batching import spans
+from trimtab.damage import token_kl
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError, ModelError, StudyError, near
 from trimtab.evaluation import Sampling, generate
@@ -202,7 +203,7 @@ def rollout_kl(
         bare = log_probs()
         with dial(model, alpha):
             own = log_probs()
-        kl = torch.nan_to_num((own.exp() * (own - bare)).sum(-1), nan=math.inf)
+        kl = torch.nan_to_num(token_kl(own, bare), nan=math.inf)
         found.append(kl.double().cpu().numpy())
     return found
 

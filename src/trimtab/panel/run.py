@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.damage import token_kl
 from trimtab.dials import Dial, VectorDial
 from trimtab.errors import DataError, StudyError
 from trimtab.evaluation import NeutralText, Sampling, alpha_at_kl, generate
@@ -165,8 +166,7 @@ class _On:
                 continue
             with dial(self.panel.model, self.arm.alpha):
                 new = text.log_probs(index)
-            kl = (base.exp() * (base - new)).sum(-1).clamp(min=0)
-            found.append(kl.double().cpu().numpy())
+            found.append(token_kl(base, new).clamp(min=0).double().cpu().numpy())
         return found
 
 
