@@ -25,6 +25,10 @@ def layers(model: nn.Module) -> nn.ModuleList:
     config = text_config(model)
     counts = (getattr(config, name, None) for name in _COUNTS)
     count = next((n for n in counts if isinstance(n, int)), None)
+    with contextlib.suppress(KeyError, AttributeError):  # not looked for yet; not there any more
+        known = model.get_submodule(_named[model])
+        if isinstance(known, nn.ModuleList) and len(known) == count:
+            return known
     stacks: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{other}.") for other in stacks)  # experts, say
@@ -37,12 +41,12 @@ def layers(model: nn.Module) -> nn.ModuleList:
             told = f"no list of {count} found"
         raise ModelError(f"{name} has no decoder layers that trimtab can tell: {told}")
     found = _passed(model, stacks) if len(stacks) > 1 else list(stacks)
-    return max(
-        (stacks[name] for name in found),
-        key=lambda stack: sum(p.numel() for p in stack.parameters()),
-    )
+    _named[model] = max(found, key=lambda n: sum(p.numel() for p in stacks[n].parameters()))
+    return stacks[_named[model]]
 
 
+_named: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""Where a model's layers were found: looking through thousands of modules takes a millisecond."""
 _COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
 """What configs call the number of decoder layers; the last may be the encoder's where they have both."""
 _text: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[str]]] = (
