@@ -176,7 +176,7 @@ def _waves(parts: Sequence[Any]) -> Iterator[list[Cell]]:
     """The waves of all parts side by side; a part in one of whose cells something failed has no further."""
     going = [iter(part.plan()) for part in parts]
     while going:
-        waves = [list(next(plan, ())) for plan in going]
-        yield [cell for wave in waves for cell in wave]
-        pairs = zip(going, waves, strict=True)
-        going = [plan for plan, wave in pairs if wave and all(cell.done for cell in wave)]
+        asked = [(plan, next(plan, None)) for plan in going]
+        waves = [(plan, list(wave)) for plan, wave in asked if wave is not None]
+        yield [cell for _, wave in waves for cell in wave]
+        going = [plan for plan, wave in waves if all(cell.done for cell in wave)]
