@@ -15,7 +15,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, PackageMetadata, metadata
+from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 
 PINNED = Path(__file__).resolve().parents[1] / "constraints.txt"
