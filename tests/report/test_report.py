@@ -771,7 +771,7 @@ def test_a_grid_names_nothing_outside_its_folder(tmp_path, name):
 
 
 def test_a_run_names_no_code(tmp_path, monkeypatch):
-    """What a file of others names is imported by nobody; a study of one's own, once imported, has its page."""
+    """What a file of others names is imported by nobody."""
     run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
     about = json.loads((run / "study.json").read_text())
     (run / "study.json").write_text(json.dumps({**about, "study": "planted"}))
