@@ -282,15 +282,14 @@ def _inputs(study: Study[Any]) -> Json:
     """What cells depend on, by part and label; long values as digests."""
     found: Json = {}
     for part, cell in _cells(study):
-        own = {k: v if len(json.dumps(v)) < 100 else _short(v) for k, v in cell.inputs.items()}
+        own = {
+            k: v if len(json.dumps(v)) < 100 else f"sha256 {digest(v)}"
+            for k, v in cell.inputs.items()
+        }
         found[": ".join(filter(None, (_name(study, part), cell.label)))] = json.loads(
             json.dumps(own)
         )
     return found
-
-
-def _short(value: Any) -> str:
-    return f"sha256 {digest(value)}"
 
 
 def _name(study: Study[Any], part: Any) -> str:
@@ -344,14 +343,11 @@ def _figures(study: Study[Any]) -> dict[str, dict[str, tuple[Any, float, float]]
             place += ["" if line.alpha is None or line.at else f"α {line.alpha:g}"]
             place += ["" if line.seed is None else f"seed {line.seed}"]
             key = ", ".join(filter(None, place))
-            mine[key] = (_finite(line.value), line.low, line.high)
+            value = line.value if math.isfinite(line.value) else None
+            mine[key] = (value, line.low, line.high)
             if isinstance(line, Difference) and line.verdict != "not judged":
                 mine[f"{key}, verdict"] = (line.verdict, math.nan, math.nan)
     return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _tolerance(value: Any, ends: list[float], share: float) -> float | None:
