@@ -207,7 +207,7 @@ def reproduce(
     own = {k: v for k, v in (given or {}).items() if v is not None}
     if foreign := set(own) - set(content.settings):
         raise ConfigError(f"reproduce: {content.study} has no setting {min(foreign)!r}")
-    fresh, stopped, out = not out.exists(), True, out.absolute()
+    fresh, stopped, out, here = not out.exists(), True, out.absolute(), versions()
     settings, texts = _here(content, out / "cells" / "settings")
     try:
         asked = kind.read({**settings, **own})
@@ -222,7 +222,12 @@ def reproduce(
         for name, text in texts.items():
             write_text(name, text)
         study = kind(asked, out, Host(progress))
-        mine = _before(content, study)
+        mine = _compared(content.inputs, _inputs(study), done=False)
+        mine += [
+            Differs("version", name, f"{theirs} in the pack, {here[name]} here")
+            for name, theirs in content.versions.items()
+            if here.get(name, theirs) != theirs
+        ]
         stopped = bool({d.what for d in mine} & {"data", "model"}) and not force
     except TrimtabError as error:
         raise type(error)(f"{file}: {error}") from error
@@ -251,19 +256,6 @@ def reproduce(
                     Differs("number", name, f"{_shown(value, *tolerance[:1])}, here {_shown(new)}")
                 )
     return Reproduced(found, same, near, of)
-
-
-def _before(content: Pack, study: Study[Any]) -> list[Differs]:
-    """What differs before anything has run."""
-    here = versions()
-    return [
-        *_compared(content.inputs, _inputs(study), done=False),
-        *(
-            Differs("version", package, f"{theirs} in the pack, {here[package]} here")
-            for package, theirs in content.versions.items()
-            if here.get(package, theirs) != theirs
-        ),
-    ]
 
 
 # ---- what a study is made of, and what it found --------------------------------------------------
