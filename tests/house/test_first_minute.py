@@ -1,6 +1,7 @@
-"""The first minute: what help, imports and a load bring along, in processor time against torch and transformers alone.
+"""The first minute: what help, imports and a load take against torch and transformers alone.
 
-Ratios of processes that take turns, the best of each side; a machine that is busy is given more turns."""
+Ratios of processor time; processes take turns, the best of each side counts, a busy machine gets more turns.
+"""
 
 import json
 import os
