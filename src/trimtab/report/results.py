@@ -37,6 +37,8 @@ class Results:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Difference, ...] = ()
     gains: tuple[Difference, ...] = ()
+    margins: tuple[Difference, ...] = ()
+    """Comparisons of the mean margin, against the baseline and against the bare model."""
     curves: tuple[Curve, ...] = ()
     generations: tuple[Generation, ...] = ()
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -147,9 +149,13 @@ def read_results(run_dir: str | Path) -> Results:
             and field.
     """
     run = reading.read(run_dir)
-    gains = tuple(d for d in run.differences if d.against == BASE)
-    rest = tuple(d for d in run.differences if d.against != BASE)
-    return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
+    margins = {d for d in run.differences if d.metric == "margin" and not d.split.startswith(PANEL)}
+    parts: tuple[list[Difference], ...] = ([], [], [])  # comparisons, gains, margins
+    for d in run.differences:
+        parts[2 if d in margins else d.against == BASE].append(d)
+    against, bare, margin = map(tuple, parts)
+    lines = run.measurements, against, bare, margin
+    return Results(run.about, *lines, run.curves, run.generations, run.costs)
 
 
 def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:
