@@ -37,6 +37,8 @@ class Results:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Difference, ...] = ()
     gains: tuple[Difference, ...] = ()
+    steered: tuple[Difference, ...] = ()
+    """Differences of slopes over α."""
     curves: tuple[Curve, ...] = ()
     generations: tuple[Generation, ...] = ()
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -148,8 +150,10 @@ def read_results(run_dir: str | Path) -> Results:
     """
     run = reading.read(run_dir)
     gains = tuple(d for d in run.differences if d.against == BASE)
-    rest = tuple(d for d in run.differences if d.against != BASE)
-    return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
+    steered = tuple(d for d in run.differences if d.metric == "steerability")
+    rest = tuple(d for d in run.differences if d.against != BASE and d not in steered)
+    told = (rest, gains, steered)
+    return Results(run.about, run.measurements, *told, run.curves, run.generations, run.costs)
 
 
 def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:
