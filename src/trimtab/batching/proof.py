@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from trimtab import models, proofs
 from trimtab.batching import masks, probes
 from trimtab.batching.batches import WIDEST, Batch, collate
 from trimtab.batching.contrast import ROW, Contrast
-from trimtab.batching.forward import forget_lengths, forward, run_prefix
+from trimtab.batching.forward import forget_lengths, forward, prefix_of
 from trimtab.batching.layouts import Arrangement, BatchLayout, Layout, unshared
 from trimtab.batching.spans import BARE, are_rows_apart
 from trimtab.batching.tokens import Encoded, Row
@@ -351,12 +350,8 @@ def _error(model: nn.Module, batch: Batch, truth: Truth, mask: Any = None) -> tu
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][row, at][None], *args[1:])
 
-    past = None
     try:
-        if batch.prefix is not None:
-            past = DynamicCache()
-            run_prefix(model, batch, past)
-            past.batch_repeat_interleave(len(batch.input_ids))
+        past = prefix_of(model, batch, models.n_layers(model) - 1)
         handle = models.head(model).register_forward_pre_hook(gather)
         try:
             logits = forward(model, batch, past, mask).logits[0]
