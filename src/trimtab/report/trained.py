@@ -49,7 +49,7 @@ def page(folder: Path) -> Page | None:
     for title, runs in parts.items():
         blocks.append(Section(plain(title), list(_group(runs))))
     ran = [
-        f"{plain(_named(r))}: {plain(r.study.train)}, {wording.count(r.study.train_items, 'item')}"
+        f"{plain(_named(r))}: {plain(r.study.train)}, {wording.count(r.study.train_items or 0, 'item')}"
         f"; seeds {wording.join([str(s) for s in r.study.seeds])}"
         for r in every
     ]
