@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -477,14 +478,21 @@ def test_verdicts_of_the_run(run):
 
 
 def test_the_page_of_trained_dials_is_made_of_comparisons(run, tmp_path):
-    for name in ("study.json", "results.jsonl", "verdicts.jsonl", "costs.json"):
-        file = tmp_path / "trained" / "cross" / "suite" / name
+    names = ("study.json", "results.jsonl", "verdicts.jsonl", "costs.json")
+    for group, name in itertools.product(("cross", "upper"), names):
+        file = tmp_path / "trained" / group / "suite" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(run / name, file)
     (page,) = write_pages(tmp_path, ["trained"])
     shown = page.read_text()
     assert "against the mean difference at α = 1, DPO steers further in " in shown
-    for title in ("Steerability against DPO", "Wrong way, %", "per root nat", "Seconds to fit"):
+    for title in (
+        "Steerability against DPO",
+        "Wrong way, %",
+        "per root nat",
+        "Seconds to fit",
+        "suite, at equal KL",
+    ):
         assert title in shown
     assert (tmp_path / "trained.svg").is_file()
 

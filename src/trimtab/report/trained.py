@@ -13,7 +13,7 @@ from trimtab.report import figures, tables, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
 from trimtab.report.figures import Mark
 from trimtab.report.looks import looks_of
-from trimtab.report.results import Results, read_results
+from trimtab.report.results import ALPHA_1, EQUAL_KL, Results, read_results
 from trimtab.report.svg import limits
 
 ABOUT = (
@@ -23,10 +23,12 @@ ABOUT = (
     "form a tenth of the states’ length; so slopes are set against damage, too: per root nat is the slope "
     "over the root of mean KL on neutral text at α = 1. Learning rates are the methods’ own, none was tuned."
 )
+UPPER = "Adapters on the upper half and on all layers"
 GROUPS = {
     "cross": "Objectives and places",
     "more": "Ten further sets",
     "second": "On the second model",
+    "upper": UPPER,
 }
 """Folders of the page, with what they are called there."""
 
@@ -47,14 +49,15 @@ def page(folder: Path) -> Page | None:
     every = [r for runs in parts.values() for r in runs]
     blocks: list[Block] = [Text(" ".join(_answer(parts)), lead=True), Text(ABOUT)]
     for title, runs in parts.items():
-        blocks.append(Section(plain(title), list(_group(runs))))
+        made = _halves(runs) if title == UPPER else _group(runs)
+        blocks.append(Section(plain(title), list(made)))
     ran = [
         f"{plain(_named(r))}: {plain(r.study.train)}, {wording.count(r.study.train_items or 0, 'item')}"
         f"; seeds {wording.join([str(s) for s in r.study.seeds])}"
         for r in every
     ]
     commands = dict.fromkeys(r.study.command for r in every)
-    made = [
+    lines = [
         listed(ran),
         *(Text(fenced(c)) for c in commands),
         Text(tables.versions(every[0].study)),
@@ -62,7 +65,7 @@ def page(folder: Path) -> Page | None:
     methods = dict.fromkeys(m for r in every for m in r.methods)
     blocks += [
         Section("Methods", [listed([f"{plain(m)}: {plain(_what(every, m))}" for m in methods])]),
-        Section("What was run", made),
+        Section("What was run", lines),
     ]
     title = "Dials trained by preference, wherever they sit"
     return Page(title, blocks, "trained", tables.looks(list(methods)))
@@ -109,6 +112,19 @@ def _group(runs: Sequence[Results]) -> Iterator[Block]:
     yield Section("Seconds to fit", [Text(seconds), table(_seconds)], level=3)
 
 
+def _halves(runs: Sequence[Results]) -> Iterator[Block]:
+    """Accuracy of an adapter on the upper half less that of one on all layers."""
+    yield Text(
+        "Accuracy of DPO with a LoRA on the blocks from the middle up, less that with one on all of them, "
+        f"on the same items. {wording.ADJUSTED}"
+    )
+    for r in runs:
+        for at, said in ((ALPHA_1, "at α = 1"), (EQUAL_KL, "at equal KL")):
+            if told := [d for d in r.at(at) if d.method != "random"]:
+                title = f"{plain(r.study.suite)}, {said}"
+                yield Section(title, [tables.verdicts(told)], level=3)
+
+
 def _panel(r: Results) -> figures.Panel:
     looks = looks_of(r.methods)
     found = [(m, line) for m in r.methods if (line := r.summary(m, "steerability"))]
@@ -143,7 +159,7 @@ def _answer(parts: dict[str, list[Results]]) -> Iterator[str]:
         told = [
             d for r in runs for d in r.steered if d.against == "mean" and d.method in r.study.trials
         ]
-        if told:
+        if told and title != UPPER:
             better, worse = (sum(d.verdict == v for d in told) for v in ("better", "worse"))
             names = list(dict.fromkeys(plain(wording.label(d.method)) for d in told))
             does = "steers" if len(names) == 1 else "steer"
