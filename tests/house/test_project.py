@@ -26,7 +26,7 @@ LINES_OF_ROOM = {
     "batching": 2595,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
     "cli": 3870,  # push; --dial.kind, --with
     "compat": 550,
-    "directions": 490,  # what differences say before a direction is fitted
+    "directions": 530,  # what differences say before a direction is fitted
     "dials": 5410,  # the card and the Hub; reft, doses
     "evaluation": 2870,
     "export": 2010,  # llama.cpp's LoRAs with their check
