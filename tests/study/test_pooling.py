@@ -85,8 +85,8 @@ def made(studies: list[Results]):
 
 
 def test_a_margin_decides_where_accuracy_cannot(run):
-    """A spread of margins of 0.5 nats, 60 % right: 77 points a nat, so that suites have 3.86 and 4.64 points; of
-    these 4.25 ± t(3) √(4 · 0.386² / 3 / 4) = ± 0.71."""
+    """A spread of margins of 0.5 nats, 60 % right: 77 points a nat, so that suites have 3.86 and 4.64 points,
+    pooled 4.25 ± t(3) √(4 · 0.386² / 3 / 4) = ± 0.71."""
     studies = suites(run, [0.01, -0.01, 0.0, 0.01], [0.05, 0.06, 0.05, 0.06])
     assert page.a_nat(studies[0], "oos") == pytest.approx(0.3863 / 0.5, rel=1e-3)
     text, said = made(studies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -40,6 +41,7 @@ from trimtab.statistics import holm
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
+from trimtab.studies.pages import write_pages
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names
 from trimtab.study.files import read_rows
 from trimtab.study.results import row_of
@@ -441,7 +443,10 @@ def test_equal_kl_is_equal(run):
 
 def test_verdicts_of_the_run(run):
     found = lines(run / "verdicts.jsonl")
-    found = [v for v in found if v["against"] == "dpo"]
+    found, slopes = (
+        [v for v in found if v["against"] == "dpo" and (v["metric"] != "steerability") == told]
+        for told in (True, False)
+    )
     places = [(v["metric"], v["method"], v["split"], v["at"]) for v in found]
     assert places == [
         (metric, "mean", split, at)
@@ -449,10 +454,7 @@ def test_verdicts_of_the_run(run):
         for at in ("alpha_1", "equal_kl")
         for split in ("test", "oos")
     ]
-    for metric in (
-        "accuracy",
-        "margin",
-    ):  # adjusted over the two at a place, each metric for itself
+    for metric in ("accuracy", "margin"):  # each adjusted over the two at a place
         for place in ("alpha_1", "equal_kl"):
             two = sorted(
                 (v["p"], v["p_holm"]) for v in found if (v["metric"], v["at"]) == (metric, place)
@@ -474,6 +476,35 @@ def test_verdicts_of_the_run(run):
         assert v["value"] == pytest.approx(means["mean"] - means["dpo"])
         assert v["seeds"] == 2
         assert v["in_this_run"]
+    slope = {
+        m: np.mean([i["preference"] * i["alpha"] / 2 for i in dose if i["method"] == m]) * 2
+        for dose in [[i for i in items if i["split"] == "dose"]]
+        for m in ("dpo", "mean")
+    }
+    (v,) = slopes
+    assert (v["method"], v["metric"], v["split"], v["at"]) == ("mean", "steerability", "dose", None)
+    assert v["value"] == pytest.approx(slope["mean"] - slope["dpo"], abs=1e-6)
+    assert v["low"] < v["value"] < v["high"]
+
+
+def test_the_page_of_trained_dials_is_made_of_comparisons(run, tmp_path):
+    names = ("study.json", "results.jsonl", "verdicts.jsonl", "costs.json")
+    for group, name in itertools.product(("cross", "upper"), names):
+        file = tmp_path / "trained" / group / "suite" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / name, file)
+    (page,) = write_pages(tmp_path, ["trained"])
+    shown = page.read_text()
+    assert "against the mean difference at α = 1, DPO steers further in " in shown
+    for title in (
+        "Steerability against DPO",
+        "Wrong way, %",
+        "per root nat",
+        "Seconds to fit",
+        "suite, at equal KL",
+    ):
+        assert title in shown
+    assert (tmp_path / "trained.svg").is_file()
 
 
 def test_the_other_files_of_a_run(run, here):
@@ -490,7 +521,8 @@ def test_the_other_files_of_a_run(run, here):
     assert all(t["text"] == bare for t in texts if t["alpha"] == 0)
     costs = json.loads((run / "costs.json").read_text())
     assert set(costs) == {"dpo", "mean"}
-    assert {"fit_seconds", "evaluate_seconds", "parameters"} == set(costs["dpo"])
+    took = {"fit_seconds", "fit_cpu_seconds", "evaluate_seconds"}
+    assert {*took, "parameters"} == set(costs["dpo"])
     study = json.loads((run / "study.json").read_text())
     assert study["model_digest"] == models.digest_of(str(here / "model"))
     assert study["splits"]["test"] == {

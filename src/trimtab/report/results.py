@@ -39,6 +39,8 @@ class Results:
     gains: tuple[Difference, ...] = ()
     margins: tuple[Difference, ...] = ()
     """Comparisons of the mean margin, against the baseline and against the bare model."""
+    steered: tuple[Difference, ...] = ()
+    """Differences of slopes over α."""
     curves: tuple[Curve, ...] = ()
     generations: tuple[Generation, ...] = ()
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -149,13 +151,13 @@ def read_results(run_dir: str | Path) -> Results:
             and field.
     """
     run = reading.read(run_dir)
-    margins = {d for d in run.differences if d.metric == "margin" and not d.split.startswith(PANEL)}
-    parts: tuple[list[Difference], ...] = ([], [], [])  # comparisons, gains, margins
+    parts: tuple[list[Difference], ...] = ([], [], [], [])
     for d in run.differences:
-        parts[2 if d in margins else d.against == BASE].append(d)
-    against, bare, margin = map(tuple, parts)
-    lines = run.measurements, against, bare, margin
-    return Results(run.about, *lines, run.curves, run.generations, run.costs)
+        apart = {"margin": 2, "steerability": 3} if not d.split.startswith(PANEL) else {}
+        parts[apart.get(d.metric, d.against == BASE)].append(d)
+    against, bare, margins, steered = map(tuple, parts)
+    told = (against, bare, margins, steered)
+    return Results(run.about, run.measurements, *told, run.curves, run.generations, run.costs)
 
 
 def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:

@@ -37,8 +37,8 @@ def measured(
 def compared(
     mine: Scores, theirs: Scores, weights: Weights = None, within: Range = SHARE, **labels: Any
 ) -> Difference:
-    """Values, by default shares, `mine` less `theirs` on the same items, without a verdict. Seeds are paired
-    by their number; a side with one is set against every seed of the other."""
+    """Shares, or values within another range, `mine` less `theirs` on the same items, without a verdict.
+    Seeds are paired by their number; a side with one is set against every seed of the other."""
     if len(mine) > 1 and len(theirs) > 1:
         both = [seed for seed in mine if seed in theirs]
         mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))

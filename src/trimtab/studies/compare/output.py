@@ -169,7 +169,7 @@ def _write_part(
         for cell, summary in found
         for g in summary["generations"]
     ]
-    differences = (*told, *changed)
+    differences = (*told, *changed, *tables.steered(rows, common))
     write(study.folder, Run(whole, tuple(lines), differences, tuple(curves), tuple(texts), costs))
     write_rows(study.folder / "items.parquet", rows)
 

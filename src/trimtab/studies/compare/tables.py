@@ -31,7 +31,8 @@ JUDGED = ("accuracy", "margin")
 """Metrics of which methods are compared, each a table of its own."""
 NOTHING = Interval(0.0, 0.0, 0.0)
 """Damage at 0, where nothing is attached: exactly none."""
-BASELINE = "dpo"
+BASELINE, MEAN = "dpo", "mean"
+STEERED = "steerability"
 COMPARED = (ALPHA_1, EQUAL_KL)
 """Where dials are compared."""
 Key = tuple[str, str, str, float | None]
@@ -71,38 +72,74 @@ def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarr
     return tables
 
 
+Curves = tuple[list[float], list[Any], dict[int | None, np.ndarray]]
+"""Alphas, items, and values [items, alphas] by seed."""
+
+
 def dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
     """Slope, straightness and monotonicity of each method's dose-response of the margin, a seed
     each, and over seeds where there are several; slope and wrong way of the summed log-ratio."""
-    dose = [r for r in rows if r["split"] == "dose"]
     lines: list[Measurement] = []
     for metric, summed in (("margin", _response), ("preference", _steered)):
-        given = [
-            r for r in dose if r.get(metric) is not None
-        ]  # cells of earlier versions have no sums
-        base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
-        for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
-            curves: dict[int | None, dict[float, dict[str, float]]] = {}
-            for r in given:
-                if r["method"] == method:
-                    curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
-                    curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
-            alphas = sorted(next(iter(curves.values())))
-            items = list(next(iter(curves.values()))[alphas[0]])
-            if len(alphas) < 2:
-                continue
-            values = {
-                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
-            }
+        for method, (alphas, items, values) in _curves(rows, metric).items():
             for seed, table in _with_all(values).items():
                 if not np.isfinite(table).all():
                     continue
                 of = {"method": method, "split": "dose", "items": len(items), **common}
-                of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+                of |= {"seed": seed, "aggregate": seed is None and None not in values}
                 lines += [
                     line(figure, metric=m, **of) for m, figure in summed(alphas, table).items()
                 ]
     return lines
+
+
+def _curves(rows: Rows, metric: str) -> dict[str, Curves]:
+    """Values of a metric over alpha by method, the bare model's at 0."""
+    given = [  # cells of earlier versions have no sums
+        r for r in rows if r["split"] == "dose" and r.get(metric) is not None
+    ]
+    base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
+    made: dict[str, Curves] = {}
+    for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
+        curves: dict[int | None, dict[float, dict[str, float]]] = {}
+        for r in given:
+            if r["method"] == method:
+                curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
+                curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
+        alphas = sorted(next(iter(curves.values())))
+        items = list(next(iter(curves.values()))[alphas[0]])
+        if len(alphas) > 1:
+            values = {
+                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
+            }
+            made[method] = (alphas, items, values)
+    return made
+
+
+def steered(rows: Rows, common: Mapping[str, Any]) -> list[Difference]:
+    """Steerability of every method less that of the mean difference and of DPO, on the same items, as one
+    table."""
+    found = {
+        method: {
+            seed: dict(zip(items, slopes(alphas, table.T).tolist(), strict=True))
+            for seed, table in values.items()
+        }
+        for method, (alphas, items, values) in _curves(rows, "preference").items()
+        if all(np.isfinite(table).all() for table in values.values())
+    }
+    lines: list[Difference] = []
+    for against, method in product((MEAN, BASELINE), found):
+        if against in found and method != against:
+            both = [*found[method].values(), *found[against].values()]
+            shared = [i for i in both[0] if all(i in slope for slope in both)]
+            mine, theirs = (
+                {seed: [slope[i] for i in shared] for seed, slope in found[m].items()}
+                for m in (method, against)
+            )
+            labels: dict[str, Any] = {"method": method, "against": against, "metric": STEERED}
+            labels |= {"split": "dose", "alpha": None, "at": None, **common}
+            lines.append(compared(mine, theirs, within=UNBOUNDED, **labels))
+    return judged(lines)
 
 
 def _response(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
@@ -115,7 +152,7 @@ def _steered(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
     """Of values [items, alphas] or [seeds, items, alphas]."""
     found = slopes(alphas, table.reshape(-1, len(alphas)).T).reshape(table.shape[:-1])
     return {
-        "steerability": mean_interval(found),
+        STEERED: mean_interval(found),
         "wrong_way": mean_interval((1 - np.sign(found)) / 2, SHARE),
     }
 
