@@ -29,7 +29,8 @@ def seen(mask) -> torch.Tensor:
 
 
 def both(model, batch):
-    dense = attention_mask(batch, model)
+    with blocks.trying(model, False):
+        dense = attention_mask(batch, model)
     with blocks.trying(model, True):
         made = attention_mask(batch, model)
     if not isinstance(dense, dict):
@@ -140,3 +141,14 @@ def test_on_a_cpu_nothing_is_tried(tiny):
     assert not blocks.able(tiny("llama"))
     layout_of(tiny("llama"), random_rows())
     assert not blocks.hold(tiny("llama"))
+
+
+def test_microbatches_are_one_line_of_whole_blocks(tiny, stood_in):
+    model, rows = tiny("llama", fresh=True), random_rows(shapes=SHAPES)
+    layout_of(model, rows)
+    batch = collate(rows, range(3), "shared", **blocks.lines(model))
+    assert batch.input_ids.shape == (1, 384)  # 182 + 7 + 143 tokens, and 52 of padding
+    apart = collate(rows, range(3), "packed", **blocks.lines(model))
+    assert apart.input_ids.shape == (3, 256)
+    for dense, made in both(model, batch):
+        assert torch.equal(seen(made), dense)

@@ -100,6 +100,12 @@ def know(model: nn.Module, holds: bool) -> None:
         _install()
 
 
+def lines(model: nn.Module) -> dict[str, Any]:
+    """How `collate` lays out microbatches for a model: where masks are blocks, all rows in one line of
+    whole blocks, for what they do not see costs nothing; else lines that a dense mask can afford."""
+    return {"one_line": True, "multiple": BLOCK} if hold(model) else {}
+
+
 @contextmanager
 def trying(model: nn.Module, on: bool) -> Iterator[None]:
     """Within it a model's masks are blocks, or dense ones, whatever is known of it."""
