@@ -24,9 +24,9 @@ MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1050,
     "batching": 2595,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
-    "cli": 3750,  # push; --dial.kind, --with
+    "cli": 3870,  # push; --dial.kind, --with
     "compat": 550,
-    "directions": 490,  # what differences say before a direction is fitted
+    "directions": 530,  # what differences say before a direction is fitted
     "dials": 5410,  # the card and the Hub; reft, doses
     "evaluation": 2870,
     "export": 2010,  # llama.cpp's LoRAs with their check
@@ -35,11 +35,11 @@ LINES_OF_ROOM = {
     "panel": 1445,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 4808,  # the page of a panel
+    "report": 5160,  # the page of a panel
     "serve": 2010,  # the provider of Inspect, prompts in pieces
-    "statistics": 610,
-    "studies": 7865,  # a panel in evaluate, compare and a study of its own
-    "study": 3000,
+    "statistics": 710,
+    "studies": 8310,  # a panel in evaluate, compare and a study of its own
+    "study": 3010,
     "trl": 460,
     "training": 4880,  # any dial on any objective: poles, vectors, edits of states
 }

@@ -13,6 +13,7 @@ from trimtab.report.results import BASE, TRAIN, About, Difference, Results
 
 COSTS = {
     "fit_seconds": "time to fit, s",
+    "fit_cpu_seconds": "processor time to fit, s",
     "evaluate_seconds": "time to evaluate, s",
     "parameters": "parameters",
     "size_bytes": "size on disk, bytes",
