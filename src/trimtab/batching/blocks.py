@@ -7,7 +7,7 @@ give, gradients included (`proof.py`); elsewhere, and where the kernel cannot be
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -64,10 +64,11 @@ def tree_rule(
     return sees
 
 
-def block_mask(sees: Sees, lines: int, width: int, prefix: int, device: torch.device) -> Any:
-    """A rule as what FlexAttention takes, `[B, 1, T, S+T]`. On a GPU it is made without the dense mask."""
+def block_mask(sees: Sees, grid: Sequence[int], prefix: int, device: torch.device) -> Any:
+    """A rule for a grid `B, T` as what FlexAttention takes, `[B, 1, T, S+T]`. On a GPU it is made without the dense mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
+    lines, width = grid
     shape: Any = {"B": lines, "H": None, "Q_LEN": width, "KV_LEN": prefix + width}
     made = create_block_mask if device.type == "cpu" else _compiled(create_block_mask)
     return made(sees, **shape, device=device, BLOCK_SIZE=BLOCK)

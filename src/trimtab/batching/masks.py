@@ -98,7 +98,7 @@ def build_masks(
                 if ends is None
                 else blocks.tree_rule(ends, positions, within)
             )
-            return blocks.block_mask(rule, *segments.shape, prefix, segments.device)
+            return blocks.block_mask(rule, segments.shape, prefix, segments.device)
         if ends is not None:
             return tree_mask(ends, positions, within)
         return packed_mask(segments, positions, within, prefix, members)
