@@ -65,7 +65,7 @@ def tree_rule(
 
 
 def block_mask(sees: Sees, grid: Sequence[int], prefix: int, device: torch.device) -> Any:
-    """A rule for a grid `B, T` as what FlexAttention takes, `[B, 1, T, S+T]`. On a GPU it is made without the dense mask."""
+    """A rule for a grid `B, T` as FlexAttention takes it, `[B, 1, T, S+T]`; a GPU makes no dense mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     lines, width = grid
