@@ -23,7 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_LINES = 400
 LINES_OF_ROOM = {
     "anchoring": 1050,
-    "batching": 2595,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
+    "batching": 2820,  # which tokens are pooled, from states.py; trunks, how deep a pass goes
     "cli": 3870,  # push; --dial.kind, --with
     "compat": 550,
     "directions": 530,  # what differences say before a direction is fitted
@@ -41,7 +41,7 @@ LINES_OF_ROOM = {
     "studies": 8310,  # a panel in evaluate, compare and a study of its own
     "study": 3010,
     "trl": 460,
-    "training": 4880,  # any dial on any objective: poles, vectors, edits of states
+    "training": 4920,  # any dial on any objective: poles, vectors, edits of states
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""
