@@ -32,7 +32,7 @@ LINES_OF_ROOM = {
     "export": 2010,  # llama.cpp's LoRAs with their check
     "models": 3500,  # a model run from one of its layers
     "objectives": 1850,  # rankings, RePS
-    "panel": 1445,  # what else a dial changes, budgets of it
+    "panel": 1460,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
     "report": 5160,  # the page of a panel
