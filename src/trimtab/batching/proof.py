@@ -320,6 +320,7 @@ def _wide(model: nn.Module, row: Row, tolerance: float) -> str:
     longest = max(range(len(row.answers)), key=lambda n: len(row.answers[n]))
     some = {0, longest, len(row.answers) - 1}
     truth = {n: _alone(model, row.prompt, row.answers[n]) for n in some}
+    row = replace(row, turns=())  # whole answers, as in the truth, whatever of them is scored
     worst, why = _error(model, collate(probes.encoded([row]), [0]), truth)
     if not why and not worst <= tolerance:
         why = f"packed and separate log-probs differ by {worst:.2g} nats a token"
