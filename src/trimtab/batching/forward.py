@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from trimtab import models
 from trimtab.batching.batches import Batch
 from trimtab.batching.masks import attention_mask, build_masks
 from trimtab.batching.spans import prompts
 from trimtab.batching.trunk import Trunk, prefix_places
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 def forward(
@@ -74,6 +76,8 @@ def prefix_of(
     """Keys and values of a batch's shared prefix for its rows, as deep as they are needed."""
     if batch.prefix is None:
         return None
+    from transformers import DynamicCache
+
     past = DynamicCache()
     below = nullcontext() if trunk is None else trunk.below(model, prefix_places(batch))
     with below, stop_after(model, block), suppress(Stop):

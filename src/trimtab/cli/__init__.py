@@ -37,6 +37,8 @@ VERBS = {
     "judge": "compare two files of answers pairwise, in both orders",
     "inspect": "look at pairs (a spec) or at a dial (a folder)",
     "report": "make the page of a run from its result files",
+    "pack": "one file from which a run's figures are made again elsewhere",
+    "reproduce": "run a pack, and say what differs: data, model, version or number",
     "recipe": "make results again: run what files say, then render their pages; resumable",
     "methods": "list the methods",
     "completion": "a script by which bash or zsh completes all this",

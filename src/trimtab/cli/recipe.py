@@ -24,7 +24,7 @@ from trimtab.config_files import read_yaml
 from trimtab.errors import ConfigError, near
 
 KEYS = ("run", "out", "flags")
-NOT_TO_RUN = ("recipe", "methods", "completion", "push")
+NOT_TO_RUN = ("recipe", "methods", "completion", "push", "pack", "reproduce")
 """Verbs that write no results."""
 
 

@@ -19,7 +19,7 @@ def base_of(model: nn.Module) -> tuple[str, str]:
     """What an adapter's config calls its base so that it is found again, and what is to be said of that."""
     name = models.source_of(model).name
     local = Path(name).expanduser()
-    if name == models.DEFAULT_MODEL or name.endswith(".gguf"):
+    if name in (models.DEFAULT_MODEL, models.SECOND_MODEL) or name.endswith(".gguf"):
         place = Path(models.folder_of(name)).absolute()
         return str(place), f"base_model_name_or_path is this machine's copy of {name}"
     if local.is_dir():

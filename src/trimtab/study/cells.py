@@ -16,7 +16,7 @@ import time
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from trimtab.provenance import digest, versions
 from trimtab.rendering import Rendering
 from trimtab.study.made import VERSIONS
 
-JOB, RESULT = "job.json", "cell.json"
+JOB, RESULT, PLAN = "job.json", "cell.json", "plan/plan.json"
 LOCK_SECONDS = 30.0
 """How long to wait for a process that still holds a cell: one that was killed lets go at once."""
 
@@ -60,6 +60,8 @@ class Cell:
     result: Path
     """Written last, all or nothing."""
     job: str = JOB
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What its figures depend on, as JSON values: `common` and its own."""
 
     @property
     def done(self) -> bool:

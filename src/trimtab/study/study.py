@@ -7,18 +7,20 @@ other.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from trimtab.files import write_json
 from trimtab.holding import held
 from trimtab.progress import SILENT, Progress
-from trimtab.provenance import digest
-from trimtab.study.cells import RESULT, Cell, Host, setting_of
+from trimtab.provenance import digest, versions
+from trimtab.study.cells import PLAN, RESULT, Cell, Host, plain, setting_of
 from trimtab.study.files import free_folder
 from trimtab.study.forecast import Load
-from trimtab.study.made import say_older
+from trimtab.study.made import VERSIONS, say_older
 from trimtab.study.results import Run, write
 from trimtab.study.workers import check, work
 
@@ -51,6 +53,8 @@ class Study(Generic[S]):
         has become of other parts."""
         self.what = self.name
         """For progress."""
+        self.whole = True
+        """Whether the settings say all that is asked, so that they alone can ask it again."""
         self.common: dict[str, Any] = {}
         """What the figures of all cells depend on, as JSON values: digests of models and pairs, not names."""
 
@@ -118,10 +122,14 @@ class Study(Generic[S]):
             run: the method that measures it, called with the cell's folder and `own`. What it returns is
                 kept as the cell's result.
         """
-        folder = self.out / "cells" / f"{label}-{digest({**self.common, **inputs})[:16]}"
+        inputs = {**self.common, **inputs}
+        folder = self.out / "cells" / f"{label}-{digest(inputs)[:16]}"
         where = f"{type(self).__module__}:{type(self).__name__}.{run}"
         common = digest(self.common)
-        return Cell(self.out, folder, where, self.settings, own, label, common, folder / RESULT)
+        found = folder / RESULT
+        return Cell(
+            self.out, folder, where, self.settings, own, label, common, found, inputs=inputs
+        )
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -163,6 +171,8 @@ def run(
     with held(study.out):
         for out in dict.fromkeys(part.out for part in study.parts):
             say_older((out / "cells").glob(study.finished), study.progress)
+        for part in study.parts:
+            _write_plan(study, part, title)
         threads = study.settings.threads
         try:
             work(study.what, _waves(study.parts), study.host, jobs=jobs, ray=ray, threads=threads)
@@ -172,11 +182,22 @@ def run(
     return study.out
 
 
+def _write_plan(study: Study[Any], part: Any, title: str) -> None:
+    """Say in the folder of a part's cells what makes it again (`trimtab.studies.packs`)."""
+    own = part.settings if isinstance(part, Study) else study.settings
+    if study.whole:
+        said = {"study": study.name, "settings": json.loads(json.dumps(plain(own), default=str))}
+        file = part.out / "cells" / PLAN
+        write_json(file, {"format": 1, **said, "title": title, VERSIONS: versions()})
+    else:
+        (part.out / "cells" / PLAN).unlink(missing_ok=True)
+
+
 def _waves(parts: Sequence[Any]) -> Iterator[list[Cell]]:
     """The waves of all parts side by side; a part in one of whose cells something failed has no further."""
     going = [iter(part.plan()) for part in parts]
     while going:
-        asked = [(plan, next(plan, None)) for plan in going]
-        waves = [(plan, list(wave)) for plan, wave in asked if wave is not None]
-        yield [cell for _, wave in waves for cell in wave]
-        going = [plan for plan, wave in waves if all(cell.done for cell in wave)]
+        waves = [next(plan, None) for plan in going]  # a wave may be empty
+        yield [cell for wave in waves for cell in wave or ()]
+        pairs = zip(going, waves, strict=True)
+        going = [p for p, wave in pairs if wave is not None and all(cell.done for cell in wave)]

@@ -21,10 +21,10 @@ from trimtab.readout import Needs, Readout
 from trimtab.sites import Site, parse_sites
 from trimtab.states import Readings, depth, pair_up, read
 from trimtab.training import recipes
+from trimtab.training.fit_module import FitModule
 from trimtab.training.poles import twice
 from trimtab.training.reference import Reference
 from trimtab.training.settings import RotationSettings
-from trimtab.training.trainer import FitModule
 
 RotationRecipe = recipes.RotationRecipe
 ContrastiveRecipe: Any = recipes.ContrastiveRecipe  # as it was called

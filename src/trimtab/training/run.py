@@ -27,19 +27,16 @@ from trimtab.files import write_text
 from trimtab.holding import holding
 from trimtab.objectives import PlackettLuce
 from trimtab.pairs import PairSet, read_pairs
-from trimtab.pairs.inspect import contradictions
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import USUAL, Rendering, record_of
 from trimtab.store import Store
 from trimtab.training.adapters import fit_adapter
-from trimtab.training.alignment_head import fit_alignment_head
 from trimtab.training.closed_form import fit_direction
 from trimtab.training.fits import check_fits
 from trimtab.training.methods import METHODS, method
 from trimtab.training.plan import Made, Run
 from trimtab.training.recipes import AnyRecipe, Method, Recipe, alike
-from trimtab.training.reward_head import fit_reward_head
 from trimtab.training.rotation import QUICK_PAIRS
 from trimtab.training.settings import LogitsSettings, RewardSettings, plain
 from trimtab.training.steering import PUBLISHED, SteeringRecipe, encode_poles
@@ -190,6 +187,8 @@ def check_pairs(named: Method, data: PairSet | Contrast) -> None:
     that differ in what is asked would be scored as if they answered the same; DataError where rankings
     go in a circle."""
     if named.trained and isinstance(named.recipe.objective, PlackettLuce):
+        from trimtab.pairs.inspect import contradictions  # with scipy's solvers, half a second
+
         circular = contradictions(data)["contradictory"] if isinstance(data, PairSet) else 0
         if circular:
             raise DataError(
@@ -209,10 +208,14 @@ def check_pairs(named: Method, data: PairSet | Contrast) -> None:
 
 
 def _trainer_of(recipe: Recipe[Any, Any]) -> Callable[[Run], Made]:
-    """What trains a recipe's dial."""
+    """What trains a recipe's dial; the Trainer is imported by nobody who trains nothing."""
     if isinstance(recipe.dial, LogitsSettings):
-        return fit_alignment_head
-    return fit_reward_head if isinstance(recipe.dial, RewardSettings) else fit_adapter
+        from trimtab.training.alignment_head import fit_alignment_head as trainer
+    elif isinstance(recipe.dial, RewardSettings):
+        from trimtab.training.reward_head import fit_reward_head as trainer
+    else:
+        trainer = fit_adapter
+    return trainer
 
 
 def _has_chat(data: PairSet | Contrast) -> bool:

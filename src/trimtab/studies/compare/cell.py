@@ -257,7 +257,7 @@ def cell_of(
     folder = out / "cells" / "-".join(words)
     common = digest(setting.key)
     made = Cell(out, folder, f"{STAGE}.measure", setting, own, "", common, folder / SUMMARY)
-    return replace(made, label=f"{setting.data.suite.name}: {made.said}")
+    return replace(made, label=f"{setting.data.suite.name}: {made.said}", inputs=inputs)
 
 
 def plan_cells(

@@ -69,6 +69,7 @@ class Compare(Study[Comparison]):
         self.varied = read_settings(settings.recipes)
         self.methods, prompt = chosen_methods(settings, self.varied, methods)
         self.parts, said = plan_studies(settings, out, self.methods, prompt, self.progress)
+        self.whole = methods is None
         self.what = ", ".join(dict.fromkeys(part.suite.name for part in self.parts))
         for line in said:
             self.progress.say(line)
