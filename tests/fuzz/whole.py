@@ -34,6 +34,7 @@ from trimtab.report import render
 from trimtab.serve.app import Server
 from trimtab.store import Store
 from trimtab.studies.anchoring import study as anchoring
+from trimtab.studies.packs import read_pack
 from trimtab.studies.pages import page_of
 from trimtab.study.cells import read_cell
 from trimtab.study.parameters import parse_parameters
@@ -331,6 +332,25 @@ def _stored(folder: Path) -> None:
     assert found is None or all(t.shape for t in found.values())
 
 
+PACK = {
+    "study": "compare",
+    "title": "t",
+    "settings": {"model": "m"},
+    "files": {"a.yaml": "a: 1"},
+    "inputs": {"base": {"model": "0"}},
+    "versions": {"trimtab": "0"},
+    "expected": {"t": {"accuracy": [0.5, 0.1]}},
+}
+
+
+def _packed(folder: Path, value: Any) -> None:
+    if isinstance(value, dict):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(mutants.text_of({k: v for k, v in value.items() if k in PACK}))
+            value = {"format": 1, **value, "sha256": provenance.digest(content)}
+    (folder / "data").write_text(mutants.text_of(value))
+
+
 def _cell(folder: Path) -> None:
     cell = read_cell(folder / "cells" / "x" / "job.json")
     if cell.done:
@@ -500,6 +520,7 @@ def readers() -> dict[str, Any]:
             put,
             _cell,
         ),
+        "pack": Reader(mutants.documents([PACK]), _packed, lambda d: read_pack(d / "data")),
         "sheet": reader(sheets(), _sheet, "data.csv"),
         "words of every verb": _word(typed, command_lines()),
         "template variables": _word(
