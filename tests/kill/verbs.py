@@ -53,7 +53,7 @@ VERBS = {
     f"--blocks 0,0.5 {OWN}",
     "panel": "study run panel --model HERE/model --panel HERE/panel.yaml --panel-items 4 "
     f"--dials a=HERE/dial {OWN}",
-    "anchoring": "study run anchoring --experiments 1.6 1.4 --seeds 1 --steps 20 --out OUT",
+    "anchoring": "study run anchoring --experiments 1.6 1.4 --seeds 1 --steps 20 --quiet --out OUT",
     **{f"export {to}": f"export {EXPORT} --dial HERE/dial --to {to}" for to in EXPORTS},
     "export peft, over another": f"export {EXPORT} --dial HERE/dial --to peft --overwrite --alpha 0.5",
 }

@@ -80,6 +80,8 @@ def main(words: list[str]) -> None:
     if taken and read_json(args.out / ASKED) != asked:
         raise ConfigError(f"{args.out}: holds other generations; choose another --out")
     if taken:
+        with held(args.out):  # what a killed run left of its lock goes
+            pass
         print(f"{args.out / GENERATIONS} holds these very generations already: nothing to do")
         return
     several = reward is not None and args.decoder == "plain" and args.drawing.n > 1

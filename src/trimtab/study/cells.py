@@ -34,6 +34,7 @@ from trimtab.rendering import Rendering
 from trimtab.study.made import VERSIONS
 
 JOB, RESULT, PLAN = "job.json", "cell.json", "plan/plan.json"
+ERROR = "error.txt"
 LOCK_SECONDS = 30.0
 """How long to wait for a process that still holds a cell: one that was killed lets go at once."""
 
@@ -173,6 +174,7 @@ class Host:
         if found is not None:
             took = {"seconds": time.process_time() - start, VERSIONS: versions()}
             write_json(cell.result, {"found": found, **took})
+        (cell.folder / ERROR).unlink(missing_ok=True)  # of an earlier try
 
 
 @contextmanager
