@@ -66,7 +66,7 @@ FLOORS = {
         "pairs",
         "models",
     ),
-    1.0: ("logprobs", "proofs"),
+    1.0: ("logprobs", "proofs", "sparing"),
     1.05: ("rendering",),
     1.1: ("batching",),
     1.2: ("states", "store"),

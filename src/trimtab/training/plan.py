@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trimtab.batching import Encoded, Layout, Schedule, plan_training, unshared
+from trimtab.errors import ConfigError
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
 from trimtab.store import Store
@@ -91,15 +92,29 @@ class Run:
             return "alone" if layout == "alone" else "padded"
         return unshared(layout) if apart else layout
 
-    def schedule(self, layout: Layout, args: TrainingArguments) -> Schedule:
-        """The microbatches, and what the Trainer is to know of them."""
+    def schedule(
+        self, layout: Layout, args: TrainingArguments, budget: int | None = None
+    ) -> Schedule:
+        """The microbatches, and what the Trainer is to know of them.
+
+        Args:
+            budget: padded positions of one, where `--train.memory` has chosen.
+
+        Raises:
+            ConfigError: it would have to, and this method's steps are not measured.
+        """
         settings = self.recipe.train
+        if settings.memory is not None and budget is None:
+            raise ConfigError(
+                f"train.memory is {settings.memory}: the steps of {self.named.name} are not measured; "
+                "expected train.microbatch_tokens"
+            )
         schedule = plan_training(
             self.encoded,
             pairs_per_step=settings.pairs_per_step,
             epochs=settings.epochs,
             seed=self.seed,
-            budget=settings.microbatch_tokens,
+            budget=budget or settings.microbatch_tokens,
             layout=layout,
             multiple_of=args.world_size,
             max_steps=settings.max_steps,
