@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -40,6 +41,7 @@ from trimtab.statistics import holm
 from trimtab.studies.compare import tables
 from trimtab.studies.compare.cell import Measuring, Setting, plan_cells
 from trimtab.studies.compare.measure import _stamp
+from trimtab.studies.pages import write_pages
 from trimtab.study import Comparison, compare, evaluate, read_suite, suite_names
 from trimtab.study.files import read_rows
 from trimtab.study.results import row_of
@@ -441,17 +443,30 @@ def test_equal_kl_is_equal(run):
 
 def test_verdicts_of_the_run(run):
     found = lines(run / "verdicts.jsonl")
-    found = [v for v in found if v["against"] == "dpo"]
-    places = [(v["method"], v["split"], v["at"]) for v in found]
+    found, slopes = (
+        [v for v in found if v["against"] == "dpo" and (v["metric"] != "steerability") == told]
+        for told in (True, False)
+    )
+    places = [(v["metric"], v["method"], v["split"], v["at"]) for v in found]
     assert places == [
-        ("mean", split, at) for at in ("alpha_1", "equal_kl") for split in ("test", "oos")
+        (metric, "mean", split, at)
+        for metric in ("accuracy", "margin")
+        for at in ("alpha_1", "equal_kl")
+        for split in ("test", "oos")
     ]
+    for metric in ("accuracy", "margin"):  # each adjusted over the two at a place
+        for place in ("alpha_1", "equal_kl"):
+            two = sorted(
+                (v["p"], v["p_holm"]) for v in found if (v["metric"], v["at"]) == (metric, place)
+            )
+            first = min(1, 2 * two[0][0])
+            assert [x for _, x in two] == pytest.approx([first, max(first, two[1][0])])
     items = read_rows(run / "items.parquet")
-    for v in found[:2]:
+    for v in (*found[:2], *found[4:6]):
         means = {
             m: np.mean(
                 [
-                    i["accuracy"]
+                    i[v["metric"]]
                     for i in items
                     if (i["method"], i["split"], i["at"]) == (m, v["split"], "alpha_1")
                 ]
@@ -461,6 +476,46 @@ def test_verdicts_of_the_run(run):
         assert v["value"] == pytest.approx(means["mean"] - means["dpo"])
         assert v["seeds"] == 2
         assert v["in_this_run"]
+    slope = {
+        m: np.mean([i["preference"] * i["alpha"] / 2 for i in dose if i["method"] == m]) * 2
+        for dose in [[i for i in items if i["split"] == "dose"]]
+        for m in ("dpo", "mean")
+    }
+    (v,) = slopes
+    assert (v["method"], v["metric"], v["split"], v["at"]) == ("mean", "steerability", "dose", None)
+    assert v["value"] == pytest.approx(slope["mean"] - slope["dpo"], abs=1e-6)
+    assert v["low"] < v["value"] < v["high"]
+
+
+def test_the_page_of_trained_dials_is_made_of_comparisons(run, tmp_path):
+    names = ("study.json", "results.jsonl", "verdicts.jsonl", "costs.json")
+    for group, name in itertools.product(("cross", "upper"), names):
+        file = tmp_path / "trained" / group / "suite" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / name, file)
+    (page,) = write_pages(tmp_path, ["trained"])
+    shown = page.read_text()
+    assert "against the mean difference at α = 1, DPO steers further in " in shown
+    for title in (
+        "Steerability against DPO",
+        "Wrong way, %",
+        "per root nat",
+        "Seconds to fit",
+        "suite, at equal KL",
+    ):
+        assert title in shown
+    assert (tmp_path / "trained.svg").is_file()
+
+
+def test_the_page_has_verdicts_on_the_mean_margin(run):
+    page = write_page(run).read_text()
+    title, (first, *_) = "Against DPO, by the mean margin", read_results(run).margins
+    assert title in page
+    shown = f"{first.value:+.3f}".replace("-", "−")
+    assert shown in page.partition(title)[2]
+    assert (
+        len(read_results(run).margins) == 8
+    )  # four against DPO, four of two methods against the bare model
 
 
 def test_the_other_files_of_a_run(run, here):
@@ -477,7 +532,8 @@ def test_the_other_files_of_a_run(run, here):
     assert all(t["text"] == bare for t in texts if t["alpha"] == 0)
     costs = json.loads((run / "costs.json").read_text())
     assert set(costs) == {"dpo", "mean"}
-    assert {"fit_seconds", "evaluate_seconds", "parameters"} == set(costs["dpo"])
+    took = {"fit_seconds", "fit_cpu_seconds", "evaluate_seconds"}
+    assert {*took, "parameters"} == set(costs["dpo"])
     study = json.loads((run / "study.json").read_text())
     assert study["model_digest"] == models.digest_of(str(here / "model"))
     assert study["splits"]["test"] == {
@@ -582,8 +638,9 @@ COMMON = {"model": "tiny", "suite": "s"}
 
 
 def verdicts(rows: Any, methods: list[str]) -> list[dict[str, Any]]:
-    """Lines of `verdicts.jsonl`, as they are written."""
-    return [row_of(line) for line in tables.verdicts(rows, methods, ["test"], COMMON)]
+    """Lines of `verdicts.jsonl` on accuracy, as they are written."""
+    found = tables.verdicts(rows, methods, ["test"], COMMON)
+    return [row_of(line) for line in found if line.metric == "accuracy"]
 
 
 def results(made: Any) -> list[dict[str, Any]]:
@@ -724,18 +781,20 @@ def test_evaluate_judges_against_the_bare_model_and_dpo(tiny, tokenizer, here, t
     }
     splits, alphas = {"test": f"jsonl:{here}/test.jsonl"}, (0.5, 1.0)
     evaluate(tiny("llama"), tokenizer, dials, splits, alphas=alphas, out=tmp_path, passages=1)
-    told = lines(tmp_path / "verdicts.jsonl")
-    bare = [d for d in told if d["against"] == "base"]
-    assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
-        (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
-    ]
+    found = lines(tmp_path / "verdicts.jsonl")
     items = pd.read_parquet(tmp_path / "items.parquet").query("split == 'test'")
-    means = items.groupby(["method", "alpha"]).accuracy.mean()
-    for d in bare:
-        assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
-    np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
-    against = [(d["method"], d["against"]) for d in told if d not in bare]
-    assert against == [("v", "dpo")] * ("dpo" in names)
+    for metric in ("accuracy", "margin"):
+        told = [d for d in found if d["metric"] == metric]
+        bare = [d for d in told if d["against"] == "base"]
+        assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
+            (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
+        ]
+        means = items.groupby(["method", "alpha"])[metric].mean()
+        for d in bare:
+            assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
+        np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
+        against = [(d["method"], d["against"]) for d in told if d not in bare]
+        assert against == [("v", "dpo")] * ("dpo" in names)
     said = " ".join(wording.headline(read_results(tmp_path)).split())
     assert ("the bare model" in said, "DPO" in said) == ("w" in names, "dpo" in names)
 

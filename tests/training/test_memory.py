@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from trimtab.states import read
 from trimtab.training import METHODS, fit, microbatches
 from trimtab.training.adapters import plan
 from trimtab.training.forecast import forecast
-from trimtab.training.microbatches import NOTE
-from trimtab.training.plan import Run
+from trimtab.training.plan import MICROBATCH, Run
 from trimtab.training.recipes import Method
 from trimtab.training.settings import bytes_of
 
@@ -107,12 +105,12 @@ def test_memory_sizes_microbatches(
         found.append(torch.cat([p.flatten() for p in made.parameters()]))
     for other in found[1:]:
         assert torch.allclose(other, found[0], rtol=1e-4, atol=1e-6)
-    sizes = [json.loads(text)["microbatch_tokens"] for _, text in chosen]
+    sizes = [int(text) for _, text in chosen]
     assert sizes[0] < sizes[1] == microbatches.LARGEST
-    assert {f.name for f, _ in chosen} == {NOTE}
+    assert {f.name for f, _ in chosen} == {MICROBATCH}
     encoded = encode(PAIRS, tokenizer)
     run = Run(Method("dpo", recipe(memory="1GiB"), "", ""), model, encoded, 0, tmp_path)
-    (tmp_path / NOTE).write_text('{"microbatch_tokens": 77}')
+    (tmp_path / MICROBATCH).write_text("77")
     assert (
         plan(run).schedule
         == plan(replace(run, named=Method("dpo", recipe(microbatch_tokens=77), "", ""))).schedule

@@ -101,15 +101,17 @@ def fisher_direction(
         ValueError: the mean gradient is zero within rounding, or `scaled` lacks `lengths`.
     """
     c, r = chosen.double(), rejected.double()
+    weights: Tensor | None = None
     if fisher == "scaled":
         if lengths is None:
             raise ValueError("the scaled Fisher matrix needs the gradients' lengths at the loss")
-        weights = (lengths.double().square() + 1e-6).rsqrt()[..., None]
-    else:
-        weights = torch.ones(2, 1, 1, dtype=c.dtype, device=c.device)
+        rates = (lengths.double().square() + 1e-6).rsqrt().reshape(2, -1, 1)
+        weights = rates.expand(2, len(c), 1)
 
-    def solve(gradients: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-        X, m = gradients * rows, len(gradients)
+    def solve(gradients: Tensor, side: slice, target: Tensor) -> Tensor:
+        X, m = gradients, len(gradients)
+        if weights is not None:
+            X = X * weights[side].reshape(-1, 1)
         if fisher == "covariance":
             X, m = X - X.mean(0), max(m - 1, 1)
         mean_eigenvalue = X.square().sum().item() / m / X.shape[1]
@@ -124,15 +126,13 @@ def fisher_direction(
         return damped_solve(X, target, m * level) * m
 
     if poles == "both":
-        target = pulls(c, r, separating=separating).mean(0)
-        if published:
-            target = torch.cat([c, r]).mean(0)
-        stacked = weights.expand(2, len(c), 1).reshape(-1, 1)
-        v = solve(torch.cat([c, r]), stacked, target)
+        every = torch.cat([c, r])
+        target = every.mean(0) if published else pulls(c, r, separating=separating).mean(0)
+        v = solve(every, slice(2), target)
     else:
         sign = 1.0 if separating and not published else -1.0
-        up = solve(c, weights[0], (1.0 if published else -1.0) * c.mean(0))
-        down = solve(r, weights[-1], (1.0 if published else sign) * r.mean(0))
+        up = solve(c, slice(1), (1.0 if published else -1.0) * c.mean(0))
+        down = solve(r, slice(1, 2), (1.0 if published else sign) * r.mean(0))
         v = {
             "positive": up,
             "negative": down,
@@ -152,16 +152,57 @@ def damped_solve(
     With fewer rows than columns: (target - X^T (damping I + X X^T)^-1 X target) / damping.
     """
     m, d = X.shape
+    if damping > 0:
+        side = X if m < d else X.T
+        b = X @ target if m < d else target
+        y = _refined(side, b, damping)
+        if y is None:
+            factor = torch.linalg.cholesky(_gram(side) + damping * torch.eye(len(side)).to(X))
+            y = torch.cholesky_solve(b[:, None], factor)[:, 0]
+        return (target - X.T @ y) / damping if m < d else y
     gram = X @ X.T if m < d else X.T @ X
-    if not damping > 0:
-        values, vectors = torch.linalg.eigh(gram)
-        kept = values > values[-1] * max(m, d) * torch.finfo(X.dtype).eps
-        values, vectors = values[kept], vectors[:, kept]
-        if m < d:  # right singular vectors, from the left ones
-            vectors = X.T @ vectors / values.sqrt()
-        return vectors @ ((vectors.T @ target) / values)
-    factor = torch.linalg.cholesky(gram + damping * torch.eye(len(gram), dtype=X.dtype).to(X))
-    if m >= d:
-        return torch.cholesky_solve(target[:, None], factor)[:, 0]
-    inner = torch.cholesky_solve((X @ target)[:, None], factor)[:, 0]
-    return (target - X.T @ inner) / damping
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > values[-1] * max(m, d) * torch.finfo(X.dtype).eps
+    values, vectors = values[kept], vectors[:, kept]
+    if m < d:  # right singular vectors, from the left ones
+        vectors = X.T @ vectors / values.sqrt()
+    return vectors @ ((vectors.T @ target) / values)
+
+
+ROUNDS, EXACT = 8, 1e-14
+"""Rounds of refinement, and the relative residual that ends them."""
+
+
+def _refined(
+    X: Float[Tensor, "m d"], b: Float[Tensor, "m"], damping: float
+) -> Float[Tensor, "m"] | None:
+    """(X X^T + damping I)^-1 b in X's precision, from a factor in single precision and refinement; None where
+    that does not converge, as for matrices near singular."""
+    single = X.float()
+    factor, failed = torch.linalg.cholesky_ex(
+        _gram(single) + damping * torch.eye(len(X)).to(single)
+    )
+    if failed:
+        return None
+    y, left = torch.zeros_like(b), b
+    for _ in range(ROUNDS):
+        y = y + torch.cholesky_solve(left.float()[:, None], factor)[:, 0]
+        left, before = b - X @ (X.T @ y) - damping * y, left
+        if left.norm() <= EXACT * b.norm():
+            return y
+        if not left.norm() < before.norm() / 4:
+            return None
+    return None
+
+
+BLOCKS = 4
+
+
+def _gram(X: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
+    """X X^T, of whose blocks only those at and below the diagonal are multiplied."""
+    gram, size = X.new_empty(len(X), len(X)), -(-len(X) // BLOCKS)
+    for start in range(0, len(X), size):
+        rows, end = X[start : start + size], start + size
+        gram[start:end, :end] = rows @ X[:end].T
+        gram[:start, start:end] = gram[start:end, :start].T
+    return gram

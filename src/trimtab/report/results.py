@@ -37,6 +37,10 @@ class Results:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Difference, ...] = ()
     gains: tuple[Difference, ...] = ()
+    margins: tuple[Difference, ...] = ()
+    """Comparisons of the mean margin, against the baseline and against the bare model."""
+    steered: tuple[Difference, ...] = ()
+    """Differences of slopes over α."""
     curves: tuple[Curve, ...] = ()
     generations: tuple[Generation, ...] = ()
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -147,9 +151,13 @@ def read_results(run_dir: str | Path) -> Results:
             and field.
     """
     run = reading.read(run_dir)
-    gains = tuple(d for d in run.differences if d.against == BASE)
-    rest = tuple(d for d in run.differences if d.against != BASE)
-    return Results(run.about, run.measurements, rest, gains, run.curves, run.generations, run.costs)
+    parts: tuple[list[Difference], ...] = ([], [], [], [])
+    for d in run.differences:
+        apart = {"margin": 2, "steerability": 3} if not d.split.startswith(PANEL) else {}
+        parts[apart.get(d.metric, d.against == BASE)].append(d)
+    against, bare, margins, steered = map(tuple, parts)
+    told = (against, bare, margins, steered)
+    return Results(run.about, run.measurements, *told, run.curves, run.generations, run.costs)
 
 
 def read_grid(run_dir: str | Path) -> tuple[Grid, list[Results]]:

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trimtab.errors import ConfigError
-from trimtab.report import compare, innerpo, render, wording
+from trimtab.report import compare, innerpo, render, trained, wording
 from trimtab.report.blocks import On, Page, Table, Text, plain
 from trimtab.studies import named, package
 from trimtab.study.reading import is_grid, kind_of, read, runs_in
 from trimtab.study.results import Difference, Measurement
 
-NAMED = {"innerpo": innerpo.page}
+NAMED = {"innerpo": innerpo.page, "trained": trained.page}
 """Pages of a form of their own, by the name of the folder that their results lie in."""
 COMPARED = ("compare", "evaluate")
 """Studies whose results have the page of a comparison."""

@@ -34,14 +34,16 @@ def measured(
     return line(found, **labels, **drawn, seeds=seeds, items=len(next(iter(scores.values()))))
 
 
-def compared(mine: Scores, theirs: Scores, weights: Weights = None, **labels: Any) -> Difference:
-    """Shares, `mine` less `theirs` on the same items, without a verdict. Seeds are paired by their
-    number; a side with one is set against every seed of the other."""
+def compared(
+    mine: Scores, theirs: Scores, weights: Weights = None, within: Range = SHARE, **labels: Any
+) -> Difference:
+    """Shares, or values within another range, `mine` less `theirs` on the same items, without a verdict.
+    Seeds are paired by their number; a side with one is set against every seed of the other."""
     if len(mine) > 1 and len(theirs) > 1:
         both = [seed for seed in mine if seed in theirs]
         mine, theirs = ({s: side[s] for s in both} for side in (mine, theirs))
     one, other = ([list(s) for s in side.values()] for side in (mine, theirs))
-    found, seeds = paired_difference(one, other, SHARE, weights), max(len(mine), len(theirs))
+    found, seeds = paired_difference(one, other, within, weights), max(len(mine), len(theirs))
     return difference(found, seeds, items=len(one[0]), **labels)
 
 

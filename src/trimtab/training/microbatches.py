@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 
 from trimtab import models
@@ -15,11 +13,9 @@ from trimtab.logprobs import CHUNK
 from trimtab.readout import Needs
 from trimtab.sparing import sparing
 from trimtab.states import read
-from trimtab.training.plan import Run
+from trimtab.training.plan import MICROBATCH, Run
 from trimtab.training.settings import bytes_of
 
-NOTE = "microbatch.json"
-"""Beside a run's checkpoints: what was chosen, so that a run that goes on makes the same microbatches."""
 OVER = 2.2
 """Peak memory over the bytes kept, with glibc's allocator (docs/LOG.md, 2026-11-29)."""
 TRIED = 512
@@ -37,9 +33,9 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
     limit = run.recipe.train.memory
     if limit is None:
         return None
-    file = run.work / NOTE
+    file = run.work / MICROBATCH
     if file.is_file():
-        return int(json.loads(file.read_text())["microbatch_tokens"])
+        return int(file.read_text())
     model, encoded = run.model, run.encoded
     device = next(model.parameters()).device
     batch = collate(encoded, plan_batches(encoded, TRIED, layout)[0], layout).to(device)
@@ -76,5 +72,5 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
     chosen = min(chosen, LARGEST)
     run.progress.say(f"train.memory {limit}: microbatches of up to {chosen:,} positions")
     if run.work.is_dir():
-        write_text(file, json.dumps({"microbatch_tokens": chosen}) + "\n")
+        write_text(file, str(chosen))
     return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,9 +27,12 @@ SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
 DAMAGE = ("kl", "nll_rise")
 WITHIN: dict[str, Range] = {"margin": UNBOUNDED, "nll_rise": UNBOUNDED, "kl": POSITIVE}
 """What values of a metric lie between, where they are no shares."""
+JUDGED = ("accuracy", "margin")
+"""Metrics of which methods are compared, each a table of its own."""
 NOTHING = Interval(0.0, 0.0, 0.0)
 """Damage at 0, where nothing is attached: exactly none."""
-BASELINE = "dpo"
+BASELINE, MEAN = "dpo", "mean"
+STEERED = "steerability"
 COMPARED = (ALPHA_1, EQUAL_KL)
 """Where dials are compared."""
 Key = tuple[str, str, str, float | None]
@@ -69,38 +72,74 @@ def _with_all(tables: dict[int | None, np.ndarray]) -> dict[int | None, np.ndarr
     return tables
 
 
+Curves = tuple[list[float], list[Any], dict[int | None, np.ndarray]]
+"""Alphas, items, and values [items, alphas] by seed."""
+
+
 def dose_summaries(rows: Rows, common: Mapping[str, Any]) -> list[Measurement]:
     """Slope, straightness and monotonicity of each method's dose-response of the margin, a seed
     each, and over seeds where there are several; slope and wrong way of the summed log-ratio."""
-    dose = [r for r in rows if r["split"] == "dose"]
     lines: list[Measurement] = []
     for metric, summed in (("margin", _response), ("preference", _steered)):
-        given = [
-            r for r in dose if r.get(metric) is not None
-        ]  # cells of earlier versions have no sums
-        base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
-        for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
-            curves: dict[int | None, dict[float, dict[str, float]]] = {}
-            for r in given:
-                if r["method"] == method:
-                    curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
-                    curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
-            alphas = sorted(next(iter(curves.values())))
-            items = list(next(iter(curves.values()))[alphas[0]])
-            if len(alphas) < 2:
-                continue
-            values = {
-                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
-            }
+        for method, (alphas, items, values) in _curves(rows, metric).items():
             for seed, table in _with_all(values).items():
                 if not np.isfinite(table).all():
                     continue
                 of = {"method": method, "split": "dose", "items": len(items), **common}
-                of |= {"seed": seed, "aggregate": seed is None and None not in curves}
+                of |= {"seed": seed, "aggregate": seed is None and None not in values}
                 lines += [
                     line(figure, metric=m, **of) for m, figure in summed(alphas, table).items()
                 ]
     return lines
+
+
+def _curves(rows: Rows, metric: str) -> dict[str, Curves]:
+    """Values of a metric over alpha by method, the bare model's at 0."""
+    given = [  # cells of earlier versions have no sums
+        r for r in rows if r["split"] == "dose" and r.get(metric) is not None
+    ]
+    base = {r["item"]: r[metric] for r in given if r["method"] == BASE}
+    made: dict[str, Curves] = {}
+    for method in dict.fromkeys(r["method"] for r in given if r["method"] != BASE):
+        curves: dict[int | None, dict[float, dict[str, float]]] = {}
+        for r in given:
+            if r["method"] == method:
+                curve = curves.setdefault(r["seed"], {0.0: base} if base else {})
+                curve.setdefault(r["alpha"], {})[r["item"]] = r[metric]
+        alphas = sorted(next(iter(curves.values())))
+        items = list(next(iter(curves.values()))[alphas[0]])
+        if len(alphas) > 1:
+            values = {
+                s: np.array([[c[a][i] for a in alphas] for i in items]) for s, c in curves.items()
+            }
+            made[method] = (alphas, items, values)
+    return made
+
+
+def steered(rows: Rows, common: Mapping[str, Any]) -> list[Difference]:
+    """Steerability of every method less that of the mean difference and of DPO, on the same items, as one
+    table."""
+    found = {
+        method: {
+            seed: dict(zip(items, slopes(alphas, table.T).tolist(), strict=True))
+            for seed, table in values.items()
+        }
+        for method, (alphas, items, values) in _curves(rows, "preference").items()
+        if all(np.isfinite(table).all() for table in values.values())
+    }
+    lines: list[Difference] = []
+    for against, method in product((MEAN, BASELINE), found):
+        if against in found and method != against:
+            both = [*found[method].values(), *found[against].values()]
+            shared = [i for i in both[0] if all(i in slope for slope in both)]
+            mine, theirs = (
+                {seed: [slope[i] for i in shared] for seed, slope in found[m].items()}
+                for m in (method, against)
+            )
+            labels: dict[str, Any] = {"method": method, "against": against, "metric": STEERED}
+            labels |= {"split": "dose", "alpha": None, "at": None, **common}
+            lines.append(compared(mine, theirs, within=UNBOUNDED, **labels))
+    return judged(lines)
 
 
 def _response(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
@@ -113,7 +152,7 @@ def _steered(alphas: Sequence[float], table: np.ndarray) -> dict[str, Interval]:
     """Of values [items, alphas] or [seeds, items, alphas]."""
     found = slopes(alphas, table.reshape(-1, len(alphas)).T).reshape(table.shape[:-1])
     return {
-        "steerability": mean_interval(found),
+        STEERED: mean_interval(found),
         "wrong_way": mean_interval((1 - np.sign(found)) / 2, SHARE),
     }
 
@@ -126,9 +165,11 @@ def verdicts(
     alphas: Sequence[float] = (),
 ) -> list[Difference]:
     """Every other method against DPO on every split, at alpha 1 and at equal KL, and every method against
-    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables."""
+    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables, for either
+    metric."""
     gains = differences(rows, methods, splits, common, BASE, alphas)
-    return [*judged_apart(differences(rows, methods, splits, common)), *judged(gains)]
+    told = judged_apart(differences(rows, methods, splits, common))
+    return [*told, *judged_apart(gains, lambda line: line.metric)]
 
 
 def differences(
@@ -140,14 +181,14 @@ def differences(
     places: Sequence[str | float] = COMPARED,
 ) -> list[Difference]:
     """Lines without verdicts: every method less the baseline on every split, on the same items, at each
-    of some places, or alphas.
+    of some places, or alphas; accuracies, then mean margins.
 
     Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
     the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    for place, method, split in product(places, methods, splits):
+    for metric, place, method, split in product(JUDGED, places, methods, splits):
         theirs = _seeds(groups, baseline, split, ALPHA_1)
         mine = _seeds(groups, method, split, place)
         if None not in {*mine, *theirs}:
@@ -155,22 +196,29 @@ def differences(
             mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
         if method == baseline or not theirs or not mine:
             continue
-        values, against = _same_items(mine, theirs)
-        if len(next(iter(values.values()))):
+        values, against = _same_items(mine, theirs, metric)
+        sides = [*values.values(), *against.values()]
+        if len(sides[0]) and (metric not in WITHIN or np.isfinite(sides).all()):
             at = place if place in COMPARED else ALPHA_1 if place == 1 else None
             where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
-            labels = {"method": method, "against": baseline, "metric": "accuracy"}
-            lines.append(compared(values, against, **labels, **where, **common))
+            labels = {"method": method, "against": baseline, "metric": metric}
+            within = WITHIN.get(metric, SHARE)
+            lines.append(compared(values, against, within=within, **labels, **where, **common))
     return lines
 
 
-def judged_apart(lines: Sequence[Difference]) -> list[Difference]:
-    """Lines of one study or of many with verdicts: all lines at one place are one table."""
-    tables = [[i for i, line in enumerate(lines) if line.at == at] for at in COMPARED]
+def judged_apart(
+    lines: Sequence[Difference],
+    table: Callable[[Difference], Hashable] = lambda line: (line.metric, line.at),
+) -> list[Difference]:
+    """Lines of one study or of many with verdicts: all lines of a metric at one place are one table."""
+    tables: dict[Hashable, list[int]] = {}
+    for i, each in enumerate(lines):
+        tables.setdefault(table(each), []).append(i)
     told = {
         i: line
-        for table in tables
-        for i, line in zip(table, judged([lines[i] for i in table]), strict=True)
+        for places in tables.values()
+        for i, line in zip(places, judged([lines[i] for i in places]), strict=True)
     }
     return [told[i] for i in range(len(lines))]
 
