@@ -19,7 +19,7 @@ from trimtab.states import read
 from trimtab.training import METHODS, fit, microbatches
 from trimtab.training.adapters import plan
 from trimtab.training.forecast import forecast
-from trimtab.training.plan import MICROBATCH, Run
+from trimtab.training.plan import MICROBATCH, MOST, Run
 from trimtab.training.recipes import Method
 from trimtab.training.settings import bytes_of
 
@@ -106,7 +106,7 @@ def test_memory_sizes_microbatches(
     for other in found[1:]:
         assert torch.allclose(other, found[0], rtol=1e-4, atol=1e-6)
     sizes = [int(text) for _, text in chosen]
-    assert sizes[0] < sizes[1] == microbatches.LARGEST
+    assert sizes[0] < sizes[1] == MOST
     assert {f.name for f, _ in chosen} == {MICROBATCH}
     encoded = encode(PAIRS, tokenizer)
     run = Run(Method("dpo", recipe(memory="1GiB"), "", ""), model, encoded, 0, tmp_path)

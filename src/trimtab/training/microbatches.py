@@ -13,14 +13,13 @@ from trimtab.logprobs import CHUNK
 from trimtab.readout import Needs
 from trimtab.sparing import sparing
 from trimtab.states import read
-from trimtab.training.plan import MICROBATCH, Run
+from trimtab.training.plan import MICROBATCH, MOST, Run
 from trimtab.training.settings import bytes_of
 
 OVER = 2.2
 """Peak memory over the bytes kept, with glibc's allocator (docs/LOG.md, 2026-11-29)."""
 TRIED = 512
 """Padded positions of the batch that is measured."""
-LARGEST = 1 << 16
 
 
 def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
@@ -69,7 +68,7 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
             f"{least:,.0f} MiB beside the model: expected more, a smaller --max-length, or "
             "--train.activation-checkpointing"
         )
-    chosen = min(chosen, LARGEST)
+    chosen = min(chosen, MOST)
     run.progress.say(f"train.memory {limit}: microbatches of up to {chosen:,} positions")
     if run.work.is_dir():
         write_text(file, str(chosen))
