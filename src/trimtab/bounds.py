@@ -123,7 +123,8 @@ def check(settings: Any, named: str) -> None:
         value = getattr(settings, name)
         if _fits(value, hint):
             continue
-        place, expected = named.format(name), _expected(hint, value)
+        shown = name.replace("_", "-") if named.startswith("--") else name
+        place, expected = named.format(shown), _expected(hint, value)
         if isinstance(value, tuple | list):
             given = " ".join(f"{v:g}" if isinstance(v, float) else f"{v}" for v in value)
             raise ConfigError(

@@ -119,6 +119,7 @@ def test_fit_a_tuner_from_the_command_line(here, tmp_path, tuner):
     [
         (["calibrate", "dial", "--budget", "0.1"], "expected kl=NATS above 0"),
         (["calibrate", "dial", "--budget", "kl=nan"], "expected kl=NATS above 0"),
+        (["calibrate", "dial", "--budget", "kl_p95=1"], "did you mean 'kl_p95_rollout'"),
         (["calibrate", "dial", "--largest", "0"], "--largest 0: expected a number above 0"),
         (["calibrate", "dial", "--text", "none.txt"], "none.txt: cannot be read as text"),
         (["calibrate", "dial", "--passages", "1"], "1 passages; two or more are needed"),

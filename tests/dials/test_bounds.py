@@ -252,7 +252,7 @@ def test_defaults_are_within_their_ranges() -> None:
         (["--limit", "-1"], "--limit -1: expected 1 or more or none"),
         (["--seed", "-1"], "--seed -1: expected 0 or more"),
         (["--seed", str(2**32)], "--seed 4294967296: expected 0 or more, at most"),
-        (["--max_length", "0"], "--max_length 0: expected 1 or more"),
+        (["--max_length", "0"], "--max-length 0: expected 1 or more"),
     ],
 )
 def test_flags_are_refused_before_anything_is_read(

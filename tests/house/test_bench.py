@@ -19,7 +19,7 @@ from torch import nn
 
 from helpers_fit import random_pairs
 from trimtab import models
-from trimtab.batching import collate, encode, make_contrast, plan_training
+from trimtab.batching import collate, encode, layout_of, make_contrast, plan_training
 from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
 from trimtab.objectives import DPO, InnerDPO
@@ -308,3 +308,21 @@ def test_wrong():
     right, wrong = repeng_tests.run(text)
     assert right == ("test_right", "passed", 1, 1)
     assert wrong == ("test_wrong", "failed: AssertionError: ", 1, 0)
+
+
+def test_the_gpu_script_computes_prompts_again_where_it_shares_nothing(tokenizer: Any) -> None:
+    """The same losses a pair, more positions; a step's time is told."""
+    from bench import gpu
+
+    encoded = encode(gpu.pairs_of(gpu.SETS["four"], 2), tokenizer)
+    model = gpu.model_of(gpu.TOY | {"vocab_size": 320}, torch.device("cpu"), torch.float32)
+    shared, alone = (gpu.ours(model, rows, 4) for rows in (encoded, gpu.unshared(encoded)))
+    assert (
+        layout_of(model, gpu.unshared(encoded)) == "shared"
+    )  # several rows a line, answers scored in part
+    assert shared.loss == pytest.approx(alone.loss, abs=1e-5)
+    assert 0 < shared.step < 60
+    assert shared.work is not None
+    assert alone.work is not None
+    prompts = sum(3 * len(row.prompt) for row in encoded.rows)
+    assert alone.work.tokens - shared.work.tokens == prompts

@@ -104,5 +104,5 @@ def test_missing_data_say_where_they_were_looked_for(tiny, tokenizer, tmp_path):
     panel = [p for p in read_panel() if p.name == "bias"]
     with pytest.raises(DataError, match=r"no \.jsonl files in .*bbq"):
         measure(tiny("llama"), tokenizer, panel, [Arm("base")], data_root=tmp_path)
-    with pytest.raises(DataError, match="no sources"):
+    with pytest.raises(DataError, match="no items: expected sources"):
         measure(tiny("llama"), tokenizer, [Choices("empty")], [Arm("base")])

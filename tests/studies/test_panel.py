@@ -159,7 +159,15 @@ def test_bad_input_of_a_panel_is_said_before_a_model_is_loaded(here, tmp_path, m
     bbq = ("--panel", tmp_path / "bbq.yaml")
     assert f"no .jsonl files in {tmp_path}/bbq" in refused(*bbq, "--data-root", tmp_path)
     (tmp_path / "none.yaml").write_text("none: {kind: texts, table: ''}")
-    assert "panel: none: no items" in refused("--panel", tmp_path / "none.yaml")
+    assert "panel: none: no items; give it some" in refused("--panel", tmp_path / "none.yaml")
+    for sources, why in (
+        ("[]", "no items: expected sources, a list of specs"),
+        (f"['jsonl:{tmp_path}/gone.jsonl']", f"{tmp_path}/gone.jsonl: there is no such file"),
+    ):
+        (tmp_path / "mine.yaml").write_text(f"mine: {{kind: choices, sources: {sources}}}")
+        assert f"panel: mine: {why}" in refused("--panel", tmp_path / "mine.yaml")
+    empty = trimtab("study", "run", "panel", "--model", here / "model", "--out", tmp_path / "out")
+    assert "panel: nothing to measure; give --dials NAME=DIR or --methods" in empty.err
     assert "expected one file at most" in refused("--panel", "a.yaml", "b.yaml")
     monkeypatch.delenv("TRIMTAB_DATA", raising=False)
     assert "panel: bias: no data folder is known" in refused(*bbq)

@@ -444,19 +444,29 @@ def test_equal_kl_is_equal(run):
 def test_verdicts_of_the_run(run):
     found = lines(run / "verdicts.jsonl")
     found, slopes = (
-        [v for v in found if v["against"] == "dpo" and (v["metric"] == "accuracy") == told]
+        [v for v in found if v["against"] == "dpo" and (v["metric"] != "steerability") == told]
         for told in (True, False)
     )
-    places = [(v["method"], v["split"], v["at"]) for v in found]
+    places = [(v["metric"], v["method"], v["split"], v["at"]) for v in found]
     assert places == [
-        ("mean", split, at) for at in ("alpha_1", "equal_kl") for split in ("test", "oos")
+        (metric, "mean", split, at)
+        for metric in ("accuracy", "margin")
+        for at in ("alpha_1", "equal_kl")
+        for split in ("test", "oos")
     ]
+    for metric in ("accuracy", "margin"):  # each adjusted over the two at a place
+        for place in ("alpha_1", "equal_kl"):
+            two = sorted(
+                (v["p"], v["p_holm"]) for v in found if (v["metric"], v["at"]) == (metric, place)
+            )
+            first = min(1, 2 * two[0][0])
+            assert [x for _, x in two] == pytest.approx([first, max(first, two[1][0])])
     items = read_rows(run / "items.parquet")
-    for v in found[:2]:
+    for v in (*found[:2], *found[4:6]):
         means = {
             m: np.mean(
                 [
-                    i["accuracy"]
+                    i[v["metric"]]
                     for i in items
                     if (i["method"], i["split"], i["at"]) == (m, v["split"], "alpha_1")
                 ]
@@ -495,6 +505,17 @@ def test_the_page_of_trained_dials_is_made_of_comparisons(run, tmp_path):
     ):
         assert title in shown
     assert (tmp_path / "trained.svg").is_file()
+
+
+def test_the_page_has_verdicts_on_the_mean_margin(run):
+    page = write_page(run).read_text()
+    title, (first, *_) = "Against DPO, by the mean margin", read_results(run).margins
+    assert title in page
+    shown = f"{first.value:+.3f}".replace("-", "−")
+    assert shown in page.partition(title)[2]
+    assert (
+        len(read_results(run).margins) == 8
+    )  # four against DPO, four of two methods against the bare model
 
 
 def test_the_other_files_of_a_run(run, here):
@@ -617,8 +638,9 @@ COMMON = {"model": "tiny", "suite": "s"}
 
 
 def verdicts(rows: Any, methods: list[str]) -> list[dict[str, Any]]:
-    """Lines of `verdicts.jsonl`, as they are written."""
-    return [row_of(line) for line in tables.verdicts(rows, methods, ["test"], COMMON)]
+    """Lines of `verdicts.jsonl` on accuracy, as they are written."""
+    found = tables.verdicts(rows, methods, ["test"], COMMON)
+    return [row_of(line) for line in found if line.metric == "accuracy"]
 
 
 def results(made: Any) -> list[dict[str, Any]]:
@@ -759,18 +781,20 @@ def test_evaluate_judges_against_the_bare_model_and_dpo(tiny, tokenizer, here, t
     }
     splits, alphas = {"test": f"jsonl:{here}/test.jsonl"}, (0.5, 1.0)
     evaluate(tiny("llama"), tokenizer, dials, splits, alphas=alphas, out=tmp_path, passages=1)
-    told = lines(tmp_path / "verdicts.jsonl")
-    bare = [d for d in told if d["against"] == "base"]
-    assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
-        (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
-    ]
+    found = lines(tmp_path / "verdicts.jsonl")
     items = pd.read_parquet(tmp_path / "items.parquet").query("split == 'test'")
-    means = items.groupby(["method", "alpha"]).accuracy.mean()
-    for d in bare:
-        assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
-    np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
-    against = [(d["method"], d["against"]) for d in told if d not in bare]
-    assert against == [("v", "dpo")] * ("dpo" in names)
+    for metric in ("accuracy", "margin"):
+        told = [d for d in found if d["metric"] == metric]
+        bare = [d for d in told if d["against"] == "base"]
+        assert [(d["method"], d["alpha"], d["at"]) for d in bare] == [
+            (name, alpha, {1.0: "alpha_1"}.get(alpha)) for alpha in alphas for name in names
+        ]
+        means = items.groupby(["method", "alpha"])[metric].mean()
+        for d in bare:
+            assert d["value"] == pytest.approx(means[d["method"], d["alpha"]] - means["base", 0.0])
+        np.testing.assert_allclose([d["p_holm"] for d in bare], holm([d["p"] for d in bare]))
+        against = [(d["method"], d["against"]) for d in told if d not in bare]
+        assert against == [("v", "dpo")] * ("dpo" in names)
     said = " ".join(wording.headline(read_results(tmp_path)).split())
     assert ("the bare model" in said, "DPO" in said) == ("w" in names, "dpo" in names)
 

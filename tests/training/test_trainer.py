@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from conftest import count_calls
+from conftest import count_calls, random_rows
 from helpers_fit import (
     adapter,
     fit_module,
@@ -31,7 +32,8 @@ from trimtab.pairs import PairSet
 from trimtab.progress import Progress
 from trimtab.readout import Needs, Readout
 from trimtab.store import Store
-from trimtab.training import adapters, fit
+from trimtab.training import adapters, fit, plan
+from trimtab.training.recipes import Method, TrainSettings
 from trimtab.training.trainer import DialTrainer, FitModule, checkpoints, recomputing
 
 
@@ -324,3 +326,28 @@ def test_trackers_hear_every_step(
     assert folder == str(tmp_path / "tensorboard" / "dial")
     seen = {(name, step) for name, _, step in written[folder]}
     assert {(f"train/{n}", s) for n in ("loss", "margin", "accuracy") for s in (1, 2)} <= seen
+
+
+def test_microbatches_of_a_gpu_are_those_that_the_run_began_with(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A position keeps 4 blocks x (12 x 32 + 5 x 48) float32 = 9,984 bytes; seven tenths of the memory."""
+    free = {"bytes": 5 * 2**30}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free["bytes"], 80 * 2**30))
+    model = tiny("llama")
+    assert plan.room(model, 10 * 1024 * 9984, 2048) == 7 * 1024
+    assert plan.room(model, 10**12, 2048) == 65_536
+    assert plan.room(model, 10**6, 2048) == 2048
+
+    def run(device: str, **settings: Any) -> int:
+        here = torch.device(device)
+        at: Any = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=here)]))
+        named = Method("dpo", replace(recipe(), train=TrainSettings(**settings)), "", "")
+        return plan.Run(named, at, random_rows(), 0, tmp_path).microbatch()
+
+    monkeypatch.setattr(plan, "room", lambda _, free, least: free)
+    assert run("cpu") == 2048
+    assert run("cuda", microbatch_tokens=512) == 512
+    assert run("cuda") == 5 * 2**30
+    free["bytes"] = 2**20
+    assert run("cuda") == 5 * 2**30

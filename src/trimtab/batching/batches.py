@@ -97,10 +97,12 @@ def collate(
     *,
     share_least: int = SHARED_LEAST,
     one_line: bool = False,
+    multiple: int = 1,
 ) -> Batch:
     """Rows of an encoded set, by index, as one batch. Padding is on the right and costs nothing
     but its positions; ids at padding are 0. In layout `shared` a common prefix is taken out where
-    that saves at least `share_least` positions; with `one_line` all rows lie in one line."""
+    that saves at least `share_least` positions; with `one_line` all rows lie in one line. Lines are
+    padded to a `multiple` of positions."""
     layout = layout_of_rows(layout, [encoded.rows[i] for i in rows])
     shared = common_prefix([encoded.rows[i] for i in rows]) if layout == "shared" else 0
     shared = shared if shared * (len(rows) - 1) >= share_least else 0
@@ -112,7 +114,7 @@ def collate(
     answer_ids, chosen, rejected, pair_ids, items = [], [], [], [], []
     single = by_answer(layout)
     groups = [[n] for n in range(len(rows))]
-    if one_line:
+    if one_line and layout == "shared":
         groups = [list(range(len(rows)))]
     elif layout == "shared":
         groups = lines_of([encoded.rows[i].packed_length - shared for i in rows])
@@ -157,7 +159,7 @@ def collate(
             rejected += [first + r for _, r in row.pairs]
             pair_ids += row.pair_ids
         lines.append(line)
-    width = max(map(len, lines))
+    width = -(-max(map(len, lines)) // multiple) * multiple
     pad = [(0, 0, -1, -1, -1)]
     grid = torch.tensor([line + pad * (width - len(line)) for line in lines])  # B T 5
     ints = {

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from trimtab.batching import blocks
 from trimtab.batching.batches import Batch
 from trimtab.models import text_config
 
@@ -90,7 +91,14 @@ def build_masks(
     config = text_config(model)
     window = sliding_window(config) if windowed else None
 
-    def make(within: int | None) -> Tensor:
+    def make(within: int | None) -> Any:
+        if blocks.hold(model):
+            rule = (
+                blocks.packed_rule(segments, positions, within, prefix, members)
+                if ends is None
+                else blocks.tree_rule(ends, positions, within)
+            )
+            return blocks.block_mask(rule, segments.shape, prefix, segments.device)
         if ends is not None:
             return tree_mask(ends, positions, within)
         return packed_mask(segments, positions, within, prefix, members)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trimtab import models, proofs
 from trimtab.batching import masks, probes
 from trimtab.batching.batches import WIDEST, Batch, collate
+from trimtab.batching.block_proof import know_blocks
 from trimtab.batching.contrast import ROW, Contrast
 from trimtab.batching.forward import forget_lengths, forward, prefix_of
 from trimtab.batching.layouts import Arrangement, BatchLayout, Layout, unshared
@@ -89,6 +90,7 @@ def layout_of(model: nn.Module, rows: Encoded | Contrast | None = None) -> Layou
     if why := models.rows_depend(model):
         _tell(model, f"{why}; rows are read one by one")
         return "alone"
+    _tell(model, know_blocks(model, lambda: _prove(model, probes.random_rows(model), 4 * WIDEST)))
     found = proofs.proven(
         model,
         "layout 1",
@@ -318,6 +320,7 @@ def _wide(model: nn.Module, row: Row, tolerance: float) -> str:
     longest = max(range(len(row.answers)), key=lambda n: len(row.answers[n]))
     some = {0, longest, len(row.answers) - 1}
     truth = {n: _alone(model, row.prompt, row.answers[n]) for n in some}
+    row = replace(row, turns=())  # whole answers, as in the truth, whatever of them is scored
     worst, why = _error(model, collate(probes.encoded([row]), [0]), truth)
     if not why and not worst <= tolerance:
         why = f"packed and separate log-probs differ by {worst:.2g} nats a token"

@@ -69,7 +69,8 @@ def _verdicts(run: Path, method: str, base: str) -> str:
     found = read(run)
     if base and found.about.model_digest != base:
         raise ConfigError(f"--results {run}: of another base model, {found.about.model}")
-    rows = [d for d in found.differences if d.method == method and d.metric != "steerability"]
+    apart = ("margin", "steerability")  # not in points
+    rows = [d for d in found.differences if d.method == method and d.metric not in apart]
     if not rows:
         told = ", ".join(dict.fromkeys(d.method for d in found.differences)) or "nothing"
         raise ConfigError(

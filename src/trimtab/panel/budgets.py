@@ -85,14 +85,19 @@ much of it may be lost, in points of a share or else in its own unit, below 0.""
 
 
 def parse_budget(text: str) -> Budget | None:
-    """A budget of this file; None for another, which `evaluation.parse_budget` knows.
+    """A budget of this file; None for mean KL, which `evaluation.parse_budget` knows.
 
     Raises:
-        ConfigError: no number, or one of the wrong sign.
+        ConfigError: no budget, no number, or one of the wrong sign.
     """
     name, _, value = (part.strip() for part in text.partition("="))
-    if name != ROLLOUT and not name.startswith(PANEL):
+    if name == "kl":
         return None
+    if name != ROLLOUT and not name.startswith(PANEL):
+        raise ConfigError(
+            f"--budget {text}: expected kl=NATS above 0, for example kl=0.1, or {ROLLOUT}=NATS, or "
+            f"{PANEL}PROPERTY=-POINTS{near(name, ('kl', ROLLOUT, PANEL))}"
+        )
     try:
         number = float(value)
     except ValueError:

@@ -136,7 +136,10 @@ class Choices(Property):
     def read(self, items: int, root: Path | None) -> list[Options]:
         """Equally many items of each source."""
         if not self.sources:
-            raise DataError(f"panel: {self.name}: no sources")
+            raise DataError(
+                f"panel: {self.name}: no items: expected sources, a list of specs such as "
+                "[choices:ARC-Easy/test, jsonl:FILE]"
+            )
         each = max(1, items // len(self.sources))
         return [o for spec in self.sources for o in _options(spec, root, each)]
 

@@ -86,9 +86,16 @@ def read_items(
     """
     given = data_root or os.environ.get("TRIMTAB_DATA")
     root = Path(given).expanduser() if given else None
-    found = {p.name: p.read(items, root) for p in panel}
-    if empty := [name for name, of in found.items() if not of]:
-        raise DataError(f"panel: {empty[0]}: no items")
+    found = {}
+    for p in panel:
+        try:
+            found[p.name] = p.read(items, root)
+        except DataError as error:
+            text = str(error)
+            own = f"panel: {p.name}: "
+            raise DataError(text if text.startswith(own) else own + text) from error
+        if not found[p.name]:
+            raise DataError(f"panel: {p.name}: no items; give it some, or leave the property out")
     return Panel(tuple(panel), found)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.report import claim, figures, wording
+from trimtab.report import claim, figures, pooled, wording
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, fenced, listed, plain
 from trimtab.report.claim import CONTROLS, OOS, TEST, answer, findings, judged
 from trimtab.report.results import ALPHA_1, BASE, EQUAL_KL, Results, read_results
@@ -88,6 +88,8 @@ def innerpo_page(studies: Sequence[Results], screened: Sequence[Results]) -> Pag
     ):
         if table:
             blocks.append(Section(title, [adjusted, _gains(table, studies, methods)]))
+    parts, pools = pooled.sections(studies, tables, methods, OOS)
+    blocks += parts
     blocks += [Section("Which of innerDPO's scores", _screening(r)) for r in screened]
     ran = [
         Text(f"**{plain(r.study.suite)}**\n\n{what_ran(r)}\n\n{fenced(r.study.command)}")
@@ -101,7 +103,13 @@ def innerpo_page(studies: Sequence[Results], screened: Sequence[Results]) -> Pag
             Section("Caveats", [listed([plain(c) for c in _caveats(studies)])]),
             Section(
                 "What this says about the claim",
-                [Text(part) for part in _claim(studies, tables, learned, said, tried)],
+                [
+                    Text(part)
+                    for part in (
+                        *_claim(studies, tables, learned, said, tried),
+                        *pooled.closing(pools, tried, baseline, len(studies)),
+                    )
+                ],
             ),
         ],
         "InnerPO",

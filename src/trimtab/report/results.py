@@ -37,6 +37,8 @@ class Results:
     measurements: tuple[Measurement, ...]
     comparisons: tuple[Difference, ...] = ()
     gains: tuple[Difference, ...] = ()
+    margins: tuple[Difference, ...] = ()
+    """Comparisons of the mean margin, against the baseline and against the bare model."""
     steered: tuple[Difference, ...] = ()
     """Differences of slopes over α."""
     curves: tuple[Curve, ...] = ()
@@ -149,10 +151,12 @@ def read_results(run_dir: str | Path) -> Results:
             and field.
     """
     run = reading.read(run_dir)
-    gains = tuple(d for d in run.differences if d.against == BASE)
-    steered = tuple(d for d in run.differences if d.metric == "steerability")
-    rest = tuple(d for d in run.differences if d.against != BASE and d not in steered)
-    told = (rest, gains, steered)
+    parts: tuple[list[Difference], ...] = ([], [], [], [])
+    for d in run.differences:
+        apart = {"margin": 2, "steerability": 3} if not d.split.startswith(PANEL) else {}
+        parts[apart.get(d.metric, d.against == BASE)].append(d)
+    against, bare, margins, steered = map(tuple, parts)
+    told = (against, bare, margins, steered)
     return Results(run.about, run.measurements, *told, run.curves, run.generations, run.costs)
 
 

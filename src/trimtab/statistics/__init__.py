@@ -10,6 +10,7 @@ from trimtab.statistics.intervals import (
     paired_difference,
     spread,
 )
+from trimtab.statistics.pooling import Pooled, pooled, share_a_nat, standard_error
 from trimtab.statistics.scores import POSITIVE, QUANTILES, SHARE, UNBOUNDED, Range, Score
 from trimtab.statistics.verdicts import Verdict, holm, judged, verdict
 
@@ -22,6 +23,7 @@ __all__ = [
     "Difference",
     "DoseResponse",
     "Interval",
+    "Pooled",
     "Range",
     "Score",
     "Spread",
@@ -31,6 +33,9 @@ __all__ = [
     "judged",
     "mean_interval",
     "paired_difference",
+    "pooled",
+    "share_a_nat",
     "spread",
+    "standard_error",
     "verdict",
 ]

@@ -107,20 +107,20 @@ class Difference:
         aggregate: whether it is over several seeds.
         alpha: the strength of the method.
         at: `alpha_1` or `equal_kl`; null elsewhere.
-        metric: of what.
+        metric: of what; `margin` is the mean margin, in nats a token.
         value: the difference; shares are of 1.
         low: lower end of the interval, which is not adjusted.
         high: upper end of the interval, which is not adjusted.
         items: how many items both have.
         seeds: how many seeds.
         p: of a test that there is none; null where nothing was tested.
-        p_holm: the same, adjusted over the table: all lines at one place, or all of the file; of a panel
-            those of one dial at one place.
+        p_holm: the same, adjusted over the table: all lines of a metric at one place, or all of the file; of
+            a panel those of one dial at one place.
         verdict: `better` or `worse` where the adjusted p is below 0.05, else `cannot tell`; `not judged`
             where that is so. Of a panel, `worse` is what nobody wants: less knowledge, or more bias.
         in_this_run: fewer than 5 seeds: the verdict says nothing of others.
         mde: the smallest difference that would have been seen with 80 % power.
-        underpowered: 5 points would not have been seen.
+        underpowered: 5 points (of a margin 0.05 nats a token) would not have been seen.
         read_out: of the method, where read-outs differ.
         against_read_out: of what it is compared with.
     """

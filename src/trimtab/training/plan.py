@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from trimtab import models
 from trimtab.batching import Encoded, Layout, Schedule, plan_training, unshared
+from trimtab.files import write_text
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
 from trimtab.store import Store
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from trimtab.dials import Dial
 
+MICROBATCH = "microbatch"
+"""In the work folder: positions of a microbatch, as this run began with."""
 HISTORY, SPACE = "training.jsonl", "space.safetensors"
 """Files of a trained run beside its dial: the training curve, and the spaces it was trained in."""
 
@@ -91,6 +96,26 @@ class Run:
             return "alone" if layout == "alone" else "padded"
         return unshared(layout) if apart else layout
 
+    def microbatch(self) -> int:
+        """Padded positions of a microbatch: the setting, or, where a GPU has room and the setting is the
+        usual one, as many as fit. What was found is kept with the checkpoints: a run that goes on has
+        the microbatches that it began with."""
+        usual = self.recipe.train.microbatch_tokens
+        device = next(self.model.parameters()).device
+        if device.type != "cuda" or usual != type(self.recipe.train)().microbatch_tokens:
+            return usual
+        note = self.work / MICROBATCH
+        if note.is_file():
+            return int(note.read_text())
+        fits = room(self.model, torch.cuda.mem_get_info(device)[0], usual)
+        if torch.distributed.is_initialized():  # all cut the same microbatches
+            least = torch.tensor(fits, device=device)
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+            fits = int(least)
+        if self.work.is_dir():
+            write_text(note, str(fits))
+        return fits
+
     def schedule(self, layout: Layout, args: TrainingArguments) -> Schedule:
         """The microbatches, and what the Trainer is to know of them."""
         settings = self.recipe.train
@@ -99,7 +124,7 @@ class Run:
             pairs_per_step=settings.pairs_per_step,
             epochs=settings.epochs,
             seed=self.seed,
-            budget=settings.microbatch_tokens,
+            budget=self.microbatch(),
             layout=layout,
             multiple_of=args.world_size,
             max_steps=settings.max_steps,
@@ -108,3 +133,19 @@ class Run:
         args.gradient_accumulation_steps = schedule.per_step // args.world_size
         args.warmup_steps = round(settings.warmup * schedule.steps)
         return schedule
+
+
+MOST = 65_536
+"""Positions of a microbatch above which a GPU gains nothing."""
+
+
+def room(model: nn.Module, free: int, least: int) -> int:
+    """Positions whose activations fit into seven tenths of `free` bytes, in whole thousands (1,024) and at
+    most `MOST`; never below `least`. A block keeps about twelve states and five of the gate's width for
+    the backward pass of a position."""
+    config = models.text_config(model)
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    each = models.n_layers(model) * (12 * hidden + 5 * inner) * size
+    return max(least, min(MOST, free * 7 // 10 // each // 1024 * 1024))

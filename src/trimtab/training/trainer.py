@@ -22,7 +22,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trimtab.batching import Encoded, Layout, Schedule, collate
+from trimtab.batching import Encoded, Layout, Schedule, blocks, collate
 from trimtab.errors import ConfigError, TrainingError
 from trimtab.progress import SILENT, Progress, Update, figures
 from trimtab.training.fit_module import FitModule, recomputing
@@ -54,6 +54,7 @@ class DialTrainer(Trainer):
     ):
         self.schedule, self.encoded = schedule, encoded
         self.layout: Layout = layout
+        self.lines = blocks.lines(module.model)
         self.values: dict[str, list[Tensor]] = {}
         self.writing: Path | None = None
         super().__init__(
@@ -74,7 +75,7 @@ class DialTrainer(Trainer):
         (index,) = indices
         rows = self.schedule.microbatches[index]
         return {
-            "batch": collate(self.encoded, rows, self.layout),
+            "batch": collate(self.encoded, rows, self.layout, **self.lines),
             "step": index // self.schedule.per_step,
         }
 

@@ -57,7 +57,9 @@ def write_results(run: Compare, command: str, title: str) -> None:
         for how in ({}, {"baseline": BASE, "places": (ALPHA_1,)})
     )
     if grid and sum(map(len, against)):
-        compared = sum(line.at == ALPHA_1 for lines in against for line in lines)
+        compared = sum(
+            (line.metric, line.at) == ("accuracy", ALPHA_1) for lines in against for line in lines
+        )
         notes.append(
             f"p-values are adjusted over all {compared} comparisons of the grid, not only those of "
             "one model and suite."

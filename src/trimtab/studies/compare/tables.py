@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,6 +27,8 @@ SCORES = ("accuracy", "accuracy_sum", "accuracy_choice", "margin")
 DAMAGE = ("kl", "nll_rise")
 WITHIN: dict[str, Range] = {"margin": UNBOUNDED, "nll_rise": UNBOUNDED, "kl": POSITIVE}
 """What values of a metric lie between, where they are no shares."""
+JUDGED = ("accuracy", "margin")
+"""Metrics of which methods are compared, each a table of its own."""
 NOTHING = Interval(0.0, 0.0, 0.0)
 """Damage at 0, where nothing is attached: exactly none."""
 BASELINE, MEAN = "dpo", "mean"
@@ -163,9 +165,11 @@ def verdicts(
     alphas: Sequence[float] = (),
 ) -> list[Difference]:
     """Every other method against DPO on every split, at alpha 1 and at equal KL, and every method against
-    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables."""
+    the bare model at each of `alphas`; p-values adjusted by Holm over each of the three tables, for either
+    metric."""
     gains = differences(rows, methods, splits, common, BASE, alphas)
-    return [*judged_apart(differences(rows, methods, splits, common)), *judged(gains)]
+    told = judged_apart(differences(rows, methods, splits, common))
+    return [*told, *judged_apart(gains, lambda line: line.metric)]
 
 
 def differences(
@@ -177,14 +181,14 @@ def differences(
     places: Sequence[str | float] = COMPARED,
 ) -> list[Difference]:
     """Lines without verdicts: every method less the baseline on every split, on the same items, at each
-    of some places, or alphas.
+    of some places, or alphas; accuracies, then mean margins.
 
     Seeds are paired by their number. One for which a method never reached DPO's KL is left out of
     the comparison at equal KL, on both sides; so is an item that one side dropped as over-long.
     """
     groups = _grouped(rows)
     lines: list[Difference] = []
-    for place, method, split in product(places, methods, splits):
+    for metric, place, method, split in product(JUDGED, places, methods, splits):
         theirs = _seeds(groups, baseline, split, ALPHA_1)
         mine = _seeds(groups, method, split, place)
         if None not in {*mine, *theirs}:
@@ -192,22 +196,29 @@ def differences(
             mine, theirs = ({s: group[s] for s in both} for group in (mine, theirs))
         if method == baseline or not theirs or not mine:
             continue
-        values, against = _same_items(mine, theirs)
-        if len(next(iter(values.values()))):
+        values, against = _same_items(mine, theirs, metric)
+        sides = [*values.values(), *against.values()]
+        if len(sides[0]) and (metric not in WITHIN or np.isfinite(sides).all()):
             at = place if place in COMPARED else ALPHA_1 if place == 1 else None
             where = {"split": split, "alpha": _alpha(mine.values()), "at": at}
-            labels = {"method": method, "against": baseline, "metric": "accuracy"}
-            lines.append(compared(values, against, **labels, **where, **common))
+            labels = {"method": method, "against": baseline, "metric": metric}
+            within = WITHIN.get(metric, SHARE)
+            lines.append(compared(values, against, within=within, **labels, **where, **common))
     return lines
 
 
-def judged_apart(lines: Sequence[Difference]) -> list[Difference]:
-    """Lines of one study or of many with verdicts: all lines at one place are one table."""
-    tables = [[i for i, line in enumerate(lines) if line.at == at] for at in COMPARED]
+def judged_apart(
+    lines: Sequence[Difference],
+    table: Callable[[Difference], Hashable] = lambda line: (line.metric, line.at),
+) -> list[Difference]:
+    """Lines of one study or of many with verdicts: all lines of a metric at one place are one table."""
+    tables: dict[Hashable, list[int]] = {}
+    for i, each in enumerate(lines):
+        tables.setdefault(table(each), []).append(i)
     told = {
         i: line
-        for table in tables
-        for i, line in zip(table, judged([lines[i] for i in table]), strict=True)
+        for places in tables.values()
+        for i, line in zip(places, judged([lines[i] for i in places]), strict=True)
     }
     return [told[i] for i in range(len(lines))]
 

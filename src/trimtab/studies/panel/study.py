@@ -80,6 +80,8 @@ class SideEffects(OnModel[Panelled]):
         chosen = read_settings(s.recipes)
         added = ("random",) if s.random and "random" not in s.methods else ()
         self.methods = {name: chosen.method(name) for name in (*s.methods, *added)}
+        if not self.saved and not s.methods:
+            raise ConfigError("panel: nothing to measure; give --dials NAME=DIR or --methods")
         if twice := set(self.saved) & {BASE, *self.methods}:
             raise ConfigError(f"dials, methods: {min(twice)!r} is taken; give another name")
         self.train = read_pairs(s.train, s.data_root).limit(s.limit) if self.methods else None
