@@ -19,9 +19,11 @@ from trimtab.studies.anchoring import (
     evaluate,
     experiment,
     gates,
+    language,
     mixing,
     mixing_measures,
     mixing_task,
+    routing,
     stories,
     study,
     world,
@@ -130,6 +132,75 @@ def test_the_stories_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (folder / "dial-landmark" / "dial.json").is_file()
     assert len((folder / "pairs.jsonl").read_text().splitlines()) == 60
     assert "What it costs, in bits" in html_of(folder)
+
+
+def test_the_routing_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    smaller(monkeypatch, stories, stories.Stories)
+    monkeypatch.setattr(routing, "SETUP", stories.SETUP)
+    folder = study.run("routing", tmp_path, seeds=1, steps=20)
+    result = read_result(folder)
+    arm = result["cells"][0]["arms"]["unlearned"]
+    assert arm["before"] == result["cells"][0]["control"]
+    assert len(arm["back"]) == 3  # of 10 steps
+    assert gates.metrics("routing") < set(result["metrics"])
+    (table,) = result["tables"]
+    assert [row[0] for row in table["rows"]] == list(routing.ARMS)
+    assert all(len(row) == len(table["header"]) for row in table["rows"])
+    assert "How soon it is back" in html_of(folder)
+
+
+def test_labelled_texts_teach_the_part_that_is_cut_and_nothing_else(monkeypatch):
+    """A gradient of labelled texts alone is that of the whole loss on the part, and none elsewhere; mixed,
+    those of the others are added. Without its part a model is as if these units were not."""
+    smaller(monkeypatch, stories, stories.Stories)
+    tokenizer = world.tokenizer()
+    batch = stories.encode([world.story(s) for s in range(4)], tokenizer)
+    model = language.build(stories.SETUP, tokenizer, 0)
+
+    def gradients(labelled: list[bool] | None) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        if labelled is None:
+            language.mean(language.surprisal(model, batch), batch.mask[:, 1:]).backward()
+        else:
+            routing.Routed(model).backward(model, batch, torch.tensor(labelled))
+        return {
+            n: torch.zeros(()) if p.grad is None else p.grad.clone()
+            for n, p in model.named_parameters()
+        }
+
+    whole, none, every = gradients(None), gradients([False] * 4), gradients([True] * 4)
+    mixed, less = gradients([True, False, False, True]), gradients([False, True, True, False])
+    units = 4 * stories.SETUP.width
+    for name, gradient in whole.items():
+        torch.testing.assert_close(none[name], gradient)
+        part = torch.zeros_like(gradient)
+        if "gate_proj" in name or "up_proj" in name:
+            part[units - units // routing.SHARE :] = 1
+        elif "down_proj" in name:
+            part[:, units - units // routing.SHARE :] = 1
+        torch.testing.assert_close(every[name] + torch.zeros_like(gradient), part * gradient)
+        both = mixed[name] + less[name]
+        torch.testing.assert_close(both, (1 + part) * gradient, rtol=1e-3, atol=1e-6)
+    cut = routing.routed(model)
+    mlp = cut.model.layers[0].mlp
+    assert not mlp.down_proj.weight[:, -units // routing.SHARE :].any()
+    assert mlp.down_proj.weight[:, : -units // routing.SHARE].all()
+
+
+def test_unlearning_raises_what_is_labelled_and_little_else(monkeypatch):
+    smaller(monkeypatch, stories, stories.Stories)
+    tokenizer = world.tokenizer()
+    batch = stories.encode([world.story(s) for s in range(8)], tokenizer)
+    model = language.build(stories.SETUP, tokenizer, 0).eval()
+    labels = {"landmark": torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0])}
+    new = routing.unlearned(model, lambda step: (batch, labels), 12, 3e-3)
+    rise = [
+        (language.bits(m, batch) * batch.mask[:, 1:]).sum(1) / batch.mask[:, 1:].sum(1)
+        for m in (model, new)
+    ]
+    rise = rise[1] - rise[0]
+    assert rise[:2].min() > 0
+    assert rise[2:].max() < 0
 
 
 def test_the_mixing_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -35,10 +35,10 @@ LINES_OF_ROOM = {
     "panel": 1460,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 5160,  # the page of a panel
+    "report": 5190,  # the page of a panel
     "serve": 2010,  # the provider of Inspect, prompts in pieces
     "statistics": 710,
-    "studies": 8310,  # a panel in evaluate, compare and a study of its own
+    "studies": 8520,  # a panel in evaluate, compare and a study of its own
     "study": 3010,
     "trl": 460,
     "training": 4920,  # any dial on any objective: poles, vectors, edits of states

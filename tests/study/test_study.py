@@ -507,6 +507,17 @@ def test_the_page_of_trained_dials_is_made_of_comparisons(run, tmp_path):
     assert (tmp_path / "trained.svg").is_file()
 
 
+def test_the_page_has_verdicts_on_the_mean_margin(run):
+    page = write_page(run).read_text()
+    title, (first, *_) = "Against DPO, by the mean margin", read_results(run).margins
+    assert title in page
+    shown = f"{first.value:+.3f}".replace("-", "−")
+    assert shown in page.partition(title)[2]
+    assert (
+        len(read_results(run).margins) == 8
+    )  # four against DPO, four of two methods against the bare model
+
+
 def test_the_other_files_of_a_run(run, here):
     curves = lines(run / "curves.jsonl")
     assert {(c["method"], c["seed"]) for c in curves} == {("dpo", 0), ("dpo", 1)}

@@ -193,6 +193,19 @@ def _stories(run: Run) -> list[Section]:
     return [section("What it costs, in bits", f"{caption} {_BANDS}", panels)]
 
 
+def _routing(run: Run) -> list[Section]:
+    cells = run.result["cells"]
+    back = {
+        a: [[v["facts"] for v in c["arms"][a]["back"]] for c in cells] for a in cells[0]["arms"]
+    }
+    curves: Curves = {a: ([5 * i for i in range(len(of[0]))], of) for a, of in back.items()}
+    panel = chart(
+        run, "The landmark's facts", "bits", curves, "back", also=lambda ax: ax.set_ylim(0, None)
+    )
+    caption = "Bits of the facts over steps of training, once the landmark is out of the weights."
+    return [section("How soon it is back", f"{caption} {_BANDS}", [panel])]
+
+
 def _natural(run: Run) -> list[Section]:
     panels = [
         *_doses(run, "code", ("code", "other code", "forum", "others")),
@@ -277,7 +290,8 @@ OTHERS: dict[str, Callable[[Run], list[Section]]] = {
     "mixing": _mixing,
     "stories": _stories,
     "natural": _natural,
+    "routing": _routing,
 }
 """Drawings by experiment."""
-CELLS = ("mixing", "stories", "natural")
+CELLS = ("mixing", "stories", "natural", "routing")
 """Kinds that are drawn from their results alone; the others' drawings need arrays."""

@@ -26,6 +26,7 @@ from trimtab.report.blocks import (
 )
 from trimtab.report.results import (
     ALPHA_1,
+    BASE,
     EQUAL_KL,
     Difference,
     Grid,
@@ -168,6 +169,10 @@ def _sections(results: Results, panels: Sequence[figures.Panel]) -> Iterator[Blo
             drawn = Figure(gains if at == ALPHA_1 else (), caption=caption, on=On.HTML)
             told = [Text(wording.ADJUSTED, On.ALL), drawn, tables.verdicts(rows)]
             yield Section(f"Against {baseline}, at {where}", told)
+    if rows := [d for d in results.margins if (d.against != BASE) == bool(results.comparisons)]:
+        against = plain(wording.label(rows[0].against))
+        told = [Text(wording.ADJUSTED, On.ALL), tables.verdicts(rows, "nats a token")]
+        yield Section(f"Against {against}, by the mean margin", told, On.HTML)
     yield _dose(results)
     yield Section("What else the dials change", panel.blocks(results))
     yield Section("Answers side by side", list(tables.prompts(results)), On.HTML)

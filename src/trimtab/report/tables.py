@@ -101,14 +101,15 @@ def judged(
     difference: str = "difference",
     *,
     grouped: bool = False,
+    form: Callable[..., str] = wording.points,
 ) -> Table:
     """Differences with their verdicts, a row each, after the cells that `lead` gives."""
     body = [
         [
             *map(plain, lead(c)),
-            wording.difference(c, strong=False),
+            wording.figure(c, form, ", "),
             plain(wording.small(c.p_holm)),
-            wording.points(c.mde, sign=False),
+            form(c.mde, sign=False),
             wording.verdict(c),
         ]
         for c in rows
@@ -118,13 +119,19 @@ def judged(
     return Table(header, body, figures, grouped=grouped)
 
 
-def verdicts(rows: Sequence[Difference]) -> Table:
-    """Those of a run, by split."""
+def verdicts(rows: Sequence[Difference], unit: str = "points") -> Table:
+    """Those of a run, by split; in points, or in another unit as they are."""
 
     def lead(c: Difference) -> list[str]:
         return [c.split, wording.label(c.method), wording.alpha(c.alpha)]
 
-    return judged(rows, ["split", "method", "α"], lead, "difference, points", grouped=True)
+    form = wording.points if unit == "points" else _plain
+    header = ["split", "method", "α"]
+    return judged(rows, header, lead, f"difference, {unit}", grouped=True, form=form)
+
+
+def _plain(value: float, *, sign: bool = True) -> str:
+    return wording.number(value, 3, sign=sign)
 
 
 def costs(results: Results) -> Table:

@@ -134,6 +134,7 @@ def train(
     *,
     anchored: bool,
     monitors: Sequence[Mapping[str, Any]] = (),
+    route: Callable[[Any], Callable[[Batch, Concepts], Tensor]] | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Any, list[dict[str, float]]]:
     """A model, and what was measured on the way.
@@ -143,26 +144,31 @@ def train(
         watch: readings of the model, taken 24 times.
         anchored: with the terms; else a control.
         monitors: inputs with true concepts, for the AUROC of dimension 0, taken 8 times.
+        route: of the model, what gives it the gradients of a batch, and its loss.
     """
     model = build(setup, tokenizer, seed)
     anchors = None
     if anchored:
         monitor = Monitor(setup.middle, 0, monitors, every=max(1, steps // 8)) if monitors else None
         anchors = Anchors(terms(setup), sheet(setup, steps), monitor=monitor).attach(model)
+    backward = route(model) if route else None
     adam = torch.optim.AdamW(model.parameters(), lr=setup.rate, betas=(0.9, 0.95), fused=True)
     history: list[dict[str, float]] = []
     title = f"{setup.name}, seed {seed}, {'anchored' if anchored else 'control'}"
     with progress.bar(title, steps, "steps") as update:
         for step in range(steps):
             batch, labels = data(step)
-            loss = mean(surprisal(model, batch), batch.mask[:, 1:])
-            if anchors is not None:
-                loss = loss + anchors.loss(labels, batch.mask)
-                anchors.step()
             for group in adam.param_groups:
                 group["lr"] = warm_cosine(setup.rate, step, steps, warm=0.05, last=0.05)
             adam.zero_grad(set_to_none=True)
-            loss.backward()
+            if backward:
+                loss = backward(batch, labels)
+            else:
+                loss = mean(surprisal(model, batch), batch.mask[:, 1:])
+                if anchors is not None:
+                    loss = loss + anchors.loss(labels, batch.mask)
+                    anchors.step()
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adam.step()
             if step % max(5, steps // 24) == 0:
@@ -278,7 +284,18 @@ def relearn(
 ) -> list[dict[str, float]]:
     """Readings every fifth step while a model is trained on, at a tenth of the rate, after the concepts'
     dimensions are cut from its weights."""
-    model = cut(model, range(len(setup.concepts))).requires_grad_(True).train()
+    return trained_on(setup, cut(model, range(len(setup.concepts))), data, read, limit)
+
+
+def trained_on(
+    setup: Setup,
+    model: Any,
+    data: Callable[[int], Batch],
+    read: Callable[[Any], dict[str, float]],
+    limit: int,
+) -> list[dict[str, float]]:
+    """Readings every fifth step while a model itself is trained on, at a tenth of the rate."""
+    model = model.requires_grad_(True).train()
     adam = torch.optim.AdamW(model.parameters(), lr=setup.rate / 10, fused=True)
     curve = []
     for step in range(limit + 1):

@@ -66,7 +66,7 @@ def _labels(told: Sequence[world.Story], seed: int) -> Concepts:
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def _at(model: Any, batch: Batch, what: str) -> float:
+def telling(model: Any, batch: Batch, what: str) -> float:
     """Mean bits of the telling words of all stories."""
     found = bits(model, batch)
     told = [float(found[i, p - 1]) for i, s in enumerate(batch.stories) for p in getattr(s, what)]
@@ -106,7 +106,7 @@ def probes(tokenizer: Any, count: int) -> Probes:
 
 def read(model: Any, p: Probes) -> dict[str, float]:
     """Bits where the concepts tell, and of all words of stories that hold neither."""
-    found = {name: _at(model, *probe) for name, probe in p.items()}
+    found = {name: telling(model, *probe) for name, probe in p.items()}
     others, _ = p["others"]
     return found | {"plain": float(mean(bits(model, others), others.mask[:, 1:]))}
 
@@ -140,7 +140,11 @@ class Stories(Language):
             batch = _told(first, tokenizer)
             return batch, _labels(batch.stories, first) if anchored else {}
 
-        return data, lambda model: {"facts": _at(model, watched, "facts")}
+        return data, lambda model: {"facts": telling(model, watched, "facts")}
+
+    def told(self, step: int) -> Batch:
+        """Stories that no model was trained on, to be trained on afterwards."""
+        return _told(20_000_000 + step * SETUP.batch, self.tokenizer)
 
     def read(self, control: Any, anchored: Any, seed: int) -> dict[str, Any]:
         """Everything about one seed: bits under every dial at every alpha."""
@@ -162,8 +166,8 @@ class Stories(Language):
         back = language.relearn(
             SETUP,
             anchored,
-            lambda step: _told(20_000_000 + step * SETUP.batch, tokenizer),
-            lambda model: {"facts": _at(model, *p["facts"])},
+            self.told,
+            lambda model: {"facts": telling(model, *p["facts"])},
             max(10, self.length // 12),
         )
         return {"bits": rows, "auroc": told, "relearned": back}

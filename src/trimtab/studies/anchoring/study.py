@@ -27,6 +27,7 @@ KINDS = {
     "mixing": "mixing:Mixing",
     "stories": "stories:Stories",
     "natural": "natural:Natural",
+    "routing": "routing:Routing",
 }
 """By kind of experiment, the class; those of language models bring transformers."""
 
