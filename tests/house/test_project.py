@@ -30,7 +30,7 @@ LINES_OF_ROOM = {
     "dials": 5410,  # the card and the Hub; reft, doses
     "evaluation": 2870,
     "export": 2010,  # llama.cpp's LoRAs with their check
-    "models": 3500,  # a model run from one of its layers
+    "models": 3520,  # a model run from one of its layers
     "objectives": 1850,  # rankings, RePS
     "panel": 1460,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings

@@ -312,3 +312,9 @@ def test_the_study_of_the_documentation(here, toy, tmp_path, monkeypatch):
     page = (tmp_path / "one" / "report.html").read_text()
     assert "sum − mean, points" in page
     assert "lengths" in trimtab("study", "check", tmp_path / "two").out
+    assert trimtab("pack", tmp_path / "one").code == 0
+    again = ["reproduce", tmp_path / "one.pack.json", "--out", tmp_path / "one"]
+    assert "where you have and trust its package, give --study NAME" in trimtab(*again).err
+    done = trimtab(*again, "--study", "lengths")
+    assert done.code == 0, done.out + done.err
+    assert re.search(r"(\d+) figures: \1 the same", done.out), done.out

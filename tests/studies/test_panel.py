@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -247,6 +248,10 @@ def test_the_study_reads_saved_dials_and_makes_others(here):
     run = read(out)
     assert list(run.about.methods) == ["head", "mean", "random"]
     assert run.about.study == "panel"
+    assert trimtab("pack", out, "--out", here / "sides.json").code == 0
+    again = trimtab("reproduce", here / "sides.json", "--out", out, "--quiet")
+    assert again.code == 0, again.out + again.err
+    assert re.search(r"(\d{2,}) figures: \1 the same", again.out), again.out
     text = (out / "report.html").read_text()
     assert "What else the dials change" in text
     assert "random direction" in text

@@ -119,9 +119,9 @@ def plan_of(run_folder: Path) -> Json:
         raise ConfigError(f"{run_folder}: holds several runs, each with a pack of its own: {said}")
     if not file.is_file():
         raise ConfigError(
-            f"{file}: missing. A run is packed from the folder that holds its cells, not from committed "
-            "results; one made by an earlier version gets the file when the same command is given again (its "
-            "cells are found), one made from Python with settings of its own methods cannot be packed"
+            f"{file}: missing. A study's run is packed from the folder that holds its cells, not from "
+            "committed results; one made by an earlier version gets the file when the same command is given "
+            "again (its cells are found), one made from Python with methods of its own cannot be packed"
         )
     return read_json(file)
 
