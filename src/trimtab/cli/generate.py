@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
     prompts = _prompts(args)
     check_alphas(args.alpha)
     taken = args.out is not None and (args.out / GENERATIONS).exists()
-    if taken and not (args.out / ASKED).is_file():  # of an earlier version
+    if args.out is not None and taken and not (args.out / ASKED).is_file():  # of an earlier version
         raise ConfigError(f"{args.out}: holds generations already; choose another --out")
     if args.decoder == "genarm" and len(args.dial) != 1:
         raise ConfigError("--decoder genarm: give one --dial, the second model")
@@ -77,12 +77,11 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
     reward = args.read_reward(args.reward)
     asked = _asked(args, prompts, [*dials, *filter(None, [reward])]) if args.out else {}
-    if taken and read_json(args.out / ASKED) != asked:
-        raise ConfigError(f"{args.out}: holds other generations; choose another --out")
-    if taken:
+    if args.out is not None and taken:
+        if read_json(args.out / ASKED) != asked:
+            raise ConfigError(f"{args.out}: holds other generations; choose another --out")
         with held(args.out):  # what a killed run left of its lock goes
-            pass
-        print(f"{args.out / GENERATIONS} holds these very generations already: nothing to do")
+            print(f"{args.out / GENERATIONS} holds these very generations already: nothing to do")
         return
     several = reward is not None and args.decoder == "plain" and args.drawing.n > 1
     if several and args.sampling.temperature == 0:
