@@ -29,7 +29,7 @@ from trimtab.directions import (
     principal_direction,
     umap_direction,
 )
-from trimtab.directions.gradient import damped_solve
+from trimtab.directions.gradient import _refined, damped_solve
 from trimtab.errors import ConfigError, DataError
 from trimtab.objectives import DPO, NLL, Objective, ReprPOMargin, SimPO
 from trimtab.pairs import Pair, PairSet, persona_pairs
@@ -124,6 +124,11 @@ def test_the_damped_solve(m, d):
         dense = torch.linalg.solve(X.T @ X + damping * torch.eye(d, dtype=X.dtype), t)
         assert torch.allclose(damped_solve(X, t, damping), dense, rtol=1e-8)
     assert torch.allclose(damped_solve(X, t, 0.0), torch.linalg.pinv(X.T @ X) @ t, rtol=1e-6)
+    if m > d:  # beyond single precision: no refinement
+        X = X * torch.logspace(0, -5, d, dtype=X.dtype)
+        assert _refined(X.T, t, 1e-11) is None
+        dense = torch.linalg.solve(X.T @ X + 1e-11 * torch.eye(d, dtype=X.dtype), t)
+        assert torch.allclose(damped_solve(X, t, 1e-11), dense, rtol=1e-4)
 
 
 def test_relative_damping_does_not_depend_on_the_scale_of_the_loss():

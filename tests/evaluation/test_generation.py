@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from test_attach import dials_of
 
 from conftest import build
 from trimtab.dials import VectorDial
@@ -313,3 +314,24 @@ def test_positions_that_a_model_does_not_have(tokenizer: Any) -> None:
     (found,) = generate(kind_of("roberta"), tokenizer, fits, sampling=GREEDY, prompt_style="plain")
     ids = loop(kind_of("roberta"), tokenizer(fits)["input_ids"], 6, ends=(0,))
     assert found.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_what_generate_leaves_behind_can_be_trained(tiny: Any, tokenizer: Any) -> None:
+    """Tokens are drawn in inference mode, whose tensors no gradient may meet: none stays in a model or a
+    dial, nor with frequencies that a long text has changed."""
+    config = {**tiny("llama").config.to_dict(), "max_position_embeddings": 8}
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    changing = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    for model in (tiny("gemma3", fresh=True), changing.requires_grad_(False)):
+        for dial in dials_of(model).values():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                generate(model, tokenizer, PROMPTS, dial, [0.5], sampling=GREEDY, force=True)
+            left = [*model.buffers(), *dial.parameters(), *dial.buffers()]
+            for module in (*model.modules(), *dial.modules()):
+                left += [v for v in vars(module).values() if isinstance(v, torch.Tensor)]
+            assert not any(tensor.is_inference() for tensor in left)
+            if some := [p for p in dial.parameters() if p.requires_grad]:
+                with dial(model, 1.0, training=True, force=True):
+                    model(input_ids=torch.arange(2, 30)[None]).logits.square().sum().backward()
+                assert any(p.grad is not None for p in some)

@@ -55,7 +55,7 @@ from trimtab.models.quantised import (
     settle,
 )
 from trimtab.models.quantising import check_load_in
-from trimtab.models.reading import reading
+from trimtab.models.reading import inferring, reading
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -81,6 +81,7 @@ __all__ = [
     "hub_folder",
     "hub_id",
     "identify",
+    "inferring",
     "is_plain",
     "is_quantised",
     "known_source",

@@ -106,7 +106,8 @@ def blocks(results: Results) -> list[Block]:
     note = " A dagger (†) marks what a dial was trained on, which is no side effect."
     how = (
         "What the dial changes beside what it was made for: the figure with it less that of the bare model, "
-        "on the same items, with 95\u00a0% intervals, each for itself; shares in percent, differences in points. "
+        "on the same items, with 95\u00a0% intervals, each for itself; shares in percent, differences in "
+        "points. "
         "“Worse” and “better” are said where one can tell, p-values being adjusted (Holm) over all that is "
         "judged of a dial at one strength. “Could see” is the smallest difference that is found with "
         "80\u00a0% power at α\u00a0=\u00a01, unadjusted. In italics is what is only described."
