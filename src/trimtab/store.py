@@ -52,7 +52,10 @@ class Store:
         parts = self.open(what)
         if parts is None:
             return None
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        try:
+            return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        except (RuntimeError, KeyError) as error:
+            raise CacheError(f"{self.folder(what)}: damaged ({error}); delete it") from error
 
     def open(self, what: dict[str, Any], command: str = "") -> list[dict[str, Tensor]] | None:
         """The shards of an entry, each checked against its digest and mapped into memory: pages are
@@ -83,7 +86,10 @@ class Store:
             return [
                 _checked(folder / n, digest, remedy) for n, digest in manifest["shards"].items()
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError, OSError),
+            *(RuntimeError, SafetensorError),  # views that do not fit, nesting without end
+        ) as error:
             raise CacheError(f"{folder}/manifest.json: damaged ({error!r}); {remedy}") from error
 
     def check(self, command: str) -> None:
@@ -97,7 +103,7 @@ class Store:
         for file in manifests:
             try:
                 made = json.loads(file.read_text()).get("format")
-            except (ValueError, OSError, AttributeError) as error:
+            except (ValueError, OSError, AttributeError, RecursionError) as error:
                 raise CacheError(
                     f"{file}: damaged ({error}); delete {file.parent} and run: {command}"
                 ) from error

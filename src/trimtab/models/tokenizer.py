@@ -100,10 +100,10 @@ def end_ids(generation: Any, config: Any) -> list[int]:
     """Ids that end a text by a generation config, else by the model's."""
     for settings in (generation, config):
         if (ids := getattr(settings, "eos_token_id", None)) is not None:
-            found = set(ids if isinstance(ids, list | tuple) else [ids])
+            found = ids if isinstance(ids, list | tuple) else [ids]
             if not all(isinstance(i, int) for i in found):
                 raise ModelError(f"eos_token_id: expected whole numbers, given {str(ids)[:80]}")
-            return sorted(map(int, found))
+            return sorted(set(map(int, found)))
     return []
 
 

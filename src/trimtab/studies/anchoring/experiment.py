@@ -74,7 +74,7 @@ class Experiment(Study[Settings]):
     """One experiment. Kinds of them say what their cells are and what becomes of these (`gathered`)."""
 
     name, title, Settings = "anchoring", "Anchoring", Settings
-    marks = ("cells", RESULT)
+    marks = ("cells", RESULT, CURVES, ARRAYS)
     disk: ClassVar[float] = 1e6
     """Bytes of a cell's files, about."""
 
