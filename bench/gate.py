@@ -7,6 +7,8 @@ clipping, optimizer, schedule, logging.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +40,10 @@ class Gate:
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
         ]
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # what earlier passes freed, back to the system
+            ctypes.CDLL(None).malloc_trim(0)
         reset_peak()
         self.found["before"] = peak_bytes()
         return self
@@ -54,10 +60,14 @@ class Gate:
         if self.start is None:
             self.channel.say(peak=peak_bytes(), **self.found)
         else:
-            self.channel.say(seconds=time.perf_counter() - self.start, peak=peak_bytes())
+            self.channel.say(
+                seconds=time.perf_counter() - self.start,
+                processor=time.process_time() - self.busy,
+                peak=peak_bytes(),
+            )
         if not self.channel.wait():
             raise SystemExit(0)  # the parent has what it wanted
-        self.start = time.perf_counter()
+        self.start, self.busy = time.perf_counter(), time.process_time()
 
 
 def total(losses: list[Tensor]) -> float:

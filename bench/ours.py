@@ -32,6 +32,8 @@ from trimtab.sites import Site
 from trimtab.states import depth
 from trimtab.store import Store
 from trimtab.training import METHODS
+from trimtab.training.microbatches import fitting
+from trimtab.training.plan import Run
 from trimtab.training.reference import read_reference
 from trimtab.training.trainer import FitModule, train
 from trimtab.training.vectors import LearnedVector
@@ -69,15 +71,21 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
     else:
         dial = AdapterDial.build(adapter | {"modules": list(shapes)}, data.adapter_weights(shapes))
     layout = layout_of(model)
-    schedule = plan_training(
-        encoded,
-        pairs_per_step=encoded.n_pairs,
-        epochs=STEPS,
-        seed=0,
-        budget=spec.get("microbatch", 2048),
-        layout=layout,
-    )
     with tempfile.TemporaryDirectory() as scratch:
+        budget = spec.get("microbatch", 2048)
+        if memory := spec.get("memory"):
+            dpo = METHODS["dpo"]
+            sized = replace(dpo.recipe, train=replace(dpo.recipe.train, memory=memory))
+            run = Run(replace(dpo, recipe=sized), model, encoded, 0, Path(scratch))
+            budget = fitting(run, dial, needs, layout)
+        schedule = plan_training(
+            encoded,
+            pairs_per_step=encoded.n_pairs,
+            epochs=STEPS,
+            seed=0,
+            budget=budget,
+            layout=layout,
+        )
         args = TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=1,
@@ -99,7 +107,8 @@ def training(spec: dict[str, Any], channel: Channel) -> None:
         reference = read_reference(model, encoded, needs, store, block=block)
         trunk = trunk_of(model, encoded, store, block=block)
         assert bool(trunk) == store.trunk, "the trunk was left out"
-        module = FitModule(model, dial, objective, needs, reference, trunk=trunk)
+        spares = bool(spec.get("memory"))
+        module = FitModule(model, dial, objective, needs, reference, trunk=trunk, spares=spares)
         losses: list[Tensor] = []
         watching = module.register_forward_hook(lambda _, __, out: losses.append(out[0].detach()))
         first_block = trunk.block + 1 if trunk else 0

@@ -36,15 +36,18 @@ class Subject:
 
 
 SUBJECTS: dict[str, Subject] = {
-    "dpo_vs_trl_truthful_qa": Subject("DPO step, 32 short pairs, float32, against TRL", 4.0),
-    "dpo_vs_trl_truthful_qa_bf16": Subject("the same in bfloat16", 4.0),
+    "dpo_vs_trl_truthful_qa": Subject("DPO step, 32 short pairs, float32, against TRL", 5.0),
+    "dpo_vs_trl_truthful_qa_bf16": Subject("the same in bfloat16", 5.0),
     "dpo_vs_trl_truthful_qa_items": Subject(
-        "DPO step, 16 whole items of 4 answers, float32, against TRL on their 48 pairs", 8.0
+        "DPO step, 16 whole items of 4 answers, float32, against TRL on their 48 pairs", 7.0
     ),
     "dpo_vs_trl_change_my_view": Subject(
-        "DPO step, 8 pairs of long prompts and answers, float32, against TRL", 3.0
+        "DPO step, 8 pairs of long prompts and answers, float32, against TRL", 3.8
     ),
-    "memory_vs_trl": Subject("peak resident memory of the first line's processes", None),
+    "memory_vs_trl": Subject(
+        "peak memory of a step of the first line above what its process holds anyway, TRL's over ours",
+        1.33,
+    ),
     "states_only_vs_dpo": Subject(
         "InnerDPO on states up to 0.6 N without log-probs, against our own DPO step, float32", 1.6
     ),

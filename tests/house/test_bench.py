@@ -63,7 +63,7 @@ def test_a_table_of_every_subject() -> None:
         "25%",
         "2.25×",
     ]
-    assert cells["memory_vs_trl"][2:5] == ["reported", "1 GiB", "2 GiB"]
+    assert cells["memory_vs_trl"][2:5] == ["≥ 1.33", "1 GiB", "2 GiB"]
     assert "(missed)" in cells["dpo_vs_trl_truthful_qa"][2]
     assert "(missed)" in cells["packed_positions_over_tokens"][2]
     assert results.text(table).splitlines()[0].startswith("name")

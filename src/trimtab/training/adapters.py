@@ -21,6 +21,7 @@ from trimtab.states import depth, expand_sites
 from trimtab.store import Store
 from trimtab.training.estimate import Estimate, estimate_training
 from trimtab.training.fits import check_reach
+from trimtab.training.microbatches import fitting
 from trimtab.training.new_dials import in_units, new_dial
 from trimtab.training.plan import SPACE, Made, Run
 from trimtab.training.poles import PolesModule
@@ -28,7 +29,7 @@ from trimtab.training.probe import check_gradients
 from trimtab.training.recipes import InnerRecipe, PolesRecipe, ProjectionRecipe
 from trimtab.training.reference import read_reference
 from trimtab.training.rotation import ContrastiveModule
-from trimtab.training.settings import AdapterSettings, RotationSettings, no_effect
+from trimtab.training.settings import AdapterSettings, RotationSettings, bytes_of, no_effect
 from trimtab.training.spaces import Spaces, build_spaces
 from trimtab.training.vectors import LearnedVector
 from trimtab.trunk import trunk_of
@@ -72,19 +73,23 @@ def plan(run: Run) -> Plan:
         width_at(model, site, run.named.name)  # refuses what holds no one state a token
     args = run.arguments()
     layout = run.layout(layout_of(model, encoded))
-    schedule = run.schedule(layout, args)
     deepest = count - 1 if needs.logps else max(depth(model, s) for s in needs.sites)
     if deepest < count - 1 and isinstance(recipe.dial, AdapterSettings | RotationSettings):
         run.progress.say(
             f"the objective reads no deeper than block {deepest}: the adapter stops there"
         )
     dial = new_dial(run, needs, deepest).to(args.device)
+    twice = isinstance(recipe.objective, ContrastiveSteering)  # both ends at once, never spared
+    schedule = run.schedule(layout, args, None if twice else fitting(run, dial, needs, layout))
     check_reach(recipe, dial.places(), needs.sites, partial(reach, model))
     # Rotations are trained from the whole model, so that figures stay what they were.
     whole = isinstance(recipe.dial, RotationSettings) or models.rows_depend(model)
     block = -1 if whole else before(model, dial.places())
     expected = estimate_training(model, needs, encoded, schedule, layout)
     expected = expected.times(2 if recipe.both_ends else 1)
+    if recipe.train.memory is not None:
+        held = sum(p.numel() * p.element_size() for p in model.parameters())
+        expected = replace(expected, bytes=held + bytes_of(recipe.train.memory, "train.memory"))
     return Plan(needs, args, layout, schedule, dial, block, expected)
 
 
@@ -114,7 +119,7 @@ def _trained(run: Run) -> Made:
         projection = Projection(recipe.projection, dial, differences)
     parts: Any = {"dial": dial, "objective": recipe.objective, "needs": needs}
     parts |= {"model": model, "reference": reference}
-    from_trunk: Any = {"spaces": spaces, "trunk": trunk}
+    from_trunk: Any = {"spaces": spaces, "trunk": trunk, "spares": recipe.train.memory is not None}
     if isinstance(recipe.objective, ContrastiveSteering):
         module: FitModule = ContrastiveModule(**parts, encoded=encoded)
     elif isinstance(recipe, PolesRecipe):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from trimtab.models.above import running
 from trimtab.objectives import Objective
 from trimtab.readout import Needs
 from trimtab.sites import Site
+from trimtab.sparing import sparing
 from trimtab.states import Readings, pair_up, read
 from trimtab.training.reference import Reference, is_tokenwise
 from trimtab.training.spaces import Spaces
@@ -42,8 +43,14 @@ class FitModule(nn.Module):
         reference: Reference,
         spaces: Spaces | None = None,
         trunk: Trunk | None = None,
+        spares: bool = False,
     ):
+        """
+        Args:
+            spares: what is cheap to compute again is not kept for the backward pass.
+        """
         super().__init__()
+        self.spares = spares
         self.model, self.dial, self.objective, self.needs = model, dial, objective, needs
         self.reference, self.spaces, self.trunk = reference, spaces, trunk
         model.requires_grad_(False)
@@ -60,14 +67,15 @@ class FitModule(nn.Module):
         needs, spaces = self.needs, self.spaces
         inside = spaces.items() if spaces is not None and is_tokenwise(needs, spaces) else None
         live = self._live(batch, inside)
-        policy = read(
-            self.model,
-            batch,
-            **needs.asked(),
-            spaces=inside,
-            against=live.logits if live else None,
-            trunk=self.trunk,
-        )
+        with sparing() if self.spares else nullcontext():
+            policy = read(
+                self.model,
+                batch,
+                **needs.asked(),
+                spaces=inside,
+                against=live.logits if live else None,
+                trunk=self.trunk,
+            )
         before = self._stored(batch)
         delta = {s: d.to(batch.input_ids.device) for s, d in self.reference.delta(step).items()}
         if live is not None and inside:

@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab import models
 from trimtab.batching import Encoded, Layout, Schedule, plan_training, unshared
+from trimtab.errors import ConfigError
 from trimtab.files import write_text
 from trimtab.pairs import PairSet
 from trimtab.progress import SILENT, Progress
@@ -116,15 +117,29 @@ class Run:
             write_text(note, str(fits))
         return fits
 
-    def schedule(self, layout: Layout, args: TrainingArguments) -> Schedule:
-        """The microbatches, and what the Trainer is to know of them."""
+    def schedule(
+        self, layout: Layout, args: TrainingArguments, budget: int | None = None
+    ) -> Schedule:
+        """The microbatches, and what the Trainer is to know of them.
+
+        Args:
+            budget: padded positions of one, where `--train.memory` has chosen.
+
+        Raises:
+            ConfigError: it would have to, and this method's steps are not measured.
+        """
         settings = self.recipe.train
+        if settings.memory is not None and budget is None:
+            raise ConfigError(
+                f"train.memory is {settings.memory}: the steps of {self.named.name} are not measured; "
+                "expected train.microbatch_tokens"
+            )
         schedule = plan_training(
             self.encoded,
             pairs_per_step=settings.pairs_per_step,
             epochs=settings.epochs,
             seed=self.seed,
-            budget=self.microbatch(),
+            budget=budget or self.microbatch(),
             layout=layout,
             multiple_of=args.world_size,
             max_steps=settings.max_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -58,6 +59,14 @@ def _kept(settings: Any) -> Iterator[tuple[str, Any]]:
             yield f.name, value
 
 
+def bytes_of(text: str, what: str) -> int:
+    """A size such as 2GiB or 500 MB in bytes. Raises ConfigError where it is none."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT])(i?)B", text.strip())
+    if not found or not (size := float(found[1])):
+        raise ConfigError(f"{what} is {text!r}; expected a size, such as 2GiB or 500MB")
+    return round(size * (1024 if found[3] else 1000) ** (1 + "KMGT".index(found[2])))
+
+
 @dataclass(frozen=True)
 class TrainSettings(Bounded, group="train"):
     """How a training recipe is optimised (AdamW)."""
@@ -80,6 +89,9 @@ class TrainSettings(Bounded, group="train"):
     """The gradient's norm is clipped to this; at 0 it never is."""
     microbatch_tokens: Count = 2048
     """Padded positions of a microbatch: memory grows with it, the gradient stays the same."""
+    memory: str | None = field(default=None, metadata=LATER)
+    """What a step may take above what the process holds anyway, such as 2GiB: microbatches are made as
+    large as fits by the bytes that they keep, and what is cheap to compute again is not kept."""
     checkpoint_seconds: Endless = 60.0
     """A checkpoint is written when this long has passed since the last."""
     activation_checkpointing: bool = False
@@ -89,6 +101,8 @@ class TrainSettings(Bounded, group="train"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.memory is not None:
+            bytes_of(self.memory, "train.memory")
         if self.report_to not in ("none", "all") and not importlib.util.find_spec(self.report_to):
             raise ConfigError(
                 f"train.report_to={self.report_to}: install it (pip install {self.report_to})"
