@@ -35,7 +35,7 @@ LINES_OF_ROOM = {
     "panel": 1460,  # what else a dial changes, budgets of it
     "pairs": 3400,  # readers of BiPO's behaviours, of lettered questions, of rankings
     "rendering": 1460,
-    "report": 5190,  # the page of a panel
+    "report": 5200,  # the page of a panel
     "serve": 2020,  # the provider of Inspect, prompts in pieces
     "statistics": 710,
     "studies": 8540,  # a panel in evaluate, compare and a study of its own
