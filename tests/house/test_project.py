@@ -38,7 +38,7 @@ LINES_OF_ROOM = {
     "report": 5200,  # the page of a panel
     "serve": 2020,  # the provider of Inspect, prompts in pieces
     "statistics": 710,
-    "studies": 8540,  # a panel in evaluate, compare and a study of its own
+    "studies": 8550,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
     "training": 5040,  # any dial on any objective: poles, vectors, edits of states
