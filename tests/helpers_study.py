@@ -5,6 +5,8 @@ imported everything (so that a start costs a fraction of a second and a child ca
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
@@ -122,10 +124,11 @@ class Commands:
 
     LONGEST = 90
 
-    def __init__(self, cache: Path):
+    def __init__(self, cache: Path, prepare: str = ""):
+        """`prepare`: a module whose `ready()` the process calls before the first command."""
         environment = {**os.environ, "TRIMTAB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, prepare],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -142,6 +145,7 @@ class Commands:
         count: Path | None = None,
         file_limit: int | None = None,
         under: Path | None = None,
+        window: int | None = None,
     ) -> int:
         """Run a command; its exit code, or minus the signal that ended it.
 
@@ -152,6 +156,8 @@ class Commands:
             count: file for the number of such writes.
             under: writes in this folder count, in place of those under `--out`.
             file_limit: no file may grow beyond so many bytes (a full disk, to those who write).
+            window: it is killed in so many-th of its windows under that folder (`kill.windows`), 0 for none
+                of them; `count` is then a list of them.
         """
         texts = [str(word) for word in words]
         job = {
@@ -161,10 +167,22 @@ class Commands:
             "count": str(count or ""),
             "file_limit": file_limit,
             "under": str(under or (texts[texts.index("--out") + 1] if "--out" in texts else "")),
+            "window": window,
         }
+        return self._ran([job])[0]
+
+    def together(self, commands: Sequence[Sequence[object]], errs: Sequence[Path]) -> list[int]:
+        """Run commands at once; what each says goes to a file of its own."""
+        jobs = [
+            {"words": list(map(str, words)), "err": str(err)}
+            for words, err in zip(commands, errs, strict=True)
+        ]
+        return self._ran(jobs)
+
+    def _ran(self, jobs: Sequence[dict[str, Any]]) -> list[int]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        return int(self._line(self.LONGEST + 10))
+        self.process.stdin.write(json.dumps(jobs) + "\n")
+        return json.loads(self._line(self.LONGEST + 10))
 
     def close(self) -> None:
         """End the process."""
@@ -186,18 +204,25 @@ def _child(job: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(job["err"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        if job["file_limit"] is not None:
+        if job.get("file_limit") is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             limits = (job["file_limit"], resource.RLIM_INFINITY)
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        writes = _count_writes(job["under"], job["signal_at"])
+        under = job.get("under", "")
+        if job.get("window") is None:
+            writes = _count_writes(under, job.get("signal_at"))
+        else:
+            from kill.windows import watch
+
+            writes = watch(under, job["window"])
         from trimtab.cli import main
 
         main(job["words"])
     except SystemExit as stop:
         code = int(stop.code or 0)
-        if job["count"]:
-            Path(job["count"]).write_text(str(len(writes)))
+        if job.get("count"):
+            listed = json.dumps(writes) if job["window"] is not None else str(len(writes))
+            Path(job["count"]).write_text(listed)
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -230,7 +255,7 @@ def _count_writes(under: str, signal_at: Sequence[float] | None) -> list[str]:
     return writes
 
 
-def _serve() -> None:
+def _serve(prepare: str) -> None:
     # No autograd may run here: its threads do not survive a fork.
     import transformers.trainer  # noqa: F401
 
@@ -238,14 +263,20 @@ def _serve() -> None:
     import trimtab.studies.compare.comparison
     import trimtab.study  # noqa: F401
 
+    if prepare:
+        importlib.import_module(prepare).ready()
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _child(job)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        pids = []
+        for job in json.loads(line):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                _child(job)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps(codes), flush=True)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(*sys.argv[1:] or [""])

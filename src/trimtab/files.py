@@ -96,7 +96,7 @@ def _of(place: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(place)) from error
     except Exception as error:
-        code = re.search(r"\bcode: (\d+)", str(error))
+        code = re.search(r"\b(?:code: |os error )(\d+)", str(error))
         if type(error).__name__ != "SafetensorError" or code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(place)) from error

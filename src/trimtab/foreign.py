@@ -8,6 +8,7 @@ aliases that unfold to more than memory holds.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -48,7 +49,8 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         known: dict[str, Any] = {"parse_constant": _no_number} if finite else {}
-        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole, **known)
+        hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _held}
+        value = json.loads(text, object_pairs_hook=_once, **hooks, **known)
         if _ESCAPED.search(text) or _HALF.search(text):
             _no_halves(value)
     except json.JSONDecodeError as error:
@@ -107,6 +109,12 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
+def _held(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise Malformed(f"{text[:60]} is larger than any number that is held")
+    return value
+
+
 def _no_halves(value: Any) -> None:
     """Raise where a text holds a lone half of a surrogate pair."""
     if isinstance(value, str) and _HALF.search(value):
@@ -119,6 +127,7 @@ def _no_halves(value: Any) -> None:
 def _unfolded(value: Any, known: dict[int, int], depth: int) -> int:
     """How many values there are, aliases counted each time."""
     if not isinstance(value, dict | list | tuple | set):
+        _no_halves(value)
         if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
             raise Malformed("a whole number beyond any use")
         return 1

@@ -26,11 +26,14 @@ _mine: dict[Path, tuple[int, int]] = {}
 
 
 @contextlib.contextmanager
-def held(place: str | Path) -> Iterator[None]:
+def held(place: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a file or folder, there already or not, to this thread for as long as the block runs.
 
     The lock is the kernel's own: it ends with its owner, however that ends, and nobody has to guess from a
     file's age whether the owner is still there. On a file system without locks nothing is held.
+
+    Args:
+        wait: for another process that has it, however long.
 
     Raises:
         BusyError: another process or thread has it; the text says who, and since when.
@@ -48,7 +51,7 @@ def held(place: str | Path) -> Iterator[None]:
             _mine[place] = (me, times)
         return
     file = place.with_name(f".{place.name}.lock")
-    stream = _locked(place, file)
+    stream = _locked(place, file, wait)
     _mine[place] = (me, 1)
     try:
         yield
@@ -79,7 +82,7 @@ def holding(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return holds
 
 
-def _locked(place: Path, file: Path) -> int | None:
+def _locked(place: Path, file: Path, wait: bool) -> int | None:
     """A descriptor of the lock's file, locked; None where there are no locks."""
     while True:
         try:
@@ -88,7 +91,7 @@ def _locked(place: Path, file: Path) -> int | None:
         except OSError:
             return None  # whoever writes there will say what is wrong
         try:
-            mine = lock_descriptor(stream, blocking=False)
+            mine = lock_descriptor(stream, blocking=wait)
         except OSError:
             os.close(stream)
             return None

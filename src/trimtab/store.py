@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trimtab import models
 from trimtab.errors import CacheError
-from trimtab.files import sha256
+from trimtab.files import aside, sha256
 from trimtab.provenance import digest as _digest
 
 FORMAT = 2
@@ -52,7 +52,10 @@ class Store:
         parts = self.open(what)
         if parts is None:
             return None
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        try:
+            return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        except (RuntimeError, KeyError) as error:
+            raise CacheError(f"{self.folder(what)}: damaged ({error}); delete it") from error
 
     def open(self, what: dict[str, Any], command: str = "") -> list[dict[str, Tensor]] | None:
         """The shards of an entry, each checked against its digest and mapped into memory: pages are
@@ -83,7 +86,10 @@ class Store:
             return [
                 _checked(folder / n, digest, remedy) for n, digest in manifest["shards"].items()
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError, OSError),
+            *(RuntimeError, SafetensorError),  # views that do not fit, nesting without end
+        ) as error:
             raise CacheError(f"{folder}/manifest.json: damaged ({error!r}); {remedy}") from error
 
     def check(self, command: str) -> None:
@@ -97,7 +103,7 @@ class Store:
         for file in manifests:
             try:
                 made = json.loads(file.read_text()).get("format")
-            except (ValueError, OSError, AttributeError) as error:
+            except (ValueError, OSError, AttributeError, RecursionError) as error:
                 raise CacheError(
                     f"{file}: damaged ({error}); delete {file.parent} and run: {command}"
                 ) from error
@@ -120,38 +126,38 @@ class Store:
             CacheError: the disk is full or cannot be written; complete shards stay for next time.
         """
         folder = self.folder(what)
-        aside = self._aside(folder)
+        partial = self._partial(folder)
         try:
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             (self.root / ".locks").mkdir(exist_ok=True)
             with FileLock(self.root / ".locks" / folder.name):  # one may take hours, others minutes
                 if (folder / "manifest.json").is_file():
                     return
-                aside.mkdir(exist_ok=True)
+                partial.mkdir(exist_ok=True)
                 digests: dict[str, str] = {}
                 for number, make in enumerate(shards):
                     name = f"{number + 1:05d}-of-{len(shards):05d}.safetensors"
-                    if not (aside / name).is_file():
-                        _write(make(), aside / name)
-                    digests[name] = sha256(aside / name)
+                    if not (partial / name).is_file():
+                        _write(make(), partial / name)
+                    digests[name] = sha256(partial / name)
                 manifest: dict[str, Any] = {"format": FORMAT, "what": what, "shards": digests}
                 manifest["sha256"] = _digest(manifest)
-                (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+                (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
                 shutil.rmtree(folder, ignore_errors=True)
-                os.replace(aside, folder)
+                os.replace(partial, folder)
         except (OSError, SafetensorError) as error:
             raise CacheError(
-                f"{aside}: cannot be written ({error}); free some space or set TRIMTAB_CACHE"
+                f"{partial}: cannot be written ({error}); free some space or set TRIMTAB_CACHE"
             ) from error
 
     @staticmethod
-    def _aside(folder: Path) -> Path:
+    def _partial(folder: Path) -> Path:
         """Where an entry is written."""
         return folder.with_name(f".{folder.name}.partial")
 
     def forget(self, what: dict[str, Any]) -> None:
         """Delete an entry, with what was written of it."""
-        for folder in (self.folder(what), self._aside(self.folder(what))):
+        for folder in (self.folder(what), self._partial(self.folder(what))):
             shutil.rmtree(folder, ignore_errors=True)
 
     def room(self, need: int, what: str, say: Callable[[str], None] | None = None) -> None:
@@ -171,14 +177,8 @@ class Store:
 
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
     """A shard that is there at all is whole."""
-    aside = file.with_suffix(".writing")
-    try:
-        save_file(tensors, aside)
-        with aside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(file) as writing:
+        save_file(tensors, writing)
 
 
 def _checked(file: Path, digest: str, remedy: str) -> dict[str, Tensor]:

@@ -1,17 +1,15 @@
-"""Runs of experiments on the one engine: killed and gone on with, several at once, on a cluster; what
+"""Runs of experiments on the one engine: several at once, on a cluster (killed: tests/kill); what
 they would take; what fails loses nothing else."""
 
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers_study import Commands, trimtab
+from helpers_study import trimtab
 from trimtab.studies.anchoring import experiment, mixing, stories, study
 from trimtab.studies.anchoring.colour import Colour
 from trimtab.studies.anchoring.experiment import Settings
@@ -20,7 +18,6 @@ from trimtab.study.study import run
 FILES = ("result.json", "results.jsonl", "curves.json", "arrays.safetensors")
 SMALL = Settings(("1.6", "1.4"), seeds=2, steps=20)
 """Two cells, and a figure that has none."""
-WORDS = ("study", "run", "anchoring", "--experiments", "1.6", "1.4", "--seeds", 2, "--steps", 20)
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -36,25 +33,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(study.Anchoring.at(SMALL, tmp_path_factory.mktemp("whole")))
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    started = Commands(tmp_path_factory.mktemp("cache"))
-    yield started
-    started.close()
-
-
-def test_killed_at_any_write_a_run_ends_with_the_same_bytes(whole, commands, tmp_path):
-    assert len(bytes_of(whole)) == 2 + 2 + 1 + 2 + 2
-    out, err, ends = tmp_path / "killed", tmp_path / "err", []
-    for at in (1, 4, 6, 9, 12):
-        stop = (signal.SIGKILL, at, 0.0)
-        ends.append(commands.run(*WORDS, "--out", out, err=err, signal_at=stop))
-    assert ends.count(-signal.SIGKILL) >= 4, (ends, err.read_text())
-    assert commands.run(*WORDS, "--out", out, err=err) == 0, err.read_text()
-    assert bytes_of(out) == bytes_of(whole)
-
-
 def test_two_at_once_give_the_same_bytes(whole, tmp_path):
+    assert len(bytes_of(whole)) == 2 + 2 + 1 + 2 + 2
     run(study.Anchoring.at(SMALL, tmp_path / "jobs"), jobs=2)
     assert bytes_of(tmp_path / "jobs") == bytes_of(whole)
 

@@ -159,3 +159,8 @@ def test_rows_in_python_take_the_same_columns():
     assert sheet.table().at(5)["lr"] == pytest.approx(1e-3)
     with pytest.raises(ConfigError, match="no such column"):
         Sheet((Row(0, {"b": 1.0}),), sheet.columns)
+
+
+def test_a_sheet_of_more_steps_than_memory_holds_is_refused():
+    with pytest.raises(ConfigError, match="steps; expected at most"):
+        parse_sheet("STEP,lr\n0,1\n99999999999,1\n").table()

@@ -98,7 +98,13 @@ def test_evaluation_files(here: Path, tmp_path: Path) -> None:
     arena = (out / "arena_hard" / "t-alpha-1.5.jsonl").read_text().splitlines()
     assert json.loads(arena[0])["model_id"] == "t-alpha-1.5"
     assert len((out / "generations.jsonl").read_text().splitlines()) == 6
-    assert "holds generations already" in trimtab(*words, *prompts, "--out", out).err
+    written = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    again = trimtab(*words, *prompts, "--alpha", "0", "1.5", "--name", "t", "--out", out)
+    assert (again.code, "these very generations" in again.out) == (0, True)
+    assert "holds other generations" in trimtab(*words, *prompts, "--out", out).err
+    assert written == {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    bare = trimtab(*words[:3], "--prompt", "a", "--max-new-tokens", "2", "--out", tmp_path / "bare")
+    assert bare.code == 0, bare.err
     files = [out / "alpaca_eval" / name for name in alpaca]
     reward = ["--reward", here / "dph", "--model", here / "model"]
     judged = trimtab("judge", *files, *reward, "--out", tmp_path / "verdicts.jsonl")

@@ -373,6 +373,13 @@ def test_a_redirect_is_not_followed(endpoint: Any, status: int) -> None:
     assert len(endpoint.asked) == 1
 
 
+def test_a_key_that_a_server_says_back_is_not_shown(endpoint: Any) -> None:
+    endpoint.says = [f'{{"{SECRET}": 1, "{SECRET}": 2}}'.encode()]
+    with pytest.raises(JudgeError, match="given twice") as told:
+        Endpoint(endpoint.url, SECRET).post("chat/completions", {})
+    assert SECRET not in str(told.value)
+
+
 def test_answers_without_end(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then keeps a socket's own limit from ending it."""
     began = time.monotonic()

@@ -26,7 +26,7 @@ import transformers
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from fuzz import mutants
+from fuzz import mutants, whole
 from trimtab import provenance
 from trimtab.dials import Dial, VectorDial
 from trimtab.dials.conditions import load_condition
@@ -597,6 +597,7 @@ READERS: dict[str, Reader] = {
     "chat body": reader(mutants.jsons({**BODY, "messages": CHAT[:1]}), _bodies(ChatBody)),
     "completion body": reader(mutants.jsons({**BODY, "prompt": [1, 2]}), _bodies(CompletionBody)),
 }
+READERS |= whole.readers()
 
 
 def outcome(reader: Reader, folder: Path, content: Any) -> str:

@@ -16,7 +16,7 @@ def test_a_document_is_read_or_refused(name, tmp_path):
     reader = READERS[name]
 
     @settings(
-        max_examples=25,
+        max_examples=15,
         deadline=None,
         derandomize=True,
         database=None,

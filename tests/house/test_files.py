@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from itertools import product
 
 import pytest
 
@@ -128,15 +129,16 @@ def test_a_full_disk_is_one_whoever_finds_it(tmp_path):
     """safetensors has an error of its own kind for it."""
     from safetensors import SafetensorError
 
-    def full(_):
-        raise SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space" })')
+    def full(said):
+        raise SafetensorError(said)
 
-    for writing in (aside, staged):
+    texts = ("IoError(Os { code: 28, kind: StorageFull })", "I/O error: No space (os error 28)")
+    for writing, said in product((aside, staged), texts):
         with (
             pytest.raises(OSError, match="No space left") as told,
-            writing(tmp_path / "out") as place,
+            writing(tmp_path / "out"),
         ):
-            full(place)
+            full(said)
         assert (told.value.errno, told.value.filename) == (28, str(tmp_path / "out"))
     with pytest.raises(SafetensorError, match="header"), aside(tmp_path / "out"):
         raise SafetensorError("header too large")

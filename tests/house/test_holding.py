@@ -139,26 +139,3 @@ def test_four_processes_lose_no_turn(tmp_path):
     assert [p.wait(timeout=100) for p in all_of_them] == [0] * 4
     assert (tmp_path / "n").read_text() == "160", f"{time.monotonic() - began:.0f} s"
     assert [f.name for f in tmp_path.iterdir()] == ["n"]
-
-
-def test_two_fits_on_one_folder(saved_model, tmp_path):
-    """The second says who has it and leaves everything as it is; the first one ends as if alone."""
-    out = tmp_path / "dial"
-    words = ["fit", "mean", "--model", str(saved_model()), "--pairs", "facts:train", "--limit", "8"]
-    words += ["--out", str(out), "--dtype", "float32", "--quiet"]
-    code = "import sys; from trimtab.cli import main; main(sys.argv[1:])"
-    first = _python(code, *words)
-    until = time.monotonic() + 120
-    while not (tmp_path / ".dial.lock").exists():
-        assert first.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    first.send_signal(signal.SIGSTOP)  # however fast it is
-    second = _python(code, *words, stderr=subprocess.PIPE, text=True)
-    _, said = second.communicate(timeout=120)
-    first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2
-    assert f"is being written by process {first.pid} on " in said
-    assert first.wait(timeout=120) == 0
-    assert sorted(f.name for f in out.parent.iterdir() if "dial" in f.name) == ["dial"]
-    assert (out / "dial.json").is_file()

@@ -42,6 +42,7 @@ from trimtab.statistics import (
     mean_interval,
     paired_difference,
 )
+from trimtab.studies import pages
 from trimtab.study.committed import thin
 
 ALPHAS = [-1.0, 0.0, 0.5, 1.0, 2.0]
@@ -767,6 +768,20 @@ def test_a_grid_names_nothing_outside_its_folder(tmp_path, name):
         with pytest.raises(TrimtabError, match=r"grid\.json: 'studies' names .* beside the file"):
             show(grid)
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_run_names_no_code(tmp_path, monkeypatch):
+    """What a file of others names is imported by nobody."""
+    run = make_run(tmp_path / "run", methods=("dpo", "mean"), dose=False)
+    about = json.loads((run / "study.json").read_text())
+    (run / "study.json").write_text(json.dumps({**about, "study": "planted"}))
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "__init__.py").write_text(
+        "STUDY = PAGE = 'planted:no'; raise SystemExit"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert pages.write_page(run).is_file()
+    assert "planted" not in sys.modules
 
 
 def test_dials_that_were_evaluated_have_no_seeds_to_speak_of(tmp_path):

@@ -281,11 +281,14 @@ def test_who_may_ask(running: Running):
         "null",
         "http://localhost:1",
         f"http://{here}.evil.example",
+        "http://[",
+        "http://[1:]/",
     ):
         status, said = running.raw("POST", path, body, Origin=origin)
         assert (status, said["error"]["code"]) == (403, "origin_not_allowed")
-    status, said = running.raw("POST", path, body, Host="rebound.example")
-    assert (status, said["error"]["code"]) == (403, "host_not_allowed")
+    for host in ("rebound.example", "[", "[1:]", "localhost.evil.example"):
+        status, said = running.raw("POST", path, body, Host=host)
+        assert (status, said["error"]["code"]) == (403, "host_not_allowed")
     assert running.raw("POST", path, b"x" * (1 << 20) + b"y")[0] == 413
     for bad in (b"", b"[1]", b"{", b'{"model": NaN}', b"\xff\xfe"):
         assert running.raw("POST", path, bad)[0] == 400

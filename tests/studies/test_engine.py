@@ -318,3 +318,15 @@ def test_the_study_of_the_documentation(here, toy, tmp_path, monkeypatch):
     done = trimtab(*again, "--study", "lengths")
     assert done.code == 0, done.out + done.err
     assert re.search(r"(\d+) figures: \1 the same", done.out), done.out
+
+
+def test_a_wave_without_cells_is_not_the_last():
+    """A comparison without DPO has nothing to measure at DPO's KL, and a panel all the same."""
+    from types import SimpleNamespace
+
+    from trimtab.study.study import _waves
+
+    one, two, three = (SimpleNamespace(done=True) for _ in range(3))
+    part = SimpleNamespace(plan=lambda: iter([[one], [], [two]]))
+    other = SimpleNamespace(plan=lambda: iter([[three]]))
+    assert [wave for wave in _waves([part, other]) if wave] == [[one, three], [two]]

@@ -122,6 +122,20 @@ def test_other_data_and_another_model_are_said_before_anything_runs(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_items_of_a_panel_are_data(here, tmp_path):
+    """What is known of them only once the cells before are done."""
+    shutil.copytree(here / "run", out := tmp_path / "run")
+    file = here / "data/mine.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace(" is", " was"))
+        done = trimtab("reproduce", here / "run.pack.json", "--out", out, "--quiet")
+    finally:
+        file.write_text(text)
+    assert done.code == 1, done.err
+    assert re.search(r"^data +panel: \w+… in the pack, \w+… here$", done.out, re.M), done.out
+
+
 def test_bad_packs_and_runs_that_cannot_be_packed(here, tmp_path):
     held, out = json.loads((here / "run.pack.json").read_text()), tmp_path / "out"
 

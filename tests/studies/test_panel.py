@@ -248,6 +248,7 @@ def test_the_study_reads_saved_dials_and_makes_others(here):
     run = read(out)
     assert list(run.about.methods) == ["head", "mean", "random"]
     assert run.about.study == "panel"
+    assert run.about.command.startswith("trimtab study run panel --model ")
     assert trimtab("pack", out, "--out", here / "sides.json").code == 0
     again = trimtab("reproduce", here / "sides.json", "--out", out, "--quiet")
     assert again.code == 0, again.out + again.err

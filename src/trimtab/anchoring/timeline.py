@@ -27,6 +27,9 @@ import numpy as np
 from trimtab.anchoring.paths import LOG_FLOOR, SPACES, TIMINGS, Reactive, minjerk
 from trimtab.errors import ConfigError, near
 
+MOST_STEPS = 10_000_000
+"""Of a sheet: each property is an array over all of them."""
+
 __all__ = ["Column", "Reactive", "Row", "Sheet", "Table", "minjerk", "parse_sheet", "read_sheet"]
 
 
@@ -131,6 +134,8 @@ class Sheet:
         """Every property at every step; the last row's step is the last of training."""
         steps = _place(self)
         length = steps[-1] + 1
+        if length > MOST_STEPS:
+            raise ConfigError(f"{self.name}: {length:,} steps; expected at most {MOST_STEPS:,}")
         keys: dict[str, list[tuple[int, float]]] = {name: [] for name in self.names}
         phases: list[tuple[int, str]] = []
         actions: dict[int, tuple[str, ...]] = {}

@@ -11,16 +11,22 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import UseAppendAction
 
+from trimtab import models
 from trimtab.bounds import Count
 from trimtab.cli.flags import Alpha, OnModel, WithCondition, WithPrompts, WithTable, together
 from trimtab.cli.parse import parse
 from trimtab.cli.ready import warn_range
+from trimtab.dials.saved import digest_of
 from trimtab.errors import ConfigError, DataError
 from trimtab.evaluation.generation import Generation, Sampling
 from trimtab.evaluation.items import check_alphas
 from trimtab.evaluation.rewards import Drawing
+from trimtab.files import write_json
+from trimtab.holding import held
+from trimtab.provenance import digest
+from trimtab.study.records import read_json
 
-GENERATIONS = "generations.jsonl"
+GENERATIONS, ASKED = "generations.jsonl", "asked.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,8 @@ def main(words: list[str]) -> None:
     args = parse(Args, words, verb="generate", about=about)
     prompts = _prompts(args)
     check_alphas(args.alpha)
-    if args.out is not None and (args.out / GENERATIONS).exists():
+    taken = args.out is not None and (args.out / GENERATIONS).exists()
+    if args.out is not None and taken and not (args.out / ASKED).is_file():  # of an earlier version
         raise ConfigError(f"{args.out}: holds generations already; choose another --out")
     if args.decoder == "genarm" and len(args.dial) != 1:
         raise ConfigError("--decoder genarm: give one --dial, the second model")
@@ -69,6 +76,13 @@ def main(words: list[str]) -> None:
     if ranks := [n for n, d in zip(args.dial, dials, strict=True) if d.kind == "reward"]:
         raise ConfigError(f"--dial {ranks[0]}: a reward dial ranks answers; give it as --reward")
     reward = args.read_reward(args.reward)
+    asked = _asked(args, prompts, [*dials, *filter(None, [reward])]) if args.out else {}
+    if args.out is not None and taken:
+        if read_json(args.out / ASKED) != asked:
+            raise ConfigError(f"{args.out}: holds other generations; choose another --out")
+        with held(args.out):  # what a killed run left of its lock goes
+            print(f"{args.out / GENERATIONS} holds these very generations already: nothing to do")
+        return
     several = reward is not None and args.decoder == "plain" and args.drawing.n > 1
     if several and args.sampling.temperature == 0:
         raise ConfigError(
@@ -92,8 +106,18 @@ def main(words: list[str]) -> None:
     else:
         dial_name = "+".join(d.info.method or d.kind for d in dials)
         name = args.name or "-".join(filter(None, (args.model, dial_name)))
-        uids = [prompt.uid or "" for prompt in prompts for _ in args.alpha]
-        _write(args.out, name, done, uids, tokenizer)
+        each = len(done) // len(prompts)  # without a dial a prompt is answered once
+        uids = [prompt.uid or "" for prompt in prompts for _ in range(each)]
+        with held(args.out):
+            write_json(args.out / ASKED, asked)
+            _write(args.out, name, done, uids, tokenizer)
+
+
+def _asked(args: Args, prompts: list[Any], dials: list[Any]) -> dict[str, str]:
+    """What generations are of, so that the same command finds them."""
+    flags = repr(replace(args, out=None, quiet=False))
+    made_of = [flags, [repr(p) for p in prompts], [digest_of(dial) for dial in dials]]
+    return {"asked": digest([*made_of, models.identify(args.model).whole])}
 
 
 def _prompts(args: Args) -> list[Any]:

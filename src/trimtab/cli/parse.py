@@ -197,7 +197,7 @@ def one_of(
 
 def command(verb: str, words: Sequence[str]) -> str:
     """What was typed, for the record."""
-    return shlex.join(["trimtab", verb, *words])
+    return shlex.join(["trimtab", *verb.split(), *words])
 
 
 def beside_flags(words: Sequence[str], name: str) -> tuple[list[str], str | None]:

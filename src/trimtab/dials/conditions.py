@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors.torch import save_file
 from trimtab.dials.saved import DialInfo, load_finite
 from trimtab.dials.where import Condition
 from trimtab.errors import DialError
+from trimtab.files import staged
 from trimtab.foreign import parse_json
+from trimtab.holding import holding
 
 NOTE, WEIGHTS = "condition.json", "condition.safetensors"
 FIELDS = ("site", "threshold", "over", "above", "prompt_style", "rendering")
@@ -30,13 +33,14 @@ class SavedCondition:
     kind: str = "condition"
 
 
+@holding("folder")
 def save_condition(folder: str | Path, saved: SavedCondition) -> Path:
     """Write a condition into a folder.
 
     Raises:
         DialError: the folder holds something else, or cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.realpath(Path(folder).expanduser()))  # a link stays one
     if folder.exists() and not (folder / NOTE).is_file():
         raise DialError(f"{folder}: exists and is no saved condition; choose another folder")
     note: dict[str, Any] = {
@@ -46,9 +50,14 @@ def save_condition(folder: str | Path, saved: SavedCondition) -> Path:
         **{k: v for k, v in dataclasses.asdict(saved.info).items() if v},
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"condition": saved.condition.direction.contiguous()}, folder / WEIGHTS)
-        (folder / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
+        with staged(folder) as stage:
+            new = stage / "new"
+            new.mkdir()
+            save_file({"condition": saved.condition.direction.contiguous()}, new / WEIGHTS)
+            (new / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n")
+            if folder.exists():
+                folder.rename(stage / "old")
+            new.rename(folder)
     except (OSError, SafetensorError) as error:
         raise DialError(f"{folder}: cannot save the condition ({error})") from error
     return folder

@@ -98,6 +98,10 @@ class VeraDial(LowRankDial):
         """A [r, in] and B [out, r] of a module at alpha = 1."""
         n_out = len(self.b[index])
         A, B = self.get_buffer("A")[:, :n_in], self.get_buffer("B")[:n_out]
+        if (A.shape[1], len(B)) != (n_in, n_out):
+            raise DialError(
+                f"{self.paths[index]}: wider than the projections that all layers share"
+            )
         return A * self.d[index][:, None], B * self.b[index][:, None]
 
     def settings(self) -> dict[str, Any]:
@@ -118,8 +122,13 @@ class VeraDial(LowRankDial):
         """From saved settings and weights."""
         shapes = {p: (int(s[0]), int(s[1])) for p, s in settings["modules"].items()}
         dial = cls(shapes, rank=settings["rank"], dropout=settings["dropout"])
-        for name in "AB":
-            dial.register_buffer(name, tensors[f"base_model.vera_{name}"].clone())
+        A, B = (tensors[f"base_model.vera_{name}"] for name in "AB")
+        if A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (dial.rank, dial.rank):
+            raise DialError(
+                f"projections of {tuple(A.shape)} and {tuple(B.shape)}, rank {dial.rank}"
+            )
+        dial.register_buffer("A", A.clone())
+        dial.register_buffer("B", B.clone())
         return dial.filled(tensors)
 
     def peft_settings(self) -> dict[str, Any]:

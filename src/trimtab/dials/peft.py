@@ -114,6 +114,8 @@ class PeftDial(Dial):
     def filled(self, tensors: dict[str, Tensor]) -> Self:
         """The dial, with saved weights."""
         for name, mine in PeftDial.tensors(self).items():
+            if not mine.numel():
+                raise DialError(f"{name}: no weights")
             mine.copy_(tensors[name].view_as(mine))
         return self
 

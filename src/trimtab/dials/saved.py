@@ -195,7 +195,10 @@ def load(name: str | Path, *, force: bool = False) -> Dial:
         raise DialError(f"{file}: damaged: its sha256 is not the one that dial.json names")
     try:
         dial = KINDS[kind].build(note["settings"], load_finite(file))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        *(SafetensorError, LookupError, TypeError, ValueError, RuntimeError),
+        *(AttributeError, ArithmeticError),
+    ) as error:
         raise DialError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
     dial.info = info
     return dial.eval()

@@ -78,21 +78,27 @@ class Endpoint:
             try:
                 return parse_json(self._within(url, json.dumps(body).encode()))
             except Malformed as error:
-                raise JudgeError(f"{url}: its reply is no JSON ({error})") from None
+                raise JudgeError(f"{url}: its reply is no JSON ({self._hidden(error)})") from None
             except urllib.error.HTTPError as error:
                 if 300 <= error.code < 400:
                     to = urlsplit(error.headers.get("Location", "")).netloc.rpartition("@")[2]
+                    where = self._hidden(f" to {to}" if to else "")
                     raise JudgeError(
-                        f"{url}: HTTP {error.code}, a redirect{f' to {to}' if to else ''}, which is not "
-                        "followed; give the address that it ends at"
+                        f"{url}: HTTP {error.code}, a redirect{where}, which is not followed; give the "
+                        "address that it ends at"
                     ) from None
                 if error.code not in AGAIN or last:
-                    raise JudgeError(f"{url}: HTTP {error.code} {error.reason}") from None
+                    said = f"HTTP {error.code} {self._hidden(error.reason)}"
+                    raise JudgeError(f"{url}: {said}") from None
             except OSError as error:
                 if last:
                     raise JudgeError(f"{url}: cannot be reached ({error})") from None
             time.sleep(2.0**attempt / 2)
         raise AssertionError
+
+    def _hidden(self, said: object) -> str:
+        """What a server said, without the key, which it may have said back."""
+        return str(said).replace(self.key, "[key]") if self.key else str(said)
 
     def _within(self, url: str, data: bytes) -> bytes:
         """The reply, if it is there in time. A socket's own limit is for each of its bytes."""

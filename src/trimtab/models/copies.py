@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trimtab.files import write_text
 from trimtab.models.digests import cache_root, content_of, digest_of_bytes
 
 NOTE = "trimtab.json"
@@ -40,8 +41,7 @@ def believe(digest: str, values: str) -> None:
     if known.is_file():
         return
     with contextlib.suppress(OSError):
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(values)
+        write_text(known, values)
 
 
 def carried(folder: Path, values: Callable[[], str]) -> dict[str, Any]:

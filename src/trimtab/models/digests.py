@@ -150,7 +150,7 @@ def _gguf(file: Path) -> GgufContent:
         sha.update(
             f"{tensor.name} {tensor.tensor_type.name} {[int(n) for n in tensor.shape]}\n".encode()
         )
-        sha.update(memoryview(tensor.data).cast("B"))
+        sha.update(memoryview(tensor.data).cast("B") if tensor.data.size else b"")
     for name in sorted(reader.fields):
         if name.startswith("GGUF."):  # the header: version, counts
             continue

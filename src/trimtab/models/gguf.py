@@ -8,8 +8,6 @@ import io
 import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import numpy as np
 import torch
 
 from trimtab.errors import ModelError
+from trimtab.files import staged
+from trimtab.holding import held
 from trimtab.models.copies import read_note, write_note
 from trimtab.models.digests import cache_root, content_of_gguf, open_gguf
 from trimtab.models.plain import strip_marks
@@ -51,7 +51,9 @@ def copy_of(file: Path, *, quiet: bool = False) -> Path:
     content = content_of_gguf(file)
     folder = copy_folder(file)
     if not (folder / "config.json").is_file():
-        _convert(file, folder, content.digest, content.behaviour)
+        with held(folder, wait=True):  # another process makes the same
+            if not (folder / "config.json").is_file():
+                _convert(file, folder, content.digest, content.behaviour)
     for line in () if quiet else read_note(folder).get("said", ()):
         warn(f"{file}: {line}")
     return folder
@@ -96,17 +98,14 @@ def _convert(file: Path, folder: Path, digest: str, metadata: str) -> None:
         )
     said = _unread(reader, model) + _text_unread(reader.fields, tokenizer)
     strip_marks(model)  # the weights are plain float32 already
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    with staged(folder) as stage:
         with quiet_transformers():
-            model.save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
-        write_note(aside, digest, metadata, said)
-        with contextlib.suppress(OSError):  # another process was first: its copy is the same
-            aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            model.save_pretrained(stage / "new")
+            tokenizer.save_pretrained(stage / "new")
+        write_note(stage / "new", digest, metadata, said)
+        if folder.exists():
+            folder.rename(stage / "old")
+        (stage / "new").rename(folder)
 
 
 @contextlib.contextmanager

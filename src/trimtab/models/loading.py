@@ -195,7 +195,7 @@ def depth_of(name: str) -> int | None:
         config = json.loads((place.folder / "config.json").read_text("utf-8"))
         config = config.get("text_config") or config
         return int(config.get("num_hidden_layers") or config["n_layer"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 

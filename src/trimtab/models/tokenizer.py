@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trimtab.errors import ModelError
 from trimtab.models.digests import digest_of_bytes, remembered
 from trimtab.models.quiet import quiet_transformers
 from trimtab.progress import warn
@@ -99,7 +100,10 @@ def end_ids(generation: Any, config: Any) -> list[int]:
     """Ids that end a text by a generation config, else by the model's."""
     for settings in (generation, config):
         if (ids := getattr(settings, "eos_token_id", None)) is not None:
-            return sorted({int(i) for i in (ids if isinstance(ids, list | tuple) else [ids])})
+            found = ids if isinstance(ids, list | tuple) else [ids]
+            if not all(isinstance(i, int) for i in found):
+                raise ModelError(f"eos_token_id: expected whole numbers, given {str(ids)[:80]}")
+            return sorted(set(map(int, found)))
     return []
 
 

@@ -85,6 +85,10 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{str(path)!r}: half of a character (a lone surrogate) in a name"
+        ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from None
     except OSError as error:

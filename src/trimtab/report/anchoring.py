@@ -3,7 +3,6 @@ of them. Made from result files; nothing is computed but medians for tables."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from trimtab.report import wording
 from trimtab.report.anchoring_canvas import Run
 from trimtab.report.blocks import Block, Figure, Page, Section, Table, Text, code, listed, plain
 from trimtab.report.looks import Look
+from trimtab.study.records import read_json
 
 Gate = Any
 """A bound and whether it was met: `studies.anchoring.gates`."""
@@ -52,11 +52,11 @@ def read_run(folder: Path) -> Run:
     Raises TrimtabError where the result is missing, or a file is damaged.
     """
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "result.json")
         if (folder / "curves.json").is_file():
-            result |= json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+            result |= read_json(folder / "curves.json")
         if (folder / "costs.json").is_file():
-            costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+            costs = read_json(folder / "costs.json")
             result["seconds"] = {"all": sum(cell["seconds"] for cell in costs.values())}
         arrays = folder / "arrays.safetensors"
         arrays = load_file(arrays) if arrays.is_file() else {}

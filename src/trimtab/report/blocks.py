@@ -52,6 +52,10 @@ class Table:
     grouped: bool = False
     """Rows with the same first cell belong together."""
 
+    def __post_init__(self) -> None:
+        if not self.header or any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError("a table whose rows are not as long as its header")
+
     @property
     def figures(self) -> range:
         """The columns of figures."""

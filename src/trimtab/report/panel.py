@@ -106,7 +106,8 @@ def blocks(results: Results) -> list[Block]:
     note = " A dagger (†) marks what a dial was trained on, which is no side effect."
     how = (
         "What the dial changes beside what it was made for: the figure with it less that of the bare model, "
-        "on the same items, with 95\u00a0% intervals; shares in percent, their differences in points. "
+        "on the same items, with 95\u00a0% intervals, each for itself; shares in percent, differences in "
+        "points. "
         "“Worse” and “better” are said where one can tell, p-values being adjusted (Holm) over all that is "
         "judged of a dial at one strength. “Could see” is the smallest difference that is found with "
         "80\u00a0% power at α\u00a0=\u00a01, unadjusted. In italics is what is only described."
@@ -184,7 +185,7 @@ def _overview(panel: SideEffects) -> Table:
         return plain(", ".join(found)) or wording.NOTHING
 
     columns = [(at, word) for at in (ALPHA_1, EQUAL_KL) for word in ("worse", "better")]
-    header = ["dial", *(f"{word} at\n{panel.where(at)}" for at, word in columns)]
+    header = ["dial", *(f"{word} at {panel.where(at)}" for at, word in columns)]
     rows = [
         [plain(wording.label(m)), *(told(m, at, word) for at, word in columns)]
         for m in panel.methods

@@ -69,12 +69,13 @@ class Server:
     def check(self, request: Request) -> None:
         """Raise Refused for a page of another site, another name of this host, or a wrong key."""
         host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _parts(f"//{host}")[0]
         if self.hosts and name not in self.hosts:
-            raise Refused(403, f"this server is not called {name!r}", code="host_not_allowed")
+            raise Refused(403, f"this server is not called {name[:200]!r}", code="host_not_allowed")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise Refused(403, f"pages of {origin} may not ask here", code="origin_not_allowed")
+        if origin is not None and _parts(origin)[1] != host:
+            said = f"pages of {origin[:200]} may not ask here"
+            raise Refused(403, said, code="origin_not_allowed")
         if self.key is not None and request.url.path != "/":
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.key.encode()):
@@ -354,6 +355,15 @@ def create_app(server: Server) -> FastAPI:
         )
 
     return app
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Name of the host, and the host with its port; nothing of what is no address."""
+    try:
+        parts = urlsplit(address)
+        return parts.hostname or "", parts.netloc
+    except ValueError:
+        return "", ""
 
 
 def _line(found: dict[str, Any]) -> str:

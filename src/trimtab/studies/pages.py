@@ -1,16 +1,18 @@
 """The pages of runs, and the Markdown pages of a folder of results, such as `docs/results`. What a study's
-page shows is said by the function that the study names; one without has a table of all its figures."""
+page shows is said by the function that the study names; one without, and one of a package of your own that
+nobody has imported, has a table of all its figures (`trimtab study run NAME` over it makes its page)."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from trimtab.errors import ConfigError
 from trimtab.report import compare, innerpo, render, trained, wording
 from trimtab.report.blocks import On, Page, Table, Text, plain
-from trimtab.studies import named, package
-from trimtab.study.reading import is_grid, kind_of, read, runs_in
+from trimtab.studies import STUDIES, named, package
+from trimtab.study.reading import as_written, is_grid, kind_of, read, runs_in
 from trimtab.study.results import Difference, Measurement
 
 NAMED = {"innerpo": innerpo.page, "trained": trained.page}
@@ -25,6 +27,11 @@ def page_of(folder: Path) -> Page | None:
     Raises:
         TrimtabError: result files are missing or malformed.
     """
+    with as_written(folder):
+        return _page_of(folder)
+
+
+def _page_of(folder: Path) -> Page | None:
     kind = kind_of(folder)
     if is_grid(folder) or kind in COMPARED:
         return compare.read_page(folder)
@@ -33,6 +40,8 @@ def page_of(folder: Path) -> Page | None:
         kind = next((k for d in inner if (k := kind_of(d)) and k not in COMPARED), None)
     if kind is None:
         return None
+    if kind not in STUDIES and kind not in sys.modules:  # a file of others names no code
+        return _tables(folder, kind)
     try:
         write = named(package(kind).PAGE)
     except (ConfigError, AttributeError):  # a study that is not here, or has no page of its own
@@ -80,7 +89,8 @@ def write_pages(root: Path, only: Collection[str] | None = None) -> list[Path]:
     made = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
         if only is None or folder.name in only:
-            page = NAMED.get(folder.name, page_of)(folder)
+            with as_written(folder):
+                page = NAMED.get(folder.name, page_of)(folder)
             made += [render.write(page, root / f"{folder.name}.md")] if page else []
     return made
 
@@ -93,7 +103,8 @@ def write_page(run: Path) -> Path:
         ConfigError: there is none.
     """
     if is_grid(run) or kind_of(run) in COMPARED:
-        return compare.write_page(run)
+        with as_written(run):
+            return compare.write_page(run)
     if (page := page_of(run)) is None:
         raise ConfigError(f"{run}: no study.json there, nor in a folder below: not a run")
     return render.write(page, run / "report.html", On.HTML)

@@ -25,14 +25,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from trimtab import models
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StudyError
 from trimtab.files import write_json
+from trimtab.foreign import parse_json
 from trimtab.progress import SILENT, Progress
 from trimtab.provenance import digest, versions
 from trimtab.rendering import Rendering
 from trimtab.study.made import VERSIONS
 
 JOB, RESULT, PLAN = "job.json", "cell.json", "plan/plan.json"
+ERROR = "error.txt"
 LOCK_SECONDS = 30.0
 """How long to wait for a process that still holds a cell: one that was killed lets go at once."""
 
@@ -68,8 +70,13 @@ class Cell:
         return self.result.is_file()
 
     def read(self) -> Any:
-        """What a finished cell has found."""
-        return json.loads(self.result.read_text(encoding="utf-8"))["found"]
+        """What a finished cell has found. Raises StudyError where its file is damaged."""
+        try:
+            return parse_json(self.result.read_bytes())["found"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(
+                f"{self.result}: damaged ({error}); delete it to have the cell run again"
+            ) from error
 
     def write(self) -> None:
         """Say in the cell's folder what is to be done there."""
@@ -86,21 +93,20 @@ def read_cell(file: Path) -> Cell:
         ConfigError: there is none, or this machine does not see the folder.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
         kind = _stage(values["run"])
         setting = kind.read(values["setting"])
+        rest = {k: values[k] for k in ("run", "own", "label", "common")}
+        result = file.parent.parent.parent / values["result"]
     except OSError as error:
         raise ConfigError(
             f"{file}: cannot be read ({error.strerror}); cells run where the --out of the study can be "
             "seen under the same path"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"{file}: damaged ({error})") from error
     out = file.parent.parent.parent
-    rest = {k: values[k] for k in ("run", "own", "label", "common")}
-    return Cell(
-        out, file.parent, setting=setting, result=out / values["result"], job=file.name, **rest
-    )
+    return Cell(out, file.parent, setting=setting, result=result, job=file.name, **rest)
 
 
 def _key(kind: Any, setting: Any, out: Path) -> Any:
@@ -168,6 +174,7 @@ class Host:
         if found is not None:
             took = {"seconds": time.process_time() - start, VERSIONS: versions()}
             write_json(cell.result, {"found": found, **took})
+        (cell.folder / ERROR).unlink(missing_ok=True)  # of an earlier try
 
 
 @contextmanager

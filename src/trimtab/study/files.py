@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, StudyError
 from trimtab.files import aside
 
 Rows = list[dict[str, Any]]
@@ -51,5 +51,10 @@ def write_rows(file: Path, rows: Rows) -> None:
 
 
 def read_rows(file: Path) -> Rows:
-    """Rows of a parquet file."""
-    return pq.read_table(file).to_pylist()
+    """Rows of a parquet file. Raises StudyError where it is damaged."""
+    try:
+        return pq.read_table(file).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StudyError(
+            f"{file}: damaged ({error}); delete its folder to have it made again"
+        ) from error

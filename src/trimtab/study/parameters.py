@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from trimtab.errors import ConfigError
-from trimtab.foreign import parse_yaml
+from trimtab.foreign import Malformed, parse_yaml
 from trimtab.study.settings import configured
 from trimtab.training import Method
 from trimtab.training.steering import DirectionRecipe, GradientRecipe
@@ -83,5 +83,8 @@ def parse_parameters(texts: Sequence[str], method: Method) -> Parameters:
 
 
 def value_of(text: str) -> Any:
-    """A choice as YAML reads it."""
-    return parse_yaml(text)
+    """A choice as YAML reads it. Raises ConfigError where it reads none."""
+    try:
+        return parse_yaml(text)
+    except Malformed as error:
+        raise ConfigError(f"--parameters: {text!r} is no value ({error})") from None

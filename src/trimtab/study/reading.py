@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,12 @@ def check(folder: str | Path) -> list[str]:
         said.append(f"{run}: {done.about.study}, {counts}")
     for file in sorted(root.glob("**/cells/*/job*.json")):
         job = read_json(file)
-        if not (file.parent / job["out"] / job["result"]).is_file():
-            said.append(f"{file.parent}: not done ({job['label']})")
+        try:
+            done, label = (file.parent / job["out"] / job["result"]).is_file(), job["label"]
+        except (KeyError, TypeError) as error:
+            raise TrimtabError(f"{file}: not what a study writes ({error})") from None
+        if not done:
+            said.append(f"{file.parent}: not done ({label})")
     if not said:
         raise TrimtabError(f"{root}: no {ABOUT} there, nor in a folder below: not a run")
     return said
@@ -147,6 +152,16 @@ def results(folder: str | Path, what: str = "results") -> DataFrame:
     frame = pandas.DataFrame(rows, columns=columns)
     whole = [c for c in ("seed", "items", "pairs", "seeds") if c in columns]
     return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+@contextmanager
+def as_written(where: Path) -> Iterator[None]:
+    """Raise TrimtabError where what is made of result files finds values in them that no study writes."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise TrimtabError(f"{where}: not what a study writes ({said}); run it again") from error
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -13,7 +13,6 @@ on n alone.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from trimtab.study.cells import threads
 from trimtab.study.files import free_folder
 from trimtab.study.genies import genies_suites, is_genies
 from trimtab.study.parameters import Parameters, Range, parameters_of, parse_parameters, value_of
+from trimtab.study.records import read_json
 from trimtab.study.settings import as_json, configured, read_settings
 from trimtab.study.suite import Suite, read_suite
 from trimtab.training import METHODS, Method, fit
@@ -128,6 +128,7 @@ def tune(
     models.resolve_dtype(search.dtype, models.resolve_device(search.device))
     models.check(search.model)
     _claim(out, search, named, space, train, held)
+    _clear(out)
     study = _journal(out)
     found = _results(out)
     progress.say(
@@ -174,8 +175,18 @@ def _claim(
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)
         write_json(file, mine)
-    elif json.loads(file.read_text(encoding="utf-8")) != mine:
+    elif read_json(file) != mine:
         raise ConfigError(f"{out}: holds another search; choose another --out")
+
+
+def _clear(out: Path) -> None:
+    """Clear away what a killed search left, whose folder is ours: locks of Optuna's, all but the result of
+    finished trials."""
+    for lock in out.glob(f"{JOURNAL}.lock*"):
+        lock.unlink(missing_ok=True)
+    for result in (out / TRIALS).glob("*/result.json"):
+        for left in result.parent.glob("*dial*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _journal(out: Path) -> Any:
@@ -282,7 +293,7 @@ def _suggest(trial: Any, name: str, values: Range | tuple[str, ...]) -> Any:
 def _results(out: Path) -> list[dict[str, Any]]:
     """Finished trials in order."""
     files = sorted((out / TRIALS).glob("*/result.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [read_json(file) for file in files]
 
 
 def best(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

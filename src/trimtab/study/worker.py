@@ -6,6 +6,7 @@ answers with a line. It ends when its input does, at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 
 from trimtab.errors import CacheError, TrimtabError
 from trimtab.progress import Progress
-from trimtab.study.cells import JOB, Host, read_cell
+from trimtab.study.cells import ERROR, JOB, Host, read_cell
 
 
 class Reply(TypedDict):
@@ -46,9 +47,10 @@ def attempt(run: Callable[[], Any], folder: Path) -> Reply:
     except OSError as error:
         return Reply(error=f"{error.filename or folder}: {error.strerror or error}", fatal=True)
     except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "error.txt"
-        file.write_text(traceback.format_exc(), encoding="utf-8")
+        file = folder / ERROR
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(traceback.format_exc(), encoding="utf-8")
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Reply(error=f"{said} (traceback in {file})", fatal=False)
     return Reply(error=None, fatal=False)

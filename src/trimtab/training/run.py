@@ -135,8 +135,6 @@ def fit(
         if _main_process() and _note(_work(folder)) in (None, _own_note(info)):
             shutil.rmtree(_work(folder), ignore_errors=True)  # it was stopped while it cleaned up
         return done
-    if folder is not None:
-        _claim(_work(folder), info, overwrite)
     how = named.recipe
     extra: dict[str, str | bytes] = {}
     reading: Any = {
@@ -152,6 +150,8 @@ def fit(
         encoded = encode(data, tokenizer, **reading)
     given = len(data) if isinstance(data, PairSet) else None
     progress.rendered(data.name, given, encoded, max_length, models.context(model))
+    if folder is not None:  # what was refused so far leaves nothing
+        _claim(_work(folder), info, overwrite)
     beside: Any = nullcontext()
     if held is not None:
         name = f"{digest_of(held)} {held_alpha:g}"
@@ -283,7 +283,8 @@ def _claim(work: Path, info: DialInfo, overwrite: bool) -> None:
     found, mine = _note(work), _own_note(info)
     if found == mine:
         return
-    if found is not None and not overwrite:
+    begun = found is not None and any(file.name != "run.json" for file in work.iterdir())
+    if begun and not overwrite:
         raise ConfigError(
             f"{work}: left by another run; delete it, choose another --out, or --overwrite"
         )

@@ -27,12 +27,14 @@ from safetensors.torch import save_file as save_tensors
 from trimtab.bounds import Bounded, Count
 from trimtab.errors import ConfigError
 from trimtab.files import aside, write_text
+from trimtab.foreign import parse_json
 from trimtab.provenance import commit, versions
 from trimtab.studies.anchoring.registry import entry
 from trimtab.study import results
 from trimtab.study.cells import Cell, Host
 from trimtab.study.forecast import Load
 from trimtab.study.made import VERSIONS, made_with
+from trimtab.study.records import read_json
 from trimtab.study.study import Study
 
 RESULT, CURVES, ARRAYS = "result.json", "curves.json", "arrays.safetensors"
@@ -72,7 +74,7 @@ class Experiment(Study[Settings]):
     """One experiment. Kinds of them say what their cells are and what becomes of these (`gathered`)."""
 
     name, title, Settings = "anchoring", "Anchoring", Settings
-    marks = ("cells", RESULT)
+    marks = ("cells", RESULT, CURVES, ARRAYS)
     disk: ClassVar[float] = 1e6
     """Bytes of a cell's files, about."""
 
@@ -99,7 +101,7 @@ class Experiment(Study[Settings]):
         """Write the result files."""
         found, arrays = self.gathered()
         cells = self.cells.items()
-        files = [(label, json.loads(c.result.read_text(encoding="utf-8"))) for label, c in cells]
+        files = [(label, read_json(c.result)) for label, c in cells]
         made, notes = made_with((label, file.get(VERSIONS, {})) for label, file in files)
         made = versions("torch", "python") | {k: made[k] for k in ("torch", "trimtab") if k in made}
         seeds = list(self.seeds)
@@ -210,9 +212,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{folder}: no {RESULT}; run it first: trimtab anchor run {folder.name}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file}: damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: damaged: expected an object")
+    return found
 
 
 def _plain(value: Any) -> Any:

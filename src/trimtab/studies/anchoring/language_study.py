@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from trimtab.files import write_lines
 from trimtab.studies.anchoring.experiment import Experiment
 from trimtab.studies.anchoring.language import ALPHAS, Batch, Setup, train
 from trimtab.study.cells import Cell
+from trimtab.study.records import read_json
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -50,7 +50,7 @@ class Language(Experiment):
         """Train both, and measure, where no earlier version of trimtab did, whose cells were files."""
         older = self.out / "cells" / "-".join([f"{seed}", f"{self.length}", *self.named])
         if (file := older.with_name(f"{older.name}.json")).is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return read_json(file)
         control, learned = self.trained(False, seed, self.length)
         anchored, logged = self.trained(True, seed, self.length)
         found = self.read(control, anchored, seed)

@@ -14,6 +14,7 @@ from trimtab.studies.anchoring.experiment import RESULT, Experiment, Settings, r
 from trimtab.studies.anchoring.gates import Gate, judged
 from trimtab.studies.anchoring.registry import ENTRIES, entry
 from trimtab.study.cells import Host
+from trimtab.study.reading import as_written
 from trimtab.study.study import Study
 from trimtab.study.study import run as run_study
 
@@ -88,7 +89,8 @@ def judge(name: str, root: Path) -> list[Gate]:
     result = read_result(root / name)
     if result.get("steps") is not None:
         raise ConfigError(f"{root / name}: a short run of {result['steps']} steps proves nothing")
-    return judged(result)
+    with as_written(root / name / RESULT):
+        return judged(result)
 
 
 def found(root: Path) -> list[str]:
@@ -106,6 +108,8 @@ def page(folder: Path) -> Page | None:
         return anchoring.read_run(run), [] if result.get("steps") else judged(result)
 
     if (folder / RESULT).is_file():
-        return anchoring.page(*shown(folder))
-    runs = [shown(folder / name) for name in found(folder)]
-    return anchoring.overview(runs) if runs else None
+        with as_written(folder / RESULT):
+            return anchoring.page(*shown(folder))
+    names = found(folder)
+    with as_written(folder):
+        return anchoring.overview([shown(folder / name) for name in names]) if names else None

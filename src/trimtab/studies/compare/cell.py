@@ -237,6 +237,7 @@ class Cell(cells.Cell):
         file = f"panel-{panel[:12]}{'' if target is None else f'-{target:.6g}'}.json"
         run, _, _ = self.run.rpartition(".")
         more: Any = {"run": f"{run}.side_effects", "label": f"{self.label}, side effects"}
+        more["inputs"] = {**self.inputs, "panel": panel}
         return replace(self, own=own, result=self.folder / file, job=f"job-{file}", **more)
 
 

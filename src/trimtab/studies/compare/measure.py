@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,6 +38,7 @@ from trimtab.study.files import Rows, read_rows, write_rows
 from trimtab.study.forecast import Load
 from trimtab.study.made import VERSIONS
 from trimtab.study.on_model import OnModel
+from trimtab.study.records import read_json, read_lines
 from trimtab.study.results import BASE, EQUAL_KL
 from trimtab.study.settings import from_json
 from trimtab.training.plan import HISTORY, SPACE
@@ -240,7 +240,7 @@ def _fitted(cell: Cell, stage: Stage) -> Dial:
 def _fit_seconds(cell: Cell) -> dict[str, float]:
     """What `_fitted` noted; nothing for a fit that was interrupted and gone on with."""
     file = cell.folder / COSTS
-    noted = json.loads(file.read_text()) if cell.method and file.is_file() else {}
+    noted = read_json(file) if cell.method and file.is_file() else {}
     return {k: v for k, v in noted.items() if k in ("fit_seconds", "fit_cpu_seconds")}
 
 
@@ -293,7 +293,7 @@ def mean_kl(rows: Rows, alpha: float = 1.0) -> float:
 def read_history(cell: Cell) -> Rows:
     """A cell's training curve; empty for closed-form methods."""
     file = cell.folder / "dial" / HISTORY
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [row for _, row in read_lines(file)]
 
 
 # ---- rows ---------------------------------------------------------------------------------------
