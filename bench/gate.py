@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,7 @@ class Gate:
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
         ]
+        gc.collect()
         with contextlib.suppress(
             OSError, AttributeError
         ):  # what earlier passes freed, back to the system

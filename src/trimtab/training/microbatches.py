@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from trimtab import models
@@ -51,6 +53,7 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
     finally:
         for p in trained:
             p.requires_grad_()
+    gc.collect()  # what ended the pass holds its frames, and these its activations
     per_position = OVER * counted.bytes / batch.input_ids.numel()
     if run.recipe.both_ends:  # rows run twice
         per_position *= 2
