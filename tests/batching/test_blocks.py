@@ -94,7 +94,9 @@ def stood_in(monkeypatch, tmp_path):
     monkeypatch.setattr(blocks, "able", lambda _: True)
     monkeypatch.setattr(blocks, "_compiled", lambda _: kernel)
     yield monkeypatch
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not usual:
+        del ALL_ATTENTION_FUNCTIONS._local_mapping["sdpa"]  # what was set lies over the library's
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

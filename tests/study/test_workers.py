@@ -149,6 +149,8 @@ def test_several_models_and_suites(here, run):
     names = json.loads((out / "grid.json").read_text())["studies"]
     assert names == ["llama--suite", "llama--second", "qwen3--suite", "qwen3--second"]
     verdicts = [v for name in names for v in lines(out / name / "verdicts.jsonl")]
+    assert {v["metric"] for v in verdicts} == {"accuracy", "margin", "steerability"}
+    verdicts = [v for v in verdicts if v["metric"] == "accuracy"]
     first = [v for v in verdicts if (v["at"], v["against"]) == ("alpha_1", "dpo")]
     assert len(first) == 8, "two splits each"
     least = min(first, key=lambda v: v["p"])

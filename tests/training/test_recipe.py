@@ -67,6 +67,7 @@ def test_recipes_run_in_order_and_their_page_is_made(here, tmp_path):
         ("test", "alpha_1"),
         ("oos", "alpha_1"),
         ("oos", "equal_kl"),
+        ("dose", None),
     }
 
     # A finished cell is not run again, and the page comes from the committed files alone.

@@ -71,9 +71,6 @@ class SideEffects(OnModel[Panelled]):
     def __init__(self, settings: Panelled, out: Path, host: Host) -> None:
         super().__init__(settings, out, host)
         s = settings
-        self.panel = read_items(
-            read_panel(Path(s.panel) if s.panel else None), s.panel_items, s.data_root
-        )
         self.saved = {name: Path(place) for name, _, place in (d.partition("=") for d in s.dials)}
         if bad := [d for d in self.saved.items() if not (d[1] / "dial.json").is_file()]:
             raise ConfigError(f"dials: {bad[0][0]}={bad[0][1]}: expected NAME=DIR, a saved dial")
@@ -84,6 +81,8 @@ class SideEffects(OnModel[Panelled]):
             raise ConfigError("panel: nothing to measure; give --dials NAME=DIR or --methods")
         if twice := set(self.saved) & {BASE, *self.methods}:
             raise ConfigError(f"dials, methods: {min(twice)!r} is taken; give another name")
+        panel = read_panel(Path(s.panel) if s.panel else None)
+        self.panel = read_items(panel, s.panel_items, s.data_root)
         self.train = read_pairs(s.train, s.data_root).limit(s.limit) if self.methods else None
         self.common |= {"panel": self.panel.digest, "kl": s.kl}
 
