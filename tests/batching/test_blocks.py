@@ -84,19 +84,23 @@ def kernel(query, key, value, block_mask, scale, enable_gqa):
     )
 
 
-@pytest.fixture
-def stood_in(monkeypatch, tmp_path):
-    """A machine on which block masks could hold; what was installed is taken out again."""
+@pytest.fixture(autouse=True)
+def taken_out():
+    """What a test has installed is taken out again: it lies over the library's own."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    yield
+    ALL_ATTENTION_FUNCTIONS._local_mapping.pop("sdpa", None)
+    blocks._usual.clear()
+
+
+@pytest.fixture
+def stood_in(monkeypatch, tmp_path):
+    """A machine on which block masks could hold."""
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
     monkeypatch.setattr(blocks, "able", lambda _: True)
     monkeypatch.setattr(blocks, "_compiled", lambda _: kernel)
-    yield monkeypatch
-    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not usual:
-        del ALL_ATTENTION_FUNCTIONS._local_mapping["sdpa"]  # what was set lies over the library's
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+    return monkeypatch
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

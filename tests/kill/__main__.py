@@ -185,8 +185,10 @@ def together(bench: Bench, trials: int) -> dict[str, Any]:
         first, same, _ = known[verb]
         for n in range(1, many):
             if (own := bench.work / f"out{n}").exists():
-                one = {
-                    f"out/{f.relative_to(own)}": f.read_bytes()
+                one = {  # what tells its own place is said of the other
+                    f"out/{f.relative_to(own)}": f.read_bytes().replace(
+                        str(own).encode(), out.encode()
+                    )
                     for f in own.rglob("*")
                     if f.is_file()
                 }
