@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fuzz import mutants, whole
-from trimtab import provenance
 from trimtab.dials import Dial, VectorDial
 from trimtab.dials.conditions import load_condition
 from trimtab.dials.saved import write
@@ -35,7 +34,6 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluation.answers import read_answers
 from trimtab.export.gguf import read_control_vector
 from trimtab.export.importing import read_directions
-from trimtab.files import sha256
 from trimtab.pairs import read_pairs
 from trimtab.pairs.prompts import read_prompts
 from trimtab.panel import read_panel
@@ -344,21 +342,6 @@ def dial_folders(draw: st.DrawFn, kind: str) -> dict[str, bytes]:
     return files
 
 
-def _dial_folder(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    if "dial.json" not in files:
-        return
-    try:  # as a stranger would who wants it believed
-        note = json.loads(files["dial.json"])
-        note["weights"]["sha256"] = sha256(folder / note["weights"]["file"])
-        keys = ("format", "kind", "settings", "weights", "base_model", "base_digest")
-        note["digest"] = provenance.digest({k: note[k] for k in keys})
-        (folder / "dial.json").write_text(json.dumps(note))
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):
-        return
-
-
 def _dial(folder: Path) -> None:
     used(Dial.from_pretrained(folder))
 
@@ -566,8 +549,8 @@ READERS: dict[str, Reader] = {
         read_grid,
         "grid.json",
     ),
-    "dial": Reader(st.deferred(lambda: dial_folders("vector")), _dial_folder, _dial),
-    "peft": Reader(st.deferred(lambda: dial_folders("peft")), _dial_folder, _dial),
+    "dial": Reader(st.deferred(lambda: dial_folders("vector")), whole.put_dial, _dial),
+    "peft": Reader(st.deferred(lambda: dial_folders("peft")), whole.put_dial, _dial),
     "condition": Reader(st.deferred(conditions), _files, load_condition),
     "control vector": reader(
         st.deferred(lambda: mutants.mangled(_control_vector())),

@@ -210,10 +210,11 @@ def old_dials(draw: st.DrawFn) -> dict[str, bytes]:
     return files
 
 
-def _old_dial(folder: Path, files: dict[str, bytes]) -> None:
+def put_dial(folder: Path, files: dict[str, bytes]) -> None:
+    """A dial's files, with digests that fit, as a stranger would write who wants it believed."""
     put(folder, files)
-    try:  # as a stranger would who wants it believed
-        note = json.loads(files["dial.json"])
+    try:
+        note = json.loads((folder / "dial.json").read_bytes())
         note["weights"]["sha256"] = sha256(folder / note["weights"]["file"])
         keys = ("format", "kind", "settings", "weights", "base_model", "base_digest")
         note["digest"] = provenance.digest({k: note[k] for k in keys})
@@ -506,7 +507,7 @@ def readers() -> dict[str, Any]:
         "passages": reader(mutants.mangled(PASSAGES.encode()), _passages, "data.txt"),
         "model folder": Reader(st.deferred(model_folders), put, _load),
         "model gguf": reader(st.deferred(ggufs), _load_gguf, "m.gguf"),
-        "dials of every kind": Reader(old_dials(), _old_dial, _use),
+        "dials of every kind": Reader(old_dials(), put_dial, _use),
         "runs and their pages": Reader(runs(), put, _page),
         "experiments": Reader(experiments(), put, _experiment),
         "store entry": Reader(st.deferred(entries), _entry_of, _stored),

@@ -41,7 +41,7 @@ LINES_OF_ROOM = {
     "studies": 8550,  # a panel in evaluate, compare and a study of its own
     "study": 3050,
     "trl": 460,
-    "training": 5040,  # any dial on any objective: poles, vectors, edits of states
+    "training": 5050,  # any dial on any objective: poles, vectors, edits of states
 }
 """What a room may come to, in lines of Python; other rooms are one file. A change that needs more raises
 its number in its own commit, and says there what the lines are for; who makes a room smaller lowers it."""

@@ -58,7 +58,7 @@ class Bench:
     """A folder with all that verbs need, and the process that they are children of."""
 
     def __init__(self, here: Path, ready: str = "kill.verbs"):
-        self.here, self.work, self.err = here, here / "work", here / "err"
+        self.here, self.work, self.err = here, here / "place", here / "err"
         self.warm = here / "warm"
         prepare(here, gguf=bool(ready))
         self.commands = Commands(self.work / "cache", ready)
@@ -206,7 +206,7 @@ def main(named: list[str], most: int) -> int:
     done: dict[str, Any] = json.loads(DONE.read_text()) if DONE.is_file() else {}
     bad = 0
     with tempfile.TemporaryDirectory() as name:
-        os.environ["TRIMTAB_CACHE"] = str(Path(name) / "work" / "cache")
+        os.environ["TRIMTAB_CACHE"] = str(Path(name) / "place" / "cache")
         bench = Bench(Path(name))
         for verb in [*VERBS, "together"]:
             if (named and verb not in named) or (not named and verb in done):

@@ -25,7 +25,7 @@ VERBS = {
     "fit dpo": f"fit dpo {FIT} {STEP} --dial.rank 1",
     "fit innerdpo": f"fit innerdpo {FIT} {STEP}",
     "fit iav": f"fit iav {FIT} {STEP}",
-    "fit iav, from a store": f"fit iav {FIT} {STEP} --store HERE/work/store",
+    "fit iav, from a store": f"fit iav {FIT} {STEP} --store HERE/place/store",
     "fit dph": f"fit dph {FIT} {STEP}",
     "fit-condition": "fit-condition --model HERE/model --prompt-style plain --sites 0,1 "
     f"--acting HERE/acting.txt --resting HERE/resting.txt {OWN}",
@@ -37,7 +37,7 @@ VERBS = {
     "a model in GGUF": f"fit mean {FIT}".replace("HERE/model", "HERE/model.gguf"),
     "tune": f"tune mean --model HERE/model --suite HERE/suite.yaml --trials 2 {OWN} "
     "--parameters sites=0.3,0.6",
-    "report": "report HERE/work/out",
+    "report": "report HERE/place/out",
     "recipe": "recipe HERE/recipe.yaml",
     "compare": f"compare --model HERE/model --methods dpo mean --seeds 0 {COMPARED}",
     "compare, with a panel": "compare --model HERE/model --methods mean --panel HERE/panel.yaml "
@@ -65,7 +65,7 @@ VERBS["export gguf-lora"] = (
 def words(verb: str, here: Path) -> list[str]:
     """What is typed."""
     typed = VERBS[verb].replace("HERE", str(here))
-    return [str(here / "work" / "out") if word == "OUT" else word for word in typed.split()]
+    return [str(here / "place" / "out") if word == "OUT" else word for word in typed.split()]
 
 
 BEFORE = {
@@ -116,7 +116,7 @@ def prepare(here: Path, *, gguf: bool) -> None:
         f"mine: {{kind: choices, sources: ['{here}/test.jsonl'], about: x}}\n"
     )
     (here / "recipe.yaml").write_text(
-        f"run: fit mean\nout: {here}/work/out\nflags: {{model: {here}/model, "
+        f"run: fit mean\nout: {here}/place/out\nflags: {{model: {here}/model, "
         f"pairs: 'jsonl:{here}/train.jsonl', device: cpu, dtype: float32}}\n"
     )
 

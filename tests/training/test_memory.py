@@ -16,7 +16,7 @@ from trimtab.dials import AdapterDial
 from trimtab.dials.adapter import linear_modules
 from trimtab.errors import ConfigError
 from trimtab.states import read
-from trimtab.training import METHODS, fit, microbatches
+from trimtab.training import METHODS, fit
 from trimtab.training.adapters import plan
 from trimtab.training.forecast import forecast
 from trimtab.training.plan import MICROBATCH, MOST, Run
@@ -92,7 +92,9 @@ def test_memory_sizes_microbatches(
     stays when it goes on; a forecast names the same memory."""
     monkeypatch.setattr(sparing, "LEAST", 1)
     model, found, chosen = tiny("llama"), [], []
-    monkeypatch.setattr(microbatches, "write_text", lambda f, text: chosen.append((f, text)))
+    monkeypatch.setattr(
+        "trimtab.training.plan.write_text", lambda f, text: chosen.append((f, text))
+    )
     for memory in (None, "3MiB", "1GiB"):
         made = fit(
             recipe(max_steps=2, memory=memory),

@@ -10,12 +10,11 @@ from trimtab import models
 from trimtab.batching import Layout, collate, plan_batches
 from trimtab.dials import Dial
 from trimtab.errors import ConfigError
-from trimtab.files import write_text
 from trimtab.logprobs import CHUNK
 from trimtab.readout import Needs
 from trimtab.sparing import sparing
 from trimtab.states import read
-from trimtab.training.plan import MICROBATCH, MOST, Run
+from trimtab.training.plan import MOST, Run
 from trimtab.training.settings import bytes_of
 
 OVER = 2.2
@@ -34,9 +33,11 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
     limit = run.recipe.train.memory
     if limit is None:
         return None
-    file = run.work / MICROBATCH
-    if file.is_file():
-        return int(file.read_text())
+    return run.begun_with(lambda: _measured(run, dial, needs, layout, limit))
+
+
+def _measured(run: Run, dial: Dial, needs: Needs, layout: Layout, limit: str) -> int:
+    """As many as fit, by one pass."""
     model, encoded = run.model, run.encoded
     device = next(model.parameters()).device
     batch = collate(encoded, plan_batches(encoded, TRIED, layout)[0], layout).to(device)
@@ -73,6 +74,4 @@ def fitting(run: Run, dial: Dial, needs: Needs, layout: Layout) -> int | None:
         )
     chosen = min(chosen, MOST)
     run.progress.say(f"train.memory {limit}: microbatches of up to {chosen:,} positions")
-    if run.work.is_dir():
-        write_text(file, str(chosen))
     return chosen

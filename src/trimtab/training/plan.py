@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,23 +100,32 @@ class Run:
 
     def microbatch(self) -> int:
         """Padded positions of a microbatch: the setting, or, where a GPU has room and the setting is the
-        usual one, as many as fit. What was found is kept with the checkpoints: a run that goes on has
-        the microbatches that it began with."""
+        usual one, as many as fit, or as this run began with."""
         usual = self.recipe.train.microbatch_tokens
         device = next(self.model.parameters()).device
         if device.type != "cuda" or usual != type(self.recipe.train)().microbatch_tokens:
             return usual
+
+        def fits() -> int:
+            found = room(self.model, torch.cuda.mem_get_info(device)[0], usual)
+            if torch.distributed.is_initialized():  # all cut the same microbatches
+                least = torch.tensor(found, device=device)
+                torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+                found = int(least)
+            return found
+
+        return self.begun_with(fits)
+
+    def begun_with(self, choose: Callable[[], int]) -> int:
+        """Positions of a microbatch as this run began with, kept with the checkpoints; chosen where there is
+        nothing yet."""
         note = self.work / MICROBATCH
         if note.is_file():
             return int(note.read_text())
-        fits = room(self.model, torch.cuda.mem_get_info(device)[0], usual)
-        if torch.distributed.is_initialized():  # all cut the same microbatches
-            least = torch.tensor(fits, device=device)
-            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-            fits = int(least)
+        chosen = choose()
         if self.work.is_dir():
-            write_text(note, str(fits))
-        return fits
+            write_text(note, str(chosen))
+        return chosen
 
     def schedule(
         self, layout: Layout, args: TrainingArguments, budget: int | None = None

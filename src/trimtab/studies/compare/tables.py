@@ -119,9 +119,12 @@ def _curves(rows: Rows, metric: str) -> dict[str, Curves]:
 def steered(rows: Rows, common: Mapping[str, Any]) -> list[Difference]:
     """Steerability of every method less that of the mean difference and of DPO, on the same items, as one
     table."""
-    found = {
+    found: dict[str, Seeds] = {
         method: {
-            seed: dict(zip(items, slopes(alphas, table.T).tolist(), strict=True))
+            seed: [
+                {"item": item, STEERED: slope}
+                for item, slope in zip(items, slopes(alphas, table.T).tolist(), strict=True)
+            ]
             for seed, table in values.items()
         }
         for method, (alphas, items, values) in _curves(rows, "preference").items()
@@ -130,12 +133,7 @@ def steered(rows: Rows, common: Mapping[str, Any]) -> list[Difference]:
     lines: list[Difference] = []
     for against, method in product((MEAN, BASELINE), found):
         if against in found and method != against:
-            both = [*found[method].values(), *found[against].values()]
-            shared = [i for i in both[0] if all(i in slope for slope in both)]
-            mine, theirs = (
-                {seed: [slope[i] for i in shared] for seed, slope in found[m].items()}
-                for m in (method, against)
-            )
+            mine, theirs = _same_items(found[method], found[against], STEERED)
             labels: dict[str, Any] = {"method": method, "against": against, "metric": STEERED}
             labels |= {"split": "dose", "alpha": None, "at": None, **common}
             lines.append(compared(mine, theirs, within=UNBOUNDED, **labels))
